@@ -1,0 +1,219 @@
+// BERT (Devlin et al., arXiv 1810.04805): a post-norm encoder with learned absolute positions and token types.
+//
+//   x = LN(word[id] + position[i] + type[t])
+//   each layer:  h = LN(x + attn(x));  x = LN(h + W2 act(W1 h))
+//
+// Tensors of the weight file, C hidden size, F intermediate size:
+//   token.weight [V,C]  position.weight [P,C]  type.weight [S,C]  embeddings.norm.{weight,bias} [C]
+//   blk.<i>.attn.qkv.{weight [3C,C], bias [3C]}   query, key and value under each other: one product instead of three
+//   blk.<i>.attn.out.{weight [C,C], bias}  blk.<i>.attn.norm.{weight,bias}
+//   blk.<i>.mlp.up.{weight [F,C], bias [F]}  blk.<i>.mlp.down.{weight [C,F], bias}  blk.<i>.mlp.norm.{weight,bias}
+//   pooler.{weight,bias}, classifier.{weight,bias}        kept for classification heads where published
+#include "models.h"
+#include "source.h"
+#include "status.h"
+
+#include <cmath>
+#include <cstring>
+
+namespace {
+
+// ---------------------------------------------------------------------------------------- settings
+
+struct activation_name {
+  const char *name;
+  rs_activation act;
+};
+constexpr activation_name activations[] = {
+    {"gelu", RS_ACT_GELU},           {"gelu_new", RS_ACT_GELU_TANH}, {"gelu_pytorch_tanh", RS_ACT_GELU_TANH}, {"gelu_fast", RS_ACT_GELU_TANH},
+    {"gelu_python", RS_ACT_GELU},    {"relu", RS_ACT_RELU},          {"silu", RS_ACT_SILU},                   {"swish", RS_ACT_SILU},
+    {"tanh", RS_ACT_TANH},           {"quick_gelu", RS_ACT_QUICK_GELU},
+};
+
+rs_status find_activation(const char *name, rs_activation *out) {
+  for (const activation_name &a : activations)
+    if (!strcmp(a.name, name)) {
+      *out = a.act;
+      return RS_OK;
+    }
+  return rs_fail(RS_ERR_UNSUPPORTED, "hidden_act '%s' is not supported", name);
+}
+
+struct bert_settings {
+  int64_t hidden, intermediate, layers, heads, vocab, positions, types;
+  double eps;
+  rs_activation act;
+};
+
+// ---------------------------------------------------------------------------------------- conversion
+
+rs_status convert_settings(rs_importer &in, bert_settings *s) {
+  int64_t pad;
+  const char *act;
+  RS_TRY(in.config_i64("hidden_size", &s->hidden, 1, 65536));
+  RS_TRY(in.config_i64("intermediate_size", &s->intermediate, 1, 65536));
+  RS_TRY(in.config_i64("num_hidden_layers", &s->layers, 1, 1024));
+  RS_TRY(in.config_i64("num_attention_heads", &s->heads, 1, s->hidden));
+  RS_TRY(in.config_i64("vocab_size", &s->vocab, 1, INT32_MAX));
+  RS_TRY(in.config_i64("max_position_embeddings", &s->positions, 1, INT32_MAX));
+  RS_TRY(in.config_i64("type_vocab_size", &s->types, 1, INT32_MAX, 2));
+  RS_TRY(in.config_i64("pad_token_id", &pad, 0, s->vocab - 1, 0));
+  RS_TRY(in.config_f64("layer_norm_eps", &s->eps, 1e-12));
+  RS_TRY(in.config_str("hidden_act", &act, "gelu"));
+  RS_TRY(find_activation(act, &s->act));
+  RS_TRY(in.config_must_be("position_embedding_type", "absolute"));
+  RS_TRY(in.config_must_be("is_decoder", false));
+  RS_TRY(in.config_must_be("add_cross_attention", false));
+  if (s->hidden % s->heads) return rs_fail(RS_ERR_FORMAT, "config.json: %lld heads do not divide hidden_size %lld", static_cast<long long>(s->heads), static_cast<long long>(s->hidden));
+
+  rs_writer *w = in.writer();
+  RS_TRY(rs_writer_set_i64(w, "bert.hidden_size", s->hidden));
+  RS_TRY(rs_writer_set_i64(w, "bert.intermediate_size", s->intermediate));
+  RS_TRY(rs_writer_set_i64(w, "bert.num_layers", s->layers));
+  RS_TRY(rs_writer_set_i64(w, "bert.num_heads", s->heads));
+  RS_TRY(rs_writer_set_i64(w, "bert.vocab_size", s->vocab));
+  RS_TRY(rs_writer_set_i64(w, "bert.max_positions", s->positions));
+  RS_TRY(rs_writer_set_i64(w, "bert.type_vocab_size", s->types));
+  RS_TRY(rs_writer_set_i64(w, "bert.pad_token_id", pad));
+  RS_TRY(rs_writer_set_f64(w, "bert.layer_norm_eps", s->eps));
+  return rs_writer_set_str(w, "bert.hidden_act", act);
+}
+
+rs_status convert_layer(rs_importer &in, const bert_settings &s, const std::string &from, const std::string &to) {
+  const std::string attn = from + "attention.", self = attn + "self.";
+  RS_TRY(in.linear(to + "attn.qkv.weight", {self + "query.weight", self + "key.weight", self + "value.weight"}, 3 * s.hidden, s.hidden));
+  RS_TRY(in.vector(to + "attn.qkv.bias", {self + "query.bias", self + "key.bias", self + "value.bias"}, 3 * s.hidden));
+  RS_TRY(in.linear(to + "attn.out.weight", {attn + "output.dense.weight"}, s.hidden, s.hidden));
+  RS_TRY(in.vector(to + "attn.out.bias", {attn + "output.dense.bias"}, s.hidden));
+  RS_TRY(in.vector(to + "attn.norm.weight", {attn + "output.LayerNorm.weight"}, s.hidden));
+  RS_TRY(in.vector(to + "attn.norm.bias", {attn + "output.LayerNorm.bias"}, s.hidden));
+  RS_TRY(in.linear(to + "mlp.up.weight", {from + "intermediate.dense.weight"}, s.intermediate, s.hidden));
+  RS_TRY(in.vector(to + "mlp.up.bias", {from + "intermediate.dense.bias"}, s.intermediate));
+  RS_TRY(in.linear(to + "mlp.down.weight", {from + "output.dense.weight"}, s.hidden, s.intermediate));
+  RS_TRY(in.vector(to + "mlp.down.bias", {from + "output.dense.bias"}, s.hidden));
+  RS_TRY(in.vector(to + "mlp.norm.weight", {from + "output.LayerNorm.weight"}, s.hidden));
+  return in.vector(to + "mlp.norm.bias", {from + "output.LayerNorm.bias"}, s.hidden);
+}
+
+// Labels of a classifier, id2label in the order of the ids.
+rs_status convert_labels(rs_importer &in, int64_t *n) {
+  std::vector<rs_text> labels;
+  for (*n = 0;; ++*n) {
+    const char *label;
+    RS_TRY(in.config_str(("id2label." + std::to_string(*n)).c_str(), &label, nullptr));
+    if (!label) break;
+    labels.push_back({label, RS_NUL_TERMINATED});
+  }
+  if (labels.empty()) {  // transformers' own default
+    labels = {{"LABEL_0", RS_NUL_TERMINATED}, {"LABEL_1", RS_NUL_TERMINATED}};
+    *n = 2;
+  }
+  return rs_writer_set_strs(in.writer(), "head.labels", labels.data(), labels.size());
+}
+
+rs_status bert_convert(rs_importer &in) {
+  bert_settings s;
+  RS_TRY(convert_settings(in, &s));
+  // Published from the bare model, or with a head on top, which puts a prefix in front.
+  const std::string root = in.has("bert.embeddings.word_embeddings.weight") ? "bert." : "", embeddings = root + "embeddings.";
+  // Checkpoints that were converted from TensorFlow name the parameters of a LayerNorm otherwise.
+  if (in.has(embeddings + "LayerNorm.gamma")) return rs_fail(RS_ERR_UNSUPPORTED, "'%sLayerNorm.gamma': an old naming of parameters; save the model once with a current transformers", embeddings.c_str());
+
+  RS_TRY(in.vector("embeddings.norm.weight", {embeddings + "LayerNorm.weight"}, s.hidden));
+  RS_TRY(in.vector("embeddings.norm.bias", {embeddings + "LayerNorm.bias"}, s.hidden));
+  for (int64_t i = 0; i < s.layers; i++)
+    RS_TRY(convert_layer(in, s, root + "encoder.layer." + std::to_string(i) + ".", "blk." + std::to_string(i) + "."));
+  if (in.has(root + "pooler.dense.weight")) {
+    RS_TRY(in.linear("pooler.weight", {root + "pooler.dense.weight"}, s.hidden, s.hidden));
+    RS_TRY(in.vector("pooler.bias", {root + "pooler.dense.bias"}, s.hidden));
+  }
+  if (in.has("classifier.weight")) {
+    int64_t labels;
+    RS_TRY(convert_labels(in, &labels));
+    RS_TRY(in.linear("classifier.weight", {"classifier.weight"}, labels, s.hidden));
+    RS_TRY(in.vector("classifier.bias", {"classifier.bias"}, labels));
+  }
+  in.ignore(embeddings + "position_ids");  // 0, 1, 2 …
+  in.ignore("cls.");                       // what pre-training predicted with: words and the next sentence
+  RS_TRY(in.table("type.weight", embeddings + "token_type_embeddings.weight", s.types, s.hidden, false));
+  RS_TRY(in.table("position.weight", embeddings + "position_embeddings.weight", s.positions, s.hidden, false));
+  return in.table("token.weight", embeddings + "word_embeddings.weight", s.vocab, s.hidden, true);  // last: touched row by row
+}
+
+// ---------------------------------------------------------------------------------------- graph
+
+rs_status read_i64(const rs_model *model, const char *key, int64_t high, int64_t *out) {
+  rs_meta v;
+  RS_TRY(rs_model_meta(model, key, &v));
+  if (v.kind != RS_META_I64 || v.i64 < 1 || v.i64 > high) return rs_fail(RS_ERR_FORMAT, "metadata '%s' is not an integer from 1 to %lld", key, static_cast<long long>(high));
+  *out = v.i64;
+  return RS_OK;
+}
+
+rs_status read_settings(const rs_model *model, bert_settings *s) {
+  RS_TRY(read_i64(model, "bert.hidden_size", 65536, &s->hidden));
+  RS_TRY(read_i64(model, "bert.intermediate_size", 65536, &s->intermediate));
+  RS_TRY(read_i64(model, "bert.num_layers", 1024, &s->layers));
+  RS_TRY(read_i64(model, "bert.num_heads", s->hidden, &s->heads));
+  RS_TRY(read_i64(model, "bert.vocab_size", INT32_MAX, &s->vocab));
+  RS_TRY(read_i64(model, "bert.max_positions", INT32_MAX, &s->positions));
+  RS_TRY(read_i64(model, "bert.type_vocab_size", INT32_MAX, &s->types));
+  rs_meta v;
+  RS_TRY(rs_model_meta(model, "bert.layer_norm_eps", &v));
+  if (v.kind != RS_META_F64) return rs_fail(RS_ERR_FORMAT, "metadata 'bert.layer_norm_eps' is not a number");
+  s->eps = v.f64;
+  RS_TRY(rs_model_meta(model, "bert.hidden_act", &v));
+  if (v.kind != RS_META_STR) return rs_fail(RS_ERR_FORMAT, "metadata 'bert.hidden_act' is not a string");
+  return find_activation(v.str, &s->act);
+}
+
+rs_tensor *weight1(rs_graph *g, const std::string &name, int64_t n) { return rs_weight(g, name.c_str(), 1, &n); }
+rs_tensor *weight2(rs_graph *g, const std::string &name, int64_t n, int64_t k) {
+  const int64_t shape[] = {n, k};
+  return rs_weight(g, name.c_str(), 2, shape);
+}
+
+rs_tensor *linear(rs_graph *g, rs_tensor *x, const std::string &name, int64_t n, int64_t k, rs_activation act = RS_ACT_NONE) {
+  return rs_name(g, rs_linear(g, x, weight2(g, name + ".weight", n, k), weight1(g, name + ".bias", n), act), name.c_str());
+}
+
+rs_tensor *norm(rs_graph *g, const bert_settings &s, rs_tensor *x, rs_tensor *residual, const std::string &name, const std::string &result) {
+  rs_tensor *y = rs_layer_norm(g, x, residual, weight1(g, name + ".weight", s.hidden), weight1(g, name + ".bias", s.hidden), static_cast<float>(s.eps));
+  return rs_name(g, y, result.c_str());
+}
+
+rs_tensor *layer(rs_graph *g, const bert_settings &s, rs_tensor *x, rs_tensor *cu_seqlens, const std::string &at) {
+  const int64_t c = s.hidden;
+  rs_tensor *qkv = linear(g, x, at + "attn.qkv", 3 * c, c);
+  const auto scale = static_cast<float>(1 / std::sqrt(static_cast<double>(c / s.heads)));
+  rs_tensor *mixed = rs_flash_attn(g, rs_columns(g, qkv, 0, c), rs_columns(g, qkv, c, c), rs_columns(g, qkv, 2 * c, c), cu_seqlens, static_cast<int>(s.heads), scale);
+  rs_tensor *attn = linear(g, rs_name(g, mixed, (at + "attn").c_str()), at + "attn.out", c, c);
+  rs_tensor *h = norm(g, s, attn, x, at + "attn.norm", at + "attn.norm");
+  rs_tensor *up = linear(g, h, at + "mlp.up", s.intermediate, c, s.act);
+  rs_tensor *down = linear(g, up, at + "mlp.down", c, s.intermediate);
+  return norm(g, s, down, h, at + "mlp.norm", at + "out");
+}
+
+rs_status bert_build(const rs_model *model, rs_graph *g, int layers) {
+  bert_settings s;
+  RS_TRY(read_settings(model, &s));
+  const int64_t tokens = RS_DIM_TOKENS, starts = RS_DIM_CU_SEQLENS;
+  rs_tensor *ids = rs_input(g, "ids", RS_I32, 1, &tokens);
+  rs_tensor *type_ids = rs_input(g, "type_ids", RS_I32, 1, &tokens);
+  rs_tensor *positions = rs_input(g, "positions", RS_I32, 1, &tokens);
+  rs_tensor *cu_seqlens = rs_input(g, "cu_seqlens", RS_I32, 1, &starts);
+
+  rs_tensor *word = rs_embed(g, ids, weight2(g, "token.weight", s.vocab, s.hidden));
+  rs_tensor *type = rs_embed(g, type_ids, weight2(g, "type.weight", s.types, s.hidden));
+  rs_tensor *position = rs_embed(g, positions, weight2(g, "position.weight", s.positions, s.hidden));
+  rs_tensor *x = norm(g, s, rs_add(g, word, type), position, "embeddings.norm", "embeddings");
+  for (int i = 0; i < layers; i++) x = layer(g, s, x, cu_seqlens, "blk." + std::to_string(i) + ".");
+  return RS_OK;  // what failed on the way is told by rs_graph_finish
+}
+
+const char *const architectures[] = {"BertModel", "BertForMaskedLM", "BertForPreTraining", "BertForSequenceClassification", "BertForTokenClassification", nullptr};
+
+}  // namespace
+
+extern const rs_family rs_family_bert;
+const rs_family rs_family_bert = {"bert", architectures, bert_convert, bert_build};

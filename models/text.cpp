@@ -1,0 +1,1105 @@
+// BERT WordPiece, as the tokenizers library of Hugging Face does it: the same ids and the same spans for every valid text.
+//
+//   1 UTF-8
+//   2 Unicode, as the reference knows it
+//   3 added tokens: literals that are cut out of a text before all else
+//   4 the tokenizer: vocabulary, settings, template
+//   5 normalisation
+//   6 words and their pieces
+//   7 checks and loading
+//
+// The way of a text.  Added tokens ("[MASK]") are cut out of it.  What is left is normalised: control characters are dropped,
+// Chinese characters set apart by spaces, accents taken off, letters made lower case.  Then it is cut into words at whitespace and
+// around every punctuation character, and each word into the longest pieces that the vocabulary has, from left to right.
+//
+// Most text is ASCII, where all of this is a table look-up for each byte and one hash look-up for each word.  So runs of ASCII go
+// that way, and only what lies between them is looked at as Unicode.
+#include "text.h"
+
+#include "status.h"
+
+#include <utf8proc.h>
+
+#include <algorithm>
+#include <cinttypes>
+#include <cstring>
+#include <limits>
+#include <new>
+#include <string_view>
+
+namespace {
+
+// ------------------------------------------------------------------------------------------------ 1 UTF-8
+
+// How many bytes at the beginning of `s` are whole, valid characters: all of them when the text is valid.
+size_t valid_utf8_prefix(std::string_view s) {
+  const auto byte = [&](size_t i) { return static_cast<uint8_t>(s[i]); };
+  const auto continues = [&](size_t i) { return i < s.size() && (byte(i) & 0xC0) == 0x80; };
+  size_t i = 0;
+  while (i < s.size()) {
+    uint64_t eight;
+    if (i + sizeof eight <= s.size()) {
+      memcpy(&eight, s.data() + i, sizeof eight);
+      if (!(eight & 0x8080808080808080u)) {
+        i += sizeof eight;
+        continue;
+      }
+    }
+    const uint8_t lead = byte(i);
+    if (lead < 0x80) {
+      i++;
+    } else if (lead >= 0xC2 && lead <= 0xDF && continues(i + 1)) {
+      i += 2;
+    } else if ((lead & 0xF0) == 0xE0 && continues(i + 1) && continues(i + 2)) {
+      if (lead == 0xE0 && byte(i + 1) < 0xA0) return i;   // could be shorter
+      if (lead == 0xED && byte(i + 1) >= 0xA0) return i;  // a surrogate
+      i += 3;
+    } else if (lead >= 0xF0 && lead <= 0xF4 && continues(i + 1) && continues(i + 2) && continues(i + 3)) {
+      if (lead == 0xF0 && byte(i + 1) < 0x90) return i;   // could be shorter
+      if (lead == 0xF4 && byte(i + 1) >= 0x90) return i;  // beyond U+10FFFF
+      i += 4;
+    } else {
+      return i;
+    }
+  }
+  return i;
+}
+
+// The character at `p`, which is moved past it.  Valid UTF-8 only.
+char32_t decode(const char *&p) {
+  const auto take = [&] { return static_cast<uint8_t>(*p++); };
+  const char32_t lead = take();
+  if (lead < 0x80) return lead;
+  char32_t c = lead < 0xE0 ? lead & 0x1F : lead < 0xF0 ? lead & 0x0F : lead & 0x07;
+  for (int more = lead < 0xE0 ? 1 : lead < 0xF0 ? 2 : 3; more; more--) c = c << 6 | (take() & 0x3F);
+  return c;
+}
+
+// The character that ends before `p`, which is moved to its beginning.
+char32_t decode_back(const char *&p) {
+  do p--;
+  while ((static_cast<uint8_t>(*p) & 0xC0) == 0x80);
+  const char *at = p;
+  return decode(at);
+}
+
+constexpr size_t max_utf8 = 4;
+
+size_t encode(char32_t c, char *out) {
+  const auto put = [&](size_t i, char32_t bits) { out[i] = static_cast<char>(bits); };
+  if (c < 0x80) {
+    put(0, c);
+    return 1;
+  }
+  const size_t n = c < 0x800 ? 2 : c < 0x10000 ? 3 : 4;
+  for (size_t i = n - 1; i > 0; i--, c >>= 6) put(i, 0x80 | (c & 0x3F));
+  put(0, (n == 2 ? 0xC0 : n == 3 ? 0xE0 : 0xF0) | c);
+  return n;
+}
+
+// ------------------------------------------------------------------------------------------------ 2 Unicode, as the reference knows it
+//
+// The reference takes its tables from four places, each of another version of Unicode: categories (crate unicode_categories) are
+// of 8.0, canonical decomposition (unicode-normalization-alignments) of 9.0, lower case (the standard library of Rust) of 17.0 and
+// the \w of added tokens (regex) of 16.0.  utf8proc has the version of the day: 2.7 that of 14.0, 2.8 of 15.0, 2.11 of 17.0.
+//
+// So that ids depend on neither, the tables below say where to disbelieve utf8proc.  They come from comparing every code point in
+// tokenizers 0.23.3 and utf8proc 2.7 to 2.11, and the character database of 18.0.  A range goes as far as it can: it may hold
+// letters, which nobody asks it about, and places still empty, so that later versions are met where they are likely to grow.
+
+struct range {
+  char32_t first, last;
+};
+
+template <size_t N>
+bool in_ranges(const range (&ranges)[N], char32_t c) {
+  const range *r = std::lower_bound(ranges, ranges + N, c, [](const range &a, char32_t b) { return a.last < b; });
+  return r != ranges + N && r->first <= c;
+}
+
+// Unicode 8.0 has no combining mark, punctuation, format or control character here; later ones have.
+constexpr range no_category[] = {
+    {0x05C8, 0x05F2},   {0x061D, 0x061D},   {0x07FA, 0x0815},   {0x085F, 0x08E2},   {0x09E4, 0x0A00},   {0x0A76, 0x0A80},
+    {0x0AF1, 0x0B00},   {0x0B4E, 0x0B55},   {0x0C01, 0x0C3D},   {0x0C64, 0x0C80},   {0x0C82, 0x0CBB},   {0x0CE4, 0x0D00},
+    {0x0D02, 0x0D40},   {0x0D64, 0x0DC9},   {0x0EBA, 0x0EBA},   {0x0ECE, 0x0F03},   {0x180F, 0x18A8},   {0x1ABE, 0x1AFF},
+    {0x1B43, 0x1B59},   {0x1B74, 0x1B7F},   {0x1DF6, 0x1DFB},   {0x2E43, 0x3000},   {0xA827, 0xA873},   {0xA8C5, 0xA8CD},
+    {0xA8FD, 0xA925},   {0xA9BD, 0xA9C0},   {0x10B9D, 0x11000}, {0x1104E, 0x1107E}, {0x110C2, 0x110FF}, {0x111CE, 0x111DA},
+    {0x1123E, 0x112A8}, {0x11302, 0x1133B}, {0x11375, 0x114B2}, {0x11644, 0x116AA}, {0x116B8, 0x1171C}, {0x1173F, 0x1246F},
+    {0x12475, 0x16A6D}, {0x16B45, 0x16F8E}, {0x16F93, 0x1BC9C}, {0x1BCA4, 0x1D166}, {0x1D245, 0x1D9FF}, {0x1DAB0, 0x1E8CF},
+    {0x1E8D7, 0xE0000},
+};
+
+// Unicode 9.0 has no decomposition and no combining class here; later ones have.
+constexpr range no_normalization[] = {
+    {0x05C8, 0x060F},   {0x07F4, 0x0815},   {0x085C, 0x08D3},   {0x09E0, 0x0A32},   {0x0BCE, 0x0C47},   {0x0CCE, 0x0D49},
+    {0x0EBA, 0x0EC7},   {0x1715, 0x1733},   {0x1ABE, 0x1B05},   {0x1DF6, 0x1DFA},   {0xA807, 0xA8C3},   {0x1037B, 0x10A0C},
+    {0x10AE7, 0x11045}, {0x11047, 0x1107E}, {0x112EB, 0x1133B}, {0x11375, 0x11441}, {0x11447, 0x114BA}, {0x1172C, 0x11C3E},
+    {0x11C40, 0x16AEF}, {0x16B37, 0x1BC9D}, {0x1BC9F, 0x1D15D}, {0x1D245, 0x1DFFF}, {0x1E02B, 0x1E8CF},
+};
+
+// Capital letters of 16.0 and 17.0, with the distance to their small ones.
+struct case_range {
+  char32_t first, last;
+  int32_t to_lower;
+};
+constexpr case_range new_capitals[] = {
+    {0x1C89, 0x1C89, 1}, {0xA7CB, 0xA7CB, 0x0264 - 0xA7CB}, {0xA7CC, 0xA7CC, 1}, {0xA7CE, 0xA7CE, 1},        {0xA7D2, 0xA7D2, 1},
+    {0xA7D4, 0xA7D4, 1}, {0xA7DA, 0xA7DA, 1},               {0xA7DC, 0xA7DC, 0x019B - 0xA7DC},               {0x10D50, 0x10D65, 0x20},
+    {0x16EA0, 0x16EB8, 0x1B},
+};
+
+// Letters, marks and digits that came with 15.0 to 16.0.
+constexpr range new_word_characters[] = {
+    {0x0897, 0x0897},   {0x0CF3, 0x0CF3},   {0x0ECE, 0x0ECE},   {0x1C89, 0x1C8A},   {0xA7CB, 0xA7CD},   {0xA7DA, 0xA7DC},
+    {0x105C0, 0x105F3}, {0x10D40, 0x10D65}, {0x10D69, 0x10D6D}, {0x10D6F, 0x10D85}, {0x10EC2, 0x10EC4}, {0x10EFC, 0x10EFF},
+    {0x1123F, 0x11241}, {0x11380, 0x11389}, {0x1138B, 0x1138B}, {0x1138E, 0x1138E}, {0x11390, 0x113B5}, {0x113B7, 0x113C0},
+    {0x113C2, 0x113C2}, {0x113C5, 0x113C5}, {0x113C7, 0x113CA}, {0x113CC, 0x113D3}, {0x113E1, 0x113E2}, {0x116D0, 0x116E3},
+    {0x11BC0, 0x11BE0}, {0x11BF0, 0x11BF9}, {0x11F00, 0x11F10}, {0x11F12, 0x11F3A}, {0x11F3E, 0x11F42}, {0x11F50, 0x11F5A},
+    {0x1342F, 0x1342F}, {0x13440, 0x13455}, {0x13460, 0x143FA}, {0x16100, 0x16139}, {0x16D40, 0x16D6C}, {0x16D70, 0x16D79},
+    {0x18CFF, 0x18CFF}, {0x1B132, 0x1B132}, {0x1B155, 0x1B155}, {0x1CCF0, 0x1CCF9}, {0x1DF25, 0x1DF2A}, {0x1E030, 0x1E06D},
+    {0x1E08F, 0x1E08F}, {0x1E4D0, 0x1E4F9}, {0x1E5D0, 0x1E5FA}, {0x2B739, 0x2B739}, {0x2EBF0, 0x2EE5D}, {0x31350, 0x323AF},
+};
+
+// Unicode 16.0 has no letter, mark or digit here; later ones have.
+constexpr range no_word_character[] = {
+    {0x0557, 0x0558},   {0x0589, 0x0590},   {0x05C8, 0x05CF},   {0x088F, 0x0896},   {0x0B4E, 0x0B54},   {0x0C5B, 0x0C5C},
+    {0x0CD7, 0x0CDC},   {0x1ACF, 0x1AFF},   {0x2080, 0x208F},   {0x209D, 0x20CF},   {0xA7CE, 0xA7CF},   {0xA7D2, 0xA7D2},
+    {0xA7D4, 0xA7D4},   {0xA7DD, 0xA7F1},   {0xAB6A, 0xAB6F},   {0x107BB, 0x107FF}, {0x1093A, 0x1097F}, {0x10EC5, 0x10EFB},
+    {0x11AF9, 0x11BBF}, {0x11DAA, 0x11EDF}, {0x1246F, 0x1247F}, {0x12544, 0x12F8F}, {0x16E80, 0x16EFF}, {0x16FF2, 0x16FFF},
+    {0x187F8, 0x187FF}, {0x18CD6, 0x18CFE}, {0x18D09, 0x1AFEF}, {0x1B123, 0x1B131}, {0x1B168, 0x1B16F}, {0x1CF47, 0x1D164},
+    {0x1D245, 0x1D3FF}, {0x1D6A6, 0x1D6A7}, {0x1DF1F, 0x1DF24}, {0x1DF2B, 0x1DFFF}, {0x1E5FB, 0x1E7DF}, {0x2B73A, 0x2B73F},
+    {0x2B81E, 0x2B81F}, {0x2CEA2, 0x2CEAF}, {0x323B0, 0xE00FF},
+};
+
+const utf8proc_property_t &property(char32_t c) { return *utf8proc_get_property(static_cast<utf8proc_int32_t>(c)); }
+
+enum class char_kind : uint8_t { other, mark, punctuation, control, space };
+
+char_kind kind_of(char32_t c) {
+  switch (property(c).category) {
+    case UTF8PROC_CATEGORY_MN:
+      if (c == 0x111C9) return char_kind::punctuation;  // that was its category until 11.0
+      return in_ranges(no_category, c) ? char_kind::other : char_kind::mark;
+    case UTF8PROC_CATEGORY_MC:
+      return c == 0x1734 || c == 0x1171E ? char_kind::mark : char_kind::other;  // nonspacing until 14.0 and 16.0
+    case UTF8PROC_CATEGORY_SO:
+      return c == 0x166D ? char_kind::punctuation : char_kind::other;  // until 12.0
+    case UTF8PROC_CATEGORY_PC:
+    case UTF8PROC_CATEGORY_PD:
+    case UTF8PROC_CATEGORY_PS:
+    case UTF8PROC_CATEGORY_PE:
+    case UTF8PROC_CATEGORY_PI:
+    case UTF8PROC_CATEGORY_PF:
+    case UTF8PROC_CATEGORY_PO: return in_ranges(no_category, c) ? char_kind::other : char_kind::punctuation;
+    case UTF8PROC_CATEGORY_CF: return in_ranges(no_category, c) ? char_kind::other : char_kind::control;
+    case UTF8PROC_CATEGORY_CC:
+    case UTF8PROC_CATEGORY_CO: return char_kind::control;
+    case UTF8PROC_CATEGORY_ZS:
+    case UTF8PROC_CATEGORY_ZL:
+    case UTF8PROC_CATEGORY_ZP: return char_kind::space;
+    case UTF8PROC_CATEGORY_SC:
+    case UTF8PROC_CATEGORY_SK:
+    case UTF8PROC_CATEGORY_SM: return c < 0x80 ? char_kind::punctuation : char_kind::other;  // $+<=>^`|~
+    default: return char_kind::other;
+  }
+}
+
+// Tabs and line ends are both.
+bool is_space(char32_t c, char_kind kind) { return kind == char_kind::space || (c >= '\t' && c <= '\r') || c == 0x85; }
+bool is_space(char32_t c) { return is_space(c, kind_of(c)); }
+
+// The blocks of CJK ideographs that BERT names, and no later one.
+bool is_chinese(char32_t c) {
+  return c >= 0x3400 && ((c >= 0x4E00 && c <= 0x9FFF) || c <= 0x4DBF || (c >= 0xF900 && c <= 0xFAFF) || (c >= 0x20000 && c <= 0x2A6DF) ||
+                         (c >= 0x2A700 && c <= 0x2B81F) || (c >= 0x2B920 && c <= 0x2CEAF) || (c >= 0x2F800 && c <= 0x2FA1F));
+}
+
+// One to one; the only letter that becomes two is handled by its caller.
+char32_t to_lower(char32_t c) {
+  const utf8proc_property_t &p = property(c);
+  if (p.lowercase_seqindex != UINT16_MAX) return static_cast<char32_t>(utf8proc_tolower(static_cast<utf8proc_int32_t>(c)));
+  if (p.category == UTF8PROC_CATEGORY_CN)
+    for (const case_range &r : new_capitals)
+      if (c >= r.first && c <= r.last) return static_cast<char32_t>(static_cast<int32_t>(c) + r.to_lower);
+  return c;
+}
+
+// The \w of regular expressions: Alphabetic, marks, decimal digits, connecting punctuation, joiners.
+bool is_word_character(char32_t c) {
+  if (in_ranges(new_word_characters, c)) return true;
+  if (in_ranges(no_word_character, c)) return false;
+  switch (property(c).category) {
+    case UTF8PROC_CATEGORY_LU:
+    case UTF8PROC_CATEGORY_LL:
+    case UTF8PROC_CATEGORY_LT:
+    case UTF8PROC_CATEGORY_LM:
+    case UTF8PROC_CATEGORY_LO:
+    case UTF8PROC_CATEGORY_MN:
+    case UTF8PROC_CATEGORY_MC:
+    case UTF8PROC_CATEGORY_ME:
+    case UTF8PROC_CATEGORY_ND:
+    case UTF8PROC_CATEGORY_NL:
+    case UTF8PROC_CATEGORY_PC: return true;
+    case UTF8PROC_CATEGORY_CF: return c == 0x200C || c == 0x200D;
+    case UTF8PROC_CATEGORY_SO:  // letters in circles and squares
+      return (c >= 0x24B6 && c <= 0x24E9) || (c >= 0x1F130 && c <= 0x1F149) || (c >= 0x1F150 && c <= 0x1F169) ||
+             (c >= 0x1F170 && c <= 0x1F189);
+    default: return false;
+  }
+}
+
+// ------------------------------------------------------------------------------------------------ 3 added tokens
+
+struct added_token {
+  std::string text;
+  int32_t id;
+  int64_t flags;
+};
+
+// A set of literals, found leftmost first and of those the longest.
+class literal_set {
+ public:
+  bool empty() const { return sorted_.empty(); }
+
+  void add(added_token token) { sorted_.push_back(std::move(token)); }
+
+  // Of equal literals the last stays.
+  void finish() {
+    std::reverse(sorted_.begin(), sorted_.end());
+    std::stable_sort(sorted_.begin(), sorted_.end(), [](const added_token &a, const added_token &b) { return a.text < b.text; });
+    const auto equal = [](const added_token &a, const added_token &b) { return a.text == b.text; };
+    sorted_.erase(std::unique(sorted_.begin(), sorted_.end(), equal), sorted_.end());
+    for (const added_token &token : sorted_) is_first_[static_cast<uint8_t>(token.text[0])] = true;
+    only_first_ = std::count(is_first_, is_first_ + 256, true) == 1;
+  }
+
+  // The next one at `from` or after it, with its place; nullptr when there is none.
+  const added_token *find(std::string_view text, size_t from, size_t *at) const {
+    for (size_t i = from; (i = find_first_byte(text, i)) < text.size(); i++)
+      if (const added_token *token = longest_at(text, i)) {
+        *at = i;
+        return token;
+      }
+    return nullptr;
+  }
+
+ private:
+  size_t find_first_byte(std::string_view text, size_t i) const {
+    if (only_first_) return std::min(text.find(sorted_[0].text[0], i), text.size());
+    while (i < text.size() && !is_first_[static_cast<uint8_t>(text[i])]) i++;
+    return i;
+  }
+
+  // Narrows the literals down to those that share 1, 2, 3 … bytes with the text.
+  const added_token *longest_at(std::string_view text, size_t at) const {
+    const added_token *best = nullptr;
+    auto first = sorted_.begin(), last = sorted_.end();
+    for (size_t depth = 0; first != last; depth++) {
+      if (first->text.size() == depth) best = &*first++;
+      if (at + depth == text.size()) break;
+      const auto next = static_cast<uint8_t>(text[at + depth]);
+      const auto byte = [depth](const added_token &token) { return static_cast<uint8_t>(token.text[depth]); };
+      first = std::lower_bound(first, last, next, [&](const added_token &token, uint8_t b) { return byte(token) < b; });
+      last = std::upper_bound(first, last, next, [&](uint8_t b, const added_token &token) { return b < byte(token); });
+    }
+    return best;
+  }
+
+  std::vector<added_token> sorted_;
+  bool is_first_[256] = {};
+  bool only_first_ = false;  // all begin with the same byte, as "[CLS]" and "[MASK]" do
+};
+
+bool touches_word(std::string_view text, size_t begin, size_t end) {
+  const char *before = text.data() + begin, *after = text.data() + end;
+  return (begin > 0 && is_word_character(decode_back(before))) || (end < text.size() && is_word_character(decode(after)));
+}
+
+size_t space_begin(std::string_view text, size_t end) {
+  const char *p = text.data() + end, *q = p;
+  while (q > text.data() && is_space(decode_back(q))) p = q;
+  return static_cast<size_t>(p - text.data());
+}
+
+size_t space_end(std::string_view text, size_t begin) {
+  const char *const end = text.data() + text.size(), *p = text.data() + begin, *q = p;
+  while (q < end && is_space(decode(q))) p = q;
+  return static_cast<size_t>(p - text.data());
+}
+
+// Cuts `text` at the literals: between(begin, end) for what lies between them, token(id, begin, end) for each.
+template <class Between, class Token>
+void cut_out(const literal_set &literals, std::string_view text, Between between, Token token) {
+  size_t done = 0, at = 0;
+  for (size_t from = 0; const added_token *found = literals.find(text, from, &at);) {
+    size_t begin = at, end = at + found->text.size();
+    from = end;
+    if (found->flags & RS_ADDED_SINGLE_WORD && touches_word(text, begin, end)) continue;
+    if (found->flags & RS_ADDED_LSTRIP) begin = std::max(space_begin(text, begin), done);
+    if (found->flags & RS_ADDED_RSTRIP) end = space_end(text, end);
+    if (done < begin) between(done, begin);
+    if (begin < end) token(found->id, begin, end);
+    done = std::max(done, end);
+  }
+  if (done < text.size()) between(done, text.size());
+}
+
+// ------------------------------------------------------------------------------------------------ 4 the tokenizer
+
+// A polynomial of the bytes, so that the hash of a word grows byte by byte as the word is read.
+constexpr uint64_t hash_step(uint64_t hash, char byte) { return hash * 0x9E3779B97F4A7C15u + static_cast<uint8_t>(byte); }
+
+// Pieces of words: a table with open addressing.  A piece that continues a word is another one than the same bytes at its
+// beginning; it is stored without its prefix.
+class piece_table {
+ public:
+  static constexpr int32_t none = -1;
+
+  void reserve(size_t pieces) {
+    unsigned bits = 4;
+    while ((size_t(1) << bits) < 2 * pieces) bits++;
+    shift_ = 64 - bits;
+    slots_.assign(size_t(1) << bits, slot{0, 0, none, 0});
+  }
+
+  // `bytes` lie at `offset` of the text that find() is given.  False when too many pieces hash alike, which only malice can do.
+  bool insert(const char *text, uint32_t offset, uint32_t length, bool continues, int32_t id) {
+    uint64_t hash = 0;
+    for (uint32_t i = 0; i < length; i++) hash = hash_step(hash, text[offset + i]);
+    const uint64_t mixed = mix(hash, continues);
+    size_t i = mixed >> shift_;
+    for (int probes = 0; slots_[i].id != none; i = (i + 1) & (slots_.size() - 1)) {
+      if (is(slots_[i], mixed, text, text + offset, length, continues)) break;
+      if (++probes == max_probes) return false;
+    }
+    slots_[i] = {static_cast<uint32_t>(mixed), offset, id, length << 1 | continues};
+    longest_[continues] = std::max(longest_[continues], size_t(length));
+    return true;
+  }
+
+  int32_t find(const char *text, uint64_t hash, const char *bytes, size_t length, bool continues) const {
+    const uint64_t mixed = mix(hash, continues);
+    for (size_t i = mixed >> shift_; slots_[i].id != none; i = (i + 1) & (slots_.size() - 1))
+      if (is(slots_[i], mixed, text, bytes, length, continues)) return slots_[i].id;
+    return none;
+  }
+
+  size_t longest(bool continues) const { return longest_[continues]; }
+
+ private:
+  static constexpr int max_probes = 1024;
+
+  struct slot {
+    uint32_t tag;  // of the hash, to spare most comparisons
+    uint32_t offset;
+    int32_t id;
+    uint32_t length_continues;
+  };
+
+  static uint64_t mix(uint64_t hash, bool continues) {
+    hash += continues;
+    return (hash ^ hash >> 32) * 0xD6E8FEB86659FD93u;
+  }
+
+  static bool is(const slot &s, uint64_t mixed, const char *text, const char *bytes, size_t length, bool continues) {
+    return s.tag == static_cast<uint32_t>(mixed) && s.length_continues == (length << 1 | continues) &&
+           memcmp(text + s.offset, bytes, length) == 0;
+  }
+
+  std::vector<slot> slots_;
+  unsigned shift_ = 64;
+  size_t longest_[2] = {0, 0};
+};
+
+enum class ascii_kind : uint8_t { unicode, word, space, punctuation };  // unicode: a byte that only section 5 can deal with
+
+struct template_token {
+  int32_t id;  // or one of the two below
+  int32_t type_id;
+};
+constexpr int32_t text_slot = -1, pair_slot = -2;
+
+}  // namespace
+
+struct rs_tokenizer {
+  std::vector<char> text;         // of all tokens, a NUL after each
+  std::vector<uint32_t> offsets;  // by id
+  piece_table pieces;
+  int32_t unk = 0;
+  size_t max_word_chars = 0;
+  bool clean_text = false, chinese_chars = false, strip_accents = false, lowercase = false;
+  literal_set raw, normalized;  // added tokens, by the text that they are sought in
+  std::vector<template_token> single, pair;
+  // What becomes of a byte below 128, and of a punctuation character the token.
+  ascii_kind kinds[256];
+  char lower[128];
+  int32_t punctuation[128];
+};
+
+struct combining {
+  char32_t c;
+  int32_t combining_class;
+  uint32_t order;
+  bool takes_source;  // not a further part of a decomposition
+};
+
+struct rs_tokenizer_scratch {
+  std::vector<char> word;
+  std::vector<rs_span> sources;  // for each byte of the word the character that it came from, where they are not side by side
+  std::vector<uint64_t> hashes;  // of the word's parts that begin where a piece is sought
+  std::vector<combining> marks;  // since the last starter
+  std::vector<rs_span> mark_sources;
+  std::string normalized;  // a whole stretch of text, where added tokens are sought in it
+  std::vector<rs_span> normalized_sources;
+};
+
+namespace {
+
+// ------------------------------------------------------------------------------------------------ 5 normalisation
+
+// Characters go in with their places in the text; normalised ones come out at sink.put(character, place).
+//
+// Places are those of the reference.  It knows each normalised character as one that takes the place of the next character of the
+// text, or as one that was added and shares the place of the one before it.  Where combining marks change their order, places
+// therefore stay in order, and are dealt out anew.
+template <class Sink>
+class normalizer {
+ public:
+  normalizer(const rs_tokenizer &t, rs_tokenizer_scratch &s, Sink &sink) : t_(t), s_(s), sink_(sink) {
+    s_.marks.clear();
+    s_.mark_sources.clear();
+  }
+
+  void put(char32_t c, rs_span from) {
+    if (t_.clean_text) {
+      const char_kind kind = kind_of(c);
+      if (c == '\t' || c == '\n' || c == '\r' || kind == char_kind::space) c = ' ';
+      else if (kind == char_kind::control || c == 0xFFFD) return;
+    }
+    if (t_.chinese_chars && is_chinese(c)) {
+      strip(' ', from);
+      strip(c, from);
+      strip(' ', from);
+    } else {
+      strip(c, from);
+    }
+  }
+
+  // At the end, and before anything that does not go through put().
+  void flush() {
+    if (s_.marks.empty()) return;
+    std::sort(s_.marks.begin(), s_.marks.end(), [](const combining &a, const combining &b) {
+      return a.combining_class != b.combining_class ? a.combining_class < b.combining_class : a.order < b.order;
+    });
+    auto source = s_.mark_sources.begin();
+    for (const combining &mark : s_.marks) {
+      if (mark.takes_source) source_ = *source++;
+      unless_mark(mark.c);
+    }
+    s_.marks.clear();
+    s_.mark_sources.clear();
+  }
+
+ private:
+  // Canonical decomposition (NFD) without nonspacing marks.
+  void strip(char32_t c, rs_span from) {
+    if (!t_.strip_accents) {
+      source_ = from;
+      lower(c);
+      return;
+    }
+    const utf8proc_property_t &p = property(c);
+    const bool hangul = c >= 0xAC00 && c <= 0xD7A3;
+    const bool decomposes = hangul || (p.decomp_seqindex != UINT16_MAX && p.decomp_type == 0);
+    if (!decomposes && p.combining_class == 0) {
+      starter(c, from, true);
+      return;
+    }
+    if (in_ranges(no_normalization, c)) {
+      starter(c, from, true);
+      return;
+    }
+    if (!decomposes) {
+      mark(c, p.combining_class, from, true);
+      return;
+    }
+    utf8proc_int32_t parts[max_decomposition];
+    const utf8proc_ssize_t n =
+        utf8proc_decompose_char(static_cast<utf8proc_int32_t>(c), parts, max_decomposition, UTF8PROC_DECOMPOSE, nullptr);
+    for (utf8proc_ssize_t i = 0; i < n; i++) {
+      const auto part = static_cast<char32_t>(parts[i]);
+      if (const int combining_class = property(part).combining_class) mark(part, combining_class, from, i == 0);
+      else starter(part, from, i == 0);
+    }
+  }
+
+  void starter(char32_t c, rs_span from, bool takes_source) {
+    flush();
+    if (takes_source) source_ = from;
+    unless_mark(c);
+  }
+
+  void mark(char32_t c, int combining_class, rs_span from, bool takes_source) {
+    s_.marks.push_back({c, combining_class, static_cast<uint32_t>(s_.marks.size()), takes_source});
+    if (takes_source) s_.mark_sources.push_back(from);
+  }
+
+  void unless_mark(char32_t c) {
+    if (kind_of(c) != char_kind::mark) lower(c);
+  }
+
+  void lower(char32_t c) {
+    if (!t_.lowercase) {
+      sink_.put(c, source_);
+    } else if (c == 0x130) {  // İ becomes i and a dot above
+      sink_.put('i', source_);
+      sink_.put(0x307, source_);
+    } else {
+      sink_.put(to_lower(c), source_);
+    }
+  }
+
+  static constexpr int max_decomposition = 8;  // four is the most that there is
+
+  const rs_tokenizer &t_;
+  rs_tokenizer_scratch &s_;
+  Sink &sink_;
+  rs_span source_ = {0, 0};
+};
+
+// Keeps the normalised text with the place of every byte.
+struct normalized_text {
+  void put(char32_t c, rs_span from) {
+    char bytes[max_utf8];
+    const size_t n = encode(c, bytes);
+    text.append(bytes, n);
+    sources.insert(sources.end(), n, from);
+  }
+
+  std::string &text;
+  std::vector<rs_span> &sources;
+};
+
+// ------------------------------------------------------------------------------------------------ 6 words and their pieces
+
+class encoder {
+ public:
+  encoder(const rs_tokenizer &t, rs_tokenizer_scratch &s, std::string_view text, rs_tokens *out)
+      : t_(t), s_(s), text_(text), ids_(out->ids), spans_(out->spans), normalizer_(t, s, *this) {}
+
+  void run() {
+    if (t_.raw.empty()) return stretch(0, text_.size());
+    cut_out(
+        t_.raw, text_, [this](size_t begin, size_t end) { stretch(begin, end); },
+        [this](int32_t id, size_t begin, size_t end) { token(id, span(begin, end)); });
+  }
+
+  // A normalised character: from section 5.
+  void put(char32_t c, rs_span from) {
+    const char_kind kind = kind_of(c);
+    if (is_space(c, kind)) {
+      end_word();
+    } else if (kind == char_kind::punctuation) {
+      end_word();
+      append(c, from);
+      end_word();
+    } else {
+      append(c, from);
+    }
+  }
+
+ private:
+  static rs_span span(size_t begin, size_t end) { return {static_cast<uint32_t>(begin), static_cast<uint32_t>(end)}; }
+
+  void token(int32_t id, rs_span from) {
+    ids_.push_back(id);
+    spans_.push_back(from);
+  }
+
+  // A part of the text that no word crosses the ends of.
+  void stretch(size_t begin, size_t end) {
+    if (t_.normalized.empty()) words(begin, end);
+    else normalized_words(begin, end);
+    end_word();
+  }
+
+  void words(size_t begin, size_t end) {
+    for (size_t i = begin; i < end;) {
+      const auto byte = static_cast<uint8_t>(text_[i]);
+      switch (t_.kinds[byte]) {
+        case ascii_kind::word: i = ascii_run(i, end); break;
+        case ascii_kind::space:
+          end_word();
+          i++;
+          break;
+        case ascii_kind::punctuation:
+          end_word();
+          token(t_.punctuation[byte], span(i, i + 1));
+          i++;
+          break;
+        case ascii_kind::unicode: i = unicode_run(i, end); break;
+      }
+    }
+  }
+
+  // The bytes of words from `i` on.
+  size_t ascii_run(size_t i, size_t end) {
+    if (!chars_) begin_ = static_cast<uint32_t>(i);
+    else if (side_by_side_ && begin_ + n_ != i && !is_too_long()) list_sources();  // something was dropped in between
+    if (s_.word.size() < n_ + (end - i)) s_.word.resize(n_ + (end - i));
+    const size_t begin = i;
+    char *word = s_.word.data() + n_;
+    uint64_t hash = hash_;
+    for (; i < end && t_.kinds[static_cast<uint8_t>(text_[i])] == ascii_kind::word; i++) {
+      *word = t_.lower[static_cast<uint8_t>(text_[i])];
+      hash = hash_step(hash, *word++);
+    }
+    end_ = static_cast<uint32_t>(i);
+    chars_ += i - begin;
+    if (is_too_long()) return i;
+    hash_ = hash;
+    n_ += i - begin;
+    if (!side_by_side_)
+      for (size_t k = begin; k < i; k++) s_.sources.push_back(span(k, k + 1));
+    return i;
+  }
+
+  // Everything up to the next byte of ASCII that is not dropped.
+  size_t unicode_run(size_t i, size_t end) {
+    const char *p = text_.data() + i, *const last = text_.data() + end;
+    while (p < last && t_.kinds[static_cast<uint8_t>(*p)] == ascii_kind::unicode) {
+      const size_t at = offset(p);
+      const char32_t c = decode(p);
+      normalizer_.put(c, span(at, offset(p)));
+    }
+    normalizer_.flush();
+    return offset(p);
+  }
+
+  size_t offset(const char *p) const { return static_cast<size_t>(p - text_.data()); }
+
+  // The same where added tokens are to be found in the normalised text.
+  void normalized_words(size_t begin, size_t end) {
+    s_.normalized.clear();
+    s_.normalized_sources.clear();
+    normalized_text whole{s_.normalized, s_.normalized_sources};
+    normalizer<normalized_text> to_whole(t_, s_, whole);
+    for (const char *p = text_.data() + begin; p < text_.data() + end;) {
+      const size_t at = offset(p);
+      const char32_t c = decode(p);
+      to_whole.put(c, span(at, offset(p)));
+    }
+    to_whole.flush();
+    const std::string_view text = s_.normalized;
+    cut_out(
+        t_.normalized, text,
+        [&](size_t from, size_t to) {
+          for (const char *p = text.data() + from; p < text.data() + to;) {
+            const rs_span source = s_.normalized_sources[static_cast<size_t>(p - text.data())];
+            const char32_t c = decode(p);
+            put(c, source);
+          }
+          end_word();
+        },
+        [&](int32_t id, size_t from, size_t to) {
+          token(id, {s_.normalized_sources[from].begin, s_.normalized_sources[to - 1].end});
+        });
+  }
+
+  void append(char32_t c, rs_span from) {
+    if (!chars_) begin_ = from.begin;
+    end_ = from.end;
+    chars_++;
+    if (is_too_long()) return;
+    if (side_by_side_) list_sources();
+    if (s_.word.size() < n_ + max_utf8) s_.word.resize(2 * (n_ + max_utf8));
+    char *word = s_.word.data() + n_;
+    const size_t n = encode(c, word);
+    for (size_t i = 0; i < n; i++) {
+      hash_ = hash_step(hash_, word[i]);
+      s_.sources.push_back(from);
+    }
+    n_ += n;
+  }
+
+  // Such a word is unknown, and its bytes are not kept.
+  bool is_too_long() const { return chars_ > t_.max_word_chars; }
+
+  // From here on the bytes of the word have their places one by one.
+  void list_sources() {
+    side_by_side_ = false;
+    s_.sources.clear();
+    for (uint32_t i = 0; i < n_; i++) s_.sources.push_back({begin_ + i, begin_ + i + 1});
+  }
+
+  void end_word() {
+    if (!chars_) return;
+    if (is_too_long()) {
+      token(t_.unk, {begin_, end_});
+    } else {
+      const int32_t id = t_.pieces.find(t_.text.data(), hash_, s_.word.data(), n_, false);
+      if (id != piece_table::none) token(id, {begin_, end_});
+      else split_word();
+    }
+    n_ = chars_ = 0;
+    hash_ = 0;
+    side_by_side_ = true;
+  }
+
+  // The longest piece that the word begins with, then the longest that goes on, and so on; if there is none, the whole word is
+  // unknown.
+  void split_word() {
+    const char *const word = s_.word.data();
+    const size_t tokens_before = ids_.size();
+    for (size_t begin = 0; begin < n_;) {
+      const bool continues = begin > 0;
+      size_t length = std::min(n_ - begin, t_.pieces.longest(continues));
+      if (s_.hashes.size() < length + 1) s_.hashes.resize(length + 1);
+      uint64_t *const hashes = s_.hashes.data();
+      hashes[0] = 0;
+      for (size_t i = 0; i < length; i++) hashes[i + 1] = hash_step(hashes[i], word[begin + i]);
+      int32_t id = piece_table::none;
+      for (; length > 0; length--) {
+        id = t_.pieces.find(t_.text.data(), hashes[length], word + begin, length, continues);
+        if (id != piece_table::none) break;
+      }
+      if (id == piece_table::none) {
+        ids_.resize(tokens_before);
+        spans_.resize(tokens_before);
+        token(t_.unk, {begin_, end_});
+        return;
+      }
+      const size_t end = begin + length;
+      if (side_by_side_) token(id, span(begin_ + begin, begin_ + end));
+      else token(id, {s_.sources[begin].begin, s_.sources[end - 1].end});
+      begin = end;
+    }
+  }
+
+  const rs_tokenizer &t_;
+  rs_tokenizer_scratch &s_;
+  const std::string_view text_;
+  std::vector<int32_t> &ids_;
+  std::vector<rs_span> &spans_;
+  normalizer<encoder> normalizer_;
+
+  // The word so far.
+  size_t n_ = 0, chars_ = 0;
+  uint64_t hash_ = 0;
+  uint32_t begin_ = 0, end_ = 0;  // in the text
+  bool side_by_side_ = true;      // its bytes are those of the text from begin_ on
+};
+
+// ------------------------------------------------------------------------------------------------ 7 checks and loading
+
+// What a file can ask for: no tokenizer in use comes near, and no text takes more than seconds.
+constexpr int64_t max_max_word_chars = 100000;
+
+constexpr int64_t known_flags = RS_ADDED_SINGLE_WORD | RS_ADDED_LSTRIP | RS_ADDED_RSTRIP | RS_ADDED_NORMALIZED | RS_ADDED_SPECIAL | RS_ADDED_OUTSIDE;
+
+rs_status check_utf8(const char *name, size_t index, std::string_view s) {
+  const size_t valid = valid_utf8_prefix(s);
+  if (valid == s.size()) return RS_OK;
+  return rs_fail(RS_ERR_FORMAT, "%s[%zu]: invalid UTF-8 at byte %zu (0x%02x)", name, index, valid, static_cast<uint8_t>(s[valid]));
+}
+
+rs_status check_settings(const rs_tokenizer_spec &spec) {
+  if (spec.type != "wordpiece") return rs_fail(RS_ERR_UNSUPPORTED, "tokenizer.type: '%s', known is 'wordpiece'", spec.type.c_str());
+  if (spec.tokens.empty()) return rs_fail(RS_ERR_FORMAT, "tokenizer.tokens: the vocabulary is empty");
+  if (spec.tokens.size() > static_cast<size_t>(std::numeric_limits<int32_t>::max()))
+    return rs_fail(RS_ERR_LIMIT, "tokenizer.tokens: %zu tokens, ids have 31 bits", spec.tokens.size());
+  if (spec.max_word_chars < 1 || spec.max_word_chars > max_max_word_chars)
+    return rs_fail(RS_ERR_FORMAT, "tokenizer.max_word_chars: %" PRId64 ", allowed are 1 to %" PRId64, spec.max_word_chars,
+                   max_max_word_chars);
+  if (valid_utf8_prefix(spec.prefix) != spec.prefix.size()) return rs_fail(RS_ERR_FORMAT, "tokenizer.prefix: invalid UTF-8");
+  return RS_OK;
+}
+
+rs_status copy_tokens(const rs_tokenizer_spec &spec, rs_tokenizer *t) {
+  uint64_t bytes = 0;
+  for (const std::string &token : spec.tokens) bytes += token.size() + 1;
+  if (bytes > std::numeric_limits<uint32_t>::max() / 2)
+    return rs_fail(RS_ERR_LIMIT, "tokenizer.tokens: %" PRIu64 " bytes, allowed are 2 GiB", bytes);
+  t->text.resize(bytes);
+  t->offsets.resize(spec.tokens.size());
+  uint32_t offset = 0;
+  for (size_t id = 0; id < spec.tokens.size(); id++) {
+    const std::string &token = spec.tokens[id];
+    if (const rs_status status = check_utf8("tokenizer.tokens", id, token)) return status;
+    t->offsets[id] = offset;
+    memcpy(t->text.data() + offset, token.c_str(), token.size() + 1);
+    offset += static_cast<uint32_t>(token.size()) + 1;
+  }
+  return RS_OK;
+}
+
+// An id of a file, inside the vocabulary.
+rs_status check_id(const rs_tokenizer_spec &spec, const char *name, int64_t id) {
+  if (id >= 0 && static_cast<uint64_t>(id) < spec.tokens.size()) return RS_OK;
+  return rs_fail(RS_ERR_FORMAT, "%s: token id %" PRId64 " outside of the vocabulary of %zu", name, id, spec.tokens.size());
+}
+
+rs_status check_added(const rs_tokenizer_spec &spec, std::vector<bool> *outside) {
+  if (spec.added_ids.size() != spec.added_flags.size())
+    return rs_fail(RS_ERR_FORMAT, "tokenizer.added_flags: %zu values for %zu ids", spec.added_flags.size(), spec.added_ids.size());
+  std::vector<bool> seen(spec.tokens.size());
+  outside->assign(spec.tokens.size(), false);
+  for (size_t i = 0; i < spec.added_ids.size(); i++) {
+    const int64_t id = spec.added_ids[i], flags = spec.added_flags[i];
+    if (const rs_status status = check_id(spec, "tokenizer.added_ids", id)) return status;
+    if (flags & ~known_flags) return rs_fail(RS_ERR_UNSUPPORTED, "tokenizer.added_flags[%zu]: %" PRId64 " has unknown bits", i, flags);
+    const auto at = static_cast<size_t>(id);
+    if (spec.tokens[at].empty()) return rs_fail(RS_ERR_FORMAT, "tokenizer.added_ids: token %" PRId64 " is the empty string", id);
+    if (seen[at]) return rs_fail(RS_ERR_FORMAT, "tokenizer.added_ids: token id %" PRId64 " twice", id);
+    seen[at] = true;
+    if (flags & RS_ADDED_OUTSIDE) (*outside)[at] = true;
+  }
+  return RS_OK;
+}
+
+rs_status index_pieces(const rs_tokenizer_spec &spec, const std::vector<bool> &outside, rs_tokenizer *t) {
+  const std::string &prefix = spec.prefix;
+  const auto continues = [&](const std::string &token) {
+    return token.size() > prefix.size() && token.compare(0, prefix.size(), prefix) == 0;
+  };
+  t->pieces.reserve(spec.tokens.size() + static_cast<size_t>(std::count_if(spec.tokens.begin(), spec.tokens.end(), continues)));
+  int32_t unk = piece_table::none;
+  for (size_t i = 0; i < spec.tokens.size(); i++) {
+    const std::string &token = spec.tokens[i];
+    if (token.empty() || outside[i]) continue;
+    const auto id = static_cast<int32_t>(i);
+    const auto length = static_cast<uint32_t>(token.size()), cut = static_cast<uint32_t>(prefix.size());
+    bool fits = t->pieces.insert(t->text.data(), t->offsets[i], length, false, id);
+    if (continues(token)) fits = fits && t->pieces.insert(t->text.data(), t->offsets[i] + cut, length - cut, true, id);
+    if (!fits) return rs_fail(RS_ERR_FORMAT, "tokenizer.tokens[%zu]: hashes like too many tokens before it", i);
+    if (token == spec.unk) unk = id;
+  }
+  if (unk == piece_table::none) return rs_fail(RS_ERR_FORMAT, "tokenizer.unk: '%s' is not in the vocabulary", spec.unk.c_str());
+  t->unk = unk;
+  return RS_OK;
+}
+
+// What sections 5 and 6 make of a character of ASCII, once and for all.
+void tabulate_ascii(rs_tokenizer *t) {
+  std::fill(std::begin(t->kinds), std::end(t->kinds), ascii_kind::unicode);
+  for (char32_t c = 0; c < 128; c++) {
+    const char_kind kind = kind_of(c);
+    const bool kept_control = c == '\t' || c == '\n' || c == '\r' || !t->clean_text;
+    const char as_byte = static_cast<char>(c);
+    t->lower[c] = static_cast<char>(t->lowercase ? to_lower(c) : c);
+    t->punctuation[c] = t->pieces.find(t->text.data(), hash_step(0, as_byte), &as_byte, 1, false);
+    if (t->punctuation[c] == piece_table::none) t->punctuation[c] = t->unk;
+    if (kind == char_kind::control && !kept_control) continue;
+    t->kinds[c] = is_space(c, kind) ? ascii_kind::space : kind == char_kind::punctuation ? ascii_kind::punctuation : ascii_kind::word;
+  }
+}
+
+rs_status index_added(const rs_tokenizer_spec &spec, rs_tokenizer *t) {
+  rs_tokenizer_scratch scratch;
+  for (size_t i = 0; i < spec.added_ids.size(); i++) {
+    const auto id = static_cast<int32_t>(spec.added_ids[i]);
+    const std::string &token = spec.tokens[static_cast<size_t>(id)];
+    if (!(spec.added_flags[i] & RS_ADDED_NORMALIZED)) {
+      t->raw.add({token, id, spec.added_flags[i]});
+      continue;
+    }
+    std::string text;
+    std::vector<rs_span> sources;
+    normalized_text sink{text, sources};
+    normalizer<normalized_text> to_sink(*t, scratch, sink);
+    for (const char *p = token.data(); p < token.data() + token.size();) to_sink.put(decode(p), {0, 0});
+    to_sink.flush();
+    if (text.empty()) return rs_fail(RS_ERR_UNSUPPORTED, "tokenizer.added_ids: nothing is left of token %d when normalised", id);
+    t->normalized.add({std::move(text), id, spec.added_flags[i]});
+  }
+  t->raw.finish();
+  t->normalized.finish();
+  return RS_OK;
+}
+
+rs_status read_template(const rs_tokenizer_spec &spec, const char *name, const std::vector<int64_t> &ids,
+                        const std::vector<int64_t> &types, bool pair, std::vector<template_token> *out) {
+  if (ids.size() != types.size()) return rs_fail(RS_ERR_FORMAT, "%s_types: %zu values for %zu tokens", name, types.size(), ids.size());
+  size_t texts = 0, pairs = 0;
+  for (size_t i = 0; i < ids.size(); i++) {
+    if (ids[i] == text_slot) texts++;
+    else if (ids[i] == pair_slot && pair) pairs++;
+    else if (const rs_status status = check_id(spec, name, ids[i])) return status;
+    if (types[i] < 0 || types[i] > std::numeric_limits<int32_t>::max())
+      return rs_fail(RS_ERR_FORMAT, "%s_types[%zu]: %" PRId64 " is no type id", name, i, types[i]);
+    out->push_back({static_cast<int32_t>(ids[i]), static_cast<int32_t>(types[i])});
+  }
+  if (texts != 1 || pairs != (pair ? 1 : 0))
+    return rs_fail(RS_ERR_FORMAT, "%s: has the text %zu times and its pair %zu times, wanted are 1 and %d", name, texts, pairs, pair);
+  return RS_OK;
+}
+
+rs_status create(const rs_tokenizer_spec &spec, rs_tokenizer *t) {
+  std::vector<bool> outside;
+  if (const rs_status status = check_settings(spec)) return status;
+  if (const rs_status status = copy_tokens(spec, t)) return status;
+  if (const rs_status status = check_added(spec, &outside)) return status;
+  if (const rs_status status = index_pieces(spec, outside, t)) return status;
+  t->max_word_chars = static_cast<size_t>(spec.max_word_chars);
+  t->clean_text = spec.clean_text;
+  t->chinese_chars = spec.chinese_chars;
+  t->strip_accents = spec.strip_accents;
+  t->lowercase = spec.lowercase;
+  tabulate_ascii(t);
+  if (const rs_status status = index_added(spec, t)) return status;
+  if (const rs_status status = read_template(spec, "tokenizer.single", spec.single, spec.single_types, false, &t->single)) return status;
+  return read_template(spec, "tokenizer.pair", spec.pair, spec.pair_types, true, &t->pair);
+}
+
+rs_status read_meta(const rs_model *model, const char *key, rs_meta_kind kind, const char *kind_name, rs_meta *out) {
+  if (rs_model_meta(model, key, out) != RS_OK) return rs_fail(RS_ERR_FORMAT, "%s is missing", key);
+  if (out->kind != kind) return rs_fail(RS_ERR_FORMAT, "%s is not %s", key, kind_name);
+  return RS_OK;
+}
+
+rs_status read_str(const rs_model *model, const char *key, std::string *out) {
+  rs_meta meta;
+  if (const rs_status status = read_meta(model, key, RS_META_STR, "a string", &meta)) return status;
+  out->assign(meta.str, meta.count);
+  return RS_OK;
+}
+
+rs_status read_bool(const rs_model *model, const char *key, bool *out) {
+  rs_meta meta;
+  if (const rs_status status = read_meta(model, key, RS_META_BOOL, "true or false", &meta)) return status;
+  *out = meta.boolean;
+  return RS_OK;
+}
+
+rs_status read_i64s(const rs_model *model, const char *key, std::vector<int64_t> *out) {
+  rs_meta meta;
+  if (const rs_status status = read_meta(model, key, RS_META_I64S, "a list of integers", &meta)) return status;
+  if (meta.count) out->assign(meta.i64s, meta.i64s + meta.count);
+  return RS_OK;
+}
+
+rs_status read_tokens(const rs_model *model, std::vector<std::string> *out) {
+  rs_meta meta;
+  if (const rs_status status = read_meta(model, "tokenizer.tokens", RS_META_STRS, "a list of strings", &meta)) return status;
+  out->reserve(meta.count);
+  for (size_t i = 0; i < meta.count; i++) {
+    size_t length = 0;
+    const char *token = rs_meta_string(&meta, i, &length);
+    if (!token) return rs_fail(RS_ERR_FORMAT, "tokenizer.tokens[%zu] cannot be read", i);
+    out->emplace_back(token, length);
+  }
+  return RS_OK;
+}
+
+rs_status read_spec(const rs_model *model, rs_tokenizer_spec *spec) {
+  if (const rs_status status = read_str(model, "tokenizer.type", &spec->type)) return status;
+  if (spec->type != "wordpiece") return check_settings(*spec);  // the other keys may be those of another type
+  if (const rs_status status = read_tokens(model, &spec->tokens)) return status;
+  if (const rs_status status = read_str(model, "tokenizer.unk", &spec->unk)) return status;
+  if (const rs_status status = read_str(model, "tokenizer.prefix", &spec->prefix)) return status;
+  rs_meta chars;
+  if (const rs_status status = read_meta(model, "tokenizer.max_word_chars", RS_META_I64, "an integer", &chars)) return status;
+  spec->max_word_chars = chars.i64;
+  const struct {
+    const char *key;
+    bool *value;
+  } flags[] = {{"tokenizer.clean_text", &spec->clean_text},
+               {"tokenizer.chinese_chars", &spec->chinese_chars},
+               {"tokenizer.strip_accents", &spec->strip_accents},
+               {"tokenizer.lowercase", &spec->lowercase}};
+  for (const auto &flag : flags)
+    if (const rs_status status = read_bool(model, flag.key, flag.value)) return status;
+  const struct {
+    const char *key;
+    std::vector<int64_t> *value;
+  } lists[] = {{"tokenizer.added_ids", &spec->added_ids}, {"tokenizer.added_flags", &spec->added_flags},
+               {"tokenizer.single", &spec->single},       {"tokenizer.single_types", &spec->single_types},
+               {"tokenizer.pair", &spec->pair},           {"tokenizer.pair_types", &spec->pair_types}};
+  for (const auto &list : lists)
+    if (const rs_status status = read_i64s(model, list.key, list.value)) return status;
+  // Nothing here reads these, but others will.
+  for (const char *key : {"tokenizer.pad_id", "tokenizer.cls_id", "tokenizer.sep_id", "tokenizer.mask_id"}) {
+    rs_meta id;
+    if (rs_model_meta(model, key, &id) != RS_OK) continue;
+    if (const rs_status status = read_meta(model, key, RS_META_I64, "an integer", &id)) return status;
+    if (const rs_status status = check_id(*spec, key, id.i64)) return status;
+  }
+  return RS_OK;
+}
+
+}  // namespace
+
+void rs_tokenizer_scratch_free::operator()(rs_tokenizer_scratch *p) const { delete p; }
+
+rs_tokenizer_scratch_ptr rs_tokenizer_scratch_new() { return rs_tokenizer_scratch_ptr(new rs_tokenizer_scratch); }
+
+rs_status rs_tokenizer_create(const rs_tokenizer_spec &spec, rs_tokenizer **out) {
+  *out = nullptr;
+  try {
+    auto t = std::make_unique<rs_tokenizer>();
+    if (const rs_status status = create(spec, t.get())) return status;
+    *out = t.release();
+    return RS_OK;
+  } catch (const std::bad_alloc &) {
+    return rs_fail(RS_ERR_MEMORY, "no memory for a vocabulary of %zu tokens", spec.tokens.size());
+  }
+}
+
+rs_status rs_tokenizer_load(const rs_model *model, rs_tokenizer **out) {
+  *out = nullptr;
+  try {
+    rs_tokenizer_spec spec;
+    if (const rs_status status = read_spec(model, &spec)) return status;
+    return rs_tokenizer_create(spec, out);
+  } catch (const std::bad_alloc &) {
+    return rs_fail(RS_ERR_MEMORY, "no memory for the vocabulary");
+  }
+}
+
+void rs_tokenizer_free(rs_tokenizer *t) { delete t; }
+
+rs_status rs_tokenizer_encode(const rs_tokenizer *t, rs_tokenizer_scratch *scratch, rs_text text, rs_tokens *out) {
+  if (!text.data && text.length) return rs_fail(RS_ERR_ARGUMENT, "the text is NULL");
+  const std::string_view s(text.data ? text.data : "", text.length == RS_NUL_TERMINATED ? strlen(text.data) : text.length);
+  if (s.size() > std::numeric_limits<uint32_t>::max()) return rs_fail(RS_ERR_LIMIT, "the text has %zu bytes, allowed are 4 GiB", s.size());
+  const size_t valid = valid_utf8_prefix(s);
+  if (valid < s.size()) return rs_fail(RS_ERR_TEXT, "invalid UTF-8 at byte %zu (0x%02x)", valid, static_cast<uint8_t>(s[valid]));
+  const size_t before = out->ids.size();
+  try {
+    encoder(*t, *scratch, s, out).run();
+    out->type_ids.resize(out->ids.size(), 0);
+    return RS_OK;
+  } catch (const std::bad_alloc &) {
+    out->ids.resize(before);
+    out->type_ids.resize(before);
+    out->spans.resize(before);
+    return rs_fail(RS_ERR_MEMORY, "no memory for the tokens of %zu bytes of text", s.size());
+  }
+}
+
+void rs_tokenizer_template(const rs_tokenizer *t, const rs_tokens &a, size_t a_begin, size_t a_end, const rs_tokens *b, rs_tokens *out) {
+  const auto copy = [out](const rs_tokens &from, size_t begin, size_t end, int32_t type_id) {
+    out->ids.insert(out->ids.end(), from.ids.begin() + static_cast<ptrdiff_t>(begin), from.ids.begin() + static_cast<ptrdiff_t>(end));
+    out->spans.insert(out->spans.end(), from.spans.begin() + static_cast<ptrdiff_t>(begin), from.spans.begin() + static_cast<ptrdiff_t>(end));
+    out->type_ids.insert(out->type_ids.end(), end - begin, type_id);
+  };
+  for (const template_token &token : b ? t->pair : t->single) {
+    if (token.id == text_slot) {
+      copy(a, a_begin, a_end, token.type_id);
+    } else if (token.id == pair_slot) {
+      copy(*b, 0, b->ids.size(), token.type_id);
+    } else {
+      out->ids.push_back(token.id);
+      out->spans.push_back({0, 0});
+      out->type_ids.push_back(token.type_id);
+    }
+  }
+}
+
+size_t rs_tokenizer_special(const rs_tokenizer *t, bool pair) { return pair ? t->pair.size() - 2 : t->single.size() - 1; }
+
+size_t rs_tokenizer_vocab(const rs_tokenizer *t) { return t->offsets.size(); }
+
+const char *rs_tokenizer_token(const rs_tokenizer *t, int32_t id) {
+  return id >= 0 && static_cast<size_t>(id) < t->offsets.size() ? t->text.data() + t->offsets[static_cast<size_t>(id)] : nullptr;
+}

@@ -1,0 +1,3434 @@
+// rs.cpp: the runtime.  rs.h is its manual; docs/design.md tells how the parts fit together.
+//
+// Contents
+//    1  limits and target macros
+//    2  status, last error
+//    3  checked arithmetic, CRC32C
+//    4  types and blocks: how each (type, layout) is stored
+//    5  reference kernels: scalar, always built, the oracle of the tests
+//    6  ISA kernels: AVX2
+//    7  CPU detection, kernel table
+//    8  threads
+//    9  graph: tensors, builders
+//   10  operators, one block each
+//   11  graph: validate, plan, run, profile
+//   12  weight file: reader
+//   13  weight file: writer
+//   14  model
+//   15  session: texts to vectors
+
+#include "rs.h"
+
+#include "models/models.h"
+#include "models/status.h"
+#include "models/text.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <cfloat>
+#include <climits>
+#include <cmath>
+#include <cstdarg>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <ctime>
+#include <memory>
+#include <new>
+#include <string>
+#include <vector>
+
+#include <fcntl.h>
+#include <sched.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+// ================================================================================ 1  limits and target macros
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#define RS_X86 1
+#define RS_AVX2 __attribute__((target("avx2,fma,f16c")))
+#define RS_SSE42 __attribute__((target("sse4.2")))
+#endif
+
+#if !defined(__BYTE_ORDER__) || __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "the weight file is little-endian and used in place; this machine is not"
+#endif
+
+namespace {
+
+// Limits are generous for any encoder that exists, and small enough that products of a few stay far from overflow.
+constexpr int64_t max_dim = int64_t(1) << 31;      // of a tensor
+constexpr int64_t max_features = 65536;            // K of a linear layer: keeps int32 sums of u8 x s8 exact
+constexpr uint64_t max_entries = 65536;            // tensors, metadata keys
+constexpr size_t max_key = 255;                    // bytes
+constexpr int max_threads = 256;
+constexpr int max_sources = 4;                     // inputs of an operator
+constexpr size_t align_data = 64;                  // a cache line, and the widest vector
+
+constexpr int panel_n = 16;     // output channels of a panel
+constexpr int panel_k = 4;      // input features that lie together: one 32-bit lane of a dot product
+constexpr int group_k = 32;     // input features that share a W4 scale, and what K is padded to
+
+}  // namespace
+
+// ================================================================================ 2  status, last error
+
+namespace {
+thread_local char last_error[1024] = "no error";
+}
+
+rs_status rs_fail(rs_status status, const char *format, ...) {
+  va_list args;
+  va_start(args, format);
+  char text[sizeof last_error];  // apart from last_error, which may be among the arguments
+  vsnprintf(text, sizeof text, format, args);
+  va_end(args);
+  for (char *p = text; *p; p++)
+    if (static_cast<unsigned char>(*p) < 0x20 || *p == 0x7f) *p = '?';  // names from a file must not break the line
+  memcpy(last_error, text, sizeof text);
+  return status;
+}
+
+const char *rs_last_error(void) { return last_error; }
+const char *rs_version(void) { return RS_VERSION; }
+
+const char *rs_status_name(rs_status status) {
+  switch (status) {
+    case RS_OK: return "ok";
+    case RS_ERR_ARGUMENT: return "argument error";
+    case RS_ERR_IO: return "i/o error";
+    case RS_ERR_FORMAT: return "format error";
+    case RS_ERR_UNSUPPORTED: return "unsupported";
+    case RS_ERR_LIMIT: return "limit exceeded";
+    case RS_ERR_MEMORY: return "out of memory";
+    case RS_ERR_TEXT: return "text error";
+    case RS_ERR_NUMERIC: return "numeric error";
+    case RS_ERR_NOT_FOUND: return "not found";
+  }
+  return "unknown status";
+}
+
+namespace {
+
+// The C++ library may throw (std::bad_alloc above all); nothing leaves the API.
+template <class F>
+rs_status guarded(F f) {
+  try {
+    return f();
+  } catch (const std::bad_alloc &) {
+    return rs_fail(RS_ERR_MEMORY, "out of memory");
+  } catch (const std::exception &e) {
+    return rs_fail(RS_ERR_MEMORY, "internal: %s", e.what());
+  }
+}
+
+#define RS_CHECK(call)                      \
+  do {                                      \
+    const rs_status status_ = (call);       \
+    if (status_ != RS_OK) return status_;   \
+  } while (0)
+
+// Parameter structs of callers: copy the fields that the caller's version of the struct has, leave the others at zero.
+template <class P>
+rs_status read_params(const P *params, const char *what, P *out) {
+  memset(static_cast<void *>(out), 0, sizeof *out);
+  out->size = sizeof *out;
+  if (!params) return RS_OK;
+  if (params->size < sizeof(uint32_t)) return rs_fail(RS_ERR_ARGUMENT, "%s.size is %u: set it to sizeof(%s)", what, params->size, what);
+  memcpy(static_cast<void *>(out), params, std::min<size_t>(params->size, sizeof *out));
+  return RS_OK;
+}
+
+std::string shape_text(int rank, const int64_t *shape) {
+  std::string s = "[";
+  for (int i = 0; i < rank; i++) {
+    if (i) s += ',';
+    switch (shape[i]) {
+      case RS_DIM_TOKENS: s += 'T'; break;
+      case RS_DIM_SEQUENCES: s += 'B'; break;
+      case RS_DIM_CU_SEQLENS: s += "B+1"; break;
+      default: s += std::to_string(shape[i]);
+    }
+  }
+  return s + "]";
+}
+
+}  // namespace
+
+// ================================================================================ 3  checked arithmetic, CRC32C
+
+namespace {
+
+bool mul_overflows(size_t a, size_t b, size_t *out) { return __builtin_mul_overflow(a, b, out); }
+
+// For sizes that are already known to be small against SIZE_MAX.
+constexpr size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// CRC32C (Castagnoli, reflected polynomial 0x82f63b78), eight bytes a step by tables.
+struct crc_tables {
+  uint32_t t[8][256];
+  crc_tables() {
+    for (uint32_t i = 0; i < 256; i++) {
+      uint32_t c = i;
+      for (int k = 0; k < 8; k++) c = (c >> 1) ^ (0x82f63b78u & (0u - (c & 1)));
+      t[0][i] = c;
+    }
+    for (int j = 1; j < 8; j++)
+      for (uint32_t i = 0; i < 256; i++) t[j][i] = (t[j - 1][i] >> 8) ^ t[0][t[j - 1][i] & 255];
+  }
+};
+
+uint32_t crc32c_tables(uint32_t crc, const unsigned char *p, size_t n) {
+  static const crc_tables tables;
+  const auto &t = tables.t;
+  for (; n >= 8; n -= 8, p += 8) {
+    uint64_t v;
+    memcpy(&v, p, 8);
+    v ^= crc;
+    crc = t[7][v & 255] ^ t[6][v >> 8 & 255] ^ t[5][v >> 16 & 255] ^ t[4][v >> 24 & 255] ^ t[3][v >> 32 & 255] ^
+          t[2][v >> 40 & 255] ^ t[1][v >> 48 & 255] ^ t[0][v >> 56];
+  }
+  for (; n; n--, p++) crc = (crc >> 8) ^ t[0][(crc ^ *p) & 255];
+  return crc;
+}
+
+#ifdef RS_X86
+RS_SSE42 uint32_t crc32c_sse42(uint32_t crc, const unsigned char *p, size_t n) {
+  uint64_t c = crc;
+  for (; n >= 8; n -= 8, p += 8) {
+    uint64_t v;
+    memcpy(&v, p, 8);
+    c = _mm_crc32_u64(c, v);
+  }
+  for (; n; n--, p++) c = _mm_crc32_u8(static_cast<uint32_t>(c), *p);
+  return static_cast<uint32_t>(c);
+}
+#endif
+
+// Of `n` bytes at `data`, going on from `crc` (0 to begin).
+uint32_t crc32c(uint32_t crc, const void *data, size_t n) {
+  const auto *p = static_cast<const unsigned char *>(data);
+#ifdef RS_X86
+  static const bool has_sse42 = __builtin_cpu_supports("sse4.2");
+  if (has_sse42) return ~crc32c_sse42(~crc, p, n);
+#endif
+  return ~crc32c_tables(~crc, p, n);
+}
+
+}  // namespace
+
+// ================================================================================ 4  types and blocks
+//
+// Where the bytes of each (type, layout) lie.  One codec says how many bytes there are, how f32 values are encoded and decoded,
+// and what a file must fulfil.  Np and Kp are N and K rounded up to 16 and 32.
+//
+//   f32, f16, i32 rows     row major, nothing else
+//   w8 rows                each row: f32 scale, K int8
+//   w4 rows                each row: f32 scale, Kp/32 u8 multipliers, Kp/2 bytes of nibbles (low nibble: even k)
+//   f32, f16 panels        [Np/16][Kp][16]
+//   w8 panels              int8 [Np/16][Kp/4][16][4], then f32 scale [Np], then i32 column sum [Np]
+//   w4 panels              nibbles [Np/16][Kp/4][32 bytes: low nibbles are channels 0-7, high nibbles channels 8-15, each x 4 k],
+//                          u8 multiplier [Np/16][Kp/32][16], f32 scale [Np], i32 column sum [Np]
+//
+// w8: value = scale[n] w.  The AVX2 product vpmaddubsw adds two neighbouring u8 x s8 products in 16 bits.  It stays exact where two
+//     neighbours (k = 2i, 2i + 1) of the same sign have |w| + |w'| <= 128, since 255 * 128 < 2^15.  So weights use all of
+//     [-127, 127], and the encoder picks scales that make the few pairs over the limit cost least.
+// w4: value = scale[n] m[g,n] w with w in [-8, 7] and m in [1, 255]: the scale of a group is an integer multiple of the row's, so
+//     that a whole dot product is one exact integer, the same on every ISA.  On AVX2 the multiplication is free: vpmaddwd, which
+//     widens a group's 16-bit sums anyway, multiplies by m instead of by one.  2 * 255 * 8 * 8 steps = 32,640 < 2^15.
+// The column sum is sum over k of m w: it takes the zero point of the activations out of the product.
+
+namespace {
+
+float half_to_float(uint16_t h) {
+  const uint32_t sign = uint32_t(h & 0x8000) << 16, exponent = h >> 10 & 31, mantissa = h & 1023;
+  uint32_t bits;
+  if (exponent == 31)
+    bits = sign | 0x7f800000 | mantissa << 13;
+  else if (exponent)
+    bits = sign | (exponent + 112) << 23 | mantissa << 13;
+  else {  // subnormal: exact as an integer times 2^-24
+    const float f = std::ldexp(static_cast<float>(mantissa), -24);
+    return sign ? -f : f;
+  }
+  float f;
+  memcpy(&f, &bits, 4);
+  return f;
+}
+
+// Round to nearest even; too large becomes infinity, which the encoder refuses.
+uint16_t float_to_half(float f) {
+  uint32_t bits;
+  memcpy(&bits, &f, 4);
+  const uint16_t sign = static_cast<uint16_t>(bits >> 16 & 0x8000);
+  const uint32_t magnitude = bits & 0x7fffffff;
+  if (magnitude > 0x7f800000) return sign | 0x7e00;
+  if (magnitude >= 0x47800000) return sign | 0x7c00;  // 65536 and more
+  if (magnitude < 0x38800000) {                        // below the smallest normal: an integer times 2^-24
+    float a;
+    memcpy(&a, &magnitude, 4);
+    return sign | static_cast<uint16_t>(std::lrint(std::ldexp(a, 24)));
+  }
+  const uint32_t rounded = magnitude + 0xfff + (magnitude >> 13 & 1);
+  return sign | static_cast<uint16_t>((rounded >> 13) - (112 << 10));
+}
+
+struct matrix {  // a tensor as rows of `k` values
+  size_t n, k;
+  size_t np() const { return round_up(n, panel_n); }
+  size_t kp() const { return round_up(k, group_k); }
+};
+
+rs_status as_matrix(int rank, const int64_t *shape, matrix *out) {
+  if (rank < 1 || rank > RS_MAX_RANK) return rs_fail(RS_ERR_ARGUMENT, "rank %d, expected 1 to %d", rank, RS_MAX_RANK);
+  size_t n = 1;
+  for (int i = 0; i < rank; i++) {
+    if (shape[i] < 1 || shape[i] > max_dim) return rs_fail(RS_ERR_ARGUMENT, "shape %s: dimension %d is out of range", shape_text(rank, shape).c_str(), i);
+    if (i + 1 < rank && mul_overflows(n, static_cast<size_t>(shape[i]), &n))
+      return rs_fail(RS_ERR_ARGUMENT, "shape %s is too large", shape_text(rank, shape).c_str());
+  }
+  *out = {n, static_cast<size_t>(shape[rank - 1])};
+  return RS_OK;
+}
+
+// Sections of a quantized matrix; 64-byte aligned because Np and Kp are multiples of 16 and 32.
+struct w8_panels {
+  const int8_t *w;
+  const float *scale;
+  const int32_t *colsum;
+  w8_panels(const void *data, matrix m)
+      : w(static_cast<const int8_t *>(data)),
+        scale(reinterpret_cast<const float *>(w + m.np() * m.kp())),
+        colsum(reinterpret_cast<const int32_t *>(scale + m.np())) {}
+};
+struct w4_panels {
+  const uint8_t *w, *mult;
+  const float *scale;
+  const int32_t *colsum;
+  w4_panels(const void *data, matrix m)
+      : w(static_cast<const uint8_t *>(data)),
+        mult(w + m.np() * m.kp() / 2),
+        scale(reinterpret_cast<const float *>(mult + m.np() * m.kp() / group_k)),
+        colsum(reinterpret_cast<const int32_t *>(scale + m.np())) {}
+};
+
+size_t w8_at(matrix m, size_t n, size_t k) { return (n / panel_n * (m.kp() / panel_k) + k / panel_k) * 64 + n % panel_n * panel_k + k % panel_k; }
+size_t w4_byte(matrix m, size_t n, size_t k) { return (n / panel_n * (m.kp() / panel_k) + k / panel_k) * 32 + n % 8 * panel_k + k % panel_k; }
+unsigned w4_shift(size_t n) { return n % panel_n < 8 ? 0 : 4; }
+size_t w4_mult_at(matrix m, size_t n, size_t g) { return (n / panel_n * (m.kp() / group_k) + g) * panel_n + n % panel_n; }
+
+// ---- quantizers: one row of f32 weights to integers
+
+float max_abs(const float *x, size_t n) {
+  float m = 0;
+  for (size_t i = 0; i < n; i++) m = std::max(m, std::fabs(x[i]));
+  return m;
+}
+
+int round_clamp(float v, int lo, int hi) { return static_cast<int>(std::lrint(std::min(std::max(v, float(lo)), float(hi)))); }
+
+// Two neighbours that would overflow 16 bits with two activations of 255: take the excess from both, half and half.
+void limit_pair(int *a, int *b) {
+  if ((*a > 0) != (*b > 0)) return;
+  const int sign = *a > 0 ? 1 : -1, excess = std::abs(*a) + std::abs(*b) - 128;
+  if (excess <= 0) return;
+  const int x = std::min(excess / 2 + (std::abs(*a) > std::abs(*b) ? excess % 2 : 0), std::abs(*a));
+  *a -= sign * x;
+  *b -= sign * (excess - x);
+}
+
+// int8 with the pair limit of section 4.  The scale is searched between the one that uses 127 steps, where some pairs are clipped,
+// and the one that uses 63, where none is.  Returns the scale; padding is the caller's.
+float quantize_row_w8(const float *x, size_t k, int8_t *q) {
+  const float top = max_abs(x, k);
+  if (top == 0) {
+    memset(q, 0, k);
+    return 1;
+  }
+  std::vector<int> w(k + 1);
+  const auto encode = [&](float scale) {
+    const float inverse = 1 / scale;
+    for (size_t i = 0; i < k; i++) w[i] = round_clamp(x[i] * inverse, -127, 127);
+    w[k] = 0;
+    for (size_t i = 0; i < k; i += 2) limit_pair(&w[i], &w[i + 1]);
+    double error = 0;
+    for (size_t i = 0; i < k; i++) {
+      const double e = double(x[i]) - double(scale) * w[i];
+      error += e * e;
+    }
+    return error;
+  };
+  float best_scale = 0;
+  double best = INFINITY;
+  for (int steps = 63; steps <= 140; steps++) {  // over 127: the largest weights are clipped for finer steps elsewhere
+    const float scale = top / static_cast<float>(steps);
+    const double error = encode(scale);
+    if (error < best) best = error, best_scale = scale;
+  }
+  encode(best_scale);
+  for (size_t i = 0; i < k; i++) q[i] = static_cast<int8_t>(w[i]);
+  return best_scale;
+}
+
+// The scale in s * [-8, 7] that fits `x` best: a grid around max/7, each refined once by least squares.
+float best_scale_w4(const float *x, size_t k) {
+  const float top = max_abs(x, k);
+  if (top == 0) return 0;
+  float best_scale = top / 7;
+  double best = INFINITY;
+  for (int i = 0; i <= 24; i++) {
+    float scale = top / (5.5f + 0.15f * static_cast<float>(i));
+    double xq = 0, qq = 0, xx = 0;
+    for (size_t j = 0; j < k; j++) {
+      const double q = round_clamp(x[j] / scale, -8, 7);
+      xq += double(x[j]) * q, qq += q * q, xx += double(x[j]) * x[j];
+    }
+    if (qq == 0) continue;
+    const double error = xx - xq * xq / qq;  // of the least squares scale xq / qq for these integers
+    if (error < best) best = error, best_scale = static_cast<float>(xq / qq);
+  }
+  return best_scale;
+}
+
+// int4 with a multiplier each group of 32: m_g scale ~ the group's own best scale.  m is limited so that no sum over K of
+// u8 x w x m leaves int32.
+float quantize_row_w4(const float *x, size_t k, int8_t *q, uint8_t *mult) {
+  const size_t groups = ceil_div(static_cast<int64_t>(k), group_k);
+  const int m_max = static_cast<int>(std::min<int64_t>(255, INT32_MAX / (255 * 8 * static_cast<int64_t>(groups) * group_k)));
+  std::vector<float> own(groups);
+  float top = 0;
+  for (size_t g = 0; g < groups; g++) {
+    own[g] = best_scale_w4(x + g * group_k, std::min<size_t>(group_k, k - g * group_k));
+    top = std::max(top, own[g]);
+  }
+  if (top == 0) {
+    memset(q, 0, k);
+    memset(mult, 1, groups);
+    return 1;
+  }
+  const float scale = top / static_cast<float>(m_max);
+  for (size_t g = 0; g < groups; g++) {
+    mult[g] = static_cast<uint8_t>(round_clamp(own[g] / scale, 1, m_max));
+    const float inverse = 1 / (scale * static_cast<float>(mult[g]));
+    for (size_t j = g * group_k; j < std::min(k, (g + 1) * group_k); j++) q[j] = static_cast<int8_t>(round_clamp(x[j] * inverse, -8, 7));
+  }
+  return scale;
+}
+
+// ---- codecs
+
+bool all_finite(const float *x, size_t n) {
+  for (size_t i = 0; i < n; i++)
+    if (!std::isfinite(x[i])) return false;
+  return true;
+}
+
+// What of a stored tensor is wrong, or nullptr.  `deep`: look at every weight, not only at scales.
+using codec_check = const char *(*)(const void *data, matrix m, bool deep);
+
+const char *check_scales(const float *scale, size_t n) {
+  for (size_t i = 0; i < n; i++)
+    if (!(scale[i] > 0) || !std::isfinite(scale[i])) return "a scale is not finite and positive";
+  return nullptr;
+}
+
+size_t f32_rows_bytes(matrix m) { return m.n * m.k * 4; }
+void f32_rows_encode(const float *src, matrix m, void *dst) { memcpy(dst, src, m.n * m.k * 4); }
+void f32_rows_decode(const void *src, matrix m, float *dst) { memcpy(dst, src, m.n * m.k * 4); }
+const char *f32_rows_check(const void *data, matrix m, bool deep) {
+  if (!deep && m.n > 1) return nullptr;  // vectors always, tables only when asked
+  return all_finite(static_cast<const float *>(data), m.n * m.k) ? nullptr : "a value is NaN or infinite";
+}
+
+size_t f16_rows_bytes(matrix m) { return m.n * m.k * 2; }
+void f16_rows_encode(const float *src, matrix m, void *dst) {
+  auto *d = static_cast<uint16_t *>(dst);
+  for (size_t i = 0; i < m.n * m.k; i++) d[i] = float_to_half(src[i]);
+}
+void f16_rows_decode(const void *src, matrix m, float *dst) {
+  const auto *s = static_cast<const uint16_t *>(src);
+  for (size_t i = 0; i < m.n * m.k; i++) dst[i] = half_to_float(s[i]);
+}
+bool halves_finite(const void *data, size_t n) {
+  const auto *h = static_cast<const uint16_t *>(data);
+  for (size_t i = 0; i < n; i++)
+    if ((h[i] & 0x7c00) == 0x7c00) return false;
+  return true;
+}
+const char *f16_rows_check(const void *data, matrix m, bool deep) {
+  return !deep || halves_finite(data, m.n * m.k) ? nullptr : "a value is NaN or infinite";
+}
+
+size_t w8_rows_stride(matrix m) { return 4 + m.k; }
+size_t w8_rows_bytes(matrix m) { return m.n * w8_rows_stride(m); }
+void w8_rows_encode(const float *src, matrix m, void *dst) {
+  for (size_t i = 0; i < m.n; i++) {
+    char *row = static_cast<char *>(dst) + i * w8_rows_stride(m);
+    const float *x = src + i * m.k, top = max_abs(x, m.k), scale = top > 0 ? top / 127 : 1;
+    memcpy(row, &scale, 4);
+    for (size_t j = 0; j < m.k; j++) row[4 + j] = static_cast<char>(round_clamp(x[j] / scale, -127, 127));
+  }
+}
+void w8_rows_decode(const void *src, matrix m, float *dst) {
+  for (size_t i = 0; i < m.n; i++) {
+    const auto *row = static_cast<const signed char *>(src) + i * w8_rows_stride(m);
+    float scale;
+    memcpy(&scale, row, 4);
+    for (size_t j = 0; j < m.k; j++) dst[i * m.k + j] = scale * static_cast<float>(row[4 + j]);
+  }
+}
+const char *row_scales_check(const void *data, size_t n, size_t stride) {
+  for (size_t i = 0; i < n; i++) {
+    float scale;
+    memcpy(&scale, static_cast<const char *>(data) + i * stride, 4);
+    if (const char *wrong = check_scales(&scale, 1)) return wrong;
+  }
+  return nullptr;
+}
+const char *w8_rows_check(const void *data, matrix m, bool deep) { return deep ? row_scales_check(data, m.n, w8_rows_stride(m)) : nullptr; }
+
+size_t w4_rows_stride(matrix m) { return 4 + m.kp() / group_k + m.kp() / 2; }
+size_t w4_rows_bytes(matrix m) { return m.n * w4_rows_stride(m); }
+void w4_rows_encode(const float *src, matrix m, void *dst) {
+  std::vector<int8_t> q(m.kp());
+  for (size_t i = 0; i < m.n; i++) {
+    auto *row = static_cast<uint8_t *>(dst) + i * w4_rows_stride(m), *nibbles = row + 4 + m.kp() / group_k;
+    const float scale = quantize_row_w4(src + i * m.k, m.k, q.data(), row + 4);
+    memcpy(row, &scale, 4);
+    for (size_t j = 0; j < m.kp(); j += 2) nibbles[j / 2] = static_cast<uint8_t>((q[j] + 8) | (q[j + 1] + 8) << 4);
+  }
+}
+void w4_rows_decode(const void *src, matrix m, float *dst) {
+  for (size_t i = 0; i < m.n; i++) {
+    const auto *row = static_cast<const uint8_t *>(src) + i * w4_rows_stride(m), *nibbles = row + 4 + m.kp() / group_k;
+    float scale;
+    memcpy(&scale, row, 4);
+    for (size_t j = 0; j < m.k; j++)
+      dst[i * m.k + j] = scale * static_cast<float>(row[4 + j / group_k]) * static_cast<float>((nibbles[j / 2] >> (j % 2 * 4) & 15) - 8);
+  }
+}
+const char *w4_rows_check(const void *data, matrix m, bool deep) { return deep ? row_scales_check(data, m.n, w4_rows_stride(m)) : nullptr; }
+
+size_t f32_panels_bytes(matrix m) { return m.np() * m.kp() * 4; }
+size_t float_panel_at(matrix m, size_t n, size_t k) { return (n / panel_n * m.kp() + k) * panel_n + n % panel_n; }
+void f32_panels_encode(const float *src, matrix m, void *dst) {
+  auto *d = static_cast<float *>(dst);
+  memset(dst, 0, f32_panels_bytes(m));
+  for (size_t i = 0; i < m.n; i++)
+    for (size_t j = 0; j < m.k; j++) d[float_panel_at(m, i, j)] = src[i * m.k + j];
+}
+void f32_panels_decode(const void *src, matrix m, float *dst) {
+  const auto *s = static_cast<const float *>(src);
+  for (size_t i = 0; i < m.n; i++)
+    for (size_t j = 0; j < m.k; j++) dst[i * m.k + j] = s[float_panel_at(m, i, j)];
+}
+const char *f32_panels_check(const void *data, matrix m, bool deep) {
+  return !deep || all_finite(static_cast<const float *>(data), m.np() * m.kp()) ? nullptr : "a value is NaN or infinite";
+}
+
+size_t f16_panels_bytes(matrix m) { return m.np() * m.kp() * 2; }
+void f16_panels_encode(const float *src, matrix m, void *dst) {
+  auto *d = static_cast<uint16_t *>(dst);
+  memset(dst, 0, f16_panels_bytes(m));
+  for (size_t i = 0; i < m.n; i++)
+    for (size_t j = 0; j < m.k; j++) d[float_panel_at(m, i, j)] = float_to_half(src[i * m.k + j]);
+}
+void f16_panels_decode(const void *src, matrix m, float *dst) {
+  const auto *s = static_cast<const uint16_t *>(src);
+  for (size_t i = 0; i < m.n; i++)
+    for (size_t j = 0; j < m.k; j++) dst[i * m.k + j] = half_to_float(s[float_panel_at(m, i, j)]);
+}
+const char *f16_panels_check(const void *data, matrix m, bool deep) {
+  return !deep || halves_finite(data, m.np() * m.kp()) ? nullptr : "a value is NaN or infinite";
+}
+
+size_t w8_panels_bytes(matrix m) { return m.np() * m.kp() + m.np() * 8; }
+void w8_panels_encode(const float *src, matrix m, void *dst) {
+  memset(dst, 0, w8_panels_bytes(m));
+  auto *w = static_cast<int8_t *>(dst);
+  auto *scale = reinterpret_cast<float *>(w + m.np() * m.kp());
+  auto *colsum = reinterpret_cast<int32_t *>(scale + m.np());
+  std::vector<int8_t> q(m.k);
+  std::fill(scale, scale + m.np(), 1.0f);
+  for (size_t i = 0; i < m.n; i++) {
+    scale[i] = quantize_row_w8(src + i * m.k, m.k, q.data());
+    for (size_t j = 0; j < m.k; j++) w[w8_at(m, i, j)] = q[j], colsum[i] += q[j];
+  }
+}
+void w8_panels_decode(const void *src, matrix m, float *dst) {
+  const w8_panels p(src, m);
+  for (size_t i = 0; i < m.n; i++)
+    for (size_t j = 0; j < m.k; j++) dst[i * m.k + j] = p.scale[i] * static_cast<float>(p.w[w8_at(m, i, j)]);
+}
+const char *w8_panels_check(const void *data, matrix m, bool deep) {
+  const w8_panels p(data, m);
+  if (const char *wrong = check_scales(p.scale, m.np())) return wrong;
+  if (!deep) return nullptr;
+  for (size_t i = 0; i < m.np(); i++) {
+    int32_t sum = 0;
+    for (size_t j = 0; j < m.kp(); j += 2) {
+      int a = p.w[w8_at(m, i, j)], b = p.w[w8_at(m, i, j + 1)], a0 = a, b0 = b;
+      limit_pair(&a, &b);
+      if (a != a0 || b != b0) return "a pair of weights is over the limit";
+      if (a == -128 || b == -128) return "a weight is outside [-127, 127]";
+      sum += a + b;
+    }
+    if (sum != p.colsum[i]) return "a column sum does not match its weights";
+  }
+  return nullptr;
+}
+
+size_t w4_panels_bytes(matrix m) { return m.np() * m.kp() / 2 + m.np() * m.kp() / group_k + m.np() * 8; }
+void w4_panels_encode(const float *src, matrix m, void *dst) {
+  const size_t groups = m.kp() / group_k;
+  auto *w = static_cast<uint8_t *>(dst), *mult = w + m.np() * m.kp() / 2;
+  auto *scale = reinterpret_cast<float *>(mult + m.np() * groups);
+  auto *colsum = reinterpret_cast<int32_t *>(scale + m.np());
+  memset(w, 0x88, m.np() * m.kp() / 2);  // nibble 8 stands for weight 0
+  memset(mult, 1, m.np() * groups);
+  std::fill(scale, scale + m.np(), 1.0f);
+  std::fill(colsum, colsum + m.np(), 0);
+  std::vector<int8_t> q(m.k);
+  std::vector<uint8_t> row_mult(groups);
+  for (size_t i = 0; i < m.n; i++) {
+    scale[i] = quantize_row_w4(src + i * m.k, m.k, q.data(), row_mult.data());
+    for (size_t g = 0; g < groups; g++) mult[w4_mult_at(m, i, g)] = row_mult[g];
+    for (size_t j = 0; j < m.k; j++) {
+      uint8_t &byte = w[w4_byte(m, i, j)];
+      byte = static_cast<uint8_t>((byte & (0xf0 >> w4_shift(i))) | (q[j] + 8) << w4_shift(i));
+      colsum[i] += q[j] * row_mult[j / group_k];
+    }
+  }
+}
+int w4_value(const w4_panels &p, matrix m, size_t n, size_t k) { return (p.w[w4_byte(m, n, k)] >> w4_shift(n) & 15) - 8; }
+void w4_panels_decode(const void *src, matrix m, float *dst) {
+  const w4_panels p(src, m);
+  for (size_t i = 0; i < m.n; i++)
+    for (size_t j = 0; j < m.k; j++)
+      dst[i * m.k + j] = p.scale[i] * static_cast<float>(p.mult[w4_mult_at(m, i, j / group_k)]) * static_cast<float>(w4_value(p, m, i, j));
+}
+const char *w4_panels_check(const void *data, matrix m, bool deep) {
+  const w4_panels p(data, m);
+  if (const char *wrong = check_scales(p.scale, m.np())) return wrong;
+  if (!deep) return nullptr;
+  for (size_t i = 0; i < m.np(); i++) {
+    int64_t sum = 0, most = 0;
+    for (size_t j = 0; j < m.kp(); j++) {
+      const int v = w4_value(p, m, i, j) * p.mult[w4_mult_at(m, i, j / group_k)];
+      sum += v, most += std::abs(v);
+    }
+    if (most * 255 > INT32_MAX) return "a channel's weights can overflow a 32-bit sum";
+    if (sum != p.colsum[i]) return "a column sum does not match its weights";
+  }
+  return nullptr;
+}
+
+size_t i32_rows_bytes(matrix m) { return m.n * m.k * 4; }
+const char *i32_rows_check(const void *, matrix, bool) { return nullptr; }
+
+struct codec {
+  rs_type type;
+  rs_layout layout;
+  size_t widest;  // bytes an element at most, padding aside: for the overflow check
+  size_t (*bytes)(matrix);
+  void (*encode)(const float *, matrix, void *);        // nullptr: not from f32
+  void (*decode)(const void *, matrix, float *);
+  codec_check check;
+  size_t (*row_stride)(matrix);  // tables whose rows can be read one by one; else nullptr
+};
+
+size_t f32_rows_stride(matrix m) { return m.k * 4; }
+size_t f16_rows_stride(matrix m) { return m.k * 2; }
+
+constexpr codec codecs[] = {
+    {RS_F32, RS_ROWS, 4, f32_rows_bytes, f32_rows_encode, f32_rows_decode, f32_rows_check, f32_rows_stride},
+    {RS_F16, RS_ROWS, 2, f16_rows_bytes, f16_rows_encode, f16_rows_decode, f16_rows_check, f16_rows_stride},
+    {RS_I32, RS_ROWS, 4, i32_rows_bytes, nullptr, nullptr, i32_rows_check, nullptr},
+    {RS_W8, RS_ROWS, 5, w8_rows_bytes, w8_rows_encode, w8_rows_decode, w8_rows_check, w8_rows_stride},
+    {RS_W4, RS_ROWS, 5, w4_rows_bytes, w4_rows_encode, w4_rows_decode, w4_rows_check, w4_rows_stride},
+    {RS_F32, RS_PANELS, 4, f32_panels_bytes, f32_panels_encode, f32_panels_decode, f32_panels_check, nullptr},
+    {RS_F16, RS_PANELS, 2, f16_panels_bytes, f16_panels_encode, f16_panels_decode, f16_panels_check, nullptr},
+    {RS_W8, RS_PANELS, 9, w8_panels_bytes, w8_panels_encode, w8_panels_decode, w8_panels_check, nullptr},
+    {RS_W4, RS_PANELS, 9, w4_panels_bytes, w4_panels_encode, w4_panels_decode, w4_panels_check, nullptr},
+};
+
+const char *layout_name(rs_layout layout) { return layout == RS_PANELS ? "panels" : "rows"; }
+
+// The codec of a tensor and its shape as a matrix, with every limit checked before anything is multiplied out.
+rs_status find_codec(rs_type type, rs_layout layout, int rank, const int64_t *shape, const codec **out, matrix *m) {
+  RS_CHECK(as_matrix(rank, shape, m));
+  for (const codec &c : codecs) {
+    if (c.type != type || c.layout != layout) continue;
+    if (layout == RS_PANELS && (rank != 2 || shape[1] > max_features))
+      return rs_fail(RS_ERR_ARGUMENT, "shape %s: panels need [N,K] with K <= %lld", shape_text(rank, shape).c_str(), static_cast<long long>(max_features));
+    size_t bytes;
+    if (mul_overflows(m->n + panel_n, m->k + group_k, &bytes) || mul_overflows(bytes, c.widest, &bytes) || bytes > SIZE_MAX / 2)
+      return rs_fail(RS_ERR_ARGUMENT, "shape %s is too large", shape_text(rank, shape).c_str());
+    *out = &c;
+    return RS_OK;
+  }
+  return rs_fail(RS_ERR_ARGUMENT, "there is no type %s in %s", rs_type_name(type), layout_name(layout));
+}
+
+}  // namespace
+
+const char *rs_type_name(rs_type type) {
+  switch (type) {
+    case RS_F32: return "f32";
+    case RS_F16: return "f16";
+    case RS_BF16: return "bf16";
+    case RS_I32: return "i32";
+    case RS_W8: return "w8";
+    case RS_W4: return "w4";
+  }
+  return "?";
+}
+
+rs_status rs_tensor_bytes(rs_type type, rs_layout layout, int rank, const int64_t *shape, size_t *bytes) {
+  return guarded([&] {
+    const codec *c;
+    matrix m;
+    RS_CHECK(find_codec(type, layout, rank, shape, &c, &m));
+    *bytes = c->bytes(m);
+    return RS_OK;
+  });
+}
+
+rs_status rs_tensor_encode(rs_type type, rs_layout layout, int rank, const int64_t *shape, const float *src, void *dst, size_t capacity) {
+  return guarded([&] {
+    const codec *c;
+    matrix m;
+    RS_CHECK(find_codec(type, layout, rank, shape, &c, &m));
+    if (!c->encode) return rs_fail(RS_ERR_ARGUMENT, "type %s in %s can't be made from f32", rs_type_name(type), layout_name(layout));
+    if (capacity < c->bytes(m)) return rs_fail(RS_ERR_LIMIT, "capacity is %zu bytes, needed %zu", capacity, c->bytes(m));
+    if (!all_finite(src, m.n * m.k)) return rs_fail(RS_ERR_NUMERIC, "a value is NaN or infinite");
+    if ((type == RS_F16) && max_abs(src, m.n * m.k) >= 65520.0f) return rs_fail(RS_ERR_NUMERIC, "a value is too large for f16");
+    c->encode(src, m, dst);
+    return RS_OK;
+  });
+}
+
+rs_status rs_tensor_decode(rs_type type, rs_layout layout, int rank, const int64_t *shape, const void *src, float *dst, size_t capacity_elements) {
+  return guarded([&] {
+    const codec *c;
+    matrix m;
+    RS_CHECK(find_codec(type, layout, rank, shape, &c, &m));
+    if (!c->decode) return rs_fail(RS_ERR_ARGUMENT, "type %s in %s can't be made into f32", rs_type_name(type), layout_name(layout));
+    if (capacity_elements < m.n * m.k) return rs_fail(RS_ERR_LIMIT, "capacity is %zu elements, needed %zu", capacity_elements, m.n * m.k);
+    c->decode(src, m, dst);
+    return RS_OK;
+  });
+}
+
+// ================================================================================ 5  reference kernels
+//
+// A row of kernels is all that an ISA has to supply.  The scalar row is always built; the tests compare every other row with it:
+// integer kernels and everything that a quantized linear layer computes bit for bit, the rest within a stated error.
+
+namespace {
+
+struct row_quant {  // an activation row as u8: x = scale (q - zero)
+  float scale;
+  int32_t zero;
+};
+
+struct kernel_row {
+  const char *name;
+  bool (*available)();
+
+  // c [rows][ldc] (+)= a [rows][lda] times one panel: k steps of 16 values, `b` f32 or f16.  At most f_rows rows.  Each element is a
+  // chain over k in order, whatever the number of rows: a result does not depend on its neighbours.
+  void (*f32_tile)(const float *a, size_t lda, int rows, const float *b, size_t k, float *c, size_t ldc, bool add);
+  void (*f16_tile)(const float *a, size_t lda, int rows, const uint16_t *b, size_t k, float *c, size_t ldc);
+  int f_rows;
+
+  // acc [rows][16] = sum over k of a [rows][lda] u8 times one w8 panel of `steps` K4 steps.  At most w8_rows rows.
+  void (*w8_tile)(const uint8_t *a, size_t lda, int rows, const int8_t *w, size_t steps, int32_t *acc);
+  int w8_rows;
+  // The same for a w4 panel: groups of 8 steps, each with 16 multipliers.
+  void (*w4_tile)(const uint8_t *a, size_t lda, int rows, const uint8_t *w, const uint8_t *mult, size_t groups, int32_t *acc);
+  int w4_rows;
+
+  // x [k] to q [kp], the padding filled with the zero point (any value would do: the weights there are zero).
+  row_quant (*quantize)(const float *x, size_t k, size_t kp, uint8_t *q);
+  // y [16] = (acc - zero colsum) (row scale x channel scale) + bias; bias may be nullptr.
+  void (*dequantize)(const int32_t *acc, row_quant rq, const float *scale, const int32_t *colsum, const float *bias, float *y);
+
+  void (*activate)(rs_activation act, float *x, size_t n);  // in place
+  void (*layer_norm)(const float *x, const float *residual, const float *gamma, const float *beta, float eps, size_t n, float *y);
+  float (*max)(const float *x, size_t n);
+  float (*exp_sum)(float *x, size_t n, float scale, float shift);  // x = exp(scale x - shift) in place; returns the sum
+};
+
+void f32_tile_scalar(const float *a, size_t lda, int rows, const float *b, size_t k, float *c, size_t ldc, bool add) {
+  for (int r = 0; r < rows; r++) {
+    float acc[panel_n] = {};
+    if (add) memcpy(acc, c + r * ldc, sizeof acc);
+    for (size_t i = 0; i < k; i++)
+      for (int j = 0; j < panel_n; j++) acc[j] += a[r * lda + i] * b[i * panel_n + j];
+    memcpy(c + r * ldc, acc, sizeof acc);
+  }
+}
+
+void f16_tile_scalar(const float *a, size_t lda, int rows, const uint16_t *b, size_t k, float *c, size_t ldc) {
+  float wide[256 * panel_n];  // as f32, some steps at a time
+  for (size_t i = 0; i < k || i == 0; i += 256) {
+    const size_t steps = std::min<size_t>(256, k - i);
+    for (size_t j = 0; j < steps * panel_n; j++) wide[j] = half_to_float(b[i * panel_n + j]);
+    f32_tile_scalar(a + i, lda, rows, wide, steps, c, ldc, i > 0);
+  }
+}
+
+void w8_tile_scalar(const uint8_t *a, size_t lda, int rows, const int8_t *w, size_t steps, int32_t *acc) {
+  for (int r = 0; r < rows; r++) {
+    uint32_t sum[panel_n] = {};  // unsigned: weights of a hostile file may wrap, which must not be undefined
+    for (size_t s = 0; s < steps; s++)
+      for (int j = 0; j < panel_n; j++)
+        for (int i = 0; i < panel_k; i++) sum[j] += static_cast<uint32_t>(a[r * lda + s * panel_k + i] * w[(s * panel_n + j) * panel_k + i]);
+    memcpy(acc + r * panel_n, sum, sizeof sum);
+  }
+}
+
+void w4_tile_scalar(const uint8_t *a, size_t lda, int rows, const uint8_t *w, const uint8_t *mult, size_t groups, int32_t *acc) {
+  constexpr int steps = group_k / panel_k;
+  for (int r = 0; r < rows; r++) {
+    uint32_t sum[panel_n] = {};
+    for (size_t g = 0; g < groups; g++) {
+      int32_t part[panel_n] = {};
+      for (int s = 0; s < steps; s++)
+        for (int j = 0; j < panel_n; j++)
+          for (int i = 0; i < panel_k; i++) {
+            const int nibble = w[(g * steps + s) * 32 + j % 8 * panel_k + i] >> (j < 8 ? 0 : 4) & 15;
+            part[j] += a[r * lda + (g * steps + s) * panel_k + i] * (nibble - 8);
+          }
+      for (int j = 0; j < panel_n; j++) sum[j] += static_cast<uint32_t>(part[j] * mult[g * panel_n + j]);
+    }
+    memcpy(acc + r * panel_n, sum, sizeof sum);
+  }
+}
+
+// 255 steps from the smallest to the largest value (low <= 0 <= high, so that zero stays exact).  Shared by all rows of kernels: the
+// same bits everywhere.  A row that holds NaN or infinity gets the scale NaN, so that the result shows it.
+row_quant quant_range(float low, float high) {
+  const float scale = (high - low) / 255;
+  if (!std::isfinite(scale)) return {NAN, 0};
+  if (scale < FLT_MIN) return {FLT_MIN, 0};  // nothing but zeros (or denormals)
+  return {scale, static_cast<int32_t>(std::lrint(-low / scale))};
+}
+
+uint8_t quantize_one(float x, float inverse, int32_t zero) {
+  const float v = std::min(std::max(std::nearbyint(x * inverse), -256.0f), 256.0f);
+  return static_cast<uint8_t>(std::min(std::max(static_cast<int32_t>(v) + zero, 0), 255));
+}
+
+row_quant quantize_scalar(const float *x, size_t k, size_t kp, uint8_t *q) {
+  float low = 0, high = 0;
+  bool nan = false;
+  for (size_t i = 0; i < k; i++) low = std::min(low, x[i]), high = std::max(high, x[i]), nan |= std::isnan(x[i]);
+  const row_quant rq = nan ? row_quant{NAN, 0} : quant_range(low, high);
+  if (std::isnan(rq.scale)) {
+    memset(q, 0, kp);
+    return rq;
+  }
+  const float inverse = 1 / rq.scale;
+  for (size_t i = 0; i < k; i++) q[i] = quantize_one(x[i], inverse, rq.zero);
+  memset(q + k, rq.zero, kp - k);
+  return rq;
+}
+
+void dequantize_scalar(const int32_t *acc, row_quant rq, const float *scale, const int32_t *colsum, const float *bias, float *y) {
+  for (int j = 0; j < panel_n; j++) {
+    const uint32_t centred = static_cast<uint32_t>(acc[j]) - static_cast<uint32_t>(rq.zero) * static_cast<uint32_t>(colsum[j]);
+    const float v = static_cast<float>(static_cast<int32_t>(centred)) * (rq.scale * scale[j]);
+    y[j] = bias ? v + bias[j] : v;
+  }
+}
+
+float activate_one(rs_activation act, float x) {
+  switch (act) {
+    case RS_ACT_NONE: return x;
+    case RS_ACT_GELU: return 0.5f * x * (1 + std::erf(x * 0.70710678f));
+    case RS_ACT_GELU_TANH: return 0.5f * x * (1 + std::tanh(0.79788456f * (x + 0.044715f * x * x * x)));
+    case RS_ACT_RELU: return x > 0 ? x : x * 0;  // times 0: NaN stays NaN
+    case RS_ACT_SILU: return x / (1 + std::exp(-x));
+    case RS_ACT_TANH: return std::tanh(x);
+    case RS_ACT_QUICK_GELU: return x / (1 + std::exp(-1.702f * x));
+  }
+  return x;
+}
+
+void activate_scalar(rs_activation act, float *x, size_t n) {
+  for (size_t i = 0; i < n; i++) x[i] = activate_one(act, x[i]);
+}
+
+void layer_norm_scalar(const float *x, const float *residual, const float *gamma, const float *beta, float eps, size_t n, float *y) {
+  double sum = 0, sum_sq = 0;
+  for (size_t i = 0; i < n; i++) sum += y[i] = residual ? x[i] + residual[i] : x[i];
+  const auto mean = static_cast<float>(sum / static_cast<double>(n));
+  for (size_t i = 0; i < n; i++) {
+    y[i] -= mean;
+    sum_sq += y[i] * y[i];
+  }
+  const float factor = 1 / std::sqrt(static_cast<float>(sum_sq / static_cast<double>(n)) + eps);
+  for (size_t i = 0; i < n; i++) y[i] = y[i] * factor * gamma[i] + beta[i];
+}
+
+float max_scalar(const float *x, size_t n) {
+  float m = -INFINITY;
+  for (size_t i = 0; i < n; i++) m = std::max(m, x[i]);
+  return m;
+}
+
+float exp_sum_scalar(float *x, size_t n, float scale, float shift) {
+  float sum = 0;
+  for (size_t i = 0; i < n; i++) sum += x[i] = std::exp(scale * x[i] - shift);
+  return sum;
+}
+
+bool always() { return true; }
+
+constexpr kernel_row scalar_row = {
+    "scalar", always, f32_tile_scalar, f16_tile_scalar, 4, w8_tile_scalar, 4, w4_tile_scalar, 4, quantize_scalar, dequantize_scalar,
+    activate_scalar, layer_norm_scalar, max_scalar, exp_sum_scalar,
+};
+
+}  // namespace
+
+// ================================================================================ 6  ISA kernels
+
+#ifdef RS_X86
+namespace {
+
+// ---- AVX2 + FMA + F16C
+
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }
+
+// A tile of R rows by 16 channels: 2 R accumulators, 2 registers of b, 1 of a.  R = 6 fills the 16 registers.
+template <int R, class Load>
+RS_AVX2 inline __attribute__((always_inline)) void float_tile_avx2(const float *a, size_t lda, Load load, size_t k, float *c, size_t ldc, bool add) {
+  __m256 acc[R][2];
+  for (int r = 0; r < R; r++)
+    for (int h = 0; h < 2; h++) acc[r][h] = add ? _mm256_loadu_ps(c + r * ldc + 8 * h) : _mm256_setzero_ps();
+  for (size_t i = 0; i < k; i++) {
+    const __m256 b0 = load(2 * i), b1 = load(2 * i + 1);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) {
+      const __m256 x = _mm256_broadcast_ss(a + r * lda + i);
+      acc[r][0] = _mm256_fmadd_ps(x, b0, acc[r][0]);
+      acc[r][1] = _mm256_fmadd_ps(x, b1, acc[r][1]);
+    }
+  }
+  for (int r = 0; r < R; r++)
+    for (int h = 0; h < 2; h++) _mm256_storeu_ps(c + r * ldc + 8 * h, acc[r][h]);
+}
+
+struct load_f32_avx2 {
+  const float *b;
+  RS_AVX2 inline __attribute__((always_inline)) __m256 operator()(size_t i) const { return _mm256_loadu_ps(b + 8 * i); }
+};
+struct load_f16_avx2 {
+  const uint16_t *b;
+  RS_AVX2 inline __attribute__((always_inline)) __m256 operator()(size_t i) const {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(b + 8 * i)));
+  }
+};
+
+template <class Load>
+RS_AVX2 inline __attribute__((always_inline)) void float_rows_avx2(const float *a, size_t lda, int rows, Load load, size_t k, float *c, size_t ldc, bool add) {
+  switch (rows) {
+    case 1: return float_tile_avx2<1>(a, lda, load, k, c, ldc, add);
+    case 2: return float_tile_avx2<2>(a, lda, load, k, c, ldc, add);
+    case 3: return float_tile_avx2<3>(a, lda, load, k, c, ldc, add);
+    case 4: return float_tile_avx2<4>(a, lda, load, k, c, ldc, add);
+    case 5: return float_tile_avx2<5>(a, lda, load, k, c, ldc, add);
+    default: return float_tile_avx2<6>(a, lda, load, k, c, ldc, add);
+  }
+}
+RS_AVX2 void f32_tile_avx2(const float *a, size_t lda, int rows, const float *b, size_t k, float *c, size_t ldc, bool add) {
+  float_rows_avx2(a, lda, rows, load_f32_avx2{b}, k, c, ldc, add);
+}
+RS_AVX2 void f16_tile_avx2(const float *a, size_t lda, int rows, const uint16_t *b, size_t k, float *c, size_t ldc) {
+  float_rows_avx2(a, lda, rows, load_f16_avx2{b}, k, c, ldc, false);
+}
+
+RS_AVX2 inline __attribute__((always_inline)) __m256i broadcast4_avx2(const uint8_t *a) {
+  int32_t four;
+  memcpy(&four, a, 4);
+  return _mm256_set1_epi32(four);
+}
+
+template <int R>
+RS_AVX2 inline __attribute__((always_inline)) void w8_tile_avx2_n(const uint8_t *a, size_t lda, const int8_t *w, size_t steps, int32_t *acc_out) {
+  const __m256i ones = _mm256_set1_epi16(1);
+  __m256i acc[R][2];
+  for (int r = 0; r < R; r++) acc[r][0] = acc[r][1] = _mm256_setzero_si256();
+  for (size_t s = 0; s < steps; s++) {
+    const __m256i b0 = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(w + s * 64));
+    const __m256i b1 = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(w + s * 64 + 32));
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) {
+      const __m256i x = broadcast4_avx2(a + r * lda + s * panel_k);
+      acc[r][0] = _mm256_add_epi32(acc[r][0], _mm256_madd_epi16(_mm256_maddubs_epi16(x, b0), ones));
+      acc[r][1] = _mm256_add_epi32(acc[r][1], _mm256_madd_epi16(_mm256_maddubs_epi16(x, b1), ones));
+    }
+  }
+  for (int r = 0; r < R; r++)
+    for (int h = 0; h < 2; h++) _mm256_storeu_si256(reinterpret_cast<__m256i *>(acc_out + r * panel_n + 8 * h), acc[r][h]);
+}
+RS_AVX2 void w8_tile_avx2(const uint8_t *a, size_t lda, int rows, const int8_t *w, size_t steps, int32_t *acc) {
+  switch (rows) {
+    case 1: return w8_tile_avx2_n<1>(a, lda, w, steps, acc);
+    case 2: return w8_tile_avx2_n<2>(a, lda, w, steps, acc);
+    case 3: return w8_tile_avx2_n<3>(a, lda, w, steps, acc);
+    default: return w8_tile_avx2_n<4>(a, lda, w, steps, acc);
+  }
+}
+
+// 16-bit sums over a group of 32, then one vpmaddwd that multiplies by the group's scale and widens.  The 32-bit sums live in
+// `acc_out`: there are not registers enough for both.
+template <int R>
+RS_AVX2 inline __attribute__((always_inline)) void w4_tile_avx2_n(const uint8_t *a, size_t lda, const uint8_t *w, const uint8_t *mult, size_t groups, int32_t *acc_out) {
+  const __m256i low = _mm256_set1_epi8(15), eight = _mm256_set1_epi8(8);
+  constexpr int steps = group_k / panel_k;
+  memset(acc_out, 0, R * panel_n * sizeof *acc_out);
+  for (size_t g = 0; g < groups; g++) {
+    __m256i sum[R][2];
+    for (int r = 0; r < R; r++) sum[r][0] = sum[r][1] = _mm256_setzero_si256();
+    for (int s = 0; s < steps; s++) {
+      const __m256i nibbles = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(w + (g * steps + s) * 32));
+      const __m256i b0 = _mm256_sub_epi8(_mm256_and_si256(nibbles, low), eight);
+      const __m256i b1 = _mm256_sub_epi8(_mm256_and_si256(_mm256_srli_epi16(nibbles, 4), low), eight);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; r++) {
+        const __m256i x = broadcast4_avx2(a + r * lda + (g * steps + s) * panel_k);
+        sum[r][0] = _mm256_add_epi16(sum[r][0], _mm256_maddubs_epi16(x, b0));
+        sum[r][1] = _mm256_add_epi16(sum[r][1], _mm256_maddubs_epi16(x, b1));
+      }
+    }
+    for (int h = 0; h < 2; h++) {  // each 32-bit lane: m twice, once for either 16-bit sum of the channel
+      const __m256i m = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(mult + g * panel_n + 8 * h)));
+      const __m256i mm = _mm256_or_si256(m, _mm256_slli_epi32(m, 16));
+      for (int r = 0; r < R; r++) {
+        auto *out = reinterpret_cast<__m256i *>(acc_out + r * panel_n + 8 * h);
+        _mm256_storeu_si256(out, _mm256_add_epi32(_mm256_loadu_si256(out), _mm256_madd_epi16(sum[r][h], mm)));
+      }
+    }
+  }
+}
+RS_AVX2 void w4_tile_avx2(const uint8_t *a, size_t lda, int rows, const uint8_t *w, const uint8_t *mult, size_t groups, int32_t *acc) {
+  switch (rows) {
+    case 1: return w4_tile_avx2_n<1>(a, lda, w, mult, groups, acc);
+    case 2: return w4_tile_avx2_n<2>(a, lda, w, mult, groups, acc);
+    case 3: return w4_tile_avx2_n<3>(a, lda, w, mult, groups, acc);
+    default: return w4_tile_avx2_n<4>(a, lda, w, mult, groups, acc);
+  }
+}
+
+RS_AVX2 inline float reduce_max_avx2(__m256 v) {
+  __m128 m = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+  return _mm_cvtss_f32(_mm_max_ss(m, _mm_shuffle_ps(m, m, 1)));
+}
+RS_AVX2 inline float reduce_add_avx2(__m256 v) {
+  __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
+}
+
+RS_AVX2 row_quant quantize_avx2(const float *x, size_t k, size_t kp, uint8_t *q) {
+  __m256 low = _mm256_setzero_ps(), high = _mm256_setzero_ps(), unordered = _mm256_setzero_ps();
+  size_t i = 0;
+  for (; i + 8 <= k; i += 8) {
+    const __m256 v = _mm256_loadu_ps(x + i);
+    low = _mm256_min_ps(low, v), high = _mm256_max_ps(high, v);
+    unordered = _mm256_or_ps(unordered, _mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+  }
+  bool nan = _mm256_movemask_ps(unordered) != 0;
+  float lo = -reduce_max_avx2(_mm256_sub_ps(_mm256_setzero_ps(), low)), hi = reduce_max_avx2(high);
+  for (size_t j = i; j < k; j++) lo = std::min(lo, x[j]), hi = std::max(hi, x[j]), nan |= std::isnan(x[j]);
+  const row_quant rq = nan ? row_quant{NAN, 0} : quant_range(lo, hi);
+  if (std::isnan(rq.scale)) {
+    memset(q, 0, kp);
+    return rq;
+  }
+  const float inverse = 1 / rq.scale;
+  const __m256 factor = _mm256_set1_ps(inverse), bound = _mm256_set1_ps(256);
+  const __m256i zero = _mm256_set1_epi32(rq.zero), order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  for (i = 0; i + 32 <= k; i += 32) {
+    __m256i v[4];
+    for (int j = 0; j < 4; j++) {
+      const __m256 t = _mm256_mul_ps(_mm256_loadu_ps(x + i + 8 * j), factor);
+      const __m256 clipped = _mm256_min_ps(_mm256_max_ps(t, _mm256_sub_ps(_mm256_setzero_ps(), bound)), bound);
+      v[j] = _mm256_add_epi32(_mm256_cvtps_epi32(clipped), zero);
+    }
+    const __m256i bytes = _mm256_packus_epi16(_mm256_packs_epi32(v[0], v[1]), _mm256_packs_epi32(v[2], v[3]));
+    _mm256_storeu_si256(reinterpret_cast<__m256i *>(q + i), _mm256_permutevar8x32_epi32(bytes, order));
+  }
+  for (; i < k; i++) q[i] = quantize_one(x[i], inverse, rq.zero);
+  memset(q + k, rq.zero, kp - k);
+  return rq;
+}
+
+RS_AVX2 void dequantize_avx2(const int32_t *acc, row_quant rq, const float *scale, const int32_t *colsum, const float *bias, float *y) {
+  for (int j = 0; j < panel_n; j += 8) {
+    const __m256i correction = _mm256_mullo_epi32(_mm256_set1_epi32(rq.zero), _mm256_loadu_si256(reinterpret_cast<const __m256i *>(colsum + j)));
+    const __m256i centred = _mm256_sub_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(acc + j)), correction);
+    // Multiply, then add: a fused operation would round otherwise than the other rows of kernels.
+    __m256 v = _mm256_mul_ps(_mm256_cvtepi32_ps(centred), _mm256_mul_ps(_mm256_set1_ps(rq.scale), _mm256_loadu_ps(scale + j)));
+    if (bias) v = _mm256_add_ps(v, _mm256_loadu_ps(bias + j));
+    _mm256_storeu_ps(y + j, v);
+  }
+}
+
+// e^x: x = n ln 2 + r, |r| <= ln 2 / 2, e^r by a minimax polynomial of degree 6 (relative error 3e-9).  Below -87.3 the result is 0
+// (no denormals), above 88.7 infinite.  NaN stays NaN.
+RS_AVX2 inline __m256 exp_avx2(__m256 x) {
+  const __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693359375f), x);  // ln 2 in two parts, the first exact in few bits
+  r = _mm256_fnmadd_ps(n, _mm256_set1_ps(-2.12194440e-4f), r);
+  __m256 p = _mm256_set1_ps(0.00138145985f);
+  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(0.00836871696f));
+  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(0.0416683881f));
+  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(0.166665206f));
+  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(0.499999934f));
+  p = _mm256_fmadd_ps(_mm256_mul_ps(r, r), p, _mm256_add_ps(r, _mm256_set1_ps(1)));
+  // 2^n in two factors, so that n = 128 does not overflow before its time
+  const __m256i ni = _mm256_cvtps_epi32(_mm256_min_ps(_mm256_max_ps(n, _mm256_set1_ps(-200)), _mm256_set1_ps(200)));
+  const __m256i half = _mm256_srai_epi32(ni, 1), rest = _mm256_sub_epi32(ni, half), bias = _mm256_set1_epi32(127);
+  const __m256 f1 = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(half, bias), 23));
+  const __m256 f2 = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(rest, bias), 23));
+  const __m256 y = _mm256_mul_ps(_mm256_mul_ps(p, f1), f2);
+  const __m256 small = _mm256_cmp_ps(x, _mm256_set1_ps(-87.33654f), _CMP_LT_OQ);
+  const __m256 large = _mm256_cmp_ps(x, _mm256_set1_ps(88.72284f), _CMP_GT_OQ);
+  return _mm256_blendv_ps(_mm256_andnot_ps(small, y), _mm256_set1_ps(INFINITY), large);
+}
+
+// erf(x) = x P(x^2) / Q(x^2), both of degree 5, minimax on [0, 4] (relative error 2.5e-8; measured 5 ULP), constant beyond.
+RS_AVX2 inline __m256 erf_avx2(__m256 x) {
+  x = _mm256_min_ps(_mm256_set1_ps(4), _mm256_max_ps(_mm256_set1_ps(-4), x));  // this order of operands lets NaN through
+  const __m256 t = _mm256_mul_ps(x, x);
+  __m256 p = _mm256_set1_ps(1.98679501e-06f), q = _mm256_set1_ps(3.74201424e-05f);
+  p = _mm256_fmadd_ps(p, t, _mm256_set1_ps(0.000284562803f)), q = _mm256_fmadd_ps(q, t, _mm256_set1_ps(0.00118554277f));
+  p = _mm256_fmadd_ps(p, t, _mm256_set1_ps(0.00388323168f)), q = _mm256_fmadd_ps(q, t, _mm256_set1_ps(0.0152070278f));
+  p = _mm256_fmadd_ps(p, t, _mm256_set1_ps(0.0531014003f)), q = _mm256_fmadd_ps(q, t, _mm256_set1_ps(0.115348943f));
+  p = _mm256_fmadd_ps(p, t, _mm256_set1_ps(0.19354253f)), q = _mm256_fmadd_ps(q, t, _mm256_set1_ps(0.504855158f));
+  p = _mm256_fmadd_ps(p, t, _mm256_set1_ps(1.12837914f)), q = _mm256_fmadd_ps(q, t, _mm256_set1_ps(1));
+  return _mm256_div_ps(_mm256_mul_ps(x, p), q);
+}
+
+RS_AVX2 inline __m256 sigmoid_times_avx2(__m256 x, __m256 slope) {  // x / (1 + exp(-slope x))
+  const __m256 e = exp_avx2(_mm256_mul_ps(x, _mm256_sub_ps(_mm256_setzero_ps(), slope)));
+  return _mm256_div_ps(x, _mm256_add_ps(_mm256_set1_ps(1), e));
+}
+
+RS_AVX2 inline __m256 tanh_avx2(__m256 x) {  // 1 - 2 / (e^2x + 1); near 0, where that cancels, x - x^3/3 + 2 x^5/15
+  const __m256 one = _mm256_set1_ps(1), t = _mm256_mul_ps(x, x);
+  const __m256 e = exp_avx2(_mm256_add_ps(x, x));
+  const __m256 far = _mm256_sub_ps(one, _mm256_div_ps(_mm256_set1_ps(2), _mm256_add_ps(e, one)));
+  __m256 p = _mm256_fmadd_ps(t, _mm256_set1_ps(-17.0f / 315), _mm256_set1_ps(2.0f / 15));
+  p = _mm256_fmadd_ps(p, t, _mm256_set1_ps(-1.0f / 3));
+  const __m256 near = _mm256_fmadd_ps(_mm256_mul_ps(x, t), p, x);
+  return _mm256_blendv_ps(far, near, _mm256_cmp_ps(t, _mm256_set1_ps(0.04f), _CMP_LT_OQ));
+}
+
+RS_AVX2 inline __m256 activate_avx2_one(rs_activation act, __m256 x) {
+  const __m256 half = _mm256_set1_ps(0.5f);
+  switch (act) {
+    case RS_ACT_GELU: {
+      const __m256 h = _mm256_mul_ps(half, x);
+      return _mm256_fmadd_ps(h, erf_avx2(_mm256_mul_ps(x, _mm256_set1_ps(0.70710678f))), h);
+    }
+    case RS_ACT_GELU_TANH: {
+      const __m256 h = _mm256_mul_ps(half, x), cube = _mm256_mul_ps(_mm256_mul_ps(x, x), x);
+      const __m256 inner = _mm256_mul_ps(_mm256_set1_ps(0.79788456f), _mm256_fmadd_ps(_mm256_set1_ps(0.044715f), cube, x));
+      return _mm256_fmadd_ps(h, tanh_avx2(inner), h);
+    }
+    case RS_ACT_RELU: return _mm256_max_ps(_mm256_setzero_ps(), x);  // NaN in the second operand stays
+    case RS_ACT_SILU: return sigmoid_times_avx2(x, _mm256_set1_ps(1));
+    case RS_ACT_TANH: return tanh_avx2(x);
+    case RS_ACT_QUICK_GELU: return sigmoid_times_avx2(x, _mm256_set1_ps(1.702f));
+    case RS_ACT_NONE: break;
+  }
+  return x;
+}
+
+RS_AVX2 void activate_avx2(rs_activation act, float *x, size_t n) {
+  size_t i = 0;
+  for (; i + 8 <= n; i += 8) _mm256_storeu_ps(x + i, activate_avx2_one(act, _mm256_loadu_ps(x + i)));
+  if (i < n) {  // the last few take the same way as the others: a value does not depend on its place
+    float tail[8] = {};
+    memcpy(tail, x + i, (n - i) * 4);
+    _mm256_storeu_ps(tail, activate_avx2_one(act, _mm256_loadu_ps(tail)));
+    memcpy(x + i, tail, (n - i) * 4);
+  }
+}
+
+RS_AVX2 void layer_norm_avx2(const float *x, const float *residual, const float *gamma, const float *beta, float eps, size_t n, float *y) {
+  __m256 sum = _mm256_setzero_ps();
+  float tail = 0;
+  size_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    __m256 v = _mm256_loadu_ps(x + i);
+    if (residual) v = _mm256_add_ps(v, _mm256_loadu_ps(residual + i));
+    _mm256_storeu_ps(y + i, v);
+    sum = _mm256_add_ps(sum, v);
+  }
+  for (; i < n; i++) tail += y[i] = residual ? x[i] + residual[i] : x[i];
+  const float mean = (reduce_add_avx2(sum) + tail) / static_cast<float>(n);
+  const __m256 m = _mm256_set1_ps(mean);
+  __m256 square = _mm256_setzero_ps();
+  tail = 0;
+  for (i = 0; i + 8 <= n; i += 8) {
+    const __m256 v = _mm256_sub_ps(_mm256_loadu_ps(y + i), m);
+    square = _mm256_fmadd_ps(v, v, square);
+  }
+  for (; i < n; i++) tail += (y[i] - mean) * (y[i] - mean);
+  const float factor = 1 / std::sqrt((reduce_add_avx2(square) + tail) / static_cast<float>(n) + eps);
+  const __m256 f = _mm256_set1_ps(factor);
+  for (i = 0; i + 8 <= n; i += 8) {
+    const __m256 v = _mm256_mul_ps(_mm256_sub_ps(_mm256_loadu_ps(y + i), m), f);
+    _mm256_storeu_ps(y + i, _mm256_fmadd_ps(v, _mm256_loadu_ps(gamma + i), _mm256_loadu_ps(beta + i)));
+  }
+  for (; i < n; i++) y[i] = (y[i] - mean) * factor * gamma[i] + beta[i];
+}
+
+RS_AVX2 float max_avx2(const float *x, size_t n) {
+  __m256 m = _mm256_set1_ps(-INFINITY);
+  size_t i = 0;
+  for (; i + 8 <= n; i += 8) m = _mm256_max_ps(m, _mm256_loadu_ps(x + i));
+  float most = reduce_max_avx2(m);
+  for (; i < n; i++) most = std::max(most, x[i]);
+  return most;
+}
+
+RS_AVX2 float exp_sum_avx2(float *x, size_t n, float scale, float shift) {
+  const __m256 a = _mm256_set1_ps(scale), b = _mm256_set1_ps(shift);
+  __m256 sum = _mm256_setzero_ps();
+  size_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    const __m256 e = exp_avx2(_mm256_fmsub_ps(_mm256_loadu_ps(x + i), a, b));
+    _mm256_storeu_ps(x + i, e);
+    sum = _mm256_add_ps(sum, e);
+  }
+  float total = reduce_add_avx2(sum);
+  if (i < n) {
+    float tail[8] = {};
+    memcpy(tail, x + i, (n - i) * 4);
+    _mm256_storeu_ps(tail, exp_avx2(_mm256_fmsub_ps(_mm256_loadu_ps(tail), a, b)));
+    for (size_t j = 0; i < n; i++, j++) total += x[i] = tail[j];
+  }
+  return total;
+}
+
+constexpr kernel_row avx2_row = {
+    "avx2", has_avx2, f32_tile_avx2, f16_tile_avx2, 6, w8_tile_avx2, 4, w4_tile_avx2, 4, quantize_avx2, dequantize_avx2,
+    activate_avx2, layer_norm_avx2, max_avx2, exp_sum_avx2,
+};
+
+}  // namespace
+#endif
+
+// ================================================================================ 7  CPU detection, kernel table
+
+namespace {
+
+constexpr int most_tile_rows = 8;  // of any row of kernels
+
+// Best first.  __builtin_cpu_supports looks at XCR0 too: it says no where the operating system does not save the registers.
+const kernel_row *const kernel_rows[] = {
+#ifdef RS_X86
+    &avx2_row,
+#endif
+    &scalar_row,
+};
+
+// The row that RS_ISA names, or the best available; nullptr with an error for a name that is unknown or not available.
+const kernel_row *choose_kernels() {
+  const char *wanted = getenv("RS_ISA");
+  std::string names;
+  for (const kernel_row *row : kernel_rows) {
+    if (!row->available()) continue;
+    if (!wanted || !*wanted || !strcmp(wanted, row->name)) return row;
+    names += std::string(names.empty() ? "" : ", ") + row->name;
+  }
+  rs_fail(RS_ERR_UNSUPPORTED, "RS_ISA=%s: this build on this CPU has %s", wanted, names.c_str());
+  return nullptr;
+}
+
+}  // namespace
+
+const char *rs_isa_available(size_t i) {
+  for (const kernel_row *row : kernel_rows)
+    if (row->available() && i-- == 0) return row->name;
+  return nullptr;
+}
+
+const char *rs_isa(void) {
+  const kernel_row *row = choose_kernels();
+  return row ? row->name : "none";
+}
+
+// ================================================================================ 8  threads
+
+namespace {
+
+// CPUs that the scheduler may give to this process.
+int affinity_cpus() {
+  for (size_t cpus = 1024; cpus <= 65536; cpus *= 2) {  // the kernel's mask may be wider than a cpu_set_t
+    cpu_set_t *set = CPU_ALLOC(cpus);
+    if (!set) break;
+    const size_t bytes = CPU_ALLOC_SIZE(cpus);
+    const int count = sched_getaffinity(0, bytes, set) == 0 ? CPU_COUNT_S(bytes, set) : 0;
+    CPU_FREE(set);
+    if (count > 0) return count;
+  }
+  const long online = sysconf(_SC_NPROCESSORS_ONLN);
+  return online > 0 ? static_cast<int>(online) : 1;
+}
+
+bool read_two_numbers(const std::string &path, double *a, double *b) {
+  FILE *f = fopen(path.c_str(), "re");
+  if (!f) return false;
+  const int n = b ? fscanf(f, "%lf %lf", a, b) : fscanf(f, "%lf", a);  // "max 100000" gives 0: no limit
+  fclose(f);
+  return n == (b ? 2 : 1);
+}
+
+// CPUs that cgroup quotas leave, in this group and every group around it; `most` where there is no quota.
+int cgroup_cpus(int most) {
+  FILE *f = fopen("/proc/self/cgroup", "re");
+  if (!f) return most;
+  double cpus = most;
+  char line[4096];
+  while (fgets(line, sizeof line, f)) {
+    line[strcspn(line, "\n")] = 0;
+    char *controllers = strchr(line, ':');
+    char *path = controllers ? strchr(controllers + 1, ':') : nullptr;
+    if (!path) continue;
+    *path++ = 0;
+    controllers++;
+    const bool v2 = !*controllers;
+    if (!v2 && !strstr(controllers, "cpu")) continue;
+    // Inside a container the path may be of the host, and the group is mounted at the root: that is the last one tried.
+    for (std::string at = path;; at.erase(at.rfind('/'))) {
+      double quota, period;
+      const std::string root = v2 ? "/sys/fs/cgroup" : "/sys/fs/cgroup/cpu";
+      const bool limited = v2 ? read_two_numbers(root + at + "/cpu.max", &quota, &period)
+                              : read_two_numbers(root + at + "/cpu.cfs_quota_us", &quota, nullptr) &&
+                                    read_two_numbers(root + at + "/cpu.cfs_period_us", &period, nullptr);
+      if (limited && quota > 0 && period > 0) cpus = std::min(cpus, quota / period);
+      if (at.find('/') == std::string::npos) break;
+    }
+  }
+  fclose(f);
+  return std::max(1, static_cast<int>(std::ceil(cpus)));
+}
+
+int default_threads() {
+  if (const char *text = getenv("OMP_NUM_THREADS")) {
+    const long n = strtol(text, nullptr, 10);
+    if (n >= 1) return static_cast<int>(std::min<long>(n, max_threads));
+  }
+  const int cpus = affinity_cpus();
+  return std::min({cpus, cgroup_cpus(cpus), max_threads});
+}
+
+// Where the threads of a team meet.  Waiting spins for some microseconds, which is what one operator's shares differ by, and then
+// yields: when there are more runnable threads than CPUs, the one that all wait for gets its turn.  (libgomp's own barrier spins
+// for milliseconds by default: on a busy machine that made a small graph a hundred times slower.)
+class meeting_point {
+ public:
+  void wait_for(int threads) {
+    const unsigned round = rounds.load(std::memory_order_acquire);
+    if (arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == threads) {
+      arrived.store(0, std::memory_order_relaxed);
+      rounds.store(round + 1, std::memory_order_release);
+      return;
+    }
+    for (int spins = 0; rounds.load(std::memory_order_acquire) == round; spins++) {
+      if (spins < 2000)
+        pause();
+      else
+        sched_yield();
+    }
+  }
+
+ private:
+  static void pause() {
+#ifdef RS_X86
+    _mm_pause();
+#endif
+  }
+  alignas(align_data) std::atomic<int> arrived{0};
+  alignas(align_data) std::atomic<unsigned> rounds{0};
+};
+
+// One thread of a team, as operators see it.
+struct worker {
+  meeting_point &team;
+  int thread, threads;
+
+  void barrier() const {
+    if (threads > 1) team.wait_for(threads);
+  }
+  struct range {
+    int64_t begin, end;
+  };
+  range share(int64_t n) const { return {n * thread / threads, n * (thread + 1) / threads}; }
+};
+
+// Run f(worker) on every thread of a team.
+template <class F>
+void run_team(int threads, F f) {
+  meeting_point team;
+#ifdef _OPENMP
+  if (threads > 1) {
+#pragma omp parallel num_threads(threads)
+    f(worker{team, omp_get_thread_num(), omp_get_num_threads()});
+    return;
+  }
+#endif
+  (void)threads;
+  f(worker{team, 0, 1});
+}
+
+double now_seconds() {
+  timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
+}
+
+}  // namespace
+
+// ================================================================================ 9  graph: tensors, builders
+
+namespace {
+
+// Every operator: X(ENUM, name, inputs).  The list makes the enum, the names and the table of functions; section 10 has one block
+// for each, with name##_infer, name##_work, name##_macs and name##_cpu.
+#define RS_OPS(X)              \
+  X(EMBED, embed, 2)           \
+  X(ADD, add, 2)               \
+  X(LINEAR, linear, 3)         \
+  X(LAYER_NORM, layer_norm, 4) \
+  X(FLASH_ATTN, flash_attn, 4) \
+  X(POOL, pool, 2)             \
+  X(L2_NORMALIZE, l2_normalize, 1)
+
+enum op_code {
+#define X(op, name, n) OP_##op,
+  RS_OPS(X)
+#undef X
+  op_count
+};
+
+enum tensor_kind { tensor_input, tensor_weight, tensor_op, tensor_view };
+
+struct op_params {  // each operator uses its own
+  rs_activation act;
+  rs_pooling pooling;
+  float eps, scale;
+  int heads;
+};
+
+struct op_run;      // one operator at run time: section 11
+struct work_bytes {  // memory that an operator needs beside its result
+  size_t shared, each_thread;
+};
+
+}  // namespace
+
+struct rs_tensor {
+  rs_graph *graph;
+  int id;  // index in the graph; inputs of an operator have smaller ones
+  std::string name;
+  tensor_kind kind;
+  rs_type type;
+  rs_layout layout;
+  int rank;
+  int64_t shape[RS_MAX_RANK];
+  bool output;
+
+  op_code op;
+  op_params params;
+  rs_tensor *src[max_sources];  // nullptr where an optional input is left out
+
+  const void *data;     // tensor_weight
+  rs_tensor *base;      // tensor_view: columns [first, first + shape[rank - 1]) of it
+  int64_t first;
+};
+
+struct rs_graph {
+  const rs_model *model;
+  std::vector<std::unique_ptr<rs_tensor>> tensors;
+  bool finished = false;
+  rs_status status = RS_OK;  // of the first call that failed, and what it said
+  std::string error;
+};
+
+namespace {
+
+struct op_row {
+  const char *name;
+  int inputs;
+  rs_status (*infer)(rs_tensor &out);
+  work_bytes (*work)(const op_run &);
+  double (*macs)(const op_run &);
+  void (*cpu)(const op_run &, const worker &me);
+};
+
+#define X(op, name, n)                                  \
+  rs_status name##_infer(rs_tensor &out);               \
+  work_bytes name##_work(const op_run &);               \
+  double name##_macs(const op_run &);                   \
+  void name##_cpu(const op_run &, const worker &me);
+RS_OPS(X)
+#undef X
+
+constexpr op_row op_rows[op_count] = {
+#define X(op, name, n) {#name, n, name##_infer, name##_work, name##_macs, name##_cpu},
+    RS_OPS(X)
+#undef X
+};
+
+// Remember the first error of a graph; always nullptr, so that builders read `return graph_fail(…)`.
+rs_tensor *graph_fail(rs_graph *g, rs_status status) {
+  if (g->status == RS_OK) {
+    g->status = status;
+    g->error = last_error;
+  }
+  return nullptr;
+}
+
+rs_tensor *new_tensor(rs_graph *g, tensor_kind kind) {
+  if (g->status != RS_OK) return nullptr;
+  if (g->finished) return graph_fail(g, rs_fail(RS_ERR_ARGUMENT, "the graph is finished: nothing can be added"));
+  g->tensors.push_back(std::make_unique<rs_tensor>());
+  rs_tensor *t = g->tensors.back().get();
+  t->graph = g;
+  t->id = static_cast<int>(g->tensors.size()) - 1;
+  t->kind = kind;
+  return t;
+}
+
+rs_status set_shape(rs_tensor *t, int rank, const int64_t *shape) {
+  if (rank < 1 || rank > RS_MAX_RANK) return rs_fail(RS_ERR_ARGUMENT, "'%s': rank %d, expected 1 to %d", t->name.c_str(), rank, RS_MAX_RANK);
+  for (int i = 0; i < rank; i++)
+    if (shape[i] > max_dim || (shape[i] < 1 && (i > 0 || shape[i] < RS_DIM_CU_SEQLENS || shape[i] == 0)))
+      return rs_fail(RS_ERR_ARGUMENT, "'%s': shape %s: dimension %d is out of range", t->name.c_str(), shape_text(rank, shape).c_str(), i);
+  t->rank = rank;
+  std::copy(shape, shape + rank, t->shape);
+  return RS_OK;
+}
+
+bool same_shape(const rs_tensor &t, int rank, const int64_t *shape) { return t.rank == rank && std::equal(shape, shape + rank, t.shape); }
+
+rs_tensor *add_op(rs_graph *g, op_code op, const op_params &params, std::initializer_list<rs_tensor *> src, unsigned optional = 0) {
+  if (!g || g->status != RS_OK) return nullptr;
+  try {
+    int i = 0;
+    for (const rs_tensor *s : src) {
+      if (!s && !(optional >> i & 1)) return graph_fail(g, rs_fail(RS_ERR_ARGUMENT, "%s: input %d is NULL", op_rows[op].name, i));
+      if (s && s->graph != g) return graph_fail(g, rs_fail(RS_ERR_ARGUMENT, "%s: '%s' belongs to another graph", op_rows[op].name, s->name.c_str()));
+      i++;
+    }
+    rs_tensor *t = new_tensor(g, tensor_op);
+    if (!t) return nullptr;
+    t->op = op;
+    t->params = params;
+    t->name = std::string(op_rows[op].name) + "." + std::to_string(t->id);
+    t->type = RS_F32;
+    std::copy(src.begin(), src.end(), t->src);
+    const rs_status status = op_rows[op].infer(*t);
+    return status == RS_OK ? t : graph_fail(g, status);
+  } catch (const std::bad_alloc &) {
+    return graph_fail(g, rs_fail(RS_ERR_MEMORY, "out of memory"));
+  }
+}
+
+// ---- what infer functions check
+
+rs_status expect_f32_matrix(const rs_tensor &op, const rs_tensor &x, const char *what) {
+  if (x.type == RS_F32 && x.layout == RS_ROWS && x.rank == 2 && x.kind != tensor_weight) return RS_OK;
+  return rs_fail(RS_ERR_ARGUMENT, "%s: %s '%s' is %s %s, expected activations f32 [T,C]", op_rows[op.op].name, what, x.name.c_str(), rs_type_name(x.type),
+                 shape_text(x.rank, x.shape).c_str());
+}
+
+rs_status expect_f32_vector(const rs_tensor &op, const rs_tensor &x, const char *what, int64_t n) {
+  if (x.type == RS_F32 && x.layout == RS_ROWS && x.kind == tensor_weight && same_shape(x, 1, &n)) return RS_OK;
+  return rs_fail(RS_ERR_ARGUMENT, "%s: %s '%s' is %s %s, expected f32 [%lld]", op_rows[op.op].name, what, x.name.c_str(), rs_type_name(x.type),
+                 shape_text(x.rank, x.shape).c_str(), static_cast<long long>(n));
+}
+
+rs_status expect_i32(const rs_tensor &op, const rs_tensor &x, const char *what, int64_t dim) {
+  if (x.type == RS_I32 && same_shape(x, 1, &dim)) return RS_OK;
+  return rs_fail(RS_ERR_ARGUMENT, "%s: %s '%s' is %s %s, expected i32 %s", op_rows[op.op].name, what, x.name.c_str(), rs_type_name(x.type),
+                 shape_text(x.rank, x.shape).c_str(), shape_text(1, &dim).c_str());
+}
+
+rs_status result_like(rs_tensor &out, const rs_tensor &x) { return set_shape(&out, x.rank, x.shape); }
+
+}  // namespace
+
+rs_status rs_graph_create(const rs_model *model, rs_graph **out) {
+  return guarded([&] {
+    *out = new rs_graph();
+    (*out)->model = model;
+    return RS_OK;
+  });
+}
+
+void rs_graph_free(rs_graph *graph) { delete graph; }
+
+rs_tensor *rs_input(rs_graph *g, const char *name, rs_type type, int rank, const int64_t *shape) {
+  rs_tensor *t = new_tensor(g, tensor_input);
+  if (!t) return nullptr;
+  t->name = name;
+  t->type = type;
+  if (type != RS_F32 && type != RS_I32) return graph_fail(g, rs_fail(RS_ERR_ARGUMENT, "input '%s' is %s, expected f32 or i32", name, rs_type_name(type)));
+  const rs_status status = set_shape(t, rank, shape);
+  return status == RS_OK ? t : graph_fail(g, status);
+}
+
+rs_tensor *rs_weight(rs_graph *g, const char *name, int rank, const int64_t *shape) {
+  if (g->status != RS_OK) return nullptr;
+  if (!g->model) return graph_fail(g, rs_fail(RS_ERR_ARGUMENT, "'%s': the graph has no model to take weights from", name));
+  rs_tensor_info info;
+  const rs_status found = rs_model_tensor(g->model, name, &info);
+  if (found != RS_OK) return graph_fail(g, found);
+  if (info.rank != rank || !std::equal(shape, shape + rank, info.shape))
+    return graph_fail(g, rs_fail(RS_ERR_FORMAT, "'%s': shape %s, expected %s", name, shape_text(info.rank, info.shape).c_str(), shape_text(rank, shape).c_str()));
+  return rs_constant(g, name, info.type, info.layout, rank, shape, info.data);
+}
+
+rs_tensor *rs_constant(rs_graph *g, const char *name, rs_type type, rs_layout layout, int rank, const int64_t *shape, const void *data) {
+  size_t bytes;
+  const rs_status status = rs_tensor_bytes(type, layout, rank, shape, &bytes);
+  if (status != RS_OK) return graph_fail(g, status);
+  if (reinterpret_cast<uintptr_t>(data) % align_data)
+    return graph_fail(g, rs_fail(RS_ERR_ARGUMENT, "constant '%s' is not %zu-byte aligned", name, align_data));
+  rs_tensor *t = new_tensor(g, tensor_weight);
+  if (!t) return nullptr;
+  t->name = name;
+  t->type = type;
+  t->layout = layout;
+  t->data = data;
+  t->rank = rank;
+  std::copy(shape, shape + rank, t->shape);
+  return t;
+}
+
+rs_tensor *rs_columns(rs_graph *g, rs_tensor *x, int64_t first, int64_t count) {
+  if (!x || g->status != RS_OK) return nullptr;
+  if (x->rank != 2 || x->type != RS_F32 || x->kind == tensor_weight || first < 0 || count < 1 || first > x->shape[1] - count)
+    return graph_fail(g, rs_fail(RS_ERR_ARGUMENT, "columns [%lld, %lld) of '%s' %s", static_cast<long long>(first), static_cast<long long>(first + count),
+                                 x->name.c_str(), shape_text(x->rank, x->shape).c_str()));
+  rs_tensor *t = new_tensor(g, tensor_view);
+  if (!t) return nullptr;
+  t->name = x->name + "[" + std::to_string(first) + ":" + std::to_string(first + count) + "]";
+  t->type = RS_F32;
+  t->rank = 2;
+  t->shape[0] = x->shape[0];
+  t->shape[1] = count;
+  t->base = x;
+  t->first = first;
+  return t;
+}
+
+rs_tensor *rs_output(rs_graph *g, rs_tensor *x) {
+  if (!x || g->status != RS_OK) return nullptr;
+  if (x->kind != tensor_op) return graph_fail(g, rs_fail(RS_ERR_ARGUMENT, "output '%s' is not the result of an operator", x->name.c_str()));
+  x->output = true;
+  return x;
+}
+
+rs_tensor *rs_name(rs_graph *g, rs_tensor *x, const char *name) {
+  if (!x || g->status != RS_OK) return nullptr;
+  if (rs_graph_tensor(g, name)) return graph_fail(g, rs_fail(RS_ERR_ARGUMENT, "two tensors of the graph are named '%s'", name));
+  x->name = name;
+  return x;
+}
+
+rs_tensor *rs_graph_tensor(const rs_graph *g, const char *name) {
+  for (const auto &t : g->tensors)
+    if (t->name == name) return t.get();
+  return nullptr;
+}
+
+// ================================================================================ 10  operators
+
+namespace {
+
+// A tensor at run time: rows of `cols` elements, `stride` elements apart.
+struct value {
+  char *data;
+  int64_t rows, cols, stride;
+};
+
+struct op_run {
+  const rs_tensor *t;
+  const kernel_row *kernels;
+  value out, in[max_sources];
+  char *shared;        // scratch of all threads
+  char *each;          // scratch of thread i at each + i * each_bytes
+  size_t each_bytes;
+  struct run_error *error;
+
+  const float *f32(int i) const { return reinterpret_cast<const float *>(in[i].data); }
+  const int32_t *i32(int i) const { return reinterpret_cast<const int32_t *>(in[i].data); }
+  float *result() const { return reinterpret_cast<float *>(out.data); }
+  char *scratch(int thread) const { return each + each_bytes * static_cast<size_t>(thread); }
+};
+
+// What went wrong on any thread of a run: the first report wins.
+struct run_error {
+  std::atomic<int> taken{0};
+  rs_status status = RS_OK;
+  char text[sizeof last_error];
+  void set(rs_status s) {
+    if (taken.exchange(1)) return;
+    status = s;
+    memcpy(text, last_error, sizeof text);
+  }
+};
+
+// ---- embed: ids [T] i32, table [V, C] -> [T, C]
+
+rs_status embed_infer(rs_tensor &out) {
+  const rs_tensor &ids = *out.src[0], &table = *out.src[1];
+  RS_CHECK(expect_i32(out, ids, "ids", RS_DIM_TOKENS));
+  if (table.kind != tensor_weight || table.layout != RS_ROWS || table.rank != 2 || table.type == RS_I32)
+    return rs_fail(RS_ERR_ARGUMENT, "embed: table '%s' is %s in %s %s, expected a table in rows [V,C]", table.name.c_str(), rs_type_name(table.type),
+                   layout_name(table.layout), shape_text(table.rank, table.shape).c_str());
+  const int64_t shape[] = {RS_DIM_TOKENS, table.shape[1]};
+  return set_shape(&out, 2, shape);
+}
+work_bytes embed_work(const op_run &) { return {0, 0}; }
+double embed_macs(const op_run &) { return 0; }
+void embed_cpu(const op_run &r, const worker &me) {
+  const rs_tensor &table = *r.t->src[1];
+  const codec *c;
+  matrix m;
+  if (find_codec(table.type, table.layout, table.rank, table.shape, &c, &m) != RS_OK) return r.error->set(RS_ERR_ARGUMENT);
+  const matrix row{1, m.k};
+  const size_t stride = c->row_stride(m);
+  const auto [begin, end] = me.share(r.out.rows);
+  for (int64_t i = begin; i < end; i++) {
+    const int32_t id = r.i32(0)[i];
+    if (id < 0 || static_cast<size_t>(id) >= m.n) {
+      rs_fail(RS_ERR_ARGUMENT, "embed: id %d at position %lld is outside of '%s' [0,%zu)", id, static_cast<long long>(i), table.name.c_str(), m.n);
+      return r.error->set(RS_ERR_ARGUMENT);
+    }
+    c->decode(static_cast<const char *>(table.data) + static_cast<size_t>(id) * stride, row, r.result() + i * r.out.stride);
+  }
+}
+
+// ---- add: a + b
+
+rs_status add_infer(rs_tensor &out) {
+  const rs_tensor &a = *out.src[0], &b = *out.src[1];
+  RS_CHECK(expect_f32_matrix(out, a, "a"));
+  RS_CHECK(expect_f32_matrix(out, b, "b"));
+  if (!same_shape(a, b.rank, b.shape))
+    return rs_fail(RS_ERR_ARGUMENT, "add: '%s' %s and '%s' %s differ", a.name.c_str(), shape_text(a.rank, a.shape).c_str(), b.name.c_str(), shape_text(b.rank, b.shape).c_str());
+  return result_like(out, a);
+}
+work_bytes add_work(const op_run &) { return {0, 0}; }
+double add_macs(const op_run &) { return 0; }
+void add_cpu(const op_run &r, const worker &me) {
+  const auto [begin, end] = me.share(r.out.rows);
+  for (int64_t i = begin; i < end; i++) {
+    const float *a = r.f32(0) + i * r.in[0].stride, *b = r.f32(1) + i * r.in[1].stride;
+    float *y = r.result() + i * r.out.stride;
+    for (int64_t j = 0; j < r.out.cols; j++) y[j] = a[j] + b[j];
+  }
+}
+
+// ---- linear: act(x w^T + bias)
+//
+// Work is cut into units of a block of rows by a run of panels.  A block of rows stays in L2 while the panels go by; a panel stays
+// in L1 while the tiles of the block go by.  Quantized weights: every row of x is quantized once, then all threads meet.
+
+constexpr int64_t linear_block_rows = 48;
+
+bool is_quantized(rs_type type) { return type == RS_W8 || type == RS_W4; }
+
+rs_status linear_infer(rs_tensor &out) {
+  const rs_tensor &x = *out.src[0], &w = *out.src[1];
+  RS_CHECK(expect_f32_matrix(out, x, "x"));
+  if (w.kind != tensor_weight || w.layout != RS_PANELS)
+    return rs_fail(RS_ERR_ARGUMENT, "linear: '%s' is in %s, expected a weight in panels", w.name.c_str(), layout_name(w.layout));
+  if (w.shape[1] != x.shape[1])
+    return rs_fail(RS_ERR_ARGUMENT, "linear: '%s' %s times '%s' %s: the inner dimensions differ", x.name.c_str(), shape_text(x.rank, x.shape).c_str(), w.name.c_str(),
+                   shape_text(w.rank, w.shape).c_str());
+  if (out.src[2]) RS_CHECK(expect_f32_vector(out, *out.src[2], "bias", w.shape[0]));
+  const int64_t shape[] = {x.shape[0], w.shape[0]};
+  return set_shape(&out, 2, shape);
+}
+
+matrix linear_weight(const op_run &r) { return {static_cast<size_t>(r.t->src[1]->shape[0]), static_cast<size_t>(r.t->src[1]->shape[1])}; }
+
+work_bytes linear_work(const op_run &r) {
+  if (!is_quantized(r.t->src[1]->type)) return {0, 0};
+  const size_t rows = static_cast<size_t>(r.out.rows);
+  return {round_up(rows * linear_weight(r).kp(), align_data) + rows * sizeof(row_quant), 0};
+}
+
+double linear_macs(const op_run &r) { return static_cast<double>(r.out.rows) * static_cast<double>(r.t->src[1]->shape[0]) * static_cast<double>(r.t->src[1]->shape[1]); }
+
+// One tile: `rows` rows from row `i` times panel `p`, before bias and activation for float weights, complete for quantized ones.
+struct linear_tile {
+  const op_run &r;
+  const kernel_row &k;
+  rs_type type;
+  const void *data;
+  matrix m;
+  const uint8_t *q;           // [T, Kp] quantized x
+  const row_quant *rq;        // [T]
+  const float *bias;          // padded to Np or nullptr: see below
+
+  int rows_at_once() const { return type == RS_W8 ? k.w8_rows : type == RS_W4 ? k.w4_rows : k.f_rows; }
+
+  void float_rows(int64_t i, int rows, size_t p, float *y) const {
+    const float *a = r.f32(0) + i * r.in[0].stride;
+    const size_t lda = static_cast<size_t>(r.in[0].stride), at = p * panel_n * m.kp();
+    if (type == RS_F32)
+      k.f32_tile(a, lda, rows, static_cast<const float *>(data) + at, m.k, y, panel_n, false);
+    else
+      k.f16_tile(a, lda, rows, static_cast<const uint16_t *>(data) + at, m.k, y, panel_n);
+    if (!bias) return;
+    for (int j = 0; j < rows; j++)
+      for (int n = 0; n < panel_n; n++) y[j * panel_n + n] += bias[n];
+  }
+
+  void quantized_rows(int64_t i, int rows, size_t p, float *y) const {
+    alignas(align_data) int32_t acc[most_tile_rows * panel_n];
+    const uint8_t *a = q + static_cast<size_t>(i) * m.kp();
+    const float *scale;
+    const int32_t *colsum;
+    if (type == RS_W8) {
+      const w8_panels w(data, m);
+      k.w8_tile(a, m.kp(), rows, w.w + p * panel_n * m.kp(), m.kp() / panel_k, acc);
+      scale = w.scale + p * panel_n, colsum = w.colsum + p * panel_n;
+    } else {
+      const w4_panels w(data, m);
+      k.w4_tile(a, m.kp(), rows, w.w + p * panel_n * m.kp() / 2, w.mult + p * panel_n * m.kp() / group_k, m.kp() / group_k, acc);
+      scale = w.scale + p * panel_n, colsum = w.colsum + p * panel_n;
+    }
+    for (int j = 0; j < rows; j++) k.dequantize(acc + j * panel_n, rq[i + j], scale, colsum, bias, y + j * panel_n);
+  }
+};
+
+void linear_cpu(const op_run &r, const worker &me) {
+  const rs_tensor &w = *r.t->src[1];
+  const matrix m = linear_weight(r);
+  auto *q = reinterpret_cast<uint8_t *>(r.shared);
+  auto *rq = reinterpret_cast<row_quant *>(r.shared + round_up(static_cast<size_t>(r.out.rows) * m.kp(), align_data));
+  if (is_quantized(w.type)) {
+    const auto [begin, end] = me.share(r.out.rows);
+    for (int64_t i = begin; i < end; i++) rq[i] = r.kernels->quantize(r.f32(0) + i * r.in[0].stride, m.k, m.kp(), q + static_cast<size_t>(i) * m.kp());
+    me.barrier();
+  }
+  linear_tile tile{r, *r.kernels, w.type, w.data, m, q, rq, nullptr};
+  const float *bias = r.t->src[2] ? r.f32(2) : nullptr;
+  const auto panels = static_cast<int64_t>(m.np() / panel_n), blocks = ceil_div(r.out.rows, linear_block_rows);
+  // A few units a thread, so that shares come out even; one column of units where there are blocks enough.
+  const int64_t runs = std::min(panels, ceil_div(4 * me.threads, std::max<int64_t>(1, blocks)));
+  const auto [first, last] = me.share(blocks * runs);
+  for (int64_t unit = first; unit < last; unit++) {
+    const int64_t row_begin = unit / runs * linear_block_rows, row_end = std::min(r.out.rows, row_begin + linear_block_rows);
+    const auto [panel_begin, panel_end] = worker{me.team, static_cast<int>(unit % runs), static_cast<int>(runs)}.share(panels);
+    for (int64_t p = panel_begin; p < panel_end; p++) {
+      const int64_t n = std::min<int64_t>(panel_n, static_cast<int64_t>(m.n) - p * panel_n);
+      float padded_bias[panel_n] = {};
+      if (bias) memcpy(padded_bias, bias + p * panel_n, static_cast<size_t>(n) * 4);
+      tile.bias = bias ? padded_bias : nullptr;
+      for (int64_t i = row_begin; i < row_end;) {
+        const int rows = static_cast<int>(std::min<int64_t>(tile.rows_at_once(), row_end - i));
+        alignas(align_data) float y[most_tile_rows * panel_n];
+        if (is_quantized(w.type))
+          tile.quantized_rows(i, rows, static_cast<size_t>(p), y);
+        else
+          tile.float_rows(i, rows, static_cast<size_t>(p), y);
+        if (r.t->params.act != RS_ACT_NONE) r.kernels->activate(r.t->params.act, y, static_cast<size_t>(rows) * panel_n);
+        for (int j = 0; j < rows; j++) memcpy(r.result() + (i + j) * r.out.stride + p * panel_n, y + j * panel_n, static_cast<size_t>(n) * 4);
+        i += rows;
+      }
+    }
+  }
+}
+
+// ---- layer_norm: gamma (v - mean) / sqrt(var + eps) + beta, v = x + residual
+
+rs_status layer_norm_infer(rs_tensor &out) {
+  const rs_tensor &x = *out.src[0];
+  RS_CHECK(expect_f32_matrix(out, x, "x"));
+  if (const rs_tensor *residual = out.src[1]) {
+    RS_CHECK(expect_f32_matrix(out, *residual, "residual"));
+    if (!same_shape(x, residual->rank, residual->shape))
+      return rs_fail(RS_ERR_ARGUMENT, "layer_norm: '%s' %s and residual '%s' %s differ", x.name.c_str(), shape_text(x.rank, x.shape).c_str(), residual->name.c_str(),
+                     shape_text(residual->rank, residual->shape).c_str());
+  }
+  RS_CHECK(expect_f32_vector(out, *out.src[2], "gamma", x.shape[1]));
+  RS_CHECK(expect_f32_vector(out, *out.src[3], "beta", x.shape[1]));
+  if (!(out.params.eps >= 0) || !std::isfinite(out.params.eps)) return rs_fail(RS_ERR_ARGUMENT, "layer_norm: eps %g", static_cast<double>(out.params.eps));
+  return result_like(out, x);
+}
+work_bytes layer_norm_work(const op_run &) { return {0, 0}; }
+double layer_norm_macs(const op_run &) { return 0; }
+void layer_norm_cpu(const op_run &r, const worker &me) {
+  const auto [begin, end] = me.share(r.out.rows);
+  for (int64_t i = begin; i < end; i++)
+    r.kernels->layer_norm(r.f32(0) + i * r.in[0].stride, r.t->src[1] ? r.f32(1) + i * r.in[1].stride : nullptr, r.f32(2), r.f32(3), r.t->params.eps,
+                          static_cast<size_t>(r.out.cols), r.result() + i * r.out.stride);
+}
+
+// ---- flash_attn: softmax(q k^T scale) v, varlen
+//
+// A unit is one head of a block of queries of one sequence.  Keys and values go by in blocks, packed into panels, so that scores and
+// output are products of the same tile kernel as linear layers.  Blocks are counted from the start of the sequence: the order of
+// all sums depends on the sequence alone.  The softmax is online (arXiv 1805.02867): row maximum m and sum l are corrected whenever a
+// later block raises m; a sequence of one block is an ordinary softmax.
+
+constexpr int64_t attn_queries = 64, attn_keys = 128;
+
+rs_status flash_attn_infer(rs_tensor &out) {
+  const rs_tensor &q = *out.src[0];
+  static const char *const names[] = {"q", "k", "v"};
+  for (int i = 0; i < 3; i++) {
+    RS_CHECK(expect_f32_matrix(out, *out.src[i], names[i]));
+    if (!same_shape(q, 2, out.src[i]->shape))
+      return rs_fail(RS_ERR_ARGUMENT, "flash_attn: q %s and %s %s differ", shape_text(2, q.shape).c_str(), names[i], shape_text(2, out.src[i]->shape).c_str());
+  }
+  RS_CHECK(expect_i32(out, *out.src[3], "cu_seqlens", RS_DIM_CU_SEQLENS));
+  if (out.params.heads < 1 || q.shape[1] % out.params.heads)
+    return rs_fail(RS_ERR_ARGUMENT, "flash_attn: %d heads do not divide %lld columns", out.params.heads, static_cast<long long>(q.shape[1]));
+  return result_like(out, q);
+}
+
+struct attn_scratch {  // of a thread
+  float *keys;    // [attn_keys / 16][D][16]
+  float *values;  // [Dp / 16][attn_keys][16]
+  float *scores;  // [attn_queries][attn_keys]
+  float *out;     // [attn_queries][Dp]
+  float *max, *sum;  // [attn_queries]
+  size_t dp;
+  static size_t floats(size_t d) {
+    const size_t dp = round_up(d, panel_n);
+    return attn_keys * (d + dp) + attn_queries * (attn_keys + dp + 2);
+  }
+  attn_scratch(char *memory, size_t d) : dp(round_up(d, panel_n)) {
+    keys = reinterpret_cast<float *>(memory);
+    values = keys + attn_keys * d;
+    scores = values + attn_keys * dp;
+    out = scores + attn_queries * attn_keys;
+    max = out + attn_queries * dp;
+    sum = max + attn_queries;
+  }
+};
+
+size_t head_size(const op_run &r) { return static_cast<size_t>(r.out.cols / r.t->params.heads); }
+work_bytes flash_attn_work(const op_run &r) { return {0, attn_scratch::floats(head_size(r)) * 4}; }
+double flash_attn_macs(const op_run &r) {
+  double pairs = 0;
+  if (const int32_t *cu = r.i32(3))
+    for (int64_t b = 0; b + 1 < r.in[3].cols; b++) pairs += static_cast<double>(cu[b + 1] - cu[b]) * (cu[b + 1] - cu[b]);
+  return 2 * pairs * static_cast<double>(r.out.cols);
+}
+
+// c [rows, ldc] (+)= a [rows, lda] times `panels` panels of k steps, each `panel_stride` floats after the one before.
+void attn_product(const kernel_row &k, const float *a, size_t lda, int64_t rows, const float *b, size_t panels, size_t panel_stride, size_t steps, float *c,
+                  size_t ldc, bool add) {
+  for (size_t p = 0; p < panels; p++)
+    for (int64_t i = 0; i < rows; i += k.f_rows)
+      k.f32_tile(a + i * static_cast<int64_t>(lda), lda, static_cast<int>(std::min<int64_t>(k.f_rows, rows - i)), b + p * panel_stride, steps,
+                 c + i * static_cast<int64_t>(ldc) + p * panel_n, ldc, add);
+}
+
+void attn_unit(const op_run &r, const attn_scratch &s, int64_t head, int64_t seq_begin, int64_t seq_end, int64_t query) {
+  const kernel_row &k = *r.kernels;
+  const size_t d = head_size(r);
+  const int64_t column = head * static_cast<int64_t>(d), rows = std::min(attn_queries, seq_end - query);
+  const float *q = r.f32(0) + query * r.in[0].stride + column;
+  for (int64_t key = seq_begin; key < seq_end; key += attn_keys) {
+    const int64_t n = std::min(attn_keys, seq_end - key);
+    const size_t np = round_up(static_cast<size_t>(n), panel_n);
+    for (size_t j = 0; j < np; j++) {
+      float *to_key = s.keys + j / panel_n * d * panel_n + j % panel_n, *to_value = s.values + j * panel_n;
+      const bool real = static_cast<int64_t>(j) < n;
+      const int64_t row = key + static_cast<int64_t>(j);
+      const float *from_key = r.f32(1) + row * r.in[1].stride + column, *from_value = r.f32(2) + row * r.in[2].stride + column;
+      for (size_t i = 0; i < d; i++) to_key[i * panel_n] = real ? from_key[i] : 0;
+      for (size_t i = 0; i < s.dp; i++) to_value[i / panel_n * attn_keys * panel_n + i % panel_n] = real && i < d ? from_value[i] : 0;
+    }
+    attn_product(k, q, static_cast<size_t>(r.in[0].stride), rows, s.keys, np / panel_n, d * panel_n, d, s.scores, attn_keys, false);
+    const bool first = key == seq_begin;
+    const float scale = r.t->params.scale;
+    for (int64_t i = 0; i < rows; i++) {
+      float *score = s.scores + i * attn_keys, *out = s.out + i * static_cast<int64_t>(s.dp);
+      const float here = scale * k.max(score, static_cast<size_t>(n));
+      const float most = first ? here : std::max(s.max[i], here);
+      const float sum = k.exp_sum(score, static_cast<size_t>(n), scale, most);
+      const float correction = first ? 0 : std::exp(s.max[i] - most);
+      s.sum[i] = first ? sum : s.sum[i] * correction + sum;
+      s.max[i] = most;
+      if (!first)
+        for (size_t j = 0; j < s.dp; j++) out[j] *= correction;
+    }
+    attn_product(k, s.scores, attn_keys, rows, s.values, s.dp / panel_n, attn_keys * panel_n, static_cast<size_t>(n), s.out, s.dp, !first);
+  }
+  for (int64_t i = 0; i < rows; i++) {
+    const float inverse = 1 / s.sum[i], *from = s.out + i * static_cast<int64_t>(s.dp);
+    float *to = r.result() + (query + i) * r.out.stride + column;
+    for (size_t j = 0; j < d; j++) to[j] = from[j] * inverse;
+  }
+}
+
+void flash_attn_cpu(const op_run &r, const worker &me) {
+  const attn_scratch scratch(r.scratch(me.thread), head_size(r));
+  const int32_t *cu = r.i32(3);
+  const int64_t sequences = r.in[3].cols - 1, heads = r.t->params.heads;
+  // Lengths differ, so contiguous shares would not be even: units are dealt out like cards.
+  int64_t unit = 0;
+  for (int64_t b = 0; b < sequences; b++)
+    for (int64_t head = 0; head < heads; head++)
+      for (int64_t query = cu[b]; query < cu[b + 1]; query += attn_queries, unit++)
+        if (unit % me.threads == me.thread) attn_unit(r, scratch, head, cu[b], cu[b + 1], query);
+}
+
+// ---- pool: [T, C] -> [B, C]
+
+rs_status pool_infer(rs_tensor &out) {
+  const rs_tensor &x = *out.src[0];
+  RS_CHECK(expect_f32_matrix(out, x, "x"));
+  RS_CHECK(expect_i32(out, *out.src[1], "cu_seqlens", RS_DIM_CU_SEQLENS));
+  if (out.params.pooling < RS_POOL_MEAN || out.params.pooling > RS_POOL_LAST) return rs_fail(RS_ERR_ARGUMENT, "pool: pooling %d", static_cast<int>(out.params.pooling));
+  const int64_t shape[] = {RS_DIM_SEQUENCES, x.shape[1]};
+  return set_shape(&out, 2, shape);
+}
+work_bytes pool_work(const op_run &) { return {0, 0}; }
+double pool_macs(const op_run &) { return 0; }
+void pool_cpu(const op_run &r, const worker &me) {
+  const int32_t *cu = r.i32(1);
+  const auto [begin, end] = me.share(r.out.rows);
+  for (int64_t b = begin; b < end; b++) {
+    float *y = r.result() + b * r.out.stride;
+    const int64_t n = cu[b + 1] - cu[b];
+    const auto row = [&](int64_t i) { return r.f32(0) + (cu[b] + i) * r.in[0].stride; };
+    std::fill(y, y + r.out.cols, 0.0f);
+    if (n == 0) continue;
+    const rs_pooling pooling = r.t->params.pooling;
+    if (pooling == RS_POOL_CLS || pooling == RS_POOL_LAST) {
+      memcpy(y, row(pooling == RS_POOL_CLS ? 0 : n - 1), static_cast<size_t>(r.out.cols) * 4);
+      continue;
+    }
+    if (pooling == RS_POOL_MAX) {
+      memcpy(y, row(0), static_cast<size_t>(r.out.cols) * 4);
+      for (int64_t i = 1; i < n; i++)
+        for (int64_t j = 0; j < r.out.cols; j++) y[j] = row(i)[j] > y[j] ? row(i)[j] : y[j];
+      continue;
+    }
+    const bool weighted = pooling == RS_POOL_WEIGHTED_MEAN;
+    for (int64_t i = 0; i < n; i++) {
+      const float weight = weighted ? static_cast<float>(i + 1) : 1;
+      const float *x = row(i);
+      for (int64_t j = 0; j < r.out.cols; j++) y[j] += weight * x[j];
+    }
+    const double count = static_cast<double>(n);
+    const auto factor = static_cast<float>(1 / (weighted ? count * (count + 1) / 2 : pooling == RS_POOL_MEAN_SQRT_LEN ? std::sqrt(count) : count));
+    for (int64_t j = 0; j < r.out.cols; j++) y[j] *= factor;
+  }
+}
+
+// ---- l2_normalize: each row divided by its norm
+
+void l2_normalize_row(const float *x, int64_t n, float *y) {
+  double sum = 0;
+  for (int64_t i = 0; i < n; i++) sum += static_cast<double>(x[i]) * x[i];
+  const auto factor = static_cast<float>(sum > 0 ? 1 / std::sqrt(sum) : std::isnan(sum) ? sum : 1);
+  for (int64_t i = 0; i < n; i++) y[i] = x[i] * factor;
+}
+
+rs_status l2_normalize_infer(rs_tensor &out) {
+  RS_CHECK(expect_f32_matrix(out, *out.src[0], "x"));
+  return result_like(out, *out.src[0]);
+}
+work_bytes l2_normalize_work(const op_run &) { return {0, 0}; }
+double l2_normalize_macs(const op_run &) { return 0; }
+void l2_normalize_cpu(const op_run &r, const worker &me) {
+  const auto [begin, end] = me.share(r.out.rows);
+  for (int64_t i = begin; i < end; i++) l2_normalize_row(r.f32(0) + i * r.in[0].stride, r.out.cols, r.result() + i * r.out.stride);
+}
+
+}  // namespace
+
+const char *rs_op_name(size_t i) { return i < op_count ? op_rows[i].name : nullptr; }
+
+// ---- builders
+
+rs_tensor *rs_embed(rs_graph *g, rs_tensor *ids, rs_tensor *table) { return add_op(g, OP_EMBED, {}, {ids, table}); }
+rs_tensor *rs_add(rs_graph *g, rs_tensor *a, rs_tensor *b) { return add_op(g, OP_ADD, {}, {a, b}); }
+rs_tensor *rs_linear(rs_graph *g, rs_tensor *x, rs_tensor *w, rs_tensor *bias, rs_activation act) {
+  op_params p = {};
+  p.act = act;
+  return add_op(g, OP_LINEAR, p, {x, w, bias}, 1u << 2);
+}
+rs_tensor *rs_layer_norm(rs_graph *g, rs_tensor *x, rs_tensor *residual, rs_tensor *gamma, rs_tensor *beta, float eps) {
+  op_params p = {};
+  p.eps = eps;
+  return add_op(g, OP_LAYER_NORM, p, {x, residual, gamma, beta}, 1u << 1);
+}
+rs_tensor *rs_flash_attn(rs_graph *g, rs_tensor *q, rs_tensor *k, rs_tensor *v, rs_tensor *cu_seqlens, int heads, float scale) {
+  op_params p = {};
+  p.heads = heads;
+  p.scale = scale;
+  return add_op(g, OP_FLASH_ATTN, p, {q, k, v, cu_seqlens});
+}
+rs_tensor *rs_pool(rs_graph *g, rs_tensor *x, rs_tensor *cu_seqlens, rs_pooling pooling) {
+  op_params p = {};
+  p.pooling = pooling;
+  return add_op(g, OP_POOL, p, {x, cu_seqlens});
+}
+rs_tensor *rs_l2_normalize(rs_graph *g, rs_tensor *x) { return add_op(g, OP_L2_NORMALIZE, {}, {x}); }
+
+// ================================================================================ 11  graph: validate, plan, run, profile
+
+rs_status rs_graph_finish(rs_graph *g) {
+  if (g->status != RS_OK) return rs_fail(g->status, "%s", g->error.c_str());
+  for (const auto &t : g->tensors)
+    if (t->output) {
+      g->finished = true;
+      return RS_OK;
+    }
+  return rs_fail(RS_ERR_ARGUMENT, "the graph has no output: mark one by rs_output");
+}
+
+namespace {
+
+// Time spent in an operator of that name.
+struct profile_entry {
+  std::string name;
+  const char *op;
+  uint64_t calls;
+  double seconds, macs;
+};
+
+// What a session keeps of a graph that it runs: sizes and places for the last (T, B).  Its vectors are made once a graph.
+struct graph_plan {
+  const rs_graph *graph;
+  int64_t tokens = -1, sequences = -1;
+  std::vector<value> values;       // by tensor id
+  std::vector<size_t> offsets;     // in the arena
+  std::vector<size_t> bytes;
+  std::vector<int> last_use;       // id of the last operator that reads it
+  std::vector<void *> bound;       // memory of the caller's for inputs and outputs, or nullptr
+  std::vector<op_run> ops;         // in order
+  std::vector<int> live;           // while planning: tensors in the arena, by offset
+  std::vector<size_t> profile;     // index into the session's profile, by op
+  size_t tensor_bytes = 0, shared_bytes = 0, each_bytes = 0;
+};
+
+int64_t dim_at(int64_t dim, int64_t tokens, int64_t sequences) {
+  switch (dim) {
+    case RS_DIM_TOKENS: return tokens;
+    case RS_DIM_SEQUENCES: return sequences;
+    case RS_DIM_CU_SEQLENS: return sequences + 1;
+    default: return dim;
+  }
+}
+
+const rs_tensor *storage_of(const rs_tensor *t) {
+  while (t->kind == tensor_view) t = t->base;
+  return t;
+}
+
+void plan_shapes(graph_plan &p) {
+  for (const auto &t : p.graph->tensors) {
+    value &v = p.values[t->id];
+    v.rows = 1;
+    for (int i = 0; i + 1 < t->rank; i++) v.rows *= dim_at(t->shape[i], p.tokens, p.sequences);
+    v.cols = dim_at(t->shape[t->rank - 1], p.tokens, p.sequences);
+    v.stride = t->kind == tensor_view ? p.values[t->base->id].stride : v.cols;
+    p.bytes[t->id] = static_cast<size_t>(v.rows) * static_cast<size_t>(v.cols) * 4;  // activations are f32 or i32
+  }
+}
+
+// Places in the arena by liveness: in the order of execution, each result goes to the lowest gap between the tensors that are
+// still to be read.  Results are never written over an input of the same operator.
+void plan_places(graph_plan &p) {
+  const auto &tensors = p.graph->tensors;
+  for (const auto &t : tensors) {
+    p.last_use[t->id] = t->output ? INT_MAX : t->id;
+    if (t->kind != tensor_op) continue;
+    for (const rs_tensor *s : t->src)
+      if (s) p.last_use[storage_of(s)->id] = std::max(p.last_use[storage_of(s)->id], t->id);
+  }
+  p.live.clear();
+  p.tensor_bytes = 0;
+  for (const auto &t : tensors) {
+    if (t->kind != tensor_op || p.bound[t->id]) continue;
+    p.live.erase(std::remove_if(p.live.begin(), p.live.end(), [&](int id) { return p.last_use[id] < t->id; }), p.live.end());
+    size_t offset = 0, at = 0;
+    for (; at < p.live.size(); at++) {
+      const int id = p.live[at];
+      if (p.offsets[id] >= offset + p.bytes[t->id]) break;
+      offset = round_up(p.offsets[id] + p.bytes[id], align_data);
+    }
+    p.offsets[t->id] = offset;
+    p.live.insert(p.live.begin() + static_cast<std::ptrdiff_t>(at), t->id);
+    p.tensor_bytes = std::max(p.tensor_bytes, round_up(offset + p.bytes[t->id], align_data));
+  }
+}
+
+void plan_ops(graph_plan &p) {
+  p.ops.clear();
+  p.shared_bytes = p.each_bytes = 0;
+  for (const auto &t : p.graph->tensors) {
+    if (t->kind != tensor_op) continue;
+    op_run r = {};
+    r.t = t.get();
+    r.out = p.values[t->id];
+    for (int i = 0; i < max_sources; i++)
+      if (t->src[i]) r.in[i] = p.values[t->src[i]->id];
+    const work_bytes work = op_rows[t->op].work(r);
+    p.shared_bytes = std::max(p.shared_bytes, round_up(work.shared, align_data));
+    p.each_bytes = std::max(p.each_bytes, round_up(work.each_thread, align_data));
+    p.ops.push_back(r);
+  }
+}
+
+rs_status check_cu_seqlens(const rs_tensor &t, const int32_t *cu, int64_t tokens, int64_t sequences) {
+  bool ok = cu[0] == 0 && cu[sequences] == tokens;
+  for (int64_t b = 0; b < sequences; b++) ok &= cu[b] <= cu[b + 1];
+  return ok ? RS_OK : rs_fail(RS_ERR_ARGUMENT, "'%s' must rise from 0 to %lld", t.name.c_str(), static_cast<long long>(tokens));
+}
+
+}  // namespace
+
+struct rs_session {
+  const rs_model *model;
+  const kernel_row *kernels;
+  int threads;
+  int64_t max_batch_tokens;
+  rs_allocator allocator;
+  bool profile;
+
+  char *arena = nullptr;
+  size_t arena_bytes = 0;
+  std::vector<std::unique_ptr<graph_plan>> plans;
+  std::vector<profile_entry> profile_rows;
+  std::unique_ptr<struct encoder> encoder;  // section 15; nullptr without a model
+
+  ~rs_session();
+};
+
+namespace {
+
+graph_plan *plan_of(rs_session *s, const rs_graph *g) {
+  for (const auto &p : s->plans)
+    if (p->graph == g) return p.get();
+  auto p = std::make_unique<graph_plan>();
+  const size_t n = g->tensors.size();
+  p->graph = g;
+  p->values.resize(n);
+  p->offsets.resize(n);
+  p->bytes.resize(n);
+  p->last_use.resize(n);
+  p->bound.resize(n);
+  p->live.reserve(n);
+  p->ops.reserve(n);
+  s->plans.push_back(std::move(p));
+  return s->plans.back().get();
+}
+
+rs_status bind(graph_plan &p, const rs_binding *bindings, size_t n) {
+  std::fill(p.bound.begin(), p.bound.end(), nullptr);
+  for (size_t i = 0; i < n; i++) {
+    const rs_binding &b = bindings[i];
+    if (!b.tensor || b.tensor->graph != p.graph) return rs_fail(RS_ERR_ARGUMENT, "binding %zu is not a tensor of this graph", i);
+    const rs_tensor &t = *b.tensor;
+    if (t.kind != tensor_input && !t.output) return rs_fail(RS_ERR_ARGUMENT, "'%s' is neither an input nor an output", t.name.c_str());
+    if (b.bytes != p.bytes[t.id]) return rs_fail(RS_ERR_ARGUMENT, "'%s' has %zu bytes, expected %zu", t.name.c_str(), b.bytes, p.bytes[t.id]);
+    if (!b.data) return rs_fail(RS_ERR_ARGUMENT, "'%s' is bound to NULL", t.name.c_str());
+    p.bound[t.id] = b.data;
+  }
+  for (const auto &t : p.graph->tensors) {
+    if (t->kind != tensor_input) continue;
+    if (!p.bound[t->id]) return rs_fail(RS_ERR_ARGUMENT, "input '%s' is not bound", t->name.c_str());
+    if (t->type == RS_I32 && t->rank == 1 && t->shape[0] == RS_DIM_CU_SEQLENS)
+      RS_CHECK(check_cu_seqlens(*t, static_cast<const int32_t *>(p.bound[t->id]), p.tokens, p.sequences));
+  }
+  return RS_OK;
+}
+
+rs_status reserve_arena(rs_session *s, size_t bytes) {
+  if (bytes <= s->arena_bytes) return RS_OK;
+  if (s->arena) s->allocator.free(s->allocator.ctx, s->arena, s->arena_bytes);
+  s->arena_bytes = 0;
+  s->arena = static_cast<char *>(s->allocator.alloc(s->allocator.ctx, bytes, align_data));
+  if (!s->arena) return rs_fail(RS_ERR_MEMORY, "no memory for %zu bytes of activations", bytes);
+  s->arena_bytes = bytes;
+  return RS_OK;
+}
+
+void place(rs_session *s, graph_plan &p, run_error *error) {
+  for (const auto &t : p.graph->tensors) {
+    value &v = p.values[t->id];
+    switch (t->kind) {
+      case tensor_weight: v.data = static_cast<char *>(const_cast<void *>(t->data)); break;
+      case tensor_input: v.data = static_cast<char *>(p.bound[t->id]); break;
+      case tensor_op: v.data = p.bound[t->id] ? static_cast<char *>(p.bound[t->id]) : s->arena + p.offsets[t->id]; break;
+      case tensor_view: v.data = p.values[t->base->id].data + t->first * 4; break;
+    }
+  }
+  for (op_run &r : p.ops) {
+    r.kernels = s->kernels;
+    r.out = p.values[r.t->id];
+    for (int i = 0; i < max_sources; i++)
+      if (r.t->src[i]) r.in[i] = p.values[r.t->src[i]->id];
+    r.shared = s->arena + p.tensor_bytes;
+    r.each = r.shared + p.shared_bytes;
+    r.each_bytes = p.each_bytes;
+    r.error = error;
+  }
+}
+
+void profile_op(rs_session *s, graph_plan &p, size_t i, double seconds) {
+  const op_run &r = p.ops[i];
+  if (i == p.profile.size()) {  // the first run of this graph: find the row of that name, or make one
+    size_t at = 0;
+    while (at < s->profile_rows.size() && s->profile_rows[at].name != r.t->name) at++;
+    if (at == s->profile_rows.size()) s->profile_rows.push_back({r.t->name, op_rows[r.t->op].name, 0, 0, 0});
+    p.profile.push_back(at);
+  }
+  profile_entry &e = s->profile_rows[p.profile[i]];
+  e.calls++;
+  e.seconds += seconds;
+  e.macs += op_rows[r.t->op].macs(r);
+}
+
+}  // namespace
+
+rs_status rs_graph_run(rs_session *s, rs_graph *graph, int64_t tokens, int64_t sequences, const rs_binding *bindings, size_t n_bindings) {
+  return guarded([&] {
+    if (!graph->finished) return rs_fail(RS_ERR_ARGUMENT, "the graph is not finished: call rs_graph_finish first");
+    if (tokens < 0 || sequences < 0 || tokens > INT32_MAX || sequences > INT32_MAX)
+      return rs_fail(RS_ERR_ARGUMENT, "%lld tokens, %lld sequences", static_cast<long long>(tokens), static_cast<long long>(sequences));
+    graph_plan &p = *plan_of(s, graph);
+    p.tokens = tokens, p.sequences = sequences;
+    plan_shapes(p);
+    RS_CHECK(bind(p, bindings, n_bindings));
+    plan_places(p);
+    plan_ops(p);
+    RS_CHECK(reserve_arena(s, p.tensor_bytes + p.shared_bytes + p.each_bytes * static_cast<size_t>(s->threads)));
+    run_error error;
+    place(s, p, &error);
+    run_team(s->threads, [&](const worker &me) {
+      for (size_t i = 0; i < p.ops.size(); i++) {
+        const double start = s->profile && me.thread == 0 ? now_seconds() : 0;
+        op_rows[p.ops[i].t->op].cpu(p.ops[i], me);
+        me.barrier();
+        if (s->profile && me.thread == 0) profile_op(s, p, i, now_seconds() - start);
+      }
+    });
+    return error.taken ? rs_fail(error.status, "%s", error.text) : RS_OK;
+  });
+}
+
+size_t rs_session_profile_count(const rs_session *s) { return s->profile_rows.size(); }
+
+rs_status rs_session_profile_at(const rs_session *s, size_t i, rs_profile_row *out) {
+  if (i >= s->profile_rows.size()) return rs_fail(RS_ERR_ARGUMENT, "profile row %zu of %zu", i, s->profile_rows.size());
+  const profile_entry &e = s->profile_rows[i];
+  *out = {e.name.c_str(), e.op, e.calls, e.seconds, e.macs};
+  return RS_OK;
+}
+
+// ================================================================================ 12  weight file: reader
+//
+//   header 128 bytes | data | metadata | tensor directory | CRC32C of each 64 KiB of data
+//
+// Regions follow each other without holes, each 64-byte aligned, padded with zeros.  The header has a checksum of itself and one of
+// everything behind the data; both are checked at load, the blocks of data by rs_model_verify.
+
+namespace {
+
+constexpr char file_magic[8] = {'R', 'S', 'W', '\r', '\n', 0x1a, '\n', 0};  // shows what a text-mode transfer breaks
+constexpr uint32_t file_version = 1;
+constexpr size_t crc_block = 65536;
+
+struct file_header {
+  char magic[8];
+  uint32_t version;
+  uint32_t required;  // feature bits that a reader must know: none so far
+  uint64_t file_size;
+  uint64_t data_offset, data_size;
+  uint64_t meta_offset, meta_size;
+  uint64_t dir_offset, dir_size;
+  uint64_t crc_offset, crc_size;
+  uint32_t meta_count, tensor_count;
+  uint32_t tail_crc;  // of [meta_offset, file_size)
+  uint32_t zero[6];
+  uint32_t header_crc;  // of all before it
+};
+static_assert(sizeof(file_header) == 128 && offsetof(file_header, header_crc) == 124, "the header is 128 bytes");
+
+struct file_tensor {  // an entry of the directory, sorted by name
+  char name[64];      // NUL padded
+  uint32_t type, layout, rank, zero;
+  uint64_t shape[RS_MAX_RANK];
+  uint64_t offset, bytes;  // absolute
+};
+static_assert(sizeof(file_tensor) == 128, "a directory entry is 128 bytes");
+
+struct file_meta {  // followed by the key, NUL, padding to 8, the value, padding to 8
+  uint32_t key_bytes, kind;
+  uint64_t value_bytes;
+};
+
+bool is_zero(const void *p, size_t n) {
+  const auto *c = static_cast<const char *>(p);
+  for (size_t i = 0; i < n; i++)
+    if (c[i]) return false;
+  return true;
+}
+
+bool is_printable(const char *p, size_t n) {
+  for (size_t i = 0; i < n; i++)
+    if (p[i] <= ' ' || p[i] > '~') return false;
+  return n > 0;
+}
+
+}  // namespace
+
+struct rs_model {
+  std::string path;
+  int fd = -1;
+  const char *map = nullptr;
+  size_t map_bytes = 0;
+  file_header header;
+  std::vector<rs_meta> meta;
+  std::vector<rs_tensor_info> tensors;
+  const rs_family *family = nullptr;
+  rs_tokenizer *tokenizer = nullptr;
+  rs_model_info info = {};
+  rs_pooling pooling = RS_POOL_MEAN;
+  bool normalize = false;
+  const char *default_prompt = "";
+
+  ~rs_model() {
+    rs_tokenizer_free(tokenizer);
+    if (map) munmap(const_cast<char *>(map), map_bytes);
+    if (fd >= 0) close(fd);
+  }
+};
+
+namespace {
+
+rs_status bad_file(const rs_model &m, const char *format, ...) __attribute__((format(printf, 2, 3)));
+rs_status bad_file(const rs_model &m, const char *format, ...) {
+  char text[512];
+  va_list args;
+  va_start(args, format);
+  vsnprintf(text, sizeof text, format, args);
+  va_end(args);
+  return rs_fail(RS_ERR_FORMAT, "%s: %s", m.path.c_str(), text);
+}
+
+rs_status map_file(rs_model *m) {
+  const char *path = m->path.c_str();
+  m->fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // non-blocking: opening a FIFO must not wait for a writer
+  if (m->fd < 0) return rs_fail(RS_ERR_IO, "%s: %s", path, strerror(errno));
+  struct stat st;
+  if (fstat(m->fd, &st)) return rs_fail(RS_ERR_IO, "%s: %s", path, strerror(errno));
+  if (S_ISDIR(st.st_mode)) return rs_fail(RS_ERR_IO, "%s: is a directory, expected a weight file", path);
+  if (!S_ISREG(st.st_mode)) return rs_fail(RS_ERR_IO, "%s: is not a regular file", path);
+  if (st.st_size == 0) return bad_file(*m, "is empty, expected a weight file");
+  if (static_cast<size_t>(st.st_size) < sizeof(file_header))
+    return bad_file(*m, "has %lld bytes, fewer than the header of a weight file (%zu)", static_cast<long long>(st.st_size), sizeof(file_header));
+  m->map_bytes = static_cast<size_t>(st.st_size);
+  void *map = mmap(nullptr, m->map_bytes, PROT_READ, MAP_SHARED, m->fd, 0);
+  if (map == MAP_FAILED) return rs_fail(RS_ERR_IO, "%s: can't map %zu bytes: %s", path, m->map_bytes, strerror(errno));
+  m->map = static_cast<const char *>(map);
+  return RS_OK;
+}
+
+// A region must begin where the one before it ends, rounded up, with zeros between.
+rs_status check_region(const rs_model &m, const char *what, uint64_t *end, uint64_t offset, uint64_t size) {
+  if (*end > m.map_bytes - (align_data - 1) || offset != round_up(*end, align_data) || offset > m.map_bytes || size > m.map_bytes - offset)
+    return bad_file(m, "%s: offset %llu, size %llu: not within the file's %zu bytes behind offset %llu", what, static_cast<unsigned long long>(offset),
+                    static_cast<unsigned long long>(size), m.map_bytes, static_cast<unsigned long long>(*end));
+  if (!is_zero(m.map + *end, offset - *end)) return bad_file(m, "the padding before offset %llu (%s) is not zero", static_cast<unsigned long long>(offset), what);
+  *end = offset + size;
+  return RS_OK;
+}
+
+rs_status read_header(rs_model *m) {
+  file_header &h = m->header;
+  memcpy(&h, m->map, sizeof h);
+  if (memcmp(h.magic, file_magic, 3)) return bad_file(*m, "is not a weight file (begins with 0x%02x%02x%02x, expected \"RSW\")", m->map[0] & 255, m->map[1] & 255, m->map[2] & 255);
+  if (memcmp(h.magic, file_magic, sizeof file_magic)) return bad_file(*m, "the signature is damaged, as by a transfer in text mode");
+  if (h.version != file_version) return rs_fail(RS_ERR_UNSUPPORTED, "%s: format version %u, this library reads %u", m->path.c_str(), h.version, file_version);
+  if (const uint32_t crc = crc32c(0, &h, offsetof(file_header, header_crc)); crc != h.header_crc)
+    return bad_file(*m, "the header is damaged: checksum %08x, expected %08x", crc, h.header_crc);
+  if (h.required) return rs_fail(RS_ERR_UNSUPPORTED, "%s: needs features 0x%x that this library does not have", m->path.c_str(), h.required);
+  if (h.file_size != m->map_bytes)
+    return bad_file(*m, "has %zu bytes, the header says %llu: %s", m->map_bytes, static_cast<unsigned long long>(h.file_size), m->map_bytes < h.file_size ? "truncated" : "something was appended");
+  if (!is_zero(h.zero, sizeof h.zero)) return bad_file(*m, "reserved bytes of the header are not zero");
+  if (h.meta_count > max_entries || h.tensor_count > max_entries)
+    return bad_file(*m, "%u metadata keys, %u tensors: more than %llu", h.meta_count, h.tensor_count, static_cast<unsigned long long>(max_entries));
+  uint64_t end = sizeof h;
+  RS_CHECK(check_region(*m, "data", &end, h.data_offset, h.data_size));
+  RS_CHECK(check_region(*m, "metadata", &end, h.meta_offset, h.meta_size));
+  RS_CHECK(check_region(*m, "tensor directory", &end, h.dir_offset, h.dir_size));
+  RS_CHECK(check_region(*m, "checksums", &end, h.crc_offset, h.crc_size));
+  if (end != m->map_bytes) return bad_file(*m, "%llu bytes behind the last region", static_cast<unsigned long long>(m->map_bytes - end));
+  if (h.dir_size != h.tensor_count * sizeof(file_tensor)) return bad_file(*m, "tensor directory: %llu bytes for %u tensors", static_cast<unsigned long long>(h.dir_size), h.tensor_count);
+  if (h.crc_size != 4 * static_cast<uint64_t>(ceil_div(static_cast<int64_t>(h.data_size), crc_block))) return bad_file(*m, "checksums: %llu bytes for %llu bytes of data", static_cast<unsigned long long>(h.crc_size), static_cast<unsigned long long>(h.data_size));
+  if (const uint32_t crc = crc32c(0, m->map + h.meta_offset, m->map_bytes - h.meta_offset); crc != h.tail_crc)
+    return bad_file(*m, "metadata or directory are damaged: checksum %08x, expected %08x", crc, h.tail_crc);
+  return RS_OK;
+}
+
+// An array of strings: u64 count, u32 offsets [count + 1] into what follows, each string NUL terminated.
+struct strs_header {
+  uint64_t count;
+};
+const uint32_t *strs_offsets(const void *strs) { return reinterpret_cast<const uint32_t *>(static_cast<const char *>(strs) + sizeof(strs_header)); }
+
+bool strs_are_sound(const char *p, uint64_t bytes, size_t *count) {
+  if (bytes < sizeof(strs_header) + 4) return false;
+  strs_header h;
+  memcpy(&h, p, sizeof h);
+  if (h.count > (bytes - sizeof h) / 4 - 1) return false;
+  const uint32_t *offsets = strs_offsets(p);
+  const char *text = reinterpret_cast<const char *>(offsets + h.count + 1);
+  const uint64_t text_bytes = bytes - sizeof h - 4 * (h.count + 1);
+  if (offsets[0] != 0 || offsets[h.count] != text_bytes) return false;
+  for (uint64_t i = 0; i < h.count; i++)
+    if (offsets[i + 1] <= offsets[i] || offsets[i + 1] > text_bytes || text[offsets[i + 1] - 1]) return false;
+  *count = h.count;
+  return true;
+}
+
+rs_status read_meta_value(const rs_model &m, uint32_t kind, const char *p, uint64_t bytes, rs_meta *out) {
+  out->count = 1;
+  bool ok = false;
+  switch (kind) {
+    case RS_META_BOOL:
+      ok = bytes == 1 && (*p == 0 || *p == 1);
+      if (ok) out->boolean = *p;
+      break;
+    case RS_META_I64:
+      ok = bytes == 8;
+      if (ok) memcpy(&out->i64, p, 8);
+      break;
+    case RS_META_F64:
+      ok = bytes == 8;
+      if (ok) memcpy(&out->f64, p, 8), ok = std::isfinite(out->f64);
+      break;
+    case RS_META_STR:
+      ok = bytes > 0 && !p[bytes - 1];
+      out->str = p, out->count = bytes - 1;
+      break;
+    case RS_META_I64S:
+      ok = bytes % 8 == 0;
+      out->i64s = reinterpret_cast<const int64_t *>(p), out->count = bytes / 8;
+      break;
+    case RS_META_F32S:
+      ok = bytes % 4 == 0;
+      out->f32s = reinterpret_cast<const float *>(p), out->count = bytes / 4;
+      break;
+    case RS_META_STRS:
+      ok = strs_are_sound(p, bytes, &out->count);
+      out->strs = p;
+      break;
+    default: return bad_file(m, "metadata '%s': unknown kind %u", out->key, kind);
+  }
+  if (!ok) return bad_file(m, "metadata '%s': the value is malformed (%llu bytes of kind %u)", out->key, static_cast<unsigned long long>(bytes), kind);
+  out->kind = static_cast<rs_meta_kind>(kind);
+  return RS_OK;
+}
+
+rs_status read_metadata(rs_model *m) {
+  const char *p = m->map + m->header.meta_offset;
+  uint64_t left = m->header.meta_size;
+  const char *previous = "";
+  m->meta.reserve(m->header.meta_count);
+  for (uint32_t i = 0; i < m->header.meta_count; i++) {
+    file_meta h;
+    if (left < sizeof h) return bad_file(*m, "metadata end within entry %u of %u", i, m->header.meta_count);
+    memcpy(&h, p, sizeof h);
+    const uint64_t key_room = round_up(uint64_t{h.key_bytes} + 1, 8);
+    if (h.key_bytes == 0 || h.key_bytes > max_key || key_room > left - sizeof h || h.value_bytes > left - sizeof h - key_room ||
+        round_up(h.value_bytes, 8) > left - sizeof h - key_room)
+      return bad_file(*m, "metadata entry %u: key of %u bytes, value of %llu bytes, %llu left", i, h.key_bytes, static_cast<unsigned long long>(h.value_bytes), static_cast<unsigned long long>(left));
+    const char *key = p + sizeof h, *data = key + key_room;
+    if (!is_printable(key, h.key_bytes) || !is_zero(key + h.key_bytes, key_room - h.key_bytes)) return bad_file(*m, "metadata entry %u: the key is not printable", i);
+    if (strcmp(previous, key) >= 0) return bad_file(*m, "metadata '%s' is not in order", key);
+    if (!is_zero(data + h.value_bytes, round_up(h.value_bytes, 8) - h.value_bytes)) return bad_file(*m, "metadata '%s': padding is not zero", key);
+    rs_meta value = {};
+    value.key = previous = key;
+    RS_CHECK(read_meta_value(*m, h.kind, data, h.value_bytes, &value));
+    m->meta.push_back(value);
+    p = data + round_up(h.value_bytes, 8);
+    left -= sizeof h + key_room + round_up(h.value_bytes, 8);
+  }
+  return left ? bad_file(*m, "%llu bytes behind the last metadata entry", static_cast<unsigned long long>(left)) : RS_OK;
+}
+
+rs_status read_tensor(const rs_model &m, const file_tensor &f, const char *name, rs_tensor_info *t) {
+  t->name = name;
+  if (f.rank < 1 || f.rank > RS_MAX_RANK || f.zero) return bad_file(m, "tensor '%s': rank %u, expected 1 to %d", name, f.rank, RS_MAX_RANK);
+  if (f.type > RS_W4 || f.type == RS_BF16 || f.layout > RS_PANELS) return bad_file(m, "tensor '%s': unknown type %u, layout %u", name, f.type, f.layout);
+  t->type = static_cast<rs_type>(f.type);
+  t->layout = static_cast<rs_layout>(f.layout);
+  t->rank = static_cast<int>(f.rank);
+  for (uint32_t i = 0; i < RS_MAX_RANK; i++) {
+    if (i < f.rank ? f.shape[i] < 1 || f.shape[i] > static_cast<uint64_t>(max_dim) : f.shape[i] != 0)
+      return bad_file(m, "tensor '%s': dimension %u is %llu", name, i, static_cast<unsigned long long>(f.shape[i]));
+    t->shape[i] = static_cast<int64_t>(f.shape[i]);
+  }
+  if (rs_tensor_bytes(t->type, t->layout, t->rank, t->shape, &t->bytes) != RS_OK) return bad_file(m, "tensor '%s': %s", name, std::string(last_error).c_str());
+  if (t->bytes != f.bytes)
+    return bad_file(m, "tensor '%s': %llu bytes, a %s of shape %s has %zu", name, static_cast<unsigned long long>(f.bytes), rs_type_name(t->type), shape_text(t->rank, t->shape).c_str(), t->bytes);
+  const file_header &h = m.header;
+  if (f.offset < h.data_offset || f.offset % align_data || f.offset - h.data_offset > h.data_size || f.bytes > h.data_size - (f.offset - h.data_offset))
+    return bad_file(m, "tensor '%s': offset %llu, %llu bytes: not within the data", name, static_cast<unsigned long long>(f.offset), static_cast<unsigned long long>(f.bytes));
+  t->offset = f.offset;
+  t->data = m.map + f.offset;
+  return RS_OK;
+}
+
+rs_status check_tensor(const rs_model &m, const rs_tensor_info &t, bool deep) {
+  const codec *c;
+  matrix shape;
+  RS_CHECK(find_codec(t.type, t.layout, t.rank, t.shape, &c, &shape));
+  const char *wrong = c->check(t.data, shape, deep);
+  return wrong ? bad_file(m, "tensor '%s': %s", t.name, wrong) : RS_OK;
+}
+
+rs_status read_directory(rs_model *m) {
+  const auto *dir = reinterpret_cast<const file_tensor *>(m->map + m->header.dir_offset);
+  m->tensors.resize(m->header.tensor_count);
+  std::vector<size_t> order(m->tensors.size());
+  for (size_t i = 0; i < m->tensors.size(); i++) {
+    const char *name = dir[i].name;
+    const size_t n = strnlen(name, sizeof dir[i].name);
+    if (n == sizeof dir[i].name || !is_printable(name, n) || !is_zero(name + n, sizeof dir[i].name - n)) return bad_file(*m, "the name of tensor %zu is malformed", i);
+    if (i && strcmp(dir[i - 1].name, name) >= 0) return bad_file(*m, "tensor '%s' is not in order", name);
+    RS_CHECK(read_tensor(*m, dir[i], name, &m->tensors[i]));
+    order[i] = i;
+  }
+  // Data without holes and without overlaps.
+  std::sort(order.begin(), order.end(), [&](size_t a, size_t b) { return m->tensors[a].offset < m->tensors[b].offset; });
+  uint64_t end = m->header.data_offset;
+  for (size_t i : order) {
+    const rs_tensor_info &t = m->tensors[i];
+    if (t.offset != round_up(end, align_data)) return bad_file(*m, "tensor '%s' is at offset %llu, expected %zu", t.name, static_cast<unsigned long long>(t.offset), round_up(end, align_data));
+    if (!is_zero(m->map + end, t.offset - end)) return bad_file(*m, "the padding before tensor '%s' is not zero", t.name);
+    end = t.offset + t.bytes;
+  }
+  if (end != m->header.data_offset + m->header.data_size) return bad_file(*m, "the data end at %llu, the last tensor at %llu", static_cast<unsigned long long>(m->header.data_offset + m->header.data_size), static_cast<unsigned long long>(end));
+  for (const rs_tensor_info &t : m->tensors) RS_CHECK(check_tensor(*m, t, false));
+  return RS_OK;
+}
+
+const rs_tensor_info *tensor_at_offset(const rs_model &m, uint64_t offset) {
+  for (const rs_tensor_info &t : m.tensors)
+    if (offset < t.offset + t.bytes && offset + crc_block > t.offset) return &t;
+  return nullptr;
+}
+
+// By pread, so that a check does not make the whole map resident.
+rs_status check_blocks(const rs_model &m) {
+  std::vector<char> block(crc_block);
+  const auto *crcs = reinterpret_cast<const uint32_t *>(m.map + m.header.crc_offset);
+  for (uint64_t at = 0; at < m.header.data_size; at += crc_block) {
+    const auto n = static_cast<size_t>(std::min<uint64_t>(crc_block, m.header.data_size - at));
+    for (size_t got = 0; got < n;) {
+      const ssize_t r = pread(m.fd, block.data() + got, n - got, static_cast<off_t>(m.header.data_offset + at + got));
+      if (r < 0 && errno == EINTR) continue;
+      if (r <= 0) return rs_fail(RS_ERR_IO, "%s: read at %llu: %s", m.path.c_str(), static_cast<unsigned long long>(m.header.data_offset + at + got), r ? strerror(errno) : "end of file");
+      got += static_cast<size_t>(r);
+    }
+    const uint32_t crc = crc32c(0, block.data(), n), wanted = crcs[at / crc_block];
+    if (crc == wanted) continue;
+    const rs_tensor_info *t = tensor_at_offset(m, m.header.data_offset + at);
+    return bad_file(m, "data are damaged within bytes %llu to %llu (tensor '%s'): checksum %08x, expected %08x", static_cast<unsigned long long>(m.header.data_offset + at),
+                    static_cast<unsigned long long>(m.header.data_offset + at + n), t ? t->name : "?", crc, wanted);
+  }
+  return RS_OK;
+}
+
+}  // namespace
+
+size_t rs_model_meta_count(const rs_model *m) { return m->meta.size(); }
+
+rs_status rs_model_meta_at(const rs_model *m, size_t i, rs_meta *out) {
+  if (i >= m->meta.size()) return rs_fail(RS_ERR_ARGUMENT, "metadata entry %zu of %zu", i, m->meta.size());
+  *out = m->meta[i];
+  return RS_OK;
+}
+
+rs_status rs_model_meta(const rs_model *m, const char *key, rs_meta *out) {
+  const auto it = std::lower_bound(m->meta.begin(), m->meta.end(), key, [](const rs_meta &a, const char *k) { return strcmp(a.key, k) < 0; });
+  if (it == m->meta.end() || strcmp(it->key, key)) return rs_fail(RS_ERR_NOT_FOUND, "%s: there is no metadata '%s'", m->path.c_str(), key);
+  *out = *it;
+  return RS_OK;
+}
+
+const char *rs_meta_string(const rs_meta *meta, size_t i, size_t *length) {
+  if (meta->kind != RS_META_STRS || i >= meta->count) return nullptr;
+  const uint32_t *offsets = strs_offsets(meta->strs);
+  if (length) *length = offsets[i + 1] - offsets[i] - 1;
+  return reinterpret_cast<const char *>(offsets + meta->count + 1) + offsets[i];
+}
+
+size_t rs_model_tensor_count(const rs_model *m) { return m->tensors.size(); }
+
+rs_status rs_model_tensor_at(const rs_model *m, size_t i, rs_tensor_info *out) {
+  if (i >= m->tensors.size()) return rs_fail(RS_ERR_ARGUMENT, "tensor %zu of %zu", i, m->tensors.size());
+  *out = m->tensors[i];
+  return RS_OK;
+}
+
+rs_status rs_model_tensor(const rs_model *m, const char *name, rs_tensor_info *out) {
+  const auto it = std::lower_bound(m->tensors.begin(), m->tensors.end(), name, [](const rs_tensor_info &a, const char *n) { return strcmp(a.name, n) < 0; });
+  if (it == m->tensors.end() || strcmp(it->name, name)) return rs_fail(RS_ERR_NOT_FOUND, "%s: there is no tensor '%s'", m->path.c_str(), name);
+  *out = *it;
+  return RS_OK;
+}
+
+rs_status rs_model_verify(const rs_model *m) {
+  return guarded([&] {
+    RS_CHECK(check_blocks(*m));
+    for (const rs_tensor_info &t : m->tensors) RS_CHECK(check_tensor(*m, t, true));
+    return RS_OK;
+  });
+}
+
+// ================================================================================ 13  weight file: writer
+
+struct rs_writer {
+  std::string path, temporary;
+  int fd = -1;
+  bool finished = false;
+  rs_status status = RS_OK;  // of the first write that failed: the file can't be finished any more
+  uint64_t at = sizeof(file_header);
+  uint32_t crc = 0;
+  std::vector<uint32_t> crcs;
+  std::vector<file_tensor> tensors;
+  struct entry {
+    std::string key;
+    rs_meta_kind kind;
+    std::string value;
+  };
+  std::vector<entry> meta;
+
+  ~rs_writer() {
+    if (fd >= 0) close(fd);
+    if (!finished && !temporary.empty()) unlink(temporary.c_str());
+  }
+};
+
+namespace {
+
+std::string folder_of(const std::string &path) {
+  const size_t slash = path.rfind('/');
+  return slash == std::string::npos ? "." : slash == 0 ? "/" : path.substr(0, slash);
+}
+
+rs_status write_failed(rs_writer *w) { return w->status = rs_fail(RS_ERR_IO, "%s: write: %s", w->path.c_str(), strerror(errno)); }
+
+rs_status write_bytes(rs_writer *w, const void *data, size_t n) {
+  if (w->status != RS_OK) return rs_fail(w->status, "%s: an earlier write failed", w->path.c_str());
+  for (const char *p = static_cast<const char *>(data); n;) {
+    const ssize_t r = write(w->fd, p, std::min<size_t>(n, 1 << 30));
+    if (r < 0 && errno == EINTR) continue;
+    if (r < 0) return write_failed(w);
+    p += r, n -= static_cast<size_t>(r), w->at += static_cast<uint64_t>(r);
+  }
+  return RS_OK;
+}
+
+// Data bytes: written, and counted into the checksum of their block.
+rs_status write_data(rs_writer *w, const void *data, size_t n) {
+  const auto *p = static_cast<const char *>(data);
+  while (n) {
+    const uint64_t in_block = (w->at - sizeof(file_header)) % crc_block;
+    const auto part = static_cast<size_t>(std::min<uint64_t>(n, crc_block - in_block));
+    w->crc = crc32c(in_block ? w->crc : 0, p, part);
+    RS_CHECK(write_bytes(w, p, part));
+    if (in_block + part == crc_block) w->crcs.push_back(w->crc);
+    p += part, n -= part;
+  }
+  return RS_OK;
+}
+
+constexpr char zeros[align_data] = {};
+
+rs_status set_meta(rs_writer *w, const char *key, rs_meta_kind kind, std::string value) {
+  const size_t n = strlen(key);
+  if (!is_printable(key, n) || n > max_key) return rs_fail(RS_ERR_ARGUMENT, "metadata key '%s': expected 1 to %zu printable characters", key, max_key);
+  for (rs_writer::entry &e : w->meta)
+    if (e.key == key) return rs_fail(RS_ERR_ARGUMENT, "metadata '%s' is set twice", key);
+  if (w->meta.size() == max_entries) return rs_fail(RS_ERR_LIMIT, "more than %llu metadata keys", static_cast<unsigned long long>(max_entries));
+  w->meta.push_back({key, kind, std::move(value)});
+  return RS_OK;
+}
+
+template <class T>
+std::string bytes_of(const T *values, size_t n) {
+  return n ? std::string(reinterpret_cast<const char *>(values), n * sizeof(T)) : std::string();
+}
+
+size_t text_length(const rs_text &t) { return t.length == RS_NUL_TERMINATED ? strlen(t.data) : t.length; }
+
+std::string serialize_meta(const std::vector<rs_writer::entry> &meta) {
+  std::string out;
+  for (const auto &e : meta) {
+    const file_meta h = {static_cast<uint32_t>(e.key.size()), static_cast<uint32_t>(e.kind), e.value.size()};
+    out += bytes_of(&h, 1) + e.key;
+    out.append(round_up(e.key.size() + 1, 8) - e.key.size(), '\0');
+    out += e.value;
+    out.append(round_up(e.value.size(), 8) - e.value.size(), '\0');
+  }
+  return out;
+}
+
+}  // namespace
+
+rs_status rs_writer_open(const char *path, rs_writer **out) {
+  return guarded([&] {
+    struct stat st;
+    if (!*path) return rs_fail(RS_ERR_ARGUMENT, "the path of the weight file is empty");
+    if (stat(path, &st) == 0 && !S_ISREG(st.st_mode))
+      return rs_fail(RS_ERR_IO, "%s: is %s, expected a file that can be replaced", path, S_ISDIR(st.st_mode) ? "a directory" : "not a regular file");
+    auto w = std::make_unique<rs_writer>();
+    w->path = path;
+    std::string temporary = w->path + ".XXXXXX";
+    w->fd = mkostemp(&temporary[0], O_CLOEXEC);
+    if (w->fd < 0) return rs_fail(RS_ERR_IO, "%s: can't create a file in %s: %s", path, folder_of(w->path).c_str(), strerror(errno));
+    w->temporary = temporary;
+    const mode_t mask = umask(0);  // mkstemp makes 0600; a weight file is as readable as any other file
+    umask(mask);
+    if (fchmod(w->fd, 0666 & ~mask)) return write_failed(w.get());
+    const file_header h = {};
+    w->at = 0;
+    RS_CHECK(write_bytes(w.get(), &h, sizeof h));
+    *out = w.release();
+    return RS_OK;
+  });
+}
+
+void rs_writer_free(rs_writer *w) { delete w; }
+
+rs_status rs_writer_set_bool(rs_writer *w, const char *key, bool value) {
+  return guarded([&] { return set_meta(w, key, RS_META_BOOL, std::string(1, value ? '\1' : '\0')); });
+}
+rs_status rs_writer_set_i64(rs_writer *w, const char *key, int64_t value) {
+  return guarded([&] { return set_meta(w, key, RS_META_I64, bytes_of(&value, 1)); });
+}
+rs_status rs_writer_set_f64(rs_writer *w, const char *key, double value) {
+  return guarded([&] {
+    if (!std::isfinite(value)) return rs_fail(RS_ERR_NUMERIC, "metadata '%s' is NaN or infinite", key);
+    return set_meta(w, key, RS_META_F64, bytes_of(&value, 1));
+  });
+}
+rs_status rs_writer_set_str(rs_writer *w, const char *key, const char *value) {
+  return guarded([&] { return set_meta(w, key, RS_META_STR, std::string(value, strlen(value) + 1)); });
+}
+rs_status rs_writer_set_i64s(rs_writer *w, const char *key, const int64_t *values, size_t n) {
+  return guarded([&] { return set_meta(w, key, RS_META_I64S, bytes_of(values, n)); });
+}
+rs_status rs_writer_set_f32s(rs_writer *w, const char *key, const float *values, size_t n) {
+  return guarded([&] { return set_meta(w, key, RS_META_F32S, bytes_of(values, n)); });
+}
+rs_status rs_writer_set_strs(rs_writer *w, const char *key, const rs_text *values, size_t n) {
+  return guarded([&] {
+    const strs_header h = {n};
+    std::vector<uint32_t> offsets(n + 1);
+    std::string text;
+    for (size_t i = 0; i < n; i++) {
+      text.append(values[i].data, text_length(values[i]));
+      text += '\0';
+      if (text.size() > UINT32_MAX) return rs_fail(RS_ERR_LIMIT, "metadata '%s' has more than 4 GiB of text", key);
+      offsets[i + 1] = static_cast<uint32_t>(text.size());
+    }
+    return set_meta(w, key, RS_META_STRS, bytes_of(&h, 1) + bytes_of(offsets.data(), n + 1) + text);
+  });
+}
+
+rs_status rs_writer_add(rs_writer *w, const char *name, rs_type type, rs_layout layout, int rank, const int64_t *shape, const void *data, size_t bytes) {
+  return guarded([&] {
+    file_tensor t = {};
+    const size_t n = strlen(name);
+    if (!is_printable(name, n) || n >= sizeof t.name) return rs_fail(RS_ERR_ARGUMENT, "tensor name '%s': expected 1 to %zu printable characters", name, sizeof t.name - 1);
+    for (const file_tensor &other : w->tensors)
+      if (!strcmp(other.name, name)) return rs_fail(RS_ERR_ARGUMENT, "tensor '%s' is added twice", name);
+    if (w->tensors.size() == max_entries) return rs_fail(RS_ERR_LIMIT, "more than %llu tensors", static_cast<unsigned long long>(max_entries));
+    size_t expected;
+    RS_CHECK(rs_tensor_bytes(type, layout, rank, shape, &expected));
+    if (bytes != expected) return rs_fail(RS_ERR_ARGUMENT, "tensor '%s': %zu bytes, a %s of shape %s has %zu", name, bytes, rs_type_name(type), shape_text(rank, shape).c_str(), expected);
+    RS_CHECK(write_data(w, zeros, round_up(w->at, align_data) - w->at));
+    memcpy(t.name, name, n);
+    t.type = type, t.layout = layout, t.rank = static_cast<uint32_t>(rank);
+    for (int i = 0; i < rank; i++) t.shape[i] = static_cast<uint64_t>(shape[i]);
+    t.offset = w->at, t.bytes = bytes;
+    RS_CHECK(write_data(w, data, bytes));
+    w->tensors.push_back(t);
+    return RS_OK;
+  });
+}
+
+rs_status rs_writer_copy(rs_writer *w, const rs_model *model) {
+  return guarded([&] {
+    const char *p = model->map + model->header.meta_offset;
+    for (const rs_meta &m : model->meta) {
+      file_meta h;
+      memcpy(&h, p, sizeof h);
+      const char *value = p + sizeof h + round_up(uint64_t{h.key_bytes} + 1, 8);
+      p = value + round_up(h.value_bytes, 8);
+      const bool set_before = std::any_of(w->meta.begin(), w->meta.end(), [&](const rs_writer::entry &e) { return e.key == m.key; });
+      if (!set_before) RS_CHECK(set_meta(w, m.key, m.kind, std::string(value, h.value_bytes)));
+    }
+    std::vector<const rs_tensor_info *> order;  // as the file has them: tables last
+    for (const rs_tensor_info &t : model->tensors) order.push_back(&t);
+    std::sort(order.begin(), order.end(), [](const rs_tensor_info *a, const rs_tensor_info *b) { return a->offset < b->offset; });
+    for (const rs_tensor_info *t : order) RS_CHECK(rs_writer_add(w, t->name, t->type, t->layout, t->rank, t->shape, t->data, t->bytes));
+    return RS_OK;
+  });
+}
+
+rs_status rs_writer_finish(rs_writer *w) {
+  return guarded([&] {
+    if (w->finished) return rs_fail(RS_ERR_ARGUMENT, "%s is finished already", w->path.c_str());
+    file_header h = {};
+    memcpy(h.magic, file_magic, sizeof h.magic);
+    h.version = file_version;
+    h.data_offset = sizeof h;
+    h.data_size = w->at - sizeof h;
+    if (h.data_size % crc_block) w->crcs.push_back(w->crc);
+    std::sort(w->meta.begin(), w->meta.end(), [](const auto &a, const auto &b) { return a.key < b.key; });
+    std::sort(w->tensors.begin(), w->tensors.end(), [](const auto &a, const auto &b) { return strcmp(a.name, b.name) < 0; });
+    h.meta_count = static_cast<uint32_t>(w->meta.size());
+    h.tensor_count = static_cast<uint32_t>(w->tensors.size());
+    // Everything behind the data in one piece; it begins at the first multiple of 64 behind them.
+    RS_CHECK(write_bytes(w, zeros, round_up(w->at, align_data) - w->at));
+    std::string tail;
+    const auto append = [&](const std::string &region, uint64_t *offset, uint64_t *size) {
+      tail.append(round_up(tail.size(), align_data) - tail.size(), '\0');
+      *offset = w->at + tail.size();
+      *size = region.size();
+      tail += region;
+    };
+    append(serialize_meta(w->meta), &h.meta_offset, &h.meta_size);
+    append(bytes_of(w->tensors.data(), w->tensors.size()), &h.dir_offset, &h.dir_size);
+    append(bytes_of(w->crcs.data(), w->crcs.size()), &h.crc_offset, &h.crc_size);
+    h.file_size = w->at + tail.size();
+    h.tail_crc = crc32c(0, tail.data(), tail.size());
+    h.header_crc = crc32c(0, &h, offsetof(file_header, header_crc));
+    RS_CHECK(write_bytes(w, tail.data(), tail.size()));
+    if (pwrite(w->fd, &h, sizeof h, 0) != static_cast<ssize_t>(sizeof h) || fsync(w->fd)) return write_failed(w);
+    const int fd = w->fd;
+    w->fd = -1;
+    if (close(fd)) return write_failed(w);
+    if (rename(w->temporary.c_str(), w->path.c_str())) return rs_fail(RS_ERR_IO, "%s: rename: %s", w->path.c_str(), strerror(errno));
+    w->finished = true;
+    // The rename itself must survive a power cut.  A file system that can't sync a folder is no reason to fail.
+    const int folder = open(folder_of(w->path).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (folder >= 0) {
+      fsync(folder);
+      close(folder);
+    }
+    return RS_OK;
+  });
+}
+
+// ================================================================================ 14  model
+
+namespace {
+
+rs_status meta_of_kind(const rs_model &m, const char *key, rs_meta_kind kind, rs_meta *out) {
+  RS_CHECK(rs_model_meta(&m, key, out));
+  return out->kind == kind ? RS_OK : bad_file(m, "metadata '%s' is of kind %d, expected %d", key, out->kind, kind);
+}
+
+rs_status positive(const rs_model &m, const std::string &key, int32_t *out) {
+  rs_meta v;
+  RS_CHECK(meta_of_kind(m, key.c_str(), RS_META_I64, &v));
+  if (v.i64 < 1 || v.i64 > INT32_MAX) return bad_file(m, "metadata '%s' is %lld", key.c_str(), static_cast<long long>(v.i64));
+  *out = static_cast<int32_t>(v.i64);
+  return RS_OK;
+}
+
+const char *optional_str(const rs_model &m, const char *key, const char *otherwise) {
+  rs_meta v;
+  return meta_of_kind(m, key, RS_META_STR, &v) == RS_OK ? v.str : otherwise;
+}
+
+// Hyper-parameters that every family has.
+rs_status read_info(rs_model *m) {
+  rs_meta v;
+  RS_CHECK(meta_of_kind(*m, "general.architecture", RS_META_STR, &v));
+  m->info.architecture = v.str;
+  m->family = rs_family_find(v.str);
+  if (!m->family) return rs_fail(RS_ERR_UNSUPPORTED, "%s: architecture '%s' is not known to this library", m->path.c_str(), v.str);
+  const std::string prefix = std::string(v.str) + ".";
+  RS_CHECK(positive(*m, prefix + "hidden_size", &m->info.dim));
+  RS_CHECK(positive(*m, prefix + "num_layers", &m->info.layers));
+  RS_CHECK(positive(*m, prefix + "num_heads", &m->info.heads));
+  RS_CHECK(positive(*m, prefix + "vocab_size", &m->info.vocab));
+  RS_CHECK(positive(*m, prefix + "max_positions", &m->info.position_limit));
+  RS_CHECK(positive(*m, "encode.max_tokens", &m->info.max_tokens));
+  if (m->info.max_tokens > m->info.position_limit) return bad_file(*m, "encode.max_tokens is %d, more than the %d positions", m->info.max_tokens, m->info.position_limit);
+  m->info.name = optional_str(*m, "general.name", "");
+  m->info.weight_type = optional_str(*m, "general.weight_type", "");
+  m->info.file_bytes = m->map_bytes;
+  for (const rs_tensor_info &t : m->tensors) {
+    int64_t n = 1;
+    for (int i = 0; i < t.rank; i++)
+      if (__builtin_mul_overflow(n, t.shape[i], &n)) return bad_file(*m, "tensor '%s' is too large", t.name);
+    if (__builtin_add_overflow(m->info.parameters, n, &m->info.parameters)) return bad_file(*m, "too many parameters");
+  }
+  return RS_OK;
+}
+
+rs_status read_encode_settings(rs_model *m) {
+  rs_meta v;
+  RS_CHECK(meta_of_kind(*m, "encode.pooling", RS_META_STR, &v));
+  if (rs_pooling_parse(v.str, &m->pooling) != RS_OK || m->pooling == RS_POOL_DEFAULT || m->pooling == RS_POOL_NONE) return bad_file(*m, "encode.pooling is '%s'", v.str);
+  RS_CHECK(meta_of_kind(*m, "encode.normalize", RS_META_BOOL, &v));
+  m->normalize = v.boolean;
+  rs_meta names, texts;
+  if (rs_model_meta(m, "prompt.names", &names) == RS_OK) {
+    RS_CHECK(meta_of_kind(*m, "prompt.names", RS_META_STRS, &names));
+    RS_CHECK(meta_of_kind(*m, "prompt.texts", RS_META_STRS, &texts));
+    if (names.count != texts.count) return bad_file(*m, "%zu prompt.names, %zu prompt.texts", names.count, texts.count);
+    if (rs_model_meta(m, "prompt.default", &v) == RS_OK) {
+      RS_CHECK(meta_of_kind(*m, "prompt.default", RS_META_STR, &v));
+      if (rs_model_prompt(m, v.str, &m->default_prompt) != RS_OK) return bad_file(*m, "prompt.default '%s' is not among prompt.names", v.str);
+    }
+  }
+  return RS_OK;
+}
+
+// Build the whole encoder once and throw it away: every shape is then known to fit.
+rs_status check_architecture(const rs_model &m) {
+  rs_graph *g;
+  RS_CHECK(rs_graph_create(&m, &g));
+  rs_status status = m.family->build(&m, g, m.info.layers);
+  if (status == RS_OK && g->status != RS_OK) status = rs_fail(g->status, "%s", g->error.c_str());
+  rs_graph_free(g);
+  return status == RS_OK ? RS_OK : rs_fail(status, "%s: %s", m.path.c_str(), std::string(last_error).c_str());
+}
+
+rs_status load_tokenizer(rs_model *m) {
+  const rs_status status = rs_tokenizer_load(m, &m->tokenizer);
+  if (status != RS_OK) return rs_fail(status, "%s: %s", m->path.c_str(), std::string(last_error).c_str());
+  if (rs_tokenizer_vocab(m->tokenizer) > static_cast<size_t>(m->info.vocab))
+    return bad_file(*m, "the tokenizer has %zu tokens, the embedding table %d", rs_tokenizer_vocab(m->tokenizer), m->info.vocab);
+  if (rs_tokenizer_special(m->tokenizer, false) >= static_cast<size_t>(m->info.max_tokens)) return bad_file(*m, "encode.max_tokens %d leaves no room for text", m->info.max_tokens);
+  return RS_OK;
+}
+
+}  // namespace
+
+rs_status rs_model_load(const char *path, const rs_load_params *params, rs_model **out) {
+  return guarded([&] {
+    rs_load_params p;
+    RS_CHECK(read_params(params, "rs_load_params", &p));
+    auto m = std::make_unique<rs_model>();
+    m->path = path;
+    RS_CHECK(map_file(m.get()));
+    RS_CHECK(read_header(m.get()));
+    RS_CHECK(read_metadata(m.get()));
+    RS_CHECK(read_directory(m.get()));
+    if (p.check_data) RS_CHECK(check_blocks(*m));
+    RS_CHECK(read_info(m.get()));
+    RS_CHECK(read_encode_settings(m.get()));
+    RS_CHECK(check_architecture(*m));
+    RS_CHECK(load_tokenizer(m.get()));
+    *out = m.release();
+    return RS_OK;
+  });
+}
+
+void rs_model_free(rs_model *model) { delete model; }
+
+rs_status rs_model_get_info(const rs_model *m, rs_model_info *info) {
+  if (info->size < sizeof(uint32_t)) return rs_fail(RS_ERR_ARGUMENT, "rs_model_info.size is %u: set it to sizeof(rs_model_info)", info->size);
+  const uint32_t size = std::min<uint32_t>(info->size, sizeof *info);
+  rs_model_info full = m->info;
+  full.size = info->size;
+  memcpy(info, &full, size);
+  return RS_OK;
+}
+
+rs_status rs_model_prompt(const rs_model *m, const char *name, const char **text) {
+  rs_meta names, texts;
+  std::string known;
+  if (rs_model_meta(m, "prompt.names", &names) == RS_OK && rs_model_meta(m, "prompt.texts", &texts) == RS_OK)
+    for (size_t i = 0; i < names.count; i++) {
+      const char *candidate = rs_meta_string(&names, i, nullptr);
+      if (!strcmp(candidate, name)) {
+        *text = rs_meta_string(&texts, i, nullptr);
+        return RS_OK;
+      }
+      known += std::string(known.empty() ? "" : ", ") + candidate;
+    }
+  return rs_fail(RS_ERR_NOT_FOUND, "there is no prompt '%s' (stored: %s)", name, known.empty() ? "none" : known.c_str());
+}
+
+namespace {
+constexpr const char *pooling_names[] = {"default", "mean", "cls", "max", "mean_sqrt_len", "weighted_mean", "last", "none"};
+}
+
+const char *rs_pooling_name(rs_pooling pooling) { return pooling >= RS_POOL_DEFAULT && pooling <= RS_POOL_NONE ? pooling_names[pooling] : "?"; }
+
+rs_status rs_pooling_parse(const char *name, rs_pooling *out) {
+  for (int i = RS_POOL_DEFAULT; i <= RS_POOL_NONE; i++)
+    if (!strcmp(name, pooling_names[i])) {
+      *out = static_cast<rs_pooling>(i);
+      return RS_OK;
+    }
+  return rs_fail(RS_ERR_ARGUMENT, "pooling '%s': expected default, mean, cls, max, mean_sqrt_len, weighted_mean, last or none", name);
+}
+
+// ================================================================================ 15  session: texts to vectors
+
+namespace {
+
+// A graph that ends in the states of one layer, pooled or not.
+struct encoder_graph {
+  int layers;
+  rs_pooling pooling;
+  rs_graph *graph;
+  rs_tensor *ids, *type_ids, *positions, *cu_seqlens, *result;
+};
+
+// One sequence of the batch that is being packed: a text, or a window of one.
+struct window {
+  size_t text;
+  int32_t tokens;
+  bool first, last;  // of its text
+};
+
+}  // namespace
+
+// Everything that rs_encode needs from call to call, so that it allocates nothing after warm-up.
+struct encoder {
+  std::vector<encoder_graph> graphs;
+  rs_tokenizer_scratch_ptr scratch;
+  std::string prompted;  // prompt + text
+  rs_tokens tokens, wrapped;
+  std::vector<int32_t> ids, type_ids, positions, cu_seqlens;
+  std::vector<window> windows;
+  std::vector<float> vectors;  // of the windows, before they are joined
+  size_t failed = SIZE_MAX;
+
+  ~encoder() {
+    for (const encoder_graph &g : graphs) rs_graph_free(g.graph);
+  }
+};
+
+rs_session::~rs_session() {
+  if (arena) allocator.free(allocator.ctx, arena, arena_bytes);
+}
+
+namespace {
+
+void *default_alloc(void *, size_t bytes, size_t align) { return std::aligned_alloc(align, round_up(bytes, align)); }
+void default_free(void *, void *memory, size_t) { std::free(memory); }
+
+}  // namespace
+
+rs_status rs_session_create(const rs_model *model, const rs_session_params *params, rs_session **out) {
+  return guarded([&] {
+    rs_session_params p;
+    RS_CHECK(read_params(params, "rs_session_params", &p));
+    if (p.threads < 0 || p.threads > max_threads) return rs_fail(RS_ERR_ARGUMENT, "threads is %d, expected 1 to %d, or 0 for all", p.threads, max_threads);
+    if (p.max_batch_tokens < 0) return rs_fail(RS_ERR_ARGUMENT, "max_batch_tokens is %d", p.max_batch_tokens);
+    if (p.allocator && (!p.allocator->alloc || !p.allocator->free)) return rs_fail(RS_ERR_ARGUMENT, "the allocator lacks alloc or free");
+    auto s = std::make_unique<rs_session>();
+    s->kernels = choose_kernels();
+    if (!s->kernels) return RS_ERR_UNSUPPORTED;
+    s->model = model;
+    s->threads = p.threads ? p.threads : default_threads();
+#ifndef _OPENMP
+    s->threads = 1;
+#endif
+    s->max_batch_tokens = p.max_batch_tokens ? p.max_batch_tokens : 1024;
+    s->allocator = p.allocator ? *p.allocator : rs_allocator{default_alloc, default_free, nullptr};
+    s->profile = p.profile;
+    if (model) {
+      s->encoder = std::make_unique<encoder>();
+      s->encoder->scratch = rs_tokenizer_scratch_new();
+    }
+    *out = s.release();
+    return RS_OK;
+  });
+}
+
+void rs_session_free(rs_session *session) { delete session; }
+int32_t rs_session_threads(const rs_session *s) { return s->threads; }
+size_t rs_session_arena_bytes(const rs_session *s) { return s->arena_bytes; }
+size_t rs_encode_failed(const rs_session *s) { return s->encoder ? s->encoder->failed : SIZE_MAX; }
+
+namespace {
+
+rs_status get_encoder_graph(rs_session *s, int layers, rs_pooling pooling, const encoder_graph **out) {
+  for (const encoder_graph &g : s->encoder->graphs)
+    if (g.layers == layers && g.pooling == pooling) {
+      *out = &g;
+      return RS_OK;
+    }
+  encoder_graph e = {};
+  e.layers = layers;
+  e.pooling = pooling;
+  RS_CHECK(rs_graph_create(s->model, &e.graph));
+  s->encoder->graphs.push_back(e);  // owned from here on
+  encoder_graph &kept = s->encoder->graphs.back();
+  rs_graph *g = kept.graph;
+  rs_status status = s->model->family->build(s->model, g, layers);
+  if (status == RS_OK) {
+    const std::string last = "blk." + std::to_string(layers - 1) + ".out";
+    rs_tensor *states = rs_graph_tensor(g, layers ? last.c_str() : "embeddings");
+    kept.ids = rs_graph_tensor(g, "ids");
+    kept.type_ids = rs_graph_tensor(g, "type_ids");
+    kept.positions = rs_graph_tensor(g, "positions");
+    kept.cu_seqlens = rs_graph_tensor(g, "cu_seqlens");
+    kept.result = rs_output(g, pooling == RS_POOL_NONE ? states : rs_name(g, rs_pool(g, states, kept.cu_seqlens, pooling), "pooled"));
+    status = rs_graph_finish(g);
+  }
+  if (status != RS_OK) {
+    rs_graph_free(g);
+    s->encoder->graphs.pop_back();
+    return status;
+  }
+  *out = &kept;
+  return RS_OK;
+}
+
+// rs_encode_params with every default resolved.
+struct encode_settings {
+  rs_pooling pooling;
+  bool normalize;
+  int32_t max_tokens, chunk_overlap, dim;
+  rs_long_text long_text;
+  const char *prompt;
+  int layers;
+};
+
+rs_status resolve(const rs_session &s, const rs_encode_params *params, encode_settings *out) {
+  if (!s.model) return rs_fail(RS_ERR_ARGUMENT, "the session has no model");
+  rs_encode_params p;
+  RS_CHECK(read_params(params, "rs_encode_params", &p));
+  const rs_model &m = *s.model;
+  if (p.pooling < RS_POOL_DEFAULT || p.pooling > RS_POOL_NONE) return rs_fail(RS_ERR_ARGUMENT, "pooling is %d", static_cast<int>(p.pooling));
+  if (p.long_text < RS_LONG_TRUNCATE || p.long_text > RS_LONG_CHUNK) return rs_fail(RS_ERR_ARGUMENT, "long_text is %d", static_cast<int>(p.long_text));
+  if (p.max_tokens < 0 || p.max_tokens > m.info.position_limit) return rs_fail(RS_ERR_ARGUMENT, "max_tokens is %d, the model has %d positions", p.max_tokens, m.info.position_limit);
+  if (p.dim < 0 || p.dim > m.info.dim) return rs_fail(RS_ERR_ARGUMENT, "dim is %d, the model has %d", p.dim, m.info.dim);
+  if (p.layer_plus_one < 0 || p.layer_plus_one > m.info.layers + 1) return rs_fail(RS_ERR_ARGUMENT, "layer_plus_one is %d, the model has %d layers", p.layer_plus_one, m.info.layers);
+  out->pooling = p.pooling == RS_POOL_DEFAULT ? m.pooling : p.pooling;
+  if (out->pooling == RS_POOL_NONE && p.long_text == RS_LONG_CHUNK) return rs_fail(RS_ERR_ARGUMENT, "chunks can't be joined without pooling");
+  out->normalize = p.normalize == RS_ON || (p.normalize == RS_DEFAULT && (m.normalize || p.dim > 0));
+  out->max_tokens = p.max_tokens ? p.max_tokens : m.info.max_tokens;
+  out->dim = p.dim ? p.dim : m.info.dim;
+  out->long_text = p.long_text;
+  out->prompt = p.prompt ? p.prompt : m.default_prompt;
+  out->layers = p.layer_plus_one ? p.layer_plus_one - 1 : m.info.layers;
+  const auto content = out->max_tokens - static_cast<int32_t>(rs_tokenizer_special(m.tokenizer, false));
+  if (content < 1) return rs_fail(RS_ERR_ARGUMENT, "max_tokens is %d: no room for text beside the special tokens", out->max_tokens);
+  out->chunk_overlap = p.chunk_overlap ? p.chunk_overlap : content / 8;
+  if (out->chunk_overlap < 0 || out->chunk_overlap >= content) return rs_fail(RS_ERR_ARGUMENT, "chunk_overlap is %d, expected 0 to %d", p.chunk_overlap, content - 1);
+  return RS_OK;
+}
+
+// Packs sequences, runs them when the token budget is reached, and joins the vectors of a text's windows.
+class batch {
+ public:
+  batch(rs_session *session, const encode_settings &settings, float *out, size_t capacity)
+      : s(session), e(*session->encoder), set(settings), out(out), capacity(capacity) {
+    e.failed = SIZE_MAX;
+    clear();
+  }
+
+  rs_status add(const window &w, const int32_t *ids, const int32_t *type_ids) {
+    if (!e.windows.empty() && static_cast<int64_t>(e.ids.size()) + w.tokens > s->max_batch_tokens) RS_CHECK(flush());
+    e.ids.insert(e.ids.end(), ids, ids + w.tokens);
+    if (type_ids)
+      e.type_ids.insert(e.type_ids.end(), type_ids, type_ids + w.tokens);
+    else
+      e.type_ids.resize(e.ids.size(), 0);
+    for (int32_t i = 0; i < w.tokens; i++) e.positions.push_back(i);
+    e.cu_seqlens.push_back(static_cast<int32_t>(e.ids.size()));
+    e.windows.push_back(w);
+    return RS_OK;
+  }
+
+  rs_status flush() {
+    if (e.windows.empty()) return RS_OK;
+    const encoder_graph *g;
+    RS_CHECK(get_encoder_graph(s, set.layers, set.pooling, &g));
+    const size_t width = static_cast<size_t>(s->model->info.dim), rows = set.pooling == RS_POOL_NONE ? e.ids.size() : e.windows.size();
+    e.vectors.resize(rows * width);
+    const rs_binding bindings[] = {
+        {g->ids, e.ids.data(), e.ids.size() * 4},
+        {g->type_ids, e.type_ids.data(), e.ids.size() * 4},
+        {g->positions, e.positions.data(), e.ids.size() * 4},
+        {g->cu_seqlens, e.cu_seqlens.data(), e.cu_seqlens.size() * 4},
+        {g->result, e.vectors.data(), rows * width * 4},
+    };
+    RS_CHECK(rs_graph_run(s, g->graph, static_cast<int64_t>(e.ids.size()), static_cast<int64_t>(e.windows.size()), bindings, std::size(bindings)));
+    size_t row = 0;
+    for (const window &w : e.windows) {
+      const size_t n = set.pooling == RS_POOL_NONE ? static_cast<size_t>(w.tokens) : 1;
+      for (size_t i = 0; i < n; i++) RS_CHECK(deliver(w, e.vectors.data() + (row + i) * width));
+      row += n;
+    }
+    clear();
+    return RS_OK;
+  }
+
+ private:
+  void clear() {
+    e.ids.clear(), e.type_ids.clear(), e.positions.clear(), e.windows.clear();
+    e.cu_seqlens.assign(1, 0);
+  }
+
+  rs_status deliver(const window &w, const float *x) {
+    const auto dim = static_cast<size_t>(set.dim);
+    if (written + dim > capacity) return rs_fail(RS_ERR_LIMIT, "the output holds %zu floats, text %zu ends at %zu", capacity, w.text, written + dim);
+    float *y = out + written;
+    if (w.first && w.last)
+      memcpy(y, x, dim * 4);
+    else {
+      const auto weight = static_cast<float>(w.tokens);
+      for (size_t i = 0; i < dim; i++) y[i] = w.first ? weight * x[i] : y[i] + weight * x[i];
+      weights = w.first ? weight : weights + weight;
+      if (!w.last) return RS_OK;
+      for (size_t i = 0; i < dim; i++) y[i] /= weights;
+    }
+    if (set.normalize) l2_normalize_row(y, set.dim, y);
+    if (!all_finite(y, dim)) {
+      e.failed = w.text;
+      return rs_fail(RS_ERR_NUMERIC, "the vector is NaN or infinite: the weights are damaged, or overflow their type");
+    }
+    written += dim;
+    return RS_OK;
+  }
+
+  rs_session *s;
+  encoder &e;
+  const encode_settings &set;
+  float *out;
+  size_t capacity, written = 0;
+  float weights = 0;  // of the windows so far of the text that is being joined
+};
+
+rs_status tokenize_text(rs_session *s, const encode_settings &set, const rs_text &text) {
+  encoder &e = *s->encoder;
+  rs_text whole = {text.data, text_length(text)};
+  const size_t prompt_bytes = strlen(set.prompt);
+  if (prompt_bytes) {
+    e.prompted.assign(set.prompt, prompt_bytes);
+    e.prompted.append(whole.data, whole.length);
+    whole = {e.prompted.data(), e.prompted.size()};
+  }
+  e.tokens.clear();
+  return rs_tokenizer_encode(s->model->tokenizer, e.scratch.get(), whole, &e.tokens);
+}
+
+// The windows of the text in e.tokens.
+rs_status add_windows(rs_session *s, const encode_settings &set, batch *b, size_t text, rs_text_info *info) {
+  encoder &e = *s->encoder;
+  const rs_tokenizer *t = s->model->tokenizer;
+  const size_t special = rs_tokenizer_special(t, false), n = e.tokens.ids.size(), content = static_cast<size_t>(set.max_tokens) - special;
+  if (n > INT32_MAX - special || (n > content && set.long_text == RS_LONG_ERROR)) {
+    e.failed = text;
+    return rs_fail(RS_ERR_LIMIT, "the text has %zu tokens, the limit is %d", n + special, set.max_tokens);
+  }
+  const bool chunks = n > content && set.long_text == RS_LONG_CHUNK;
+  size_t begin = 0;
+  info->total = static_cast<int32_t>(n + special);
+  info->chunks = 0;
+  for (bool last = false; !last;) {
+    const size_t end = std::min(n, begin + content);
+    last = !chunks || end == n;
+    e.wrapped.clear();
+    rs_tokenizer_template(t, e.tokens, begin, end, nullptr, &e.wrapped);
+    RS_CHECK(b->add({text, static_cast<int32_t>(e.wrapped.ids.size()), begin == 0, last}, e.wrapped.ids.data(), e.wrapped.type_ids.data()));
+    info->chunks++;
+    info->tokens = chunks ? info->total : static_cast<int32_t>(e.wrapped.ids.size());
+    begin = end - static_cast<size_t>(set.chunk_overlap);
+  }
+  info->truncated = info->tokens < info->total;
+  return RS_OK;
+}
+
+}  // namespace
+
+rs_status rs_encode(rs_session *s, const rs_text *texts, size_t n, const rs_encode_params *params, float *out, size_t capacity, rs_text_info *infos) {
+  return guarded([&] {
+    encode_settings set;
+    RS_CHECK(resolve(*s, params, &set));
+    batch b(s, set, out, capacity);
+    for (size_t i = 0; i < n; i++) {
+      rs_text_info info;
+      if (const rs_status status = tokenize_text(s, set, texts[i])) {
+        s->encoder->failed = i;
+        return status;
+      }
+      RS_CHECK(add_windows(s, set, &b, i, &info));
+      if (infos) infos[i] = info;
+    }
+    return b.flush();
+  });
+}
+
+rs_status rs_encode_ids(rs_session *s, const int32_t *ids, const int32_t *type_ids, const size_t *starts, size_t n, const rs_encode_params *params, float *out,
+                        size_t capacity) {
+  return guarded([&] {
+    encode_settings set;
+    RS_CHECK(resolve(*s, params, &set));
+    batch b(s, set, out, capacity);
+    for (size_t i = 0; i < n; i++) {
+      const size_t tokens = starts[i + 1] - starts[i];
+      if (starts[i + 1] <= starts[i] || tokens > static_cast<size_t>(s->model->info.position_limit)) {
+        s->encoder->failed = i;
+        return rs_fail(RS_ERR_LIMIT, "sequence %zu: ids [%zu,%zu), expected 1 to %d", i, starts[i], starts[i + 1], s->model->info.position_limit);
+      }
+      RS_CHECK(b.add({i, static_cast<int32_t>(tokens), true, true}, ids + starts[i], type_ids ? type_ids + starts[i] : nullptr));
+    }
+    return b.flush();
+  });
+}
+
+rs_status rs_tokenize(const rs_model *model, const rs_text *text, const rs_text *pair, int32_t *ids, int32_t *type_ids, rs_span *spans, size_t capacity, size_t *n) {
+  return guarded([&] {
+    const rs_tokenizer_scratch_ptr scratch = rs_tokenizer_scratch_new();
+    rs_tokens a, b, all;
+    RS_CHECK(rs_tokenizer_encode(model->tokenizer, scratch.get(), {text->data, text_length(*text)}, &a));
+    if (pair) RS_CHECK(rs_tokenizer_encode(model->tokenizer, scratch.get(), {pair->data, text_length(*pair)}, &b));
+    rs_tokenizer_template(model->tokenizer, a, 0, a.ids.size(), pair ? &b : nullptr, &all);
+    *n = all.ids.size();
+    if (*n > capacity && (ids || type_ids || spans)) return rs_fail(RS_ERR_LIMIT, "the text has %zu tokens, the output holds %zu", *n, capacity);
+    if (ids) std::copy(all.ids.begin(), all.ids.end(), ids);
+    if (type_ids) std::copy(all.type_ids.begin(), all.type_ids.end(), type_ids);
+    if (spans) std::copy(all.spans.begin(), all.spans.end(), spans);
+    return RS_OK;
+  });
+}
+
+const char *rs_token(const rs_model *model, int32_t id) { return rs_tokenizer_token(model->tokenizer, id); }

@@ -1,0 +1,420 @@
+/* rs: a runtime for transformer encoders.
+ *
+ * This header is the whole public interface and its manual.  It compiles as C99.  There are two levels:
+ *
+ *   encode   load a weight file, give texts, get vectors.  Most programs need only this:
+ *
+ *              rs_model *model; rs_session *session; rs_text text = {"hello", RS_NUL_TERMINATED}; float v[384];
+ *              if (rs_model_load("minilm.rsw", NULL, &model) == RS_OK && rs_session_create(model, NULL, &session) == RS_OK
+ *                  && rs_encode(session, &text, 1, NULL, v, 384, NULL) == RS_OK) use(v);
+ *              else puts(rs_last_error());
+ *
+ *   graph    tensors and operators, for those who bring a model of their own.
+ *
+ * Conventions
+ *   - Every call that can fail returns rs_status; rs_last_error() then says what was wrong, in one line.  No call aborts,
+ *     exits or throws.
+ *   - Shapes are written outermost to innermost, row major.  T: packed tokens of a batch, B: sequences, C: hidden size,
+ *     H: heads, D: head size, N and K: output and input features of a linear layer.
+ *   - A model is immutable and may be shared by threads.  A session belongs to one thread at a time.
+ *   - Strings that go in are UTF-8 and copied where they are kept.  What comes out of a model lives as long as the model.
+ *   - Parameter structs begin with `size`: set it to sizeof the struct, zero the rest, and every field keeps its default.
+ *     A library newer than the program then knows which fields the program has.  NULL stands for all defaults.
+ */
+#ifndef RS_H
+#define RS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define RS_VERSION "0.1.0"
+
+#if defined(_WIN32)
+#define RS_API
+#else
+#define RS_API __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ------------------------------------------------------------------------------------------------ status */
+
+typedef enum rs_status {
+  RS_OK = 0,
+  RS_ERR_ARGUMENT,    /* a call was made with arguments that make no sense */
+  RS_ERR_IO,          /* the operating system refused: open, map, write, rename … */
+  RS_ERR_FORMAT,      /* a file is not what it claims to be: truncated, corrupt, foreign, hostile */
+  RS_ERR_UNSUPPORTED, /* well formed, but nothing here can run or convert it */
+  RS_ERR_LIMIT,       /* too long or too large for the model, the output or a stated limit */
+  RS_ERR_MEMORY,      /* an allocation failed */
+  RS_ERR_TEXT,        /* a text is not valid UTF-8 */
+  RS_ERR_NUMERIC,     /* a result is NaN or infinite */
+  RS_ERR_NOT_FOUND    /* no tensor, key or prompt of that name */
+} rs_status;
+
+/* What the last failed call on this thread found wrong: name, place, got and wanted.  Never NULL; valid until the next
+ * failing call on this thread. */
+RS_API const char *rs_last_error(void);
+RS_API const char *rs_status_name(rs_status status); /* "format error", … */
+RS_API const char *rs_version(void);
+
+/* The row of kernels that this process uses: "scalar", "avx2", …  Chosen by what the CPU offers; the environment variable
+ * RS_ISA forces one (and an unknown or unavailable name is an error of rs_session_create). */
+RS_API const char *rs_isa(void);
+/* Names of all rows in this build that this CPU can run, best first; NULL past the end. */
+RS_API const char *rs_isa_available(size_t i);
+
+/* ------------------------------------------------------------------------------------------------ tensor types */
+
+typedef enum rs_type {
+  RS_F32 = 0,
+  RS_F16 = 1,
+  RS_BF16 = 2, /* read by the converter only */
+  RS_I32 = 3,
+  RS_W8 = 4, /* 8-bit weights, one f32 scale an output channel (a row) */
+  RS_W4 = 5  /* 4-bit weights, an 8-bit scale each 32 along K, one f32 scale an output channel (a row) */
+} rs_type;
+
+/* How the elements of a tensor lie in memory. */
+typedef enum rs_layout {
+  RS_ROWS = 0,  /* row major.  W8, W4: each row of a table with its scales (see docs/design.md) */
+  RS_PANELS = 1 /* the weight [N,K] of a linear layer, cut into panels of 16 output channels; inside, 4 along K by 16 along N
+                   (K4xN16) for W8 and W4, 1 by 16 for F32 and F16.  K is padded to 32, N to 16, with zeros. */
+} rs_layout;
+
+#define RS_MAX_RANK 4
+
+RS_API const char *rs_type_name(rs_type type); /* "f32", "f16", "bf16", "i32", "w8", "w4" */
+/* Bytes that a tensor takes in memory and in a file.  Fails on a combination that does not exist and on overflow. */
+RS_API rs_status rs_tensor_bytes(rs_type type, rs_layout layout, int rank, const int64_t *shape, size_t *bytes);
+/* Encode f32 rows [shape] into `dst` of at least rs_tensor_bytes, and the way back. */
+RS_API rs_status rs_tensor_encode(rs_type type, rs_layout layout, int rank, const int64_t *shape, const float *src, void *dst,
+                                  size_t capacity);
+RS_API rs_status rs_tensor_decode(rs_type type, rs_layout layout, int rank, const int64_t *shape, const void *src, float *dst,
+                                  size_t capacity_elements);
+
+/* ------------------------------------------------------------------------------------------------ model */
+
+typedef struct rs_model rs_model;
+
+typedef struct rs_load_params {
+  uint32_t size;
+  bool check_data; /* verify the checksum of every block and every weight's range, not only of the header.  Reads the whole
+                      file once, without making it resident. */
+} rs_load_params;
+
+/* Map a weight file.  The map is used in place: no copy is made, and processes share it.  The file may be moved or deleted
+ * while in use; it must not be written to. */
+RS_API rs_status rs_model_load(const char *path, const rs_load_params *params, rs_model **out);
+RS_API void rs_model_free(rs_model *model); /* NULL is fine.  After every session of it. */
+
+/* What the header of the file says of the model. */
+typedef struct rs_model_info {
+  uint32_t size;
+  const char *architecture; /* "bert" */
+  const char *name;
+  const char *weight_type; /* "q8": the type asked for at conversion */
+  int32_t dim;             /* of an embedding: the hidden size C */
+  int32_t layers, heads, vocab;
+  int32_t max_tokens;     /* default limit of a sequence, special tokens included */
+  int32_t position_limit; /* what max_tokens may be raised to */
+  int64_t parameters;
+  size_t file_bytes;
+} rs_model_info;
+/* `info->size` must be set by the caller. */
+RS_API rs_status rs_model_get_info(const rs_model *model, rs_model_info *info);
+
+/* Metadata: sorted keys, typed values.  docs/design.md lists the keys. */
+typedef enum rs_meta_kind { RS_META_BOOL = 0, RS_META_I64, RS_META_F64, RS_META_STR, RS_META_I64S, RS_META_F32S, RS_META_STRS } rs_meta_kind;
+
+typedef struct rs_meta {
+  const char *key; /* NUL terminated */
+  rs_meta_kind kind;
+  size_t count; /* elements of an array; bytes of a string; 1 otherwise */
+  bool boolean;
+  int64_t i64;
+  double f64;
+  const char *str; /* NUL terminated; may hold NUL bytes within `count` */
+  const int64_t *i64s;
+  const float *f32s;
+  const void *strs; /* read by rs_meta_string */
+} rs_meta;
+
+RS_API size_t rs_model_meta_count(const rs_model *model);
+RS_API rs_status rs_model_meta_at(const rs_model *model, size_t i, rs_meta *out);
+RS_API rs_status rs_model_meta(const rs_model *model, const char *key, rs_meta *out); /* RS_ERR_NOT_FOUND when absent */
+/* Element i of an RS_META_STRS value: NUL terminated, *length bytes (length may be NULL). */
+RS_API const char *rs_meta_string(const rs_meta *meta, size_t i, size_t *length);
+
+typedef struct rs_tensor_info {
+  const char *name;
+  rs_type type;
+  rs_layout layout;
+  int rank;
+  int64_t shape[RS_MAX_RANK];
+  const void *data;
+  size_t bytes;
+  uint64_t offset; /* of the data in the file */
+} rs_tensor_info;
+
+RS_API size_t rs_model_tensor_count(const rs_model *model);
+RS_API rs_status rs_model_tensor_at(const rs_model *model, size_t i, rs_tensor_info *out); /* sorted by name */
+RS_API rs_status rs_model_tensor(const rs_model *model, const char *name, rs_tensor_info *out);
+
+/* Check what rs_model_load leaves out unless asked: block checksums, integer ranges, no NaN in any weight.  Reads every byte. */
+RS_API rs_status rs_model_verify(const rs_model *model);
+
+/* ------------------------------------------------------------------------------------------------ session, texts */
+
+typedef struct rs_session rs_session;
+
+/* Where the activations of a session live.  alloc returns memory aligned to `align` (a power of two, at least 64), or NULL. */
+typedef struct rs_allocator {
+  void *(*alloc)(void *ctx, size_t bytes, size_t align);
+  void (*free)(void *ctx, void *memory, size_t bytes);
+  void *ctx;
+} rs_allocator;
+
+typedef struct rs_session_params {
+  uint32_t size;
+  int32_t threads;    /* 0: OMP_NUM_THREADS where set, else the CPUs that affinity and cgroup limits leave to the process */
+  int32_t max_batch_tokens; /* larger batches are run in parts of at most this many tokens (or one sequence); 0: 1024.  It bounds
+                         memory, never changes a result. */
+  const rs_allocator *allocator; /* NULL: the C library's */
+  bool profile;                  /* time every operator: rs_session_profile_at */
+} rs_session_params;
+
+/* model may be NULL for a session that runs graphs without a weight file. */
+RS_API rs_status rs_session_create(const rs_model *model, const rs_session_params *params, rs_session **out);
+RS_API void rs_session_free(rs_session *session);
+RS_API int32_t rs_session_threads(const rs_session *session);
+RS_API size_t rs_session_arena_bytes(const rs_session *session); /* activations and scratch, the most so far */
+
+typedef struct rs_text {
+  const char *data; /* UTF-8 */
+  size_t length;    /* bytes, or RS_NUL_TERMINATED */
+} rs_text;
+#define RS_NUL_TERMINATED SIZE_MAX
+
+typedef enum rs_pooling {
+  RS_POOL_DEFAULT = 0, /* the model's own */
+  RS_POOL_MEAN,
+  RS_POOL_CLS,
+  RS_POOL_MAX,
+  RS_POOL_MEAN_SQRT_LEN, /* sum / sqrt(n) */
+  RS_POOL_WEIGHTED_MEAN, /* weights 1, 2, … n */
+  RS_POOL_LAST,
+  RS_POOL_NONE /* no pooling: a vector for every token */
+} rs_pooling;
+RS_API const char *rs_pooling_name(rs_pooling pooling); /* "mean", "cls", "max", "mean_sqrt_len", "weighted_mean", "last", "none" */
+RS_API rs_status rs_pooling_parse(const char *name, rs_pooling *out);
+
+typedef enum rs_long_text {
+  RS_LONG_TRUNCATE = 0, /* keep the first tokens; rs_text_info says so */
+  RS_LONG_ERROR,
+  RS_LONG_CHUNK /* overlapping windows, each encoded for itself; the mean of their vectors weighted by their tokens */
+} rs_long_text;
+
+typedef enum rs_tristate { RS_DEFAULT = 0, RS_ON = 1, RS_OFF = -1 } rs_tristate;
+
+typedef struct rs_encode_params {
+  uint32_t size;
+  rs_pooling pooling;
+  rs_tristate normalize;   /* divide by the L2 norm; default: the model's own */
+  int32_t max_tokens;      /* of a sequence, special tokens included; 0: the model's own; at most its position limit */
+  rs_long_text long_text;  /* what to do with a text that has more */
+  int32_t chunk_overlap;   /* tokens that two windows share; 0: an eighth of a window */
+  int32_t dim;             /* keep the first dim values and normalise again (Matryoshka); 0: all */
+  const char *prompt;      /* put in front of every text as it is; NULL: the model's default prompt; "": none */
+  int32_t layer_plus_one;  /* 0: the last layer; k + 1: the states after layer k, 0 being the embeddings (pooled all the same) */
+} rs_encode_params;
+
+typedef struct rs_text_info {
+  int32_t tokens;    /* that the vector was made from, special tokens included (with chunks: the whole text once) */
+  int32_t total;     /* that the text has, special tokens included */
+  int32_t chunks;    /* 1 unless RS_LONG_CHUNK cut it */
+  bool truncated;    /* tokens < total */
+} rs_text_info;
+
+/* n texts to n vectors.
+ * out: [n, dim] f32, or with RS_POOL_NONE [sum of tokens, dim] in the order of the texts; capacity in floats.  infos: [n] or NULL.
+ * The result for a text does not depend, in any bit, on the other texts, their order or the number of threads.
+ * On failure `out` is unspecified; rs_encode_failed tells which text was at fault. */
+RS_API rs_status rs_encode(rs_session *session, const rs_text *texts, size_t n, const rs_encode_params *params, float *out,
+                           size_t capacity, rs_text_info *infos);
+/* The index of the text that made the last rs_encode of this session fail, or SIZE_MAX if it was not one text's fault. */
+RS_API size_t rs_encode_failed(const rs_session *session);
+
+/* The same from token ids, special tokens included: sequence i is ids[starts[i] .. starts[i + 1]); starts: [n + 1].
+ * type_ids: as ids, or NULL for zeros.  params: pooling, normalize, dim and layer_plus_one count. */
+RS_API rs_status rs_encode_ids(rs_session *session, const int32_t *ids, const int32_t *type_ids, const size_t *starts, size_t n,
+                               const rs_encode_params *params, float *out, size_t capacity);
+
+/* A stored prompt by its name ("query", "passage" …): rs_encode_params.prompt takes the text. */
+RS_API rs_status rs_model_prompt(const rs_model *model, const char *name, const char **text);
+
+/* Tokenize without cutting.  pair may be NULL.  Any of ids, type_ids, spans may be NULL; each holds `capacity` elements.
+ * *n receives the number of tokens even when it is more than `capacity` (then RS_ERR_LIMIT). */
+typedef struct rs_span {
+  uint32_t begin, end; /* bytes of the original text (of the pair where type_ids says so); both 0 for a special token */
+} rs_span;
+RS_API rs_status rs_tokenize(const rs_model *model, const rs_text *text, const rs_text *pair, int32_t *ids, int32_t *type_ids,
+                             rs_span *spans, size_t capacity, size_t *n);
+/* The token with that id as the vocabulary writes it, or NULL. */
+RS_API const char *rs_token(const rs_model *model, int32_t id);
+
+/* Time spent an operator since the session began (rs_session_params.profile). */
+typedef struct rs_profile_row {
+  const char *name; /* of the tensor that it makes: "blk.0.attn.qkv" */
+  const char *op;   /* "linear" */
+  uint64_t calls;
+  double seconds;
+  double macs; /* multiply-accumulates */
+} rs_profile_row;
+RS_API size_t rs_session_profile_count(const rs_session *session);
+RS_API rs_status rs_session_profile_at(const rs_session *session, size_t i, rs_profile_row *out);
+
+/* ------------------------------------------------------------------------------------------------ graph */
+
+typedef struct rs_graph rs_graph;
+typedef struct rs_tensor rs_tensor; /* owned by its graph */
+
+/* Dimensions that are known only at run time. */
+#define RS_DIM_TOKENS (-1)       /* T */
+#define RS_DIM_SEQUENCES (-2)    /* B */
+#define RS_DIM_CU_SEQLENS (-3)   /* B + 1 */
+
+/* Building: each rs_<op> adds an operator and returns its result.  A call that fails returns NULL and the graph remembers the
+ * first error; calls given NULL for a tensor that they need pass it on.  So build everything, then ask rs_graph_finish once.
+ * Weights come from `model` (may be NULL when the graph uses rs_constant only), which must outlive the graph. */
+RS_API rs_status rs_graph_create(const rs_model *model, rs_graph **out);
+RS_API void rs_graph_free(rs_graph *graph);
+RS_API rs_status rs_graph_finish(rs_graph *graph); /* validate; from here on the graph is immutable */
+
+RS_API rs_tensor *rs_input(rs_graph *g, const char *name, rs_type type, int rank, const int64_t *shape);
+/* A tensor of the model.  The shape is what the caller needs; another one in the file is an error that names both. */
+RS_API rs_tensor *rs_weight(rs_graph *g, const char *name, int rank, const int64_t *shape);
+/* Memory of the caller's that outlives the graph; 64-byte aligned, encoded as rs_tensor_encode does. */
+RS_API rs_tensor *rs_constant(rs_graph *g, const char *name, rs_type type, rs_layout layout, int rank, const int64_t *shape,
+                              const void *data);
+RS_API rs_tensor *rs_output(rs_graph *g, rs_tensor *x);              /* keep x until the run ends; returns x */
+RS_API rs_tensor *rs_name(rs_graph *g, rs_tensor *x, const char *name); /* for errors, profiles, rs_graph_tensor; returns x */
+RS_API rs_tensor *rs_graph_tensor(const rs_graph *g, const char *name); /* NULL when there is none */
+
+typedef enum rs_activation {
+  RS_ACT_NONE = 0,
+  RS_ACT_GELU,      /* x/2 (1 + erf(x / sqrt 2)) */
+  RS_ACT_GELU_TANH, /* the tanh approximation: gelu_new, gelu_pytorch_tanh */
+  RS_ACT_RELU,
+  RS_ACT_SILU,
+  RS_ACT_TANH,
+  RS_ACT_QUICK_GELU /* x sigmoid(1.702 x) */
+} rs_activation;
+
+/* Rows of a table: ids [T] i32, table [V, C] -> [T, C].  An id outside of the table fails the run. */
+RS_API rs_tensor *rs_embed(rs_graph *g, rs_tensor *ids, rs_tensor *table);
+/* a + b, both [T, C]. */
+RS_API rs_tensor *rs_add(rs_graph *g, rs_tensor *a, rs_tensor *b);
+/* act(x w^T + bias).  x: [.., K]; w: [N, K] in panels; bias: [N] or NULL -> [.., N].  W8 and W4 quantize x to 8 bits a row; the
+ * result is then bit-identical on every ISA. */
+RS_API rs_tensor *rs_linear(rs_graph *g, rs_tensor *x, rs_tensor *w, rs_tensor *bias, rs_activation act);
+/* gamma (v - mean(v)) / sqrt(var(v) + eps) + beta over C, with v = x + residual (residual may be NULL).  x: [T, C]. */
+RS_API rs_tensor *rs_layer_norm(rs_graph *g, rs_tensor *x, rs_tensor *residual, rs_tensor *gamma, rs_tensor *beta, float eps);
+/* Columns [first, first + count) of x [T, C'] as a view: no copy. */
+RS_API rs_tensor *rs_columns(rs_graph *g, rs_tensor *x, int64_t first, int64_t count);
+/* softmax(q k^T * scale) v for each sequence and head, never an [n, n] tensor (Dao et al., arXiv 2205.14135; online softmax,
+ * arXiv 1805.02867).  q, k, v: [T, H*D]; cu_seqlens: [B + 1] i32: sequence b is rows cu_seqlens[b] .. cu_seqlens[b + 1]. */
+RS_API rs_tensor *rs_flash_attn(rs_graph *g, rs_tensor *q, rs_tensor *k, rs_tensor *v, rs_tensor *cu_seqlens, int heads, float scale);
+/* One vector a sequence: x [T, C], cu_seqlens [B + 1] -> [B, C].  An empty sequence gives zeros. */
+RS_API rs_tensor *rs_pool(rs_graph *g, rs_tensor *x, rs_tensor *cu_seqlens, rs_pooling pooling);
+/* Each row divided by its L2 norm (a row of zeros stays). */
+RS_API rs_tensor *rs_l2_normalize(rs_graph *g, rs_tensor *x);
+
+/* The names of all operators ("linear", …); NULL past the end. */
+RS_API const char *rs_op_name(size_t i);
+
+typedef struct rs_binding {
+  rs_tensor *tensor; /* an input, or a tensor marked by rs_output */
+  void *data;        /* inputs are read, outputs written */
+  size_t bytes;      /* must be what the shape comes to at this run */
+} rs_binding;
+/* Run with T tokens and B sequences.  The plan (shapes, places in the arena) is made on the first run of a shape. */
+RS_API rs_status rs_graph_run(rs_session *session, rs_graph *graph, int64_t tokens, int64_t sequences, const rs_binding *bindings,
+                              size_t n_bindings);
+
+/* ------------------------------------------------------------------------------------------------ writing, converting */
+
+typedef struct rs_writer rs_writer;
+
+/* A weight file appears at `path` whole or not at all: everything goes to a temporary file beside it, which rs_writer_finish
+ * syncs and renames.  Keys and tensor names must be unique; any order.  Large tables (RS_ROWS) should be added last. */
+RS_API rs_status rs_writer_open(const char *path, rs_writer **out);
+RS_API rs_status rs_writer_set_bool(rs_writer *w, const char *key, bool value);
+RS_API rs_status rs_writer_set_i64(rs_writer *w, const char *key, int64_t value);
+RS_API rs_status rs_writer_set_f64(rs_writer *w, const char *key, double value);
+RS_API rs_status rs_writer_set_str(rs_writer *w, const char *key, const char *value);
+RS_API rs_status rs_writer_set_i64s(rs_writer *w, const char *key, const int64_t *values, size_t n);
+RS_API rs_status rs_writer_set_f32s(rs_writer *w, const char *key, const float *values, size_t n);
+RS_API rs_status rs_writer_set_strs(rs_writer *w, const char *key, const rs_text *values, size_t n);
+RS_API rs_status rs_writer_add(rs_writer *w, const char *name, rs_type type, rs_layout layout, int rank, const int64_t *shape,
+                               const void *data, size_t bytes); /* encoded as rs_tensor_encode does */
+/* Every key and tensor of a model, as they are: for a file that differs only in metadata.  Keys set before win. */
+RS_API rs_status rs_writer_copy(rs_writer *w, const rs_model *model);
+RS_API rs_status rs_writer_finish(rs_writer *w); /* on failure nothing has changed at `path` */
+RS_API void rs_writer_free(rs_writer *w);        /* removes the temporary file unless finished */
+
+/* Published weights, as plain data: what a reader of safetensors or any other format has to supply. */
+typedef struct rs_source_value { /* a value of config.json; nested keys are joined by '.': "id2label.0" */
+  const char *key;
+  rs_meta_kind kind; /* BOOL, I64, F64 or STR; null values are left out */
+  bool boolean;
+  int64_t i64;
+  double f64; /* set for I64 too */
+  const char *str;
+} rs_source_value;
+typedef struct rs_source_tensor {
+  const char *name;
+  const char *type_name; /* as published, for errors: "F32", "I64" */
+  rs_type type;          /* F32, F16, BF16 or I32; I32 stands for every integer type, which a family may only ignore */
+  int rank;
+  int64_t shape[RS_MAX_RANK];
+  const void *data; /* row major, little endian, any alignment */
+} rs_source_tensor;
+typedef struct rs_source {
+  uint32_t size;
+  const rs_source_value *config;
+  size_t n_config;
+  const rs_source_tensor *tensors;
+  size_t n_tensors;
+} rs_source;
+
+typedef struct rs_convert_tensor { /* one row of the report */
+  const char *name;
+  rs_type type;
+  rs_layout layout;
+  int rank;
+  int64_t shape[RS_MAX_RANK];
+  size_t bytes;      /* in the new file */
+  double max_error;  /* largest |w - decoded w| */
+  double sum_sq_error, sum_sq, count; /* RMS error = sqrt(sum_sq_error / count) */
+  size_t index, total; /* progress: tensor index of total */
+} rs_convert_tensor;
+
+typedef struct rs_convert_params {
+  uint32_t size;
+  const char *type; /* "f32", "f16", "q8", "q4": the type of the matrices; NULL: "q8" */
+  void (*on_tensor)(void *ctx, const rs_convert_tensor *row);
+  void *ctx;
+} rs_convert_params;
+
+/* Write architecture, hyper-parameters and tensors of `source` into `w`.  An architecture, setting or tensor that no family of
+ * models/ knows is an error that names it.  Tokenizer, pooling and prompts are metadata that the caller sets (docs/design.md). */
+RS_API rs_status rs_convert(const rs_source *source, const rs_convert_params *params, rs_writer *w);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,610 @@
+// Operators and graphs: every operator on every row of kernels that this CPU has, against a plain f64 version.
+// Tolerances: results in f32 may differ from f64 by a few roundings; each test says how many.
+#include "../rs.h"
+#include "test_util.h"
+
+#include <cmath>
+#include <functional>
+#include <map>
+#include <memory>
+#include <random>
+
+namespace {
+
+using vec = std::vector<float>;
+
+vec normal(size_t n, unsigned seed, float sigma = 1) {
+  std::mt19937 rng(seed);
+  std::normal_distribution<float> d(0, sigma);
+  vec v(n);
+  for (float &x : v) x = d(rng);
+  return v;
+}
+
+std::vector<std::string> isas() {
+  std::vector<std::string> names;
+  for (size_t i = 0; rs_isa_available(i); i++) names.push_back(rs_isa_available(i));
+  return names;
+}
+
+// A session on a row of kernels of choice.
+struct session {
+  rs_session *s = nullptr;
+  explicit session(const std::string &isa = "", int threads = 2) {
+    setenv("RS_ISA", isa.c_str(), 1);
+    rs_session_params p = {};
+    p.size = sizeof p;
+    p.threads = threads;
+    EXPECT_EQ(rs_session_create(nullptr, &p, &s), RS_OK) << rs_last_error();
+    unsetenv("RS_ISA");
+  }
+  ~session() { rs_session_free(s); }
+};
+
+// A weight encoded into aligned memory that lives as long as the test.
+struct aligned {
+  void *p;
+  explicit aligned(size_t bytes) : p(std::aligned_alloc(64, (bytes + 63) / 64 * 64)) {}
+  ~aligned() { std::free(p); }
+  aligned(const aligned &) = delete;
+};
+
+// A graph with one or more inputs, and the values to bind.
+struct harness {
+  rs_graph *g = nullptr;
+  std::vector<std::unique_ptr<aligned>> weights;
+  std::vector<rs_binding> bindings;
+  std::vector<std::unique_ptr<std::vector<char>>> memory;
+
+  harness() { EXPECT_EQ(rs_graph_create(nullptr, &g), RS_OK); }
+  ~harness() { rs_graph_free(g); }
+
+  rs_tensor *weight(const char *name, rs_type type, rs_layout layout, std::vector<int64_t> shape, const vec &values) {
+    size_t bytes = 0;
+    EXPECT_EQ(rs_tensor_bytes(type, layout, static_cast<int>(shape.size()), shape.data(), &bytes), RS_OK) << rs_last_error();
+    weights.push_back(std::make_unique<aligned>(bytes));
+    EXPECT_EQ(rs_tensor_encode(type, layout, static_cast<int>(shape.size()), shape.data(), values.data(), weights.back()->p, bytes), RS_OK) << rs_last_error();
+    return rs_constant(g, name, type, layout, static_cast<int>(shape.size()), shape.data(), weights.back()->p);
+  }
+  template <class T>
+  rs_tensor *input(const char *name, rs_type type, std::vector<int64_t> shape, const std::vector<T> &values) {
+    rs_tensor *t = rs_input(g, name, type, static_cast<int>(shape.size()), shape.data());
+    memory.push_back(std::make_unique<std::vector<char>>(values.size() * sizeof(T)));
+    if (!values.empty()) memcpy(memory.back()->data(), values.data(), values.size() * sizeof(T));
+    bindings.push_back({t, memory.back()->data(), memory.back()->size()});
+    return t;
+  }
+  // Run and return the output [floats].  Sentinels around it must survive.
+  vec run(rs_session *s, rs_tensor *out, int64_t tokens, int64_t sequences, size_t floats) {
+    rs_output(g, out);
+    EXPECT_EQ(rs_graph_finish(g), RS_OK) << rs_last_error();
+    return again(s, out, tokens, sequences, floats);
+  }
+  vec again(rs_session *s, rs_tensor *out, int64_t tokens, int64_t sequences, size_t floats) {
+    vec y(floats + 32, 1234.5f);
+    std::vector<rs_binding> all = bindings;
+    all.push_back({out, y.data() + 16, floats * 4});
+    EXPECT_EQ(rs_graph_run(s, g, tokens, sequences, all.data(), all.size()), RS_OK) << rs_last_error();
+    for (size_t i = 0; i < 16; i++) {
+      EXPECT_EQ(y[i], 1234.5f) << "written before the output";
+      EXPECT_EQ(y[floats + 16 + i], 1234.5f) << "written behind the output";
+    }
+    return {y.begin() + 16, y.end() - 16};
+  }
+};
+
+// Every element within `tolerance`; NaN is not.
+void expect_close(const vec &got, const vec &wanted, float tolerance) {
+  ASSERT_EQ(got.size(), wanted.size());
+  for (size_t i = 0; i < got.size(); i++) ASSERT_TRUE(std::fabs(got[i] - wanted[i]) <= tolerance) << "at " << i << ": " << got[i] << ", expected " << wanted[i];
+}
+
+double activation(rs_activation act, double x) {
+  switch (act) {
+    case RS_ACT_GELU: return x / 2 * (1 + std::erf(x / std::sqrt(2.0)));
+    case RS_ACT_GELU_TANH: return x / 2 * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
+    case RS_ACT_RELU: return x > 0 ? x : 0;
+    case RS_ACT_SILU: return x / (1 + std::exp(-x));
+    case RS_ACT_TANH: return std::tanh(x);
+    case RS_ACT_QUICK_GELU: return x / (1 + std::exp(-1.702 * x));
+    default: return x;
+  }
+}
+
+vec linear_f64(const vec &x, const vec &w, const vec &bias, size_t t, size_t n, size_t k) {
+  vec y(t * n);
+  for (size_t i = 0; i < t; i++)
+    for (size_t j = 0; j < n; j++) {
+      double sum = bias.empty() ? 0 : bias[j];
+      for (size_t l = 0; l < k; l++) sum += double(x[i * k + l]) * w[j * k + l];
+      y[i * n + j] = static_cast<float>(sum);
+    }
+  return y;
+}
+
+vec run_linear(const std::string &isa, rs_type type, const vec &x, const vec &w, const vec &bias, int64_t t, int64_t n, int64_t k, rs_activation act = RS_ACT_NONE, int threads = 2) {
+  session s(isa, threads);
+  harness h;
+  rs_tensor *in = h.input("x", RS_F32, {RS_DIM_TOKENS, k}, x);
+  rs_tensor *y = rs_linear(h.g, in, h.weight("w", type, RS_PANELS, {n, k}, w), bias.empty() ? nullptr : h.weight("b", RS_F32, RS_ROWS, {n}, bias), act);
+  return h.run(s.s, y, t, 1, static_cast<size_t>(t * n));
+}
+
+const int64_t linear_shapes[][3] = {{1, 1, 1}, {1, 16, 32}, {2, 17, 33}, {3, 5, 7}, {5, 48, 64}, {7, 100, 384}, {49, 33, 96}, {130, 64, 40}, {13, 40, 1536}};
+
+TEST(linear, floats_match_f64) {
+  for (const std::string &isa : isas())
+    for (const auto &s : linear_shapes)
+      for (rs_type type : {RS_F32, RS_F16}) {
+        SCOPED_TRACE(isa + " " + rs_type_name(type) + " " + std::to_string(s[0]) + "," + std::to_string(s[1]) + "," + std::to_string(s[2]));
+        const vec x = normal(static_cast<size_t>(s[0] * s[2]), 1), bias = normal(static_cast<size_t>(s[1]), 3);
+        vec w = normal(static_cast<size_t>(s[1] * s[2]), 2);
+        if (type == RS_F16)  // so that the weights themselves are exact
+          for (float &v : w) v = std::nearbyint(v * 256) / 256;
+        const vec y = run_linear(isa, type, x, w, bias, s[0], s[1], s[2]);
+        const float tolerance = 4e-7f * static_cast<float>(s[2]);  // K roundings of terms near 1, half an ULP each, and room
+        expect_close(y, linear_f64(x, w, bias, static_cast<size_t>(s[0]), static_cast<size_t>(s[1]), static_cast<size_t>(s[2])), std::max(tolerance, 2e-6f));
+      }
+}
+
+TEST(linear, quantized_is_the_same_on_every_isa_bit_for_bit) {
+  for (const auto &s : linear_shapes)
+    for (rs_type type : {RS_W8, RS_W4}) {
+      const vec x = normal(static_cast<size_t>(s[0] * s[2]), 4), w = normal(static_cast<size_t>(s[1] * s[2]), 5), bias = normal(static_cast<size_t>(s[1]), 6);
+      const vec oracle = run_linear("scalar", type, x, w, bias, s[0], s[1], s[2]);
+      for (const std::string &isa : isas()) EXPECT_EQ(run_linear(isa, type, x, w, bias, s[0], s[1], s[2]), oracle) << isa << " " << rs_type_name(type);
+    }
+}
+
+// The largest sums there can be: all activations at the end of their range, all weights at the limit of theirs.
+TEST(linear, quantized_sums_do_not_overflow) {
+  const int64_t k = 4096, n = 16;
+  vec x(k, 1.0f), w(static_cast<size_t>(n * k), 1.0f);
+  for (int64_t i = 0; i < n * k; i++)
+    if (i / k % 2) w[static_cast<size_t>(i)] = -1;
+  for (rs_type type : {RS_W8, RS_W4})
+    for (const std::string &isa : isas()) {
+      const vec y = run_linear(isa, type, x, w, {}, 1, n, k);
+      for (int64_t j = 0; j < n; j++) EXPECT_TRUE(std::fabs(std::fabs(y[static_cast<size_t>(j)]) - k) < 0.02 * k) << isa << " " << y[static_cast<size_t>(j)];
+    }
+}
+
+TEST(linear, quantized_error_is_that_of_its_bits) {
+  const int64_t t = 20, n = 64, k = 384;
+  const vec x = normal(t * k, 7), w = normal(n * k, 8, 0.05f), exact = linear_f64(x, w, {}, t, n, k);
+  for (const auto &[type, most] : std::map<rs_type, double>{{RS_W8, 0.015}, {RS_W4, 0.11}}) {
+    const vec y = run_linear("", type, x, w, {}, t, n, k);
+    double error = 0, sum = 0;
+    for (size_t i = 0; i < y.size(); i++) error += std::pow(double(y[i]) - exact[i], 2), sum += std::pow(exact[i], 2);
+    EXPECT_TRUE(std::sqrt(error / sum) < most) << rs_type_name(type) << " " << std::sqrt(error / sum);
+  }
+}
+
+TEST(linear, a_row_does_not_depend_on_its_neighbours_or_the_threads) {
+  const int64_t t = 61, n = 50, k = 100;
+  const vec x = normal(t * k, 9), w = normal(n * k, 10), bias = normal(n, 11);
+  for (rs_type type : {RS_F32, RS_F16, RS_W8, RS_W4})
+    for (const std::string &isa : isas()) {
+      const vec all = run_linear(isa, type, x, w, bias, t, n, k, RS_ACT_GELU, 1);
+      EXPECT_EQ(run_linear(isa, type, x, w, bias, t, n, k, RS_ACT_GELU, 3), all);
+      for (int64_t i : {0, 1, 17, 60}) {
+        const vec row(x.begin() + i * k, x.begin() + (i + 1) * k);
+        EXPECT_EQ(run_linear(isa, type, row, w, bias, 1, n, k, RS_ACT_GELU), vec(all.begin() + i * n, all.begin() + (i + 1) * n)) << isa;
+      }
+    }
+}
+
+TEST(linear, activations_match_f64) {
+  vec x;
+  for (float v = -30; v <= 30; v += 0.0371f) x.push_back(v);
+  for (float v : {0.0f, -0.0f, 1e-30f, -1e-30f, 1e-3f, -1e-3f, 80.0f, -80.0f, 100.0f, -100.0f, 1000.0f, -1000.0f}) x.push_back(v);
+  const auto t = static_cast<int64_t>(x.size());
+  const vec identity = {1};
+  for (const std::string &isa : isas())
+    for (int act = RS_ACT_NONE; act <= RS_ACT_QUICK_GELU; act++) {
+      const vec y = run_linear(isa, RS_F32, x, identity, {}, t, 1, 1, static_cast<rs_activation>(act));
+      for (size_t i = 0; i < x.size(); i++) {
+        const double wanted = activation(static_cast<rs_activation>(act), x[i]);
+        // 8 ULP of the result; where gelu cancels for negative x, of the x that is cancelled
+        ASSERT_TRUE(std::fabs(y[i] - wanted) <= 8 * 6e-8 * std::max(std::fabs(wanted), std::min(1.0, std::fabs(double(x[i]))))) << isa << " act " << act << " x " << x[i] << ": " << y[i] << ", expected " << wanted;
+      }
+    }
+}
+
+TEST(linear, nan_shows) {
+  for (const std::string &isa : isas())
+    for (rs_type type : {RS_F32, RS_F16, RS_W8, RS_W4})
+      for (int act = RS_ACT_NONE; act <= RS_ACT_QUICK_GELU; act++)
+        for (float bad : {NAN, INFINITY}) {
+          if (act != RS_ACT_NONE && !std::isnan(bad)) continue;  // infinity has a value under most activations
+          vec x = normal(3 * 40, 12);
+          x[40 + 39] = bad;
+          const vec y = run_linear(isa, type, x, normal(8 * 40, 13), {}, 3, 8, 40, static_cast<rs_activation>(act));
+          for (size_t j = 0; j < 8; j++) {
+            EXPECT_TRUE(std::isfinite(y[j]) && std::isfinite(y[16 + j]));
+            EXPECT_FALSE(std::isfinite(y[8 + j])) << isa << " " << rs_type_name(type) << " act " << act;
+          }
+        }
+}
+
+TEST(layer_norm, matches_f64) {
+  for (const std::string &isa : isas())
+    for (int64_t c : {1, 7, 8, 33, 384})
+      for (bool with_residual : {false, true}) {
+        const int64_t t = 5;
+        const vec x = normal(static_cast<size_t>(t * c), 1, 3), r = normal(static_cast<size_t>(t * c), 2), gamma = normal(static_cast<size_t>(c), 3), beta = normal(static_cast<size_t>(c), 4);
+        session s(isa);
+        harness h;
+        rs_tensor *in = h.input("x", RS_F32, {RS_DIM_TOKENS, c}, x), *res = h.input("r", RS_F32, {RS_DIM_TOKENS, c}, r);
+        rs_tensor *y = rs_layer_norm(h.g, in, with_residual ? res : nullptr, h.weight("g", RS_F32, RS_ROWS, {c}, gamma), h.weight("b", RS_F32, RS_ROWS, {c}, beta), 1e-6f);
+        const vec got = h.run(s.s, y, t, 1, x.size());
+        vec wanted(x.size());
+        for (int64_t i = 0; i < t; i++) {
+          std::vector<double> v(static_cast<size_t>(c));
+          double mean = 0, var = 0;
+          for (int64_t j = 0; j < c; j++) mean += v[static_cast<size_t>(j)] = double(x[static_cast<size_t>(i * c + j)]) + (with_residual ? r[static_cast<size_t>(i * c + j)] : 0);
+          mean /= static_cast<double>(c);
+          for (double a : v) var += (a - mean) * (a - mean);
+          for (int64_t j = 0; j < c; j++)
+            wanted[static_cast<size_t>(i * c + j)] = static_cast<float>((v[static_cast<size_t>(j)] - mean) / std::sqrt(var / static_cast<double>(c) + 1e-6) * gamma[static_cast<size_t>(j)] + beta[static_cast<size_t>(j)]);
+        }
+        expect_close(got, wanted, c == 1 ? 1e-3f : 4e-6f);  // one channel: mean and value cancel, eps is all that is left
+      }
+}
+
+// softmax(q k^T scale) v by the definition, accumulated in T.
+template <class T>
+vec attention_naive(const vec &q, const vec &k, const vec &v, const std::vector<int32_t> &cu, int heads, int64_t c, float scale) {
+  vec out(q.size());
+  const int64_t d = c / heads;
+  for (size_t b = 0; b + 1 < cu.size(); b++)
+    for (int head = 0; head < heads; head++)
+      for (int64_t i = cu[b]; i < cu[b + 1]; i++) {
+        std::vector<T> p;
+        T most = -INFINITY, sum = 0;
+        for (int64_t j = cu[b]; j < cu[b + 1]; j++) {
+          T dot = 0;
+          for (int64_t l = 0; l < d; l++) dot += T(q[static_cast<size_t>(i * c + head * d + l)]) * T(k[static_cast<size_t>(j * c + head * d + l)]);
+          p.push_back(dot * T(scale));
+          most = std::max(most, p.back());
+        }
+        for (T &x : p) sum += x = std::exp(x - most);
+        for (int64_t l = 0; l < d; l++) {
+          T acc = 0;
+          for (size_t j = 0; j < p.size(); j++) acc += p[j] * T(v[(static_cast<size_t>(cu[b]) + j) * static_cast<size_t>(c) + static_cast<size_t>(head * d + l)]);
+          out[static_cast<size_t>(i * c + head * d + l)] = static_cast<float>(acc / sum);
+        }
+      }
+  return out;
+}
+
+double largest_error(const vec &a, const vec &b) {
+  double most = 0;
+  for (size_t i = 0; i < a.size(); i++) {
+    const double e = std::fabs(double(a[i]) - b[i]);
+    if (!(e <= most)) most = e;  // NaN sticks
+  }
+  return most;
+}
+
+vec run_attention(const std::string &isa, const vec &q, const vec &k, const vec &v, const std::vector<int32_t> &cu, int heads, int64_t c, float scale, int threads = 2) {
+  session s(isa, threads);
+  harness h;
+  // q, k and v as columns of one tensor, as models have them
+  vec all;
+  for (size_t i = 0; i < q.size() / static_cast<size_t>(c); i++)
+    for (const vec *x : {&q, &k, &v}) all.insert(all.end(), x->begin() + static_cast<int64_t>(i) * c, x->begin() + static_cast<int64_t>(i + 1) * c);
+  rs_tensor *qkv = h.input("qkv", RS_F32, {RS_DIM_TOKENS, 3 * c}, all), *starts = h.input("cu", RS_I32, {RS_DIM_CU_SEQLENS}, cu);
+  rs_tensor *y = rs_flash_attn(h.g, rs_columns(h.g, qkv, 0, c), rs_columns(h.g, qkv, c, c), rs_columns(h.g, qkv, 2 * c, c), starts, heads, scale);
+  return h.run(s.s, y, cu.back(), static_cast<int64_t>(cu.size()) - 1, q.size());
+}
+
+// The rule of the flash-attention project: at most twice the error of the plain version in the same precision, both against f64.
+TEST(flash_attn, error_is_at_most_twice_that_of_the_naive_version) {
+  const std::vector<std::vector<int32_t>> lengths = {{1}, {2, 3, 1}, {16, 64, 65}, {127, 128, 129}, {0, 5, 0}, {256, 1, 300}, {600}};
+  for (const std::string &isa : isas())
+    for (const auto &[heads, c] : std::vector<std::pair<int, int64_t>>{{1, 32}, {3, 96}, {2, 128}, {1, 80}, {2, 14}, {4, 4}})
+      for (const auto &list : lengths) {
+        std::vector<int32_t> cu = {0};
+        for (int32_t n : list) cu.push_back(cu.back() + n);
+        SCOPED_TRACE(isa + " heads " + std::to_string(heads) + " c " + std::to_string(c) + " first length " + std::to_string(list[0]));
+        const size_t n = static_cast<size_t>(cu.back()) * static_cast<size_t>(c);
+        const vec q = normal(n, 1, 2), k = normal(n, 2, 2), v = normal(n, 3);
+        const float scale = 1 / std::sqrt(static_cast<float>(c / heads));
+        const vec exact = attention_naive<double>(q, k, v, cu, heads, c, scale), naive = attention_naive<float>(q, k, v, cu, heads, c, scale);
+        const double error = largest_error(run_attention(isa, q, k, v, cu, heads, c, scale), exact);
+        ASSERT_TRUE(error <= 2 * largest_error(naive, exact) + 1e-6) << error << " naive " << largest_error(naive, exact);
+      }
+}
+
+TEST(flash_attn, large_scores_do_not_overflow) {
+  const std::vector<int32_t> cu = {0, 300};
+  const vec q(300 * 32, 40.0f), v = normal(300 * 32, 3);
+  vec k = normal(300 * 32, 2, 20);
+  for (const std::string &isa : isas()) {
+    const vec y = run_attention(isa, q, k, v, cu, 1, 32, 1);
+    EXPECT_TRUE(largest_error(y, attention_naive<double>(q, k, v, cu, 1, 32, 1)) < 0.05) << isa;  // scores near 1e4: their f32 step is 1e-3
+  }
+}
+
+TEST(flash_attn, a_sequence_does_not_depend_on_its_neighbours_or_the_threads) {
+  const std::vector<int32_t> cu = {0, 150, 151, 340}, alone = {0, 189};
+  const size_t c = 64;
+  const vec q = normal(340 * c, 1), k = normal(340 * c, 2), v = normal(340 * c, 3);
+  for (const std::string &isa : isas()) {
+    const vec all = run_attention(isa, q, k, v, cu, 2, c, 0.2f, 1);
+    EXPECT_EQ(run_attention(isa, q, k, v, cu, 2, c, 0.2f, 3), all);
+    const auto cut = [&](const vec &x) { return vec(x.begin() + 151 * c, x.end()); };
+    EXPECT_EQ(run_attention(isa, cut(q), cut(k), cut(v), alone, 2, c, 0.2f), cut(all)) << isa;
+  }
+}
+
+TEST(embed, every_type_of_table) {
+  const int64_t rows = 11, c = 70;
+  const vec table = normal(rows * c, 1);
+  const std::vector<int32_t> ids = {10, 0, 3, 3, 7};
+  for (rs_type type : {RS_F32, RS_F16, RS_W8, RS_W4}) {
+    session s;
+    harness h;
+    rs_tensor *in = h.input("ids", RS_I32, {RS_DIM_TOKENS}, ids);
+    const vec y = h.run(s.s, rs_embed(h.g, in, h.weight("table", type, RS_ROWS, {rows, c}, table)), 5, 1, ids.size() * c);
+    vec decoded(table.size());
+    const int64_t shape[] = {rows, c};
+    ASSERT_EQ(rs_tensor_decode(type, RS_ROWS, 2, shape, h.weights[0]->p, decoded.data(), decoded.size()), RS_OK);
+    for (size_t i = 0; i < ids.size(); i++)
+      for (int64_t j = 0; j < c; j++) ASSERT_EQ(y[i * c + static_cast<size_t>(j)], decoded[static_cast<size_t>(ids[i] * c + j)]);
+  }
+}
+
+TEST(embed, an_id_outside_of_the_table_is_an_error) {
+  for (int32_t bad : {-1, 3, 1 << 30}) {
+    session s;
+    harness h;
+    const std::vector<int32_t> ids = {0, bad, 1};
+    rs_tensor *y = rs_embed(h.g, h.input("ids", RS_I32, {RS_DIM_TOKENS}, ids), h.weight("table", RS_F32, RS_ROWS, {3, 4}, vec(12)));
+    rs_output(h.g, y);
+    ASSERT_EQ(rs_graph_finish(h.g), RS_OK);
+    EXPECT_EQ(rs_graph_run(s.s, h.g, 3, 1, h.bindings.data(), 1), RS_ERR_ARGUMENT);
+    EXPECT_NE(std::string(rs_last_error()).find("id " + std::to_string(bad) + " at position 1"), std::string::npos) << rs_last_error();
+  }
+}
+
+TEST(pool, every_way_matches_its_definition) {
+  const int64_t c = 5;
+  const std::vector<int32_t> cu = {0, 3, 3, 4, 11};
+  const vec x = normal(11 * c, 1);
+  for (int pooling = RS_POOL_MEAN; pooling <= RS_POOL_LAST; pooling++) {
+    session s;
+    harness h;
+    rs_tensor *in = h.input("x", RS_F32, {RS_DIM_TOKENS, c}, x), *starts = h.input("cu", RS_I32, {RS_DIM_CU_SEQLENS}, cu);
+    const vec y = h.run(s.s, rs_pool(h.g, in, starts, static_cast<rs_pooling>(pooling)), 11, 4, 4 * c);
+    for (size_t b = 0; b < 4; b++)
+      for (int64_t j = 0; j < c; j++) {
+        const int32_t begin = cu[b], n = cu[b + 1] - begin;
+        double sum = 0, weighted = 0, most = -INFINITY;
+        for (int32_t i = 0; i < n; i++) {
+          const double v = x[static_cast<size_t>((begin + i) * c + j)];
+          sum += v, weighted += v * (i + 1), most = std::max(most, v);
+        }
+        double wanted = 0;
+        if (n) switch (pooling) {
+            case RS_POOL_MEAN: wanted = sum / n; break;
+            case RS_POOL_CLS: wanted = x[static_cast<size_t>(begin * c + j)]; break;
+            case RS_POOL_MAX: wanted = most; break;
+            case RS_POOL_MEAN_SQRT_LEN: wanted = sum / std::sqrt(n); break;
+            case RS_POOL_WEIGHTED_MEAN: wanted = weighted / (n * (n + 1) / 2); break;
+            case RS_POOL_LAST: wanted = x[static_cast<size_t>((begin + n - 1) * c + j)]; break;
+          }
+        ASSERT_TRUE(std::fabs(y[b * c + static_cast<size_t>(j)] - wanted) <= 1e-6) << rs_pooling_name(static_cast<rs_pooling>(pooling)) << " sequence " << b;
+      }
+  }
+}
+
+TEST(add, adds) {
+  session s;
+  harness h;
+  const vec a = normal(3 * 7, 1), b = normal(3 * 7, 2);
+  rs_tensor *x = h.input("a", RS_F32, {RS_DIM_TOKENS, 7}, a), *y = h.input("b", RS_F32, {RS_DIM_TOKENS, 7}, b);
+  const vec sum = h.run(s.s, rs_add(h.g, x, y), 3, 1, 21);
+  for (size_t i = 0; i < sum.size(); i++) EXPECT_EQ(sum[i], a[i] + b[i]);
+}
+
+TEST(l2_normalize, rows_have_length_one_and_zeros_stay) {
+  session s;
+  harness h;
+  vec x = normal(3 * 9, 1);
+  std::fill(x.begin() + 9, x.begin() + 18, 0.0f);
+  const vec y = h.run(s.s, rs_l2_normalize(h.g, h.input("x", RS_F32, {RS_DIM_TOKENS, 9}, x)), 3, 1, x.size());
+  for (size_t i = 0; i < 3; i++) {
+    double sum = 0;
+    for (size_t j = 0; j < 9; j++) sum += double(y[i * 9 + j]) * y[i * 9 + j];
+    EXPECT_TRUE(std::fabs(sum - (i == 1 ? 0 : 1)) < 1e-6);
+  }
+}
+
+// The list of operators and this file: an operator that is added must get a test here.
+TEST(graph, every_operator_has_a_test) {
+  const std::map<std::string, const char *> tested = {{"embed", "embed"}, {"add", "add"}, {"linear", "linear"}, {"layer_norm", "layer_norm"}, {"flash_attn", "flash_attn"}, {"pool", "pool"}, {"l2_normalize", "l2_normalize"}};
+  size_t n = 0;
+  for (; rs_op_name(n); n++) {
+    const auto it = tested.find(rs_op_name(n));
+    ASSERT_NE(it, tested.end()) << rs_op_name(n) << " has no test";
+    bool found = false;
+    const auto *unit = testing::UnitTest::GetInstance();
+    for (int i = 0; i < unit->total_test_suite_count(); i++) found |= std::string(unit->GetTestSuite(i)->name()) == it->second;
+    EXPECT_TRUE(found) << it->second;
+  }
+  EXPECT_EQ(n, tested.size());
+}
+
+// A chain whose intermediate results share memory gives the same as one that keeps them all.
+TEST(graph, memory_is_shared_only_between_tensors_that_do_not_meet) {
+  const int64_t c = 24, t = 37;
+  const vec x = normal(t * c, 1);
+  vec results[2];
+  size_t arena[2];
+  for (bool keep : {false, true}) {
+    session s;
+    harness h;
+    rs_tensor *in = h.input("x", RS_F32, {RS_DIM_TOKENS, c}, x), *y = in, *before = in;
+    for (int i = 0; i < 8; i++) {
+      rs_tensor *next = rs_linear(h.g, y, h.weight(("w" + std::to_string(i)).c_str(), RS_F32, RS_PANELS, {c, c}, normal(c * c, static_cast<unsigned>(10 + i), 0.2f)), nullptr, RS_ACT_TANH);
+      if (keep) rs_output(h.g, next);
+      next = rs_add(h.g, next, before);
+      if (keep) rs_output(h.g, next);
+      before = y, y = next;
+    }
+    results[keep] = h.run(s.s, y, t, 1, t * c);
+    arena[keep] = rs_session_arena_bytes(s.s);
+  }
+  EXPECT_EQ(results[0], results[1]);
+  EXPECT_LT(arena[0] * 3, arena[1]);
+}
+
+TEST(graph, one_plan_serves_changing_sizes) {
+  const int64_t c = 20;
+  const vec w = normal(c * c, 1);
+  session s;
+  harness h;
+  const vec x = normal(50 * c, 2);
+  rs_tensor *in = h.input("x", RS_F32, {RS_DIM_TOKENS, c}, x);
+  rs_tensor *y = rs_linear(h.g, in, h.weight("w", RS_W8, RS_PANELS, {c, c}, w), nullptr, RS_ACT_NONE);
+  const vec all = h.run(s.s, y, 50, 1, 50 * c);
+  for (int64_t t : {3, 50, 0, 1, 49}) {
+    h.bindings[0].bytes = static_cast<size_t>(t * c) * 4;
+    EXPECT_EQ(h.again(s.s, y, t, 1, static_cast<size_t>(t * c)), vec(all.begin(), all.begin() + t * c)) << t;
+  }
+}
+
+TEST(graph, errors_name_what_was_wrong) {
+  const auto error_of = [](const std::function<void(harness &)> &build) {
+    harness h;
+    build(h);
+    const rs_status status = rs_graph_finish(h.g);
+    EXPECT_NE(status, RS_OK);
+    return std::string(rs_last_error());
+  };
+  const auto x = [](harness &h, int64_t c) { return h.input("x", RS_F32, {RS_DIM_TOKENS, c}, vec()); };
+  const auto contains = [](const std::string &text, const char *part) { EXPECT_NE(text.find(part), std::string::npos) << text; };
+
+  contains(error_of([&](harness &h) { x(h, 4); }), "no output");
+  contains(error_of([&](harness &h) { rs_linear(h.g, x(h, 4), h.weight("w", RS_F32, RS_PANELS, {3, 5}, vec(15)), nullptr, RS_ACT_NONE); }), "'x' [T,4] times 'w' [3,5]");
+  contains(error_of([&](harness &h) { rs_linear(h.g, x(h, 5), h.weight("w", RS_F32, RS_ROWS, {3, 5}, vec(15)), nullptr, RS_ACT_NONE); }), "panels");
+  contains(error_of([&](harness &h) { rs_linear(h.g, nullptr, nullptr, nullptr, RS_ACT_NONE); }), "input 0 is NULL");
+  contains(error_of([&](harness &h) { rs_add(h.g, x(h, 4), h.input("y", RS_F32, {RS_DIM_TOKENS, 5}, vec())); }), "'x' [T,4] and 'y' [T,5] differ");
+  contains(error_of([&](harness &h) { rs_columns(h.g, x(h, 4), 3, 2); }), "columns [3, 5) of 'x' [T,4]");
+  contains(error_of([&](harness &h) {
+             rs_tensor *a = x(h, 10), *cu = h.input("cu", RS_I32, {RS_DIM_CU_SEQLENS}, std::vector<int32_t>());
+             rs_flash_attn(h.g, a, a, a, cu, 3, 1);
+           }),
+           "3 heads do not divide 10");
+  contains(error_of([&](harness &h) { rs_weight(h.g, "w", 1, nullptr); }), "no model");
+  contains(error_of([&](harness &h) { rs_input(h.g, "x", RS_W8, 1, nullptr); }), "is w8");
+}
+
+TEST(graph, bindings_are_checked) {
+  session s;
+  harness h;
+  const vec x = normal(3 * 4, 1);
+  const std::vector<int32_t> cu = {0, 3};
+  rs_tensor *in = h.input("x", RS_F32, {RS_DIM_TOKENS, 4}, x), *starts = h.input("cu", RS_I32, {RS_DIM_CU_SEQLENS}, cu);
+  rs_tensor *y = rs_pool(h.g, in, starts, RS_POOL_MEAN);
+  EXPECT_EQ(rs_graph_run(s.s, h.g, 3, 1, h.bindings.data(), 2), RS_ERR_ARGUMENT);  // not finished
+  rs_output(h.g, y);
+  ASSERT_EQ(rs_graph_finish(h.g), RS_OK);
+  EXPECT_EQ(rs_graph_run(s.s, h.g, 3, 1, h.bindings.data(), 2), RS_OK) << rs_last_error();  // an output need not be bound
+  EXPECT_EQ(rs_graph_run(s.s, h.g, 3, 1, h.bindings.data(), 1), RS_ERR_ARGUMENT);
+  EXPECT_STREQ(rs_last_error(), "input 'cu' is not bound");
+  EXPECT_EQ(rs_graph_run(s.s, h.g, 4, 1, h.bindings.data(), 2), RS_ERR_ARGUMENT);
+  EXPECT_STREQ(rs_last_error(), "'x' has 48 bytes, expected 64");
+  EXPECT_EQ(rs_graph_run(s.s, h.g, -1, 1, h.bindings.data(), 2), RS_ERR_ARGUMENT);
+  const std::vector<std::vector<int32_t>> wrong = {{1, 3}, {0, 2}, {0, 4}, {-1, 3}};
+  for (std::vector<int32_t> bad : wrong) {
+    rs_binding b[] = {h.bindings[0], {starts, bad.data(), 8}};
+    EXPECT_EQ(rs_graph_run(s.s, h.g, 3, 1, b, 2), RS_ERR_ARGUMENT);
+    EXPECT_STREQ(rs_last_error(), "'cu' must rise from 0 to 3");
+  }
+  std::vector<int32_t> falls = {0, 3, 1, 3};
+  rs_binding b[] = {h.bindings[0], {starts, falls.data(), 16}};
+  EXPECT_EQ(rs_graph_run(s.s, h.g, 3, 3, b, 2), RS_ERR_ARGUMENT);
+}
+
+TEST(session, rs_isa_is_obeyed) {
+  setenv("RS_ISA", "scalar", 1);
+  EXPECT_STREQ(rs_isa(), "scalar");
+  setenv("RS_ISA", "warp-drive", 1);
+  rs_session *s;
+  EXPECT_EQ(rs_session_create(nullptr, nullptr, &s), RS_ERR_UNSUPPORTED);
+  EXPECT_NE(std::string(rs_last_error()).find("RS_ISA=warp-drive: this build on this CPU has"), std::string::npos);
+  unsetenv("RS_ISA");
+  EXPECT_STREQ(rs_isa(), rs_isa_available(0));
+}
+
+TEST(session, threads_follow_the_environment) {
+  rs_session *s;
+  rs_session_params p = {};
+  p.size = sizeof p;
+  setenv("OMP_NUM_THREADS", "1", 1);
+  ASSERT_EQ(rs_session_create(nullptr, &p, &s), RS_OK);
+  EXPECT_EQ(rs_session_threads(s), 1);
+  rs_session_free(s);
+  unsetenv("OMP_NUM_THREADS");
+  // One CPU of affinity leaves one thread.
+  cpu_set_t before, one;
+  ASSERT_EQ(sched_getaffinity(0, sizeof before, &before), 0);
+  CPU_ZERO(&one);
+  for (int i = 0; i < CPU_SETSIZE; i++)
+    if (CPU_ISSET(i, &before)) {
+      CPU_SET(i, &one);
+      break;
+    }
+  ASSERT_EQ(sched_setaffinity(0, sizeof one, &one), 0);
+  ASSERT_EQ(rs_session_create(nullptr, &p, &s), RS_OK);
+  EXPECT_EQ(rs_session_threads(s), 1);
+  rs_session_free(s);
+  sched_setaffinity(0, sizeof before, &before);
+  p.threads = 1000;
+  EXPECT_EQ(rs_session_create(nullptr, &p, &s), RS_ERR_ARGUMENT);
+  p.threads = -1;
+  EXPECT_EQ(rs_session_create(nullptr, &p, &s), RS_ERR_ARGUMENT);
+  p.size = 0;
+  EXPECT_EQ(rs_session_create(nullptr, &p, &s), RS_ERR_ARGUMENT);
+}
+
+// The allocator hook sees every activation byte, and gets all of it back.
+TEST(session, the_allocator_hook_is_used) {
+  struct counter {
+    size_t now = 0, calls = 0;
+  } count;
+  const rs_allocator hook = {
+      [](void *ctx, size_t bytes, size_t align) {
+        auto *c = static_cast<counter *>(ctx);
+        c->now += bytes, c->calls++;
+        return std::aligned_alloc(align, (bytes + align - 1) / align * align);
+      },
+      [](void *ctx, void *p, size_t bytes) {
+        static_cast<counter *>(ctx)->now -= bytes;
+        std::free(p);
+      },
+      &count};
+  rs_session_params p = {};
+  p.size = sizeof p;
+  p.allocator = &hook;
+  rs_session *s;
+  ASSERT_EQ(rs_session_create(nullptr, &p, &s), RS_OK);
+  harness h;
+  rs_tensor *in = h.input("x", RS_F32, {RS_DIM_TOKENS, 8}, normal(80, 1));
+  h.run(s, rs_l2_normalize(h.g, rs_add(h.g, in, in)), 10, 1, 80);
+  EXPECT_EQ(count.now, rs_session_arena_bytes(s));
+  EXPECT_GT(count.now, 0u);
+  rs_session_free(s);
+  EXPECT_EQ(count.now, 0u);
+
+  const rs_allocator refuses = {[](void *, size_t, size_t) -> void * { return nullptr; }, [](void *, void *, size_t) {}, nullptr};
+  p.allocator = &refuses;
+  ASSERT_EQ(rs_session_create(nullptr, &p, &s), RS_OK);
+  EXPECT_EQ(rs_graph_run(s, h.g, 10, 1, h.bindings.data(), 1), RS_ERR_MEMORY);
+  rs_session_free(s);
+}
+
+}  // namespace
