@@ -4,11 +4,11 @@
 //    1  limits and target macros
 //    2  status, last error
 //    3  checked arithmetic, CRC32C
-//    4  types and blocks: how each (type, layout) is stored
-//    5  reference kernels: scalar, always built, the oracle of the tests
-//    6  ISA kernels: AVX2
-//    7  CPU detection, kernel table
-//    8  threads
+//    4  threads
+//    5  types and blocks: how each (type, layout) is stored; quantizers
+//    6  reference kernels: scalar, always built, the oracle of the tests
+//    7  ISA kernels: AVX2
+//    8  CPU detection, kernel table
 //    9  graph: tensors, builders
 //   10  operators, one block each
 //   11  graph: validate, plan, run, profile
@@ -16,6 +16,7 @@
 //   13  weight file: writer
 //   14  model
 //   15  session: texts to vectors
+//   16  calibration: what the quantizers should know of the inputs
 
 #include "rs.h"
 
@@ -226,7 +227,139 @@ uint32_t crc32c(uint32_t crc, const void *data, size_t n) {
 
 }  // namespace
 
-// ================================================================================ 4  types and blocks
+// ================================================================================ 4  threads
+
+namespace {
+
+// CPUs that the scheduler may give to this process.
+int affinity_cpus() {
+  for (size_t cpus = 1024; cpus <= 65536; cpus *= 2) {  // the kernel's mask may be wider than a cpu_set_t
+    cpu_set_t *set = CPU_ALLOC(cpus);
+    if (!set) break;
+    const size_t bytes = CPU_ALLOC_SIZE(cpus);
+    const int count = sched_getaffinity(0, bytes, set) == 0 ? CPU_COUNT_S(bytes, set) : 0;
+    CPU_FREE(set);
+    if (count > 0) return count;
+  }
+  const long online = sysconf(_SC_NPROCESSORS_ONLN);
+  return online > 0 ? static_cast<int>(online) : 1;
+}
+
+bool read_two_numbers(const std::string &path, double *a, double *b) {
+  FILE *f = fopen(path.c_str(), "re");
+  if (!f) return false;
+  const int n = b ? fscanf(f, "%lf %lf", a, b) : fscanf(f, "%lf", a);  // "max 100000" gives 0: no limit
+  fclose(f);
+  return n == (b ? 2 : 1);
+}
+
+// CPUs that cgroup quotas leave, in this group and every group around it; `most` where there is no quota.
+int cgroup_cpus(int most) {
+  FILE *f = fopen("/proc/self/cgroup", "re");
+  if (!f) return most;
+  double cpus = most;
+  char line[4096];
+  while (fgets(line, sizeof line, f)) {
+    line[strcspn(line, "\n")] = 0;
+    char *controllers = strchr(line, ':');
+    char *path = controllers ? strchr(controllers + 1, ':') : nullptr;
+    if (!path) continue;
+    *path++ = 0;
+    controllers++;
+    const bool v2 = !*controllers;
+    if (!v2 && !strstr(controllers, "cpu")) continue;
+    // Inside a container the path may be of the host, and the group is mounted at the root: that is the last one tried.
+    for (std::string at = path;; at.erase(at.rfind('/'))) {
+      double quota, period;
+      const std::string root = v2 ? "/sys/fs/cgroup" : "/sys/fs/cgroup/cpu";
+      const bool limited = v2 ? read_two_numbers(root + at + "/cpu.max", &quota, &period)
+                              : read_two_numbers(root + at + "/cpu.cfs_quota_us", &quota, nullptr) &&
+                                    read_two_numbers(root + at + "/cpu.cfs_period_us", &period, nullptr);
+      if (limited && quota > 0 && period > 0) cpus = std::min(cpus, quota / period);
+      if (at.find('/') == std::string::npos) break;
+    }
+  }
+  fclose(f);
+  return std::max(1, static_cast<int>(std::ceil(cpus)));
+}
+
+int default_threads() {
+  if (const char *text = getenv("OMP_NUM_THREADS")) {
+    const long n = strtol(text, nullptr, 10);
+    if (n >= 1) return static_cast<int>(std::min<long>(n, max_threads));
+  }
+  const int cpus = affinity_cpus();
+  return std::min({cpus, cgroup_cpus(cpus), max_threads});
+}
+
+// Where the threads of a team meet.  Waiting spins for some microseconds, which is what one operator's shares differ by, and then
+// yields: when there are more runnable threads than CPUs, the one that all wait for gets its turn.  (libgomp's own barrier spins
+// for milliseconds by default: on a busy machine that made a small graph a hundred times slower.)
+class meeting_point {
+ public:
+  void wait_for(int threads) {
+    const unsigned round = rounds.load(std::memory_order_acquire);
+    if (arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == threads) {
+      arrived.store(0, std::memory_order_relaxed);
+      rounds.store(round + 1, std::memory_order_release);
+      return;
+    }
+    for (int spins = 0; rounds.load(std::memory_order_acquire) == round; spins++) {
+      if (spins < 2000)
+        pause();
+      else
+        sched_yield();
+    }
+  }
+
+ private:
+  static void pause() {
+#ifdef RS_X86
+    _mm_pause();
+#endif
+  }
+  alignas(align_data) std::atomic<int> arrived{0};
+  alignas(align_data) std::atomic<unsigned> rounds{0};
+};
+
+// One thread of a team, as operators see it.
+struct worker {
+  meeting_point &team;
+  int thread, threads;
+
+  void barrier() const {
+    if (threads > 1) team.wait_for(threads);
+  }
+  struct range {
+    int64_t begin, end;
+  };
+  range share(int64_t n) const { return {n * thread / threads, n * (thread + 1) / threads}; }
+};
+
+// Run f(worker) on every thread of a team.
+template <class F>
+void run_team(int threads, F f) {
+  meeting_point team;
+#ifdef _OPENMP
+  if (threads > 1) {
+#pragma omp parallel num_threads(threads)
+    f(worker{team, omp_get_thread_num(), omp_get_num_threads()});
+    return;
+  }
+#endif
+  (void)threads;
+  f(worker{team, 0, 1});
+}
+
+double now_seconds() {
+  timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
+}
+
+}  // namespace
+
+// ================================================================================ 5  types and blocks
 //
 // Where the bytes of each (type, layout) lie.  One codec says how many bytes there are, how f32 values are encoded and decoded,
 // and what a file must fulfil.  Np and Kp are N and K rounded up to 16 and 32.
@@ -328,6 +461,15 @@ size_t w4_mult_at(matrix m, size_t n, size_t g) { return (n / panel_n * (m.kp() 
 
 // ---- quantizers: one row of f32 weights to integers
 
+// How to round with what goes into a layer in mind: GPTQ (Frantar et al., arXiv 2210.17323).  With H the second moment of the
+// layer's inputs, and U upper triangular with U^T U = H^-1, the error made at column j is made good by the columns behind it:
+// w[l] -= (w[j] - q[j]) U[j,l] / U[j,j].  Without it every weight is rounded for itself.
+struct rounding {
+  size_t k;
+  std::vector<float> u;           // [k, k]
+  std::vector<float> importance;  // [k] diagonal of H: how much an error at that column matters when a scale is chosen
+};
+
 float max_abs(const float *x, size_t n) {
   float m = 0;
   for (size_t i = 0; i < n; i++) m = std::max(m, std::fabs(x[i]));
@@ -336,61 +478,85 @@ float max_abs(const float *x, size_t n) {
 
 int round_clamp(float v, int lo, int hi) { return static_cast<int>(std::lrint(std::min(std::max(v, float(lo)), float(hi)))); }
 
-// Two neighbours that would overflow 16 bits with two activations of 255: take the excess from both, half and half.
-void limit_pair(int *a, int *b) {
-  if ((*a > 0) != (*b > 0)) return;
-  const int sign = *a > 0 ? 1 : -1, excess = std::abs(*a) + std::abs(*b) - 128;
-  if (excess <= 0) return;
-  const int x = std::min(excess / 2 + (std::abs(*a) > std::abs(*b) ? excess % 2 : 0), std::abs(*a));
-  *a -= sign * x;
-  *b -= sign * (excess - x);
+// Walk along a row.  quant(j, w) looks at the weights from j on as they are by now, stores the integer of j and returns its value.
+template <class Quant>
+void round_row(const float *x, size_t k, const rounding *r, std::vector<float> *w, Quant quant) {
+  w->assign(x, x + k);
+  for (size_t j = 0; j < k; j++) {
+    const float value = quant(j, w->data());
+    if (!r) continue;
+    const float *u = r->u.data() + j * k, error = ((*w)[j] - value) / u[j];
+    float *rest = w->data();
+    for (size_t l = j + 1; l < k; l++) rest[l] -= error * u[l];
+  }
 }
 
-// int8 with the pair limit of section 4.  The scale is searched between the one that uses 127 steps, where some pairs are clipped,
-// and the one that uses 63, where none is.  Returns the scale; padding is the caller's.
-float quantize_row_w8(const float *x, size_t k, int8_t *q) {
+// Of two neighbours of the same sign, |a| + |b| may be 128: see above.
+constexpr int pair_limit = 128;
+int limit_second(int first, int second) {
+  if (first > 0) return std::min(second, pair_limit - first);
+  if (first < 0) return std::max(second, -pair_limit - first);
+  return second;
+}
+// Both at once: each gives half of the excess.
+void limit_pair(int *a, int *b) {
+  const int excess = std::abs(*a + *b) - pair_limit;
+  if ((*a > 0) != (*b > 0) || excess <= 0) return;
+  const int sign = *a > 0 ? 1 : -1;
+  *a -= sign * (excess / 2);
+  *b = limit_second(*a, *b);
+}
+
+// The scale of a row for w8.  It is searched between the one that uses 63 steps, where no pair is over its limit, and finer ones,
+// where some pairs and perhaps the largest weights are clipped.
+float best_scale_w8(const float *x, size_t k, const rounding *r) {
   const float top = max_abs(x, k);
-  if (top == 0) {
-    memset(q, 0, k);
-    return 1;
-  }
-  std::vector<int> w(k + 1);
-  const auto encode = [&](float scale) {
-    const float inverse = 1 / scale;
-    for (size_t i = 0; i < k; i++) w[i] = round_clamp(x[i] * inverse, -127, 127);
-    w[k] = 0;
-    for (size_t i = 0; i < k; i += 2) limit_pair(&w[i], &w[i + 1]);
-    double error = 0;
-    for (size_t i = 0; i < k; i++) {
-      const double e = double(x[i]) - double(scale) * w[i];
-      error += e * e;
-    }
-    return error;
-  };
-  float best_scale = 0;
+  float best_scale = 1;
   double best = INFINITY;
-  for (int steps = 63; steps <= 140; steps++) {  // over 127: the largest weights are clipped for finer steps elsewhere
-    const float scale = top / static_cast<float>(steps);
-    const double error = encode(scale);
+  for (int steps = 63; steps <= 140 && top > 0; steps++) {
+    const float scale = top / static_cast<float>(steps), inverse = 1 / scale;
+    double error = 0;
+    for (size_t i = 0; i < k; i += 2) {
+      int w[2] = {round_clamp(x[i] * inverse, -127, 127), i + 1 < k ? round_clamp(x[i + 1] * inverse, -127, 127) : 0};
+      limit_pair(&w[0], &w[1]);
+      for (size_t j = i; j < std::min(k, i + 2); j++) {
+        const double e = double(x[j]) - double(scale) * w[j - i];
+        error += e * e * (r ? r->importance[j] : 1);
+      }
+    }
     if (error < best) best = error, best_scale = scale;
   }
-  encode(best_scale);
-  for (size_t i = 0; i < k; i++) q[i] = static_cast<int8_t>(w[i]);
   return best_scale;
 }
 
-// The scale in s * [-8, 7] that fits `x` best: a grid around max/7, each refined once by least squares.
-float best_scale_w4(const float *x, size_t k) {
+float quantize_row_w8(const float *x, size_t k, const rounding *r, std::vector<float> *work, int8_t *q) {
+  const float scale = best_scale_w8(x, k, r), inverse = 1 / scale;
+  round_row(x, k, r, work, [&](size_t j, const float *w) {
+    int v = round_clamp(w[j] * inverse, -127, 127);
+    if (j % 2)
+      v = limit_second(q[j - 1], v);
+    else if (j + 1 < k) {  // the second of the pair will need some of the room
+      int next = round_clamp(w[j + 1] * inverse, -127, 127);
+      limit_pair(&v, &next);
+    }
+    q[j] = static_cast<int8_t>(v);
+    return scale * static_cast<float>(v);
+  });
+  return scale;
+}
+
+// The scale in s * [-8, 7] that fits `x` best: a grid around max / 7, each refined by least squares.
+float best_scale_w4(const float *x, size_t k, const float *importance) {
   const float top = max_abs(x, k);
   if (top == 0) return 0;
   float best_scale = top / 7;
   double best = INFINITY;
   for (int i = 0; i <= 24; i++) {
-    float scale = top / (5.5f + 0.15f * static_cast<float>(i));
+    const float scale = top / (5.5f + 0.15f * static_cast<float>(i));
     double xq = 0, qq = 0, xx = 0;
     for (size_t j = 0; j < k; j++) {
-      const double q = round_clamp(x[j] / scale, -8, 7);
-      xq += double(x[j]) * q, qq += q * q, xx += double(x[j]) * x[j];
+      const double q = round_clamp(x[j] / scale, -8, 7), h = importance ? importance[j] : 1;
+      xq += h * x[j] * q, qq += h * q * q, xx += h * x[j] * x[j];
     }
     if (qq == 0) continue;
     const double error = xx - xq * xq / qq;  // of the least squares scale xq / qq for these integers
@@ -401,27 +567,66 @@ float best_scale_w4(const float *x, size_t k) {
 
 // int4 with a multiplier each group of 32: m_g scale ~ the group's own best scale.  m is limited so that no sum over K of
 // u8 x w x m leaves int32.
-float quantize_row_w4(const float *x, size_t k, int8_t *q, uint8_t *mult) {
-  const size_t groups = ceil_div(static_cast<int64_t>(k), group_k);
+float quantize_row_w4(const float *x, size_t k, const rounding *r, std::vector<float> *work, int8_t *q, uint8_t *mult) {
+  const size_t groups = (k + group_k - 1) / group_k;
   const int m_max = static_cast<int>(std::min<int64_t>(255, INT32_MAX / (255 * 8 * static_cast<int64_t>(groups) * group_k)));
-  std::vector<float> own(groups);
+  const auto group_scale = [&](const float *w, size_t begin) {
+    return best_scale_w4(w + begin, std::min<size_t>(group_k, k - begin), r ? r->importance.data() + begin : nullptr);
+  };
   float top = 0;
-  for (size_t g = 0; g < groups; g++) {
-    own[g] = best_scale_w4(x + g * group_k, std::min<size_t>(group_k, k - g * group_k));
-    top = std::max(top, own[g]);
-  }
-  if (top == 0) {
-    memset(q, 0, k);
-    memset(mult, 1, groups);
-    return 1;
-  }
+  for (size_t g = 0; g < groups; g++) top = std::max(top, group_scale(x, g * group_k));
+  if (top == 0) top = 1;
   const float scale = top / static_cast<float>(m_max);
-  for (size_t g = 0; g < groups; g++) {
-    mult[g] = static_cast<uint8_t>(round_clamp(own[g] / scale, 1, m_max));
-    const float inverse = 1 / (scale * static_cast<float>(mult[g]));
-    for (size_t j = g * group_k; j < std::min(k, (g + 1) * group_k); j++) q[j] = static_cast<int8_t>(round_clamp(x[j] * inverse, -8, 7));
-  }
+  float step = 0;
+  round_row(x, k, r, work, [&](size_t j, const float *w) {
+    if (j % group_k == 0) {
+      mult[j / group_k] = static_cast<uint8_t>(round_clamp(group_scale(w, j) / scale, 1, m_max));
+      step = scale * static_cast<float>(mult[j / group_k]);
+    }
+    q[j] = static_cast<int8_t>(round_clamp(w[j] / step, -8, 7));
+    return step * static_cast<float>(q[j]);
+  });
   return scale;
+}
+
+// H (any scale), damped, to what round_row needs.  H = R R^T with R upper triangular is a Cholesky decomposition of H with rows and
+// columns in reverse, and U = R^-1.
+rs_status make_rounding(const float *h, size_t k, size_t stride, rounding *out) {
+  double mean = 0;
+  for (size_t i = 0; i < k; i++) mean += h[i * stride + i] / static_cast<double>(k);
+  if (!(mean > 0) || !std::isfinite(mean)) return rs_fail(RS_ERR_NUMERIC, "calibration: a layer's inputs are all zero, or not finite");
+  const double damping = 0.01 * mean;  // as in the paper
+  std::vector<double> l(k * k), inverse(k * k);
+  for (size_t i = 0; i < k; i++)
+    for (size_t j = 0; j <= i; j++) l[i * k + j] = h[(k - 1 - i) * stride + (k - 1 - j)] + (i == j ? damping : 0);
+  for (size_t i = 0; i < k; i++) {
+    double *row = l.data() + i * k;
+    for (size_t j = 0; j <= i; j++) {
+      const double *other = l.data() + j * k;
+      double v = row[j];
+#pragma omp simd reduction(- : v)
+      for (size_t c = 0; c < j; c++) v -= row[c] * other[c];
+      if (i == j && !(v > 0)) return rs_fail(RS_ERR_NUMERIC, "calibration: the second moment of a layer's inputs is not positive definite");
+      row[j] = i == j ? std::sqrt(v) : v / other[j];
+    }
+  }
+  for (size_t i = 0; i < k; i++) {
+    double *row = inverse.data() + i * k;
+    row[i] = 1;
+    for (size_t c = 0; c < i; c++) {
+      const double factor = l[i * k + c], *other = inverse.data() + c * k;
+      for (size_t j = 0; j <= c; j++) row[j] -= factor * other[j];
+    }
+    for (size_t j = 0; j <= i; j++) row[j] /= l[i * k + i];
+  }
+  out->k = k;
+  out->u.resize(k * k);
+  out->importance.resize(k);
+  for (size_t i = 0; i < k; i++) {
+    out->importance[i] = static_cast<float>(h[i * stride + i] / mean + 0.01);
+    for (size_t j = i; j < k; j++) out->u[i * k + j] = static_cast<float>(inverse[(k - 1 - i) * k + (k - 1 - j)]);
+  }
+  return RS_OK;
 }
 
 // ---- codecs
@@ -442,7 +647,7 @@ const char *check_scales(const float *scale, size_t n) {
 }
 
 size_t f32_rows_bytes(matrix m) { return m.n * m.k * 4; }
-void f32_rows_encode(const float *src, matrix m, void *dst) { memcpy(dst, src, m.n * m.k * 4); }
+void f32_rows_encode(const float *src, matrix m, void *dst, const rounding *) { memcpy(dst, src, m.n * m.k * 4); }
 void f32_rows_decode(const void *src, matrix m, float *dst) { memcpy(dst, src, m.n * m.k * 4); }
 const char *f32_rows_check(const void *data, matrix m, bool deep) {
   if (!deep && m.n > 1) return nullptr;  // vectors always, tables only when asked
@@ -450,7 +655,7 @@ const char *f32_rows_check(const void *data, matrix m, bool deep) {
 }
 
 size_t f16_rows_bytes(matrix m) { return m.n * m.k * 2; }
-void f16_rows_encode(const float *src, matrix m, void *dst) {
+void f16_rows_encode(const float *src, matrix m, void *dst, const rounding *) {
   auto *d = static_cast<uint16_t *>(dst);
   for (size_t i = 0; i < m.n * m.k; i++) d[i] = float_to_half(src[i]);
 }
@@ -470,7 +675,7 @@ const char *f16_rows_check(const void *data, matrix m, bool deep) {
 
 size_t w8_rows_stride(matrix m) { return 4 + m.k; }
 size_t w8_rows_bytes(matrix m) { return m.n * w8_rows_stride(m); }
-void w8_rows_encode(const float *src, matrix m, void *dst) {
+void w8_rows_encode(const float *src, matrix m, void *dst, const rounding *) {
   for (size_t i = 0; i < m.n; i++) {
     char *row = static_cast<char *>(dst) + i * w8_rows_stride(m);
     const float *x = src + i * m.k, top = max_abs(x, m.k), scale = top > 0 ? top / 127 : 1;
@@ -498,11 +703,12 @@ const char *w8_rows_check(const void *data, matrix m, bool deep) { return deep ?
 
 size_t w4_rows_stride(matrix m) { return 4 + m.kp() / group_k + m.kp() / 2; }
 size_t w4_rows_bytes(matrix m) { return m.n * w4_rows_stride(m); }
-void w4_rows_encode(const float *src, matrix m, void *dst) {
+void w4_rows_encode(const float *src, matrix m, void *dst, const rounding *) {
   std::vector<int8_t> q(m.kp());
+  std::vector<float> work;
   for (size_t i = 0; i < m.n; i++) {
     auto *row = static_cast<uint8_t *>(dst) + i * w4_rows_stride(m), *nibbles = row + 4 + m.kp() / group_k;
-    const float scale = quantize_row_w4(src + i * m.k, m.k, q.data(), row + 4);
+    const float scale = quantize_row_w4(src + i * m.k, m.k, nullptr, &work, q.data(), row + 4);
     memcpy(row, &scale, 4);
     for (size_t j = 0; j < m.kp(); j += 2) nibbles[j / 2] = static_cast<uint8_t>((q[j] + 8) | (q[j + 1] + 8) << 4);
   }
@@ -520,7 +726,7 @@ const char *w4_rows_check(const void *data, matrix m, bool deep) { return deep ?
 
 size_t f32_panels_bytes(matrix m) { return m.np() * m.kp() * 4; }
 size_t float_panel_at(matrix m, size_t n, size_t k) { return (n / panel_n * m.kp() + k) * panel_n + n % panel_n; }
-void f32_panels_encode(const float *src, matrix m, void *dst) {
+void f32_panels_encode(const float *src, matrix m, void *dst, const rounding *) {
   auto *d = static_cast<float *>(dst);
   memset(dst, 0, f32_panels_bytes(m));
   for (size_t i = 0; i < m.n; i++)
@@ -536,7 +742,7 @@ const char *f32_panels_check(const void *data, matrix m, bool deep) {
 }
 
 size_t f16_panels_bytes(matrix m) { return m.np() * m.kp() * 2; }
-void f16_panels_encode(const float *src, matrix m, void *dst) {
+void f16_panels_encode(const float *src, matrix m, void *dst, const rounding *) {
   auto *d = static_cast<uint16_t *>(dst);
   memset(dst, 0, f16_panels_bytes(m));
   for (size_t i = 0; i < m.n; i++)
@@ -551,18 +757,38 @@ const char *f16_panels_check(const void *data, matrix m, bool deep) {
   return !deep || halves_finite(data, m.np() * m.kp()) ? nullptr : "a value is NaN or infinite";
 }
 
+// Quantizing takes long: all CPUs, a panel at a time.  f(row, scratch) for every row; scratch holds one row's integers.
+struct row_scratch {
+  std::vector<float> work;
+  std::vector<int8_t> q;
+  std::vector<uint8_t> mult;
+};
+template <class F>
+void for_rows(matrix m, F f) {
+  const int threads = default_threads();
+  std::vector<row_scratch> scratch(static_cast<size_t>(threads));
+  for (row_scratch &s : scratch) {  // here, since nothing may throw on another thread
+    s.work.reserve(m.k);
+    s.q.resize(m.kp());
+    s.mult.resize(m.kp() / group_k);
+  }
+  run_team(threads, [&](const worker &me) {
+    const auto [begin, end] = me.share(static_cast<int64_t>(m.np() / panel_n));
+    for (size_t i = static_cast<size_t>(begin) * panel_n; i < std::min(m.n, static_cast<size_t>(end) * panel_n); i++) f(i, &scratch[static_cast<size_t>(me.thread)]);
+  });
+}
+
 size_t w8_panels_bytes(matrix m) { return m.np() * m.kp() + m.np() * 8; }
-void w8_panels_encode(const float *src, matrix m, void *dst) {
+void w8_panels_encode(const float *src, matrix m, void *dst, const rounding *r) {
   memset(dst, 0, w8_panels_bytes(m));
   auto *w = static_cast<int8_t *>(dst);
   auto *scale = reinterpret_cast<float *>(w + m.np() * m.kp());
   auto *colsum = reinterpret_cast<int32_t *>(scale + m.np());
-  std::vector<int8_t> q(m.k);
   std::fill(scale, scale + m.np(), 1.0f);
-  for (size_t i = 0; i < m.n; i++) {
-    scale[i] = quantize_row_w8(src + i * m.k, m.k, q.data());
-    for (size_t j = 0; j < m.k; j++) w[w8_at(m, i, j)] = q[j], colsum[i] += q[j];
-  }
+  for_rows(m, [&](size_t i, row_scratch *s) {
+    scale[i] = quantize_row_w8(src + i * m.k, m.k, r, &s->work, s->q.data());
+    for (size_t j = 0; j < m.k; j++) w[w8_at(m, i, j)] = s->q[j], colsum[i] += s->q[j];
+  });
 }
 void w8_panels_decode(const void *src, matrix m, float *dst) {
   const w8_panels p(src, m);
@@ -588,7 +814,7 @@ const char *w8_panels_check(const void *data, matrix m, bool deep) {
 }
 
 size_t w4_panels_bytes(matrix m) { return m.np() * m.kp() / 2 + m.np() * m.kp() / group_k + m.np() * 8; }
-void w4_panels_encode(const float *src, matrix m, void *dst) {
+void w4_panels_encode(const float *src, matrix m, void *dst, const rounding *r) {
   const size_t groups = m.kp() / group_k;
   auto *w = static_cast<uint8_t *>(dst), *mult = w + m.np() * m.kp() / 2;
   auto *scale = reinterpret_cast<float *>(mult + m.np() * groups);
@@ -597,17 +823,15 @@ void w4_panels_encode(const float *src, matrix m, void *dst) {
   memset(mult, 1, m.np() * groups);
   std::fill(scale, scale + m.np(), 1.0f);
   std::fill(colsum, colsum + m.np(), 0);
-  std::vector<int8_t> q(m.k);
-  std::vector<uint8_t> row_mult(groups);
-  for (size_t i = 0; i < m.n; i++) {
-    scale[i] = quantize_row_w4(src + i * m.k, m.k, q.data(), row_mult.data());
-    for (size_t g = 0; g < groups; g++) mult[w4_mult_at(m, i, g)] = row_mult[g];
+  for_rows(m, [&](size_t i, row_scratch *s) {
+    scale[i] = quantize_row_w4(src + i * m.k, m.k, r, &s->work, s->q.data(), s->mult.data());
+    for (size_t g = 0; g < groups; g++) mult[w4_mult_at(m, i, g)] = s->mult[g];
     for (size_t j = 0; j < m.k; j++) {
       uint8_t &byte = w[w4_byte(m, i, j)];
-      byte = static_cast<uint8_t>((byte & (0xf0 >> w4_shift(i))) | (q[j] + 8) << w4_shift(i));
-      colsum[i] += q[j] * row_mult[j / group_k];
+      byte = static_cast<uint8_t>((byte & (0xf0 >> w4_shift(i))) | (s->q[j] + 8) << w4_shift(i));
+      colsum[i] += s->q[j] * s->mult[j / group_k];
     }
-  }
+  });
 }
 int w4_value(const w4_panels &p, matrix m, size_t n, size_t k) { return (p.w[w4_byte(m, n, k)] >> w4_shift(n) & 15) - 8; }
 void w4_panels_decode(const void *src, matrix m, float *dst) {
@@ -640,7 +864,7 @@ struct codec {
   rs_layout layout;
   size_t widest;  // bytes an element at most, padding aside: for the overflow check
   size_t (*bytes)(matrix);
-  void (*encode)(const float *, matrix, void *);        // nullptr: not from f32
+  void (*encode)(const float *, matrix, void *, const rounding *);  // nullptr: not from f32
   void (*decode)(const void *, matrix, float *);
   codec_check check;
   size_t (*row_stride)(matrix);  // tables whose rows can be read one by one; else nullptr
@@ -703,18 +927,24 @@ rs_status rs_tensor_bytes(rs_type type, rs_layout layout, int rank, const int64_
   });
 }
 
+namespace {
+
+rs_status encode(rs_type type, rs_layout layout, int rank, const int64_t *shape, const float *src, const rounding *r, void *dst, size_t capacity) {
+  const codec *c;
+  matrix m;
+  RS_CHECK(find_codec(type, layout, rank, shape, &c, &m));
+  if (!c->encode) return rs_fail(RS_ERR_ARGUMENT, "type %s in %s can't be made from f32", rs_type_name(type), layout_name(layout));
+  if (capacity < c->bytes(m)) return rs_fail(RS_ERR_LIMIT, "capacity is %zu bytes, needed %zu", capacity, c->bytes(m));
+  if (!all_finite(src, m.n * m.k)) return rs_fail(RS_ERR_NUMERIC, "a value is NaN or infinite");
+  if (type == RS_F16 && max_abs(src, m.n * m.k) >= 65520.0f) return rs_fail(RS_ERR_NUMERIC, "a value is too large for f16");
+  c->encode(src, m, dst, r);
+  return RS_OK;
+}
+
+}  // namespace
+
 rs_status rs_tensor_encode(rs_type type, rs_layout layout, int rank, const int64_t *shape, const float *src, void *dst, size_t capacity) {
-  return guarded([&] {
-    const codec *c;
-    matrix m;
-    RS_CHECK(find_codec(type, layout, rank, shape, &c, &m));
-    if (!c->encode) return rs_fail(RS_ERR_ARGUMENT, "type %s in %s can't be made from f32", rs_type_name(type), layout_name(layout));
-    if (capacity < c->bytes(m)) return rs_fail(RS_ERR_LIMIT, "capacity is %zu bytes, needed %zu", capacity, c->bytes(m));
-    if (!all_finite(src, m.n * m.k)) return rs_fail(RS_ERR_NUMERIC, "a value is NaN or infinite");
-    if ((type == RS_F16) && max_abs(src, m.n * m.k) >= 65520.0f) return rs_fail(RS_ERR_NUMERIC, "a value is too large for f16");
-    c->encode(src, m, dst);
-    return RS_OK;
-  });
+  return guarded([&] { return encode(type, layout, rank, shape, src, nullptr, dst, capacity); });
 }
 
 rs_status rs_tensor_decode(rs_type type, rs_layout layout, int rank, const int64_t *shape, const void *src, float *dst, size_t capacity_elements) {
@@ -729,7 +959,7 @@ rs_status rs_tensor_decode(rs_type type, rs_layout layout, int rank, const int64
   });
 }
 
-// ================================================================================ 5  reference kernels
+// ================================================================================ 6  reference kernels
 //
 // A row of kernels is all that an ISA has to supply.  The scalar row is always built; the tests compare every other row with it:
 // integer kernels and everything that a quantized linear layer computes bit for bit, the rest within a stated error.
@@ -903,7 +1133,7 @@ constexpr kernel_row scalar_row = {
 
 }  // namespace
 
-// ================================================================================ 6  ISA kernels
+// ================================================================================ 7  ISA kernels
 
 #ifdef RS_X86
 namespace {
@@ -1237,7 +1467,7 @@ constexpr kernel_row avx2_row = {
 }  // namespace
 #endif
 
-// ================================================================================ 7  CPU detection, kernel table
+// ================================================================================ 8  CPU detection, kernel table
 
 namespace {
 
@@ -1276,138 +1506,6 @@ const char *rs_isa(void) {
   const kernel_row *row = choose_kernels();
   return row ? row->name : "none";
 }
-
-// ================================================================================ 8  threads
-
-namespace {
-
-// CPUs that the scheduler may give to this process.
-int affinity_cpus() {
-  for (size_t cpus = 1024; cpus <= 65536; cpus *= 2) {  // the kernel's mask may be wider than a cpu_set_t
-    cpu_set_t *set = CPU_ALLOC(cpus);
-    if (!set) break;
-    const size_t bytes = CPU_ALLOC_SIZE(cpus);
-    const int count = sched_getaffinity(0, bytes, set) == 0 ? CPU_COUNT_S(bytes, set) : 0;
-    CPU_FREE(set);
-    if (count > 0) return count;
-  }
-  const long online = sysconf(_SC_NPROCESSORS_ONLN);
-  return online > 0 ? static_cast<int>(online) : 1;
-}
-
-bool read_two_numbers(const std::string &path, double *a, double *b) {
-  FILE *f = fopen(path.c_str(), "re");
-  if (!f) return false;
-  const int n = b ? fscanf(f, "%lf %lf", a, b) : fscanf(f, "%lf", a);  // "max 100000" gives 0: no limit
-  fclose(f);
-  return n == (b ? 2 : 1);
-}
-
-// CPUs that cgroup quotas leave, in this group and every group around it; `most` where there is no quota.
-int cgroup_cpus(int most) {
-  FILE *f = fopen("/proc/self/cgroup", "re");
-  if (!f) return most;
-  double cpus = most;
-  char line[4096];
-  while (fgets(line, sizeof line, f)) {
-    line[strcspn(line, "\n")] = 0;
-    char *controllers = strchr(line, ':');
-    char *path = controllers ? strchr(controllers + 1, ':') : nullptr;
-    if (!path) continue;
-    *path++ = 0;
-    controllers++;
-    const bool v2 = !*controllers;
-    if (!v2 && !strstr(controllers, "cpu")) continue;
-    // Inside a container the path may be of the host, and the group is mounted at the root: that is the last one tried.
-    for (std::string at = path;; at.erase(at.rfind('/'))) {
-      double quota, period;
-      const std::string root = v2 ? "/sys/fs/cgroup" : "/sys/fs/cgroup/cpu";
-      const bool limited = v2 ? read_two_numbers(root + at + "/cpu.max", &quota, &period)
-                              : read_two_numbers(root + at + "/cpu.cfs_quota_us", &quota, nullptr) &&
-                                    read_two_numbers(root + at + "/cpu.cfs_period_us", &period, nullptr);
-      if (limited && quota > 0 && period > 0) cpus = std::min(cpus, quota / period);
-      if (at.find('/') == std::string::npos) break;
-    }
-  }
-  fclose(f);
-  return std::max(1, static_cast<int>(std::ceil(cpus)));
-}
-
-int default_threads() {
-  if (const char *text = getenv("OMP_NUM_THREADS")) {
-    const long n = strtol(text, nullptr, 10);
-    if (n >= 1) return static_cast<int>(std::min<long>(n, max_threads));
-  }
-  const int cpus = affinity_cpus();
-  return std::min({cpus, cgroup_cpus(cpus), max_threads});
-}
-
-// Where the threads of a team meet.  Waiting spins for some microseconds, which is what one operator's shares differ by, and then
-// yields: when there are more runnable threads than CPUs, the one that all wait for gets its turn.  (libgomp's own barrier spins
-// for milliseconds by default: on a busy machine that made a small graph a hundred times slower.)
-class meeting_point {
- public:
-  void wait_for(int threads) {
-    const unsigned round = rounds.load(std::memory_order_acquire);
-    if (arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == threads) {
-      arrived.store(0, std::memory_order_relaxed);
-      rounds.store(round + 1, std::memory_order_release);
-      return;
-    }
-    for (int spins = 0; rounds.load(std::memory_order_acquire) == round; spins++) {
-      if (spins < 2000)
-        pause();
-      else
-        sched_yield();
-    }
-  }
-
- private:
-  static void pause() {
-#ifdef RS_X86
-    _mm_pause();
-#endif
-  }
-  alignas(align_data) std::atomic<int> arrived{0};
-  alignas(align_data) std::atomic<unsigned> rounds{0};
-};
-
-// One thread of a team, as operators see it.
-struct worker {
-  meeting_point &team;
-  int thread, threads;
-
-  void barrier() const {
-    if (threads > 1) team.wait_for(threads);
-  }
-  struct range {
-    int64_t begin, end;
-  };
-  range share(int64_t n) const { return {n * thread / threads, n * (thread + 1) / threads}; }
-};
-
-// Run f(worker) on every thread of a team.
-template <class F>
-void run_team(int threads, F f) {
-  meeting_point team;
-#ifdef _OPENMP
-  if (threads > 1) {
-#pragma omp parallel num_threads(threads)
-    f(worker{team, omp_get_thread_num(), omp_get_num_threads()});
-    return;
-  }
-#endif
-  (void)threads;
-  f(worker{team, 0, 1});
-}
-
-double now_seconds() {
-  timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
-}
-
-}  // namespace
 
 // ================================================================================ 9  graph: tensors, builders
 
@@ -2464,7 +2562,7 @@ rs_status map_file(rs_model *m) {
 
 // A region must begin where the one before it ends, rounded up, with zeros between.
 rs_status check_region(const rs_model &m, const char *what, uint64_t *end, uint64_t offset, uint64_t size) {
-  if (*end > m.map_bytes - (align_data - 1) || offset != round_up(*end, align_data) || offset > m.map_bytes || size > m.map_bytes - offset)
+  if (offset != round_up(*end, align_data) || offset > m.map_bytes || size > m.map_bytes - offset)
     return bad_file(m, "%s: offset %llu, size %llu: not within the file's %zu bytes behind offset %llu", what, static_cast<unsigned long long>(offset),
                     static_cast<unsigned long long>(size), m.map_bytes, static_cast<unsigned long long>(*end));
   if (!is_zero(m.map + *end, offset - *end)) return bad_file(m, "the padding before offset %llu (%s) is not zero", static_cast<unsigned long long>(offset), what);
@@ -3432,3 +3530,133 @@ rs_status rs_tokenize(const rs_model *model, const rs_text *text, const rs_text 
 }
 
 const char *rs_token(const rs_model *model, int32_t id) { return rs_tokenizer_token(model->tokenizer, id); }
+
+// ================================================================================ 16  calibration: what the quantizers should know of the inputs
+
+// Second moments of the inputs of linear layers, by the name of the weight.
+struct rs_calibration {
+  struct layer {
+    std::string weight;
+    size_t k, stride;       // stride: k rounded up to a panel
+    std::vector<float> h;   // [stride, stride] sum of x x^T
+  };
+  std::vector<layer> layers;
+};
+
+namespace {
+
+// h += x^T x, as products of the tile kernel: x transposed times panels of 16 columns of x.
+void add_second_moment(const kernel_row &k, const value &x, int threads, rs_calibration::layer *to) {
+  const auto rows = static_cast<size_t>(x.rows), columns = to->k;
+  const auto *from = reinterpret_cast<const float *>(x.data);
+  std::vector<float> transposed(to->stride * rows), panels(to->stride * rows);
+  for (size_t i = 0; i < rows; i++)
+    for (size_t j = 0; j < columns; j++) {
+      const float v = from[i * static_cast<size_t>(x.stride) + j];
+      transposed[j * rows + i] = v;
+      panels[j / panel_n * rows * panel_n + i * panel_n + j % panel_n] = v;
+    }
+  run_team(threads, [&](const worker &me) {
+    const auto [begin, end] = me.share(static_cast<int64_t>(to->stride / panel_n));
+    for (auto p = static_cast<size_t>(begin); p < static_cast<size_t>(end); p++)
+      attn_product(k, transposed.data(), rows, static_cast<int64_t>(to->stride), panels.data() + p * rows * panel_n, 1, 0, rows, to->h.data() + p * panel_n, to->stride, true);
+  });
+}
+
+}  // namespace
+
+namespace {
+
+// A graph of the encoder that keeps what goes into every linear layer.
+struct calibration_graph {
+  rs_graph *graph = nullptr;
+  std::vector<rs_tensor *> linears;
+  ~calibration_graph() { rs_graph_free(graph); }
+
+  rs_status build(const rs_model *model) {
+    RS_CHECK(rs_graph_create(model, &graph));
+    RS_CHECK(model->family->build(model, graph, model->info.layers));
+    for (const auto &t : graph->tensors)
+      if (t->kind == tensor_op && t->op == OP_LINEAR) {
+        rs_output(graph, t->src[0]);
+        linears.push_back(t.get());
+      }
+    return rs_graph_finish(graph);
+  }
+};
+
+// Run the packed sequences, and add up what went into each layer.
+rs_status calibrate_batch(rs_session *s, const calibration_graph &g, rs_tokens *packed, std::vector<int32_t> *positions, std::vector<int32_t> *starts, rs_calibration *c) {
+  const size_t tokens = packed->ids.size();
+  if (!tokens) return RS_OK;
+  std::vector<rs_binding> bindings = {
+      {rs_graph_tensor(g.graph, "ids"), packed->ids.data(), tokens * 4},
+      {rs_graph_tensor(g.graph, "type_ids"), packed->type_ids.data(), tokens * 4},
+      {rs_graph_tensor(g.graph, "positions"), positions->data(), tokens * 4},
+      {rs_graph_tensor(g.graph, "cu_seqlens"), starts->data(), starts->size() * 4},
+  };
+  std::vector<std::vector<float>> inputs;
+  for (const rs_tensor *t : g.linears) {
+    inputs.emplace_back(tokens * static_cast<size_t>(t->src[0]->shape[1]));
+    bindings.push_back({t->src[0], inputs.back().data(), inputs.back().size() * 4});
+  }
+  RS_CHECK(rs_graph_run(s, g.graph, static_cast<int64_t>(tokens), static_cast<int64_t>(starts->size()) - 1, bindings.data(), bindings.size()));
+  for (size_t i = 0; i < g.linears.size(); i++) {
+    const int64_t k = g.linears[i]->src[0]->shape[1];
+    add_second_moment(*s->kernels, {reinterpret_cast<char *>(inputs[i].data()), static_cast<int64_t>(tokens), k, k}, s->threads, &c->layers[i]);
+  }
+  packed->clear();
+  positions->clear();
+  starts->assign(1, 0);
+  return RS_OK;
+}
+
+}  // namespace
+
+rs_status rs_calibrate(rs_session *s, const rs_text *texts, size_t n, rs_calibration **out) {
+  return guarded([&] {
+    encode_settings set;
+    RS_CHECK(resolve(*s, nullptr, &set));
+    calibration_graph g;
+    RS_CHECK(g.build(s->model));
+    auto c = std::make_unique<rs_calibration>();
+    for (const rs_tensor *t : g.linears) {
+      const auto k = static_cast<size_t>(t->src[0]->shape[1]), stride = round_up(k, panel_n);
+      c->layers.push_back({t->src[1]->name, k, stride, std::vector<float>(stride * stride)});
+    }
+    const size_t content = static_cast<size_t>(set.max_tokens) - rs_tokenizer_special(s->model->tokenizer, false);
+    encoder &e = *s->encoder;
+    rs_tokens packed;
+    std::vector<int32_t> positions, starts = {0};
+    for (size_t i = 0; i < n; i++) {
+      if (const rs_status status = tokenize_text(s, set, texts[i])) {
+        e.failed = i;
+        return status;
+      }
+      rs_tokenizer_template(s->model->tokenizer, e.tokens, 0, std::min(e.tokens.ids.size(), content), nullptr, &packed);
+      for (size_t at = positions.size(); at < packed.ids.size(); at++) positions.push_back(static_cast<int32_t>(at) - starts.back());
+      starts.push_back(static_cast<int32_t>(packed.ids.size()));
+      if (static_cast<int64_t>(packed.ids.size()) >= s->max_batch_tokens) RS_CHECK(calibrate_batch(s, g, &packed, &positions, &starts, c.get()));
+    }
+    RS_CHECK(calibrate_batch(s, g, &packed, &positions, &starts, c.get()));
+    *out = c.release();
+    return RS_OK;
+  });
+}
+
+void rs_calibration_free(rs_calibration *c) { delete c; }
+
+rs_status rs_tensor_encode_calibrated(const rs_calibration *c, const char *name, rs_type type, rs_layout layout, int rank, const int64_t *shape, const float *src,
+                                      void *dst, size_t capacity) {
+  return guarded([&] {
+    const rs_calibration::layer *layer = nullptr;
+    for (const rs_calibration::layer &l : c->layers)
+      if (l.weight == name) layer = &l;
+    if (!layer || !is_quantized(type)) return encode(type, layout, rank, shape, src, nullptr, dst, capacity);
+    if (rank != 2 || shape[1] != static_cast<int64_t>(layer->k))
+      return rs_fail(RS_ERR_ARGUMENT, "'%s': shape %s, calibrated with %zu inputs", name, shape_text(rank, shape).c_str(), layer->k);
+    rounding r;
+    RS_CHECK(make_rounding(layer->h.data(), layer->k, layer->stride, &r));
+    return encode(type, layout, rank, shape, src, &r, dst, capacity);
+  });
+}

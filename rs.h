@@ -403,9 +403,19 @@ typedef struct rs_convert_tensor { /* one row of the report */
   size_t index, total; /* progress: tensor index of total */
 } rs_convert_tensor;
 
+/* What goes into every linear layer of a model on given texts (second moments).  With it, the rounding error of each quantized weight
+ * is made good by the weights behind it (GPTQ: Frantar et al., arXiv 2210.17323).  The session should be of an f32 file. */
+typedef struct rs_calibration rs_calibration;
+RS_API rs_status rs_calibrate(rs_session *session, const rs_text *texts, size_t n, rs_calibration **out);
+RS_API void rs_calibration_free(rs_calibration *calibration);
+/* rs_tensor_encode for the weight of that name; the same as without calibration where it was not among the linear layers that ran. */
+RS_API rs_status rs_tensor_encode_calibrated(const rs_calibration *calibration, const char *name, rs_type type, rs_layout layout, int rank,
+                                             const int64_t *shape, const float *src, void *dst, size_t capacity);
+
 typedef struct rs_convert_params {
   uint32_t size;
   const char *type; /* "f32", "f16", "q8", "q4": the type of the matrices; NULL: "q8" */
+  const rs_calibration *calibration; /* for q8 and q4; NULL: every weight is rounded for itself */
   void (*on_tensor)(void *ctx, const rs_convert_tensor *row);
   void *ctx;
 } rs_convert_params;

@@ -158,8 +158,9 @@ rs_status rs_importer::add(const std::string &name, rs_type type, rs_layout layo
   size_t bytes;
   RS_TRY(rs_tensor_bytes(type, layout, rank, shape, &bytes));
   encoded.resize(bytes);
-  if (rs_tensor_encode(type, layout, rank, shape, values.data(), encoded.data(), bytes) != RS_OK)
-    return rs_fail(RS_ERR_NUMERIC, "'%s': %s", name.c_str(), std::string(rs_last_error()).c_str());
+  const rs_status status = params.calibration ? rs_tensor_encode_calibrated(params.calibration, name.c_str(), type, layout, rank, shape, values.data(), encoded.data(), bytes)
+                                              : rs_tensor_encode(type, layout, rank, shape, values.data(), encoded.data(), bytes);
+  if (status != RS_OK) return rs_fail(status, "'%s': %s", name.c_str(), std::string(rs_last_error()).c_str());
   RS_TRY(rs_writer_add(w, name.c_str(), type, layout, rank, shape, encoded.data(), bytes));
   parameters += static_cast<int64_t>(values.size());
   added++;

@@ -97,7 +97,7 @@ size_t encode(char32_t c, char *out) {
   return n;
 }
 
-// ------------------------------------------------------------------------------------------------ 2 Unicode, as the reference knows it
+// ------------------------------------------------------------------------------------------------ 2 Unicode
 //
 // The reference takes its tables from four places, each of another version of Unicode: categories (crate unicode_categories) are
 // of 8.0, canonical decomposition (unicode-normalization-alignments) of 9.0, lower case (the standard library of Rust) of 17.0 and
@@ -143,9 +143,11 @@ struct case_range {
   int32_t to_lower;
 };
 constexpr case_range new_capitals[] = {
-    {0x1C89, 0x1C89, 1}, {0xA7CB, 0xA7CB, 0x0264 - 0xA7CB}, {0xA7CC, 0xA7CC, 1}, {0xA7CE, 0xA7CE, 1},        {0xA7D2, 0xA7D2, 1},
-    {0xA7D4, 0xA7D4, 1}, {0xA7DA, 0xA7DA, 1},               {0xA7DC, 0xA7DC, 0x019B - 0xA7DC},               {0x10D50, 0x10D65, 0x20},
-    {0x16EA0, 0x16EB8, 0x1B},
+    {0x1C89, 0x1C89, 1},      {0xA7CB, 0xA7CB, 0x0264 - 0xA7CB},
+    {0xA7CC, 0xA7CC, 1},      {0xA7CE, 0xA7CE, 1},
+    {0xA7D2, 0xA7D2, 1},      {0xA7D4, 0xA7D4, 1},
+    {0xA7DA, 0xA7DA, 1},      {0xA7DC, 0xA7DC, 0x019B - 0xA7DC},
+    {0x10D50, 0x10D65, 0x20}, {0x16EA0, 0x16EB8, 0x1B},
 };
 
 // Letters, marks and digits that came with 15.0 to 16.0.
@@ -190,17 +192,23 @@ char_kind kind_of(char32_t c) {
     case UTF8PROC_CATEGORY_PE:
     case UTF8PROC_CATEGORY_PI:
     case UTF8PROC_CATEGORY_PF:
-    case UTF8PROC_CATEGORY_PO: return in_ranges(no_category, c) ? char_kind::other : char_kind::punctuation;
-    case UTF8PROC_CATEGORY_CF: return in_ranges(no_category, c) ? char_kind::other : char_kind::control;
+    case UTF8PROC_CATEGORY_PO:
+      return in_ranges(no_category, c) ? char_kind::other : char_kind::punctuation;
+    case UTF8PROC_CATEGORY_CF:
+      return in_ranges(no_category, c) ? char_kind::other : char_kind::control;
     case UTF8PROC_CATEGORY_CC:
-    case UTF8PROC_CATEGORY_CO: return char_kind::control;
+    case UTF8PROC_CATEGORY_CO:
+      return char_kind::control;
     case UTF8PROC_CATEGORY_ZS:
     case UTF8PROC_CATEGORY_ZL:
-    case UTF8PROC_CATEGORY_ZP: return char_kind::space;
+    case UTF8PROC_CATEGORY_ZP:
+      return char_kind::space;
     case UTF8PROC_CATEGORY_SC:
     case UTF8PROC_CATEGORY_SK:
-    case UTF8PROC_CATEGORY_SM: return c < 0x80 ? char_kind::punctuation : char_kind::other;  // $+<=>^`|~
-    default: return char_kind::other;
+    case UTF8PROC_CATEGORY_SM:
+      return c < 0x80 ? char_kind::punctuation : char_kind::other;  // $+<=>^`|~
+    default:
+      return char_kind::other;
   }
 }
 
@@ -210,8 +218,9 @@ bool is_space(char32_t c) { return is_space(c, kind_of(c)); }
 
 // The blocks of CJK ideographs that BERT names, and no later one.
 bool is_chinese(char32_t c) {
-  return c >= 0x3400 && ((c >= 0x4E00 && c <= 0x9FFF) || c <= 0x4DBF || (c >= 0xF900 && c <= 0xFAFF) || (c >= 0x20000 && c <= 0x2A6DF) ||
-                         (c >= 0x2A700 && c <= 0x2B81F) || (c >= 0x2B920 && c <= 0x2CEAF) || (c >= 0x2F800 && c <= 0x2FA1F));
+  return c >= 0x3400 &&
+         ((c >= 0x4E00 && c <= 0x9FFF) || c <= 0x4DBF || (c >= 0xF900 && c <= 0xFAFF) || (c >= 0x20000 && c <= 0x2A6DF) ||
+          (c >= 0x2A700 && c <= 0x2B81F) || (c >= 0x2B920 && c <= 0x2CEAF) || (c >= 0x2F800 && c <= 0x2FA1F));
 }
 
 // One to one; the only letter that becomes two is handled by its caller.
@@ -239,12 +248,15 @@ bool is_word_character(char32_t c) {
     case UTF8PROC_CATEGORY_ME:
     case UTF8PROC_CATEGORY_ND:
     case UTF8PROC_CATEGORY_NL:
-    case UTF8PROC_CATEGORY_PC: return true;
-    case UTF8PROC_CATEGORY_CF: return c == 0x200C || c == 0x200D;
+    case UTF8PROC_CATEGORY_PC:
+      return true;
+    case UTF8PROC_CATEGORY_CF:
+      return c == 0x200C || c == 0x200D;
     case UTF8PROC_CATEGORY_SO:  // letters in circles and squares
       return (c >= 0x24B6 && c <= 0x24E9) || (c >= 0x1F130 && c <= 0x1F149) || (c >= 0x1F150 && c <= 0x1F169) ||
              (c >= 0x1F170 && c <= 0x1F189);
-    default: return false;
+    default:
+      return false;
   }
 }
 
@@ -315,9 +327,10 @@ bool touches_word(std::string_view text, size_t begin, size_t end) {
   return (begin > 0 && is_word_character(decode_back(before))) || (end < text.size() && is_word_character(decode(after)));
 }
 
-size_t space_begin(std::string_view text, size_t end) {
+// Where the whitespace before `end` begins, but not before `limit`.
+size_t space_begin(std::string_view text, size_t limit, size_t end) {
   const char *p = text.data() + end, *q = p;
-  while (q > text.data() && is_space(decode_back(q))) p = q;
+  while (q > text.data() + limit && is_space(decode_back(q))) p = q;
   return static_cast<size_t>(p - text.data());
 }
 
@@ -335,7 +348,7 @@ void cut_out(const literal_set &literals, std::string_view text, Between between
     size_t begin = at, end = at + found->text.size();
     from = end;
     if (found->flags & RS_ADDED_SINGLE_WORD && touches_word(text, begin, end)) continue;
-    if (found->flags & RS_ADDED_LSTRIP) begin = std::max(space_begin(text, begin), done);
+    if (found->flags & RS_ADDED_LSTRIP) begin = std::max(space_begin(text, done, begin), done);
     if (found->flags & RS_ADDED_RSTRIP) end = space_end(text, end);
     if (done < begin) between(done, begin);
     if (begin < end) token(found->id, begin, end);
@@ -627,7 +640,9 @@ class encoder {
     for (size_t i = begin; i < end;) {
       const auto byte = static_cast<uint8_t>(text_[i]);
       switch (t_.kinds[byte]) {
-        case ascii_kind::word: i = ascii_run(i, end); break;
+        case ascii_kind::word:
+          i = ascii_run(i, end);
+          break;
         case ascii_kind::space:
           end_word();
           i++;
@@ -637,7 +652,9 @@ class encoder {
           token(t_.punctuation[byte], span(i, i + 1));
           i++;
           break;
-        case ascii_kind::unicode: i = unicode_run(i, end); break;
+        case ascii_kind::unicode:
+          i = unicode_run(i, end);
+          break;
       }
     }
   }
@@ -795,7 +812,8 @@ class encoder {
 // What a file can ask for: no tokenizer in use comes near, and no text takes more than seconds.
 constexpr int64_t max_max_word_chars = 100000;
 
-constexpr int64_t known_flags = RS_ADDED_SINGLE_WORD | RS_ADDED_LSTRIP | RS_ADDED_RSTRIP | RS_ADDED_NORMALIZED | RS_ADDED_SPECIAL | RS_ADDED_OUTSIDE;
+constexpr int64_t known_flags =
+    RS_ADDED_SINGLE_WORD | RS_ADDED_LSTRIP | RS_ADDED_RSTRIP | RS_ADDED_NORMALIZED | RS_ADDED_SPECIAL | RS_ADDED_OUTSIDE;
 
 rs_status check_utf8(const char *name, size_t index, std::string_view s) {
   const size_t valid = valid_utf8_prefix(s);
@@ -847,7 +865,8 @@ rs_status check_added(const rs_tokenizer_spec &spec, std::vector<bool> *outside)
   for (size_t i = 0; i < spec.added_ids.size(); i++) {
     const int64_t id = spec.added_ids[i], flags = spec.added_flags[i];
     if (const rs_status status = check_id(spec, "tokenizer.added_ids", id)) return status;
-    if (flags & ~known_flags) return rs_fail(RS_ERR_UNSUPPORTED, "tokenizer.added_flags[%zu]: %" PRId64 " has unknown bits", i, flags);
+    if (flags & ~known_flags)
+      return rs_fail(RS_ERR_UNSUPPORTED, "tokenizer.added_flags[%zu]: %" PRId64 " has unknown bits", i, flags);
     const auto at = static_cast<size_t>(id);
     if (spec.tokens[at].empty()) return rs_fail(RS_ERR_FORMAT, "tokenizer.added_ids: token %" PRId64 " is the empty string", id);
     if (seen[at]) return rs_fail(RS_ERR_FORMAT, "tokenizer.added_ids: token id %" PRId64 " twice", id);
@@ -890,7 +909,9 @@ void tabulate_ascii(rs_tokenizer *t) {
     t->punctuation[c] = t->pieces.find(t->text.data(), hash_step(0, as_byte), &as_byte, 1, false);
     if (t->punctuation[c] == piece_table::none) t->punctuation[c] = t->unk;
     if (kind == char_kind::control && !kept_control) continue;
-    t->kinds[c] = is_space(c, kind) ? ascii_kind::space : kind == char_kind::punctuation ? ascii_kind::punctuation : ascii_kind::word;
+    t->kinds[c] = is_space(c, kind)                ? ascii_kind::space
+                  : kind == char_kind::punctuation ? ascii_kind::punctuation
+                                                   : ascii_kind::word;
   }
 }
 
@@ -919,7 +940,8 @@ rs_status index_added(const rs_tokenizer_spec &spec, rs_tokenizer *t) {
 
 rs_status read_template(const rs_tokenizer_spec &spec, const char *name, const std::vector<int64_t> &ids,
                         const std::vector<int64_t> &types, bool pair, std::vector<template_token> *out) {
-  if (ids.size() != types.size()) return rs_fail(RS_ERR_FORMAT, "%s_types: %zu values for %zu tokens", name, types.size(), ids.size());
+  if (ids.size() != types.size())
+    return rs_fail(RS_ERR_FORMAT, "%s_types: %zu values for %zu tokens", name, types.size(), ids.size());
   size_t texts = 0, pairs = 0;
   for (size_t i = 0; i < ids.size(); i++) {
     if (ids[i] == text_slot) texts++;
@@ -930,7 +952,8 @@ rs_status read_template(const rs_tokenizer_spec &spec, const char *name, const s
     out->push_back({static_cast<int32_t>(ids[i]), static_cast<int32_t>(types[i])});
   }
   if (texts != 1 || pairs != (pair ? 1 : 0))
-    return rs_fail(RS_ERR_FORMAT, "%s: has the text %zu times and its pair %zu times, wanted are 1 and %d", name, texts, pairs, pair);
+    return rs_fail(RS_ERR_FORMAT, "%s: has the text %zu times and its pair %zu times, wanted are 1 and %d", name, texts, pairs,
+                   pair);
   return RS_OK;
 }
 
@@ -947,7 +970,8 @@ rs_status create(const rs_tokenizer_spec &spec, rs_tokenizer *t) {
   t->lowercase = spec.lowercase;
   tabulate_ascii(t);
   if (const rs_status status = index_added(spec, t)) return status;
-  if (const rs_status status = read_template(spec, "tokenizer.single", spec.single, spec.single_types, false, &t->single)) return status;
+  if (const rs_status status = read_template(spec, "tokenizer.single", spec.single, spec.single_types, false, &t->single))
+    return status;
   return read_template(spec, "tokenizer.pair", spec.pair, spec.pair_types, true, &t->pair);
 }
 
@@ -1061,7 +1085,8 @@ void rs_tokenizer_free(rs_tokenizer *t) { delete t; }
 rs_status rs_tokenizer_encode(const rs_tokenizer *t, rs_tokenizer_scratch *scratch, rs_text text, rs_tokens *out) {
   if (!text.data && text.length) return rs_fail(RS_ERR_ARGUMENT, "the text is NULL");
   const std::string_view s(text.data ? text.data : "", text.length == RS_NUL_TERMINATED ? strlen(text.data) : text.length);
-  if (s.size() > std::numeric_limits<uint32_t>::max()) return rs_fail(RS_ERR_LIMIT, "the text has %zu bytes, allowed are 4 GiB", s.size());
+  if (s.size() > std::numeric_limits<uint32_t>::max())
+    return rs_fail(RS_ERR_LIMIT, "the text has %zu bytes, allowed are 4 GiB", s.size());
   const size_t valid = valid_utf8_prefix(s);
   if (valid < s.size()) return rs_fail(RS_ERR_TEXT, "invalid UTF-8 at byte %zu (0x%02x)", valid, static_cast<uint8_t>(s[valid]));
   const size_t before = out->ids.size();
@@ -1077,17 +1102,20 @@ rs_status rs_tokenizer_encode(const rs_tokenizer *t, rs_tokenizer_scratch *scrat
   }
 }
 
-void rs_tokenizer_template(const rs_tokenizer *t, const rs_tokens &a, size_t a_begin, size_t a_end, const rs_tokens *b, rs_tokens *out) {
+void rs_tokenizer_template(const rs_tokenizer *t, const rs_tokens &a, size_t a_begin, size_t a_end, const rs_tokens *b,
+                           rs_tokens *out) {
   const auto copy = [out](const rs_tokens &from, size_t begin, size_t end, int32_t type_id) {
-    out->ids.insert(out->ids.end(), from.ids.begin() + static_cast<ptrdiff_t>(begin), from.ids.begin() + static_cast<ptrdiff_t>(end));
-    out->spans.insert(out->spans.end(), from.spans.begin() + static_cast<ptrdiff_t>(begin), from.spans.begin() + static_cast<ptrdiff_t>(end));
+    out->ids.insert(out->ids.end(), from.ids.begin() + static_cast<ptrdiff_t>(begin),
+                    from.ids.begin() + static_cast<ptrdiff_t>(end));
+    out->spans.insert(out->spans.end(), from.spans.begin() + static_cast<ptrdiff_t>(begin),
+                      from.spans.begin() + static_cast<ptrdiff_t>(end));
     out->type_ids.insert(out->type_ids.end(), end - begin, type_id);
   };
   for (const template_token &token : b ? t->pair : t->single) {
     if (token.id == text_slot) {
       copy(a, a_begin, a_end, token.type_id);
     } else if (token.id == pair_slot) {
-      copy(*b, 0, b->ids.size(), token.type_id);
+      if (b) copy(*b, 0, b->ids.size(), token.type_id);  // only the pair's template has it
     } else {
       out->ids.push_back(token.id);
       out->spans.push_back({0, 0});

@@ -60,7 +60,8 @@ rs_status rs_tokenizer_encode(const rs_tokenizer *t, rs_tokenizer_scratch *scrat
 
 // Wrap a (and b, or nullptr) in the template: [CLS] a [SEP] b [SEP], with type ids.  `a` is tokens [a_begin, a_end) of its list, so
 // that windows of a long text need no copy.  Appended to `out`, which is neither of them.
-void rs_tokenizer_template(const rs_tokenizer *t, const rs_tokens &a, size_t a_begin, size_t a_end, const rs_tokens *b, rs_tokens *out);
+void rs_tokenizer_template(const rs_tokenizer *t, const rs_tokens &a, size_t a_begin, size_t a_end, const rs_tokens *b,
+                           rs_tokens *out);
 
 size_t rs_tokenizer_special(const rs_tokenizer *t, bool pair);  // how many tokens the template adds
 size_t rs_tokenizer_vocab(const rs_tokenizer *t);

@@ -1,0 +1,160 @@
+// A small BERT with random weights and a small vocabulary, as published weights (rs_source) and as a weight file: for tests that need
+// a whole model but no real one.
+#pragma once
+#include "../rs.h"
+#include "test_util.h"
+
+#include <cmath>
+#include <map>
+#include <random>
+
+struct tiny_bert {
+  int64_t hidden = 32, layers = 2, heads = 4, intermediate = 64, positions = 40, types = 2;
+  double eps = 1e-12;
+  std::string act = "gelu";
+  std::vector<std::string> vocab = {"[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "a", "cat", "dog", "sat", "on", "mat", "##s", "##ing", ".", ",", "hello", "world"};
+  std::string prefix;  // "bert." where a head is on top
+  std::vector<std::pair<std::string, std::string>> extra_strings;
+  std::map<std::string, std::vector<float>> weights;
+  std::map<std::string, std::vector<int64_t>> shapes;
+
+  explicit tiny_bert(unsigned seed = 1) : rng(seed) {}
+
+  void tensor(const std::string &name, std::vector<int64_t> shape, float mean, float sigma) {
+    std::normal_distribution<float> d(mean, sigma);
+    size_t n = 1;
+    for (int64_t s : shape) n *= static_cast<size_t>(s);
+    std::vector<float> v(n);
+    for (float &x : v) x = d(rng);
+    weights[prefix + name] = v;
+    shapes[prefix + name] = shape;
+  }
+
+  void fill() {
+    const float s = 1 / std::sqrt(static_cast<float>(hidden));
+    const auto norm = [&](const std::string &name) {
+      tensor(name + ".weight", {hidden}, 1, 0.2f);
+      tensor(name + ".bias", {hidden}, 0, 0.2f);
+    };
+    const auto dense = [&](const std::string &name, int64_t n, int64_t k) {
+      tensor(name + ".weight", {n, k}, 0, s);
+      tensor(name + ".bias", {n}, 0, 0.1f);
+    };
+    tensor("embeddings.word_embeddings.weight", {static_cast<int64_t>(vocab.size()), hidden}, 0, 1);
+    tensor("embeddings.position_embeddings.weight", {positions, hidden}, 0, 0.5f);
+    tensor("embeddings.token_type_embeddings.weight", {types, hidden}, 0, 0.5f);
+    norm("embeddings.LayerNorm");
+    for (int64_t i = 0; i < layers; i++) {
+      const std::string at = "encoder.layer." + std::to_string(i) + ".";
+      for (const char *n : {"query", "key", "value"}) dense(at + "attention.self." + n, hidden, hidden);
+      dense(at + "attention.output.dense", hidden, hidden);
+      norm(at + "attention.output.LayerNorm");
+      dense(at + "intermediate.dense", intermediate, hidden);
+      dense(at + "output.dense", hidden, intermediate);
+      norm(at + "output.LayerNorm");
+    }
+  }
+
+  // The source, valid as long as this object is not changed.
+  rs_source source() {
+    if (weights.empty()) fill();
+    config.clear(), tensors.clear();
+    const auto number = [&](const char *key, int64_t v) { config.push_back({key, RS_META_I64, false, v, static_cast<double>(v), nullptr}); };
+    const auto string = [&](const char *key, const char *v) { config.push_back({key, RS_META_STR, false, 0, 0, v}); };
+    string("model_type", "bert");
+    string("architectures.0", "BertModel");
+    string("hidden_act", act.c_str());
+    number("hidden_size", hidden), number("num_hidden_layers", layers), number("num_attention_heads", heads), number("intermediate_size", intermediate);
+    number("max_position_embeddings", positions), number("type_vocab_size", types), number("vocab_size", static_cast<int64_t>(vocab.size()));
+    config.push_back({"layer_norm_eps", RS_META_F64, false, 0, eps, nullptr});
+    for (const auto &[key, value] : extra_strings) {
+      for (size_t i = 0; i < config.size(); i++)
+        if (key == config[i].key) config.erase(config.begin() + static_cast<std::ptrdiff_t>(i--));
+      string(key.c_str(), value.c_str());
+    }
+    for (const auto &[name, values] : weights) {
+      rs_source_tensor t = {};
+      t.name = name.c_str(), t.type_name = "F32", t.type = RS_F32, t.data = values.data();
+      t.rank = static_cast<int>(shapes[name].size());
+      std::copy(shapes[name].begin(), shapes[name].end(), t.shape);
+      tensors.push_back(t);
+    }
+    rs_source s = {};
+    s.size = sizeof s;
+    s.config = config.data(), s.n_config = config.size(), s.tensors = tensors.data(), s.n_tensors = tensors.size();
+    return s;
+  }
+
+  // Tokenizer, pooling and prompts, as the convert tool sets them.
+  void set_metadata(rs_writer *w) const {
+    std::vector<rs_text> tokens;
+    for (const std::string &t : vocab) tokens.push_back({t.data(), t.size()});
+    const int64_t added[] = {0, 1, 2, 3, 4}, flags[] = {16, 16, 16, 16, 16}, single[] = {2, -1, 3}, zero[] = {0, 0, 0}, pair[] = {2, -1, 3, -2, 3}, pair_types[] = {0, 0, 0, 1, 1};
+    const rs_text names[] = {{"query", 5}, {"passage", 7}}, texts[] = {{"the ", 4}, {"a ", 2}};
+    const rs_status all[] = {
+        rs_writer_set_str(w, "tokenizer.type", "wordpiece"),
+        rs_writer_set_strs(w, "tokenizer.tokens", tokens.data(), tokens.size()),
+        rs_writer_set_str(w, "tokenizer.unk", "[UNK]"),
+        rs_writer_set_str(w, "tokenizer.prefix", "##"),
+        rs_writer_set_i64(w, "tokenizer.max_word_chars", 100),
+        rs_writer_set_bool(w, "tokenizer.clean_text", true),
+        rs_writer_set_bool(w, "tokenizer.chinese_chars", true),
+        rs_writer_set_bool(w, "tokenizer.strip_accents", true),
+        rs_writer_set_bool(w, "tokenizer.lowercase", true),
+        rs_writer_set_i64s(w, "tokenizer.added_ids", added, 5),
+        rs_writer_set_i64s(w, "tokenizer.added_flags", flags, 5),
+        rs_writer_set_i64s(w, "tokenizer.single", single, 3),
+        rs_writer_set_i64s(w, "tokenizer.single_types", zero, 3),
+        rs_writer_set_i64s(w, "tokenizer.pair", pair, 5),
+        rs_writer_set_i64s(w, "tokenizer.pair_types", pair_types, 5),
+        rs_writer_set_str(w, "encode.pooling", "mean"),
+        rs_writer_set_bool(w, "encode.normalize", true),
+        rs_writer_set_i64(w, "encode.max_tokens", positions),
+        rs_writer_set_strs(w, "prompt.names", names, 2),
+        rs_writer_set_strs(w, "prompt.texts", texts, 2),
+    };
+    for (rs_status s : all) EXPECT_EQ(s, RS_OK) << rs_last_error();
+  }
+
+  rs_status convert(const std::string &path, const char *type) {
+    rs_writer *w = nullptr;
+    rs_status status = rs_writer_open(path.c_str(), &w);
+    if (status != RS_OK) return status;
+    set_metadata(w);
+    rs_convert_params p = {};
+    p.size = sizeof p;
+    p.type = type;
+    const rs_source s = source();
+    status = rs_convert(&s, &p, w);
+    if (status == RS_OK) status = rs_writer_finish(w);
+    rs_writer_free(w);
+    return status;
+  }
+
+ private:
+  std::mt19937 rng;
+  std::vector<rs_source_value> config;
+  std::vector<rs_source_tensor> tensors;
+};
+
+// A model and a session of it, freed at the end of the scope.
+struct loaded {
+  rs_model *model = nullptr;
+  rs_session *session = nullptr;
+  explicit loaded(const std::string &path, int threads = 2, int max_batch_tokens = 0) {
+    EXPECT_EQ(rs_model_load(path.c_str(), nullptr, &model), RS_OK) << rs_last_error();
+    rs_session_params p = {};
+    p.size = sizeof p;
+    p.threads = threads;
+    p.max_batch_tokens = max_batch_tokens;
+    if (model) {
+      EXPECT_EQ(rs_session_create(model, &p, &session), RS_OK) << rs_last_error();
+    }
+  }
+  ~loaded() {
+    rs_session_free(session);
+    rs_model_free(model);
+  }
+  loaded(const loaded &) = delete;
+  loaded &operator=(const loaded &) = delete;
+};

@@ -1,0 +1,86 @@
+// What every subcommand needs: errors, owned handles, files read whole, text for people.
+#pragma once
+#include "../rs.h"
+
+#include <memory>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <vector>
+
+// ---------------------------------------------------------------------------------------------- errors
+// The program throws; main() turns that into one line and an exit status.
+
+struct failure : std::runtime_error {  // exit status 1
+  using std::runtime_error::runtime_error;
+};
+struct usage_failure : failure {  // exit status 2
+  using failure::failure;
+};
+
+// "a", 1, "b" -> "a1b"
+template <class... T>
+std::string join(const T &...parts) {
+  std::ostringstream text;
+  (text << ... << parts);
+  return text.str();
+}
+template <class... T>
+[[noreturn]] void fail(const T &...parts) {
+  throw failure(join(parts...));
+}
+template <class... T>
+[[noreturn]] void fail_usage(const T &...parts) {
+  throw usage_failure(join(parts...));
+}
+// "cannot open 'x': No such file or directory", from errno.
+[[noreturn]] void fail_errno(const char *action, const std::string &path);
+// rs_last_error() of a library call that did not succeed.
+void check(rs_status status);
+
+// "rs: <message>" on standard error; control characters are escaped, so that it stays one line whatever a file put into it.
+void say(const std::string &message);
+// A name from a file or a user, in quotes, escaped and cut to a readable length.
+std::string in_quotes(std::string_view name);
+
+// ---------------------------------------------------------------------------------------------- handles
+
+template <auto release>
+struct releaser {
+  template <class T>
+  void operator()(T *handle) const {
+    release(handle);
+  }
+};
+using model_ptr = std::unique_ptr<rs_model, releaser<rs_model_free>>;
+using session_ptr = std::unique_ptr<rs_session, releaser<rs_session_free>>;
+using writer_ptr = std::unique_ptr<rs_writer, releaser<rs_writer_free>>;
+using calibration_ptr = std::unique_ptr<rs_calibration, releaser<rs_calibration_free>>;
+
+// A parameter struct of rs.h with `size` set and defaults for the rest.
+template <class T>
+T sized() {
+  T params{};
+  params.size = sizeof params;
+  return params;
+}
+
+model_ptr load_model(const std::string &path, bool check_data);
+session_ptr create_session(const rs_model *model, int threads, bool profile);
+writer_ptr open_writer(const std::string &path);
+rs_model_info model_info(const rs_model *model);
+bool find_meta(const rs_model *model, const char *key, rs_meta *meta);  // false when the file has no such key
+std::vector<std::string> strings_of(const rs_meta &meta);
+inline rs_text view_of(const std::string &text) { return {text.data(), text.size()}; }
+
+// ---------------------------------------------------------------------------------------------- files, numbers
+
+std::string read_file(const std::string &path, size_t limit);
+
+std::string format(const char *pattern, ...) __attribute__((format(printf, 1, 2)));
+std::string one_line(const std::string &text, size_t characters);  // its beginning, without control characters
+std::string human_bytes(double bytes);                             // "21.4 MiB"
+std::string human_duration(double seconds);                        // "1:07", "2:05:59"
+double seconds_now();                                              // of a clock that never jumps
+double cosine(const float *a, const float *b, size_t n);

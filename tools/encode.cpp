@@ -1,0 +1,31 @@
+#include "encode.h"
+
+#include <algorithm>
+
+encoded_texts encode_texts(rs_session *session, const std::vector<std::string> &texts, const rs_encode_params &params,
+                           int64_t dim) {
+  std::vector<rs_text> views;
+  for (const std::string &text : texts) views.push_back(view_of(text));
+  encoded_texts result;
+  result.dim = dim;
+  result.values.resize(texts.size() * size_t(dim));
+  result.infos.resize(texts.size());
+  check(rs_encode(session, views.data(), views.size(), &params, result.values.data(), result.values.size(), result.infos.data()));
+  return result;
+}
+
+void truncation_count::add(const rs_text_info &info) {
+  ++texts;
+  if (!info.truncated) return;
+  ++cut;
+  longest = std::max(longest, info.total);
+}
+
+std::string truncation_count::summary(int32_t max_tokens, int32_t position_limit) const {
+  if (cut == 0) return "";
+  std::string text = join(cut, " of ", texts, texts == 1 ? " text was" : " texts were", " cut to ", max_tokens,
+                          " tokens (longest: ", longest, ")");
+  int32_t more = std::min(longest, position_limit);
+  if (more > max_tokens) return join(text, "; --max-tokens ", more, " or --long chunk keeps more");
+  return text + "; --long chunk keeps all";
+}

@@ -1,0 +1,337 @@
+// The tokenizer of a Hugging Face folder.  tokenizer.json describes it completely; an older folder has vocab.txt and a few
+// settings in tokenizer_config.json, which the transformers library turns into the same thing, and so does this reader.
+#include "hf.h"
+
+#include <algorithm>
+#include <unordered_map>
+
+namespace {
+
+// The largest published vocabulary has about a million entries.  An id beyond this is an error, not a reason to allocate.
+constexpr int64_t max_vocab = int64_t(1) << 22;
+
+enum added_flag { single_word = 1, lstrip = 2, rstrip = 4, normalized = 8, special = 16 };
+
+struct token_role {
+  const char *name, *key, *usual;
+};
+constexpr token_role token_roles[] = {{"pad", "pad_token", "[PAD]"},
+                                      {"cls", "cls_token", "[CLS]"},
+                                      {"sep", "sep_token", "[SEP]"},
+                                      {"mask", "mask_token", "[MASK]"},
+                                      {"unk", "unk_token", "[UNK]"}};
+
+class tokenizer_reader {
+ public:
+  explicit tokenizer_reader(const hf_tokenizer_files &files) : files_(files) {}
+
+  hf_tokenizer read() {
+    if (!files_.tokenizer.is_null()) read_tokenizer_json();
+    else if (files_.has_vocab) read_vocab_txt();
+    else fail("the folder has neither tokenizer.json nor vocab.txt");
+    for (const token_role &role : token_roles) {
+      auto id = ids_.find(token_of(role));
+      if (id != ids_.end() && std::string(role.name) != "unk") out_.special_ids[role.name] = id->second;
+    }
+    if (ids_.find(out_.unk) == ids_.end()) fail("the vocabulary has no unknown token ", in_quotes(out_.unk));
+    return std::move(out_);
+  }
+
+ private:
+  // -------------------------------------------------------------------------------------------- vocabulary
+
+  void place_token(const std::string &token, int64_t id, const std::string &where) {
+    if (id < 0 || id >= max_vocab)
+      fail(where, ": token ", in_quotes(token), " has the id ", id, ", allowed are 0 to ", max_vocab - 1);
+    if (size_t(id) >= out_.tokens.size()) out_.tokens.resize(size_t(id) + 1);
+    std::string &place = out_.tokens[size_t(id)];
+    if (!place.empty() && place != token)
+      fail(where, ": id ", id, " is given to both ", in_quotes(place), " and ", in_quotes(token));
+    auto [known, is_new] = ids_.emplace(token, id);
+    if (!is_new && known->second != id) fail(where, ": token ", in_quotes(token), " has the ids ", known->second, " and ", id);
+    place = token;
+  }
+
+  int64_t id_of(const std::string &token, const std::string &where) const {
+    auto found = ids_.find(token);
+    if (found == ids_.end()) fail(where, ": token ", in_quotes(token), " is not in the vocabulary");
+    return found->second;
+  }
+
+  // A special token's text: tokenizer_config.json, then special_tokens_map.json, then what BERT calls it.
+  std::string token_of(const token_role &role) const {
+    struct {
+      const json &content;
+      const char *name;
+    } places[] = {{files_.config, "tokenizer_config.json"}, {files_.special_tokens, "special_tokens_map.json"}};
+    for (const auto &place : places) {
+      if (place.content.is_null()) continue;
+      json_object object(place.content, place.name);
+      const json *value = object.find(role.key);
+      if (!value) continue;
+      std::optional<std::string> text =
+          value->is_object() ? object.object(role.key).string("content") : object.string(role.key);  // an AddedToken, or just text
+      if (text) return *text;
+    }
+    return role.usual;
+  }
+
+  void add_token(const std::string &content, int64_t id, int64_t flags, const std::string &where) {
+    if (content.empty()) return;  // the tokenizers library drops it as well
+    place_token(content, id, where);
+    if (!added_.insert(id).second) return;
+    out_.added_ids.push_back(id);
+    out_.added_flags.push_back(flags);
+  }
+
+  static int64_t flags_of(const json_object &token) {
+    struct {
+      const char *key;
+      added_flag flag;
+    } known[] = {
+        {"single_word", single_word}, {"lstrip", lstrip}, {"rstrip", rstrip}, {"normalized", normalized}, {"special", special}};
+    int64_t flags = 0;
+    for (const auto &k : known)
+      if (token.boolean(k.key).value_or(false)) flags |= k.flag;
+    return flags;
+  }
+
+  // -------------------------------------------------------------------------------------------- tokenizer.json
+
+  void read_tokenizer_json() {
+    json_object root(files_.tokenizer, "tokenizer.json");
+    read_model(root.object("model"));
+    if (root.find("added_tokens")) {
+      for (const json &item : root.array("added_tokens")) {
+        json_object token(item, "tokenizer.json: added_tokens");
+        add_token(token.string("content").value_or(""), token.integer("id").value_or(-1), flags_of(token), token.where());
+      }
+    }
+    read_normalizer(root.find("normalizer"));
+    check_pre_tokenizer(root.find("pre_tokenizer"));
+    read_post_processor(root.find("post_processor"));
+  }
+
+  void read_model(const json_object &model) {
+    // Files of before 2021 do not name the type; only WordPiece has this member and no merges.
+    bool old_wordpiece = model.find("continuing_subword_prefix") && !model.find("merges");
+    std::string type = model.string("type").value_or(old_wordpiece ? "WordPiece" : "");
+    if (type != "WordPiece")
+      fail("tokenizer.json: the model is of type ", (type.empty() ? "unknown" : in_quotes(type)), ", rs knows WordPiece");
+    out_.unk = model.string("unk_token").value_or(out_.unk);
+    out_.prefix = model.string("continuing_subword_prefix").value_or(out_.prefix);
+    out_.max_word_chars = model.integer("max_input_chars_per_word").value_or(out_.max_word_chars);
+    const json *vocab = model.find("vocab");
+    if (!vocab || !vocab->is_object()) fail("tokenizer.json: model: no vocab");
+    for (const auto &[token, id] : vocab->items()) {
+      if (!id.is_number_integer()) fail("tokenizer.json: the id of token ", in_quotes(token), " is not a whole number");
+      place_token(token, id.get<int64_t>(), "tokenizer.json");
+    }
+  }
+
+  // {"type": "Sequence", "<members>": [x]} stands for x.
+  static const json *only_member(const json *value, const char *members) {
+    while (value && value->is_object() && value->value("type", json()) == "Sequence" && value->contains(members)) {
+      const json &list = (*value)[members];
+      if (!list.is_array() || list.size() != 1) return value;
+      value = &list[0];
+    }
+    return value;
+  }
+
+  static std::string type_of(const json *value, const char *where) {
+    if (!value) return "none";
+    return json_object(*value, std::string("tokenizer.json: ") + where).string("type").value_or("none");
+  }
+
+  void read_normalizer(const json *value) {
+    value = only_member(value, "normalizers");
+    if (!value) {
+      out_.clean_text = out_.chinese_chars = out_.strip_accents = false;
+      out_.lowercase = files_.lower_input;
+      return;
+    }
+    std::string type = type_of(value, "normalizer");
+    if (type != "BertNormalizer") fail("tokenizer.json: the normalizer is of type ", in_quotes(type), ", rs knows BertNormalizer");
+    json_object normalizer(*value, "tokenizer.json: normalizer");
+    out_.clean_text = normalizer.boolean("clean_text").value_or(true);
+    set_normalizer(normalizer.boolean("handle_chinese_chars").value_or(true), normalizer.boolean("strip_accents"),
+                   normalizer.boolean("lowercase").value_or(true));
+  }
+
+  // Settings of the normalizer with all that overrides them.
+  void set_normalizer(bool chinese_chars, std::optional<bool> strip_accents, bool lowercase) {
+    // transformers' BertTokenizerFast replaces what tokenizer.json says where tokenizer_config.json says otherwise.  The classes
+    // that are just a tokenizer.json do not.
+    if (!files_.config.is_null()) {
+      json_object config(files_.config, "tokenizer_config.json");
+      std::string tokenizer_class = config.string("tokenizer_class").value_or("");
+      if (tokenizer_class != "PreTrainedTokenizerFast" && tokenizer_class != "TokenizersBackend") {
+        lowercase = config.boolean("do_lower_case").value_or(lowercase);
+        chinese_chars = config.boolean("tokenize_chinese_chars").value_or(chinese_chars);
+        if (files_.config.contains("strip_accents")) strip_accents = config.boolean("strip_accents");  // null counts
+      }
+    }
+    out_.chinese_chars = chinese_chars;
+    out_.strip_accents = strip_accents.value_or(lowercase);  // as in the original BERT
+    // sentence-transformers' do_lower_case puts lower-casing in front of the tokenizer and leaves the rest as it is.  So it does
+    // not bring stripped accents with it.  (It also lower-cases what looks like a special token; those are matched first here.)
+    out_.lowercase = lowercase || files_.lower_input;
+  }
+
+  static void check_pre_tokenizer(const json *value) {
+    std::string type = type_of(only_member(value, "pretokenizers"), "pre_tokenizer");
+    if (type != "BertPreTokenizer")
+      fail("tokenizer.json: the pre_tokenizer is of type ", in_quotes(type), ", rs knows BertPreTokenizer");
+  }
+
+  void read_post_processor(const json *value) {
+    value = only_member(value, "processors");
+    if (!value) {  // the text alone
+      out_.single = {-1};
+      out_.single_types = {0};
+      out_.pair = {-1, -2};
+      out_.pair_types = {0, 1};
+      return;
+    }
+    std::string type = type_of(value, "post_processor");
+    json_object processor(*value, "tokenizer.json: post_processor");
+    if (type == "BertProcessing") {
+      set_bert_template(named_id(processor, "cls"), named_id(processor, "sep"));
+    } else if (type == "TemplateProcessing") {
+      read_template(processor, "single", false, &out_.single, &out_.single_types);
+      read_template(processor, "pair", true, &out_.pair, &out_.pair_types);
+    } else {
+      fail("tokenizer.json: the post_processor is of type ", in_quotes(type), ", rs knows TemplateProcessing and BertProcessing");
+    }
+  }
+
+  // "cls": ["[CLS]", 101]
+  int64_t named_id(const json_object &processor, const char *key) const {
+    const json &entry = processor.array(key);
+    if (entry.size() != 2 || !entry[0].is_string() || !entry[1].is_number_integer())
+      fail(processor.where(), ": '", key, "' is not a token and its id");
+    return checked_id(entry[1].get<int64_t>(), processor.where());
+  }
+
+  int64_t checked_id(int64_t id, const std::string &where) const {
+    if (id < 0 || size_t(id) >= out_.tokens.size()) fail(where, ": id ", id, " is not in the vocabulary of ", out_.tokens.size());
+    return id;
+  }
+
+  void set_bert_template(int64_t cls, int64_t sep) {
+    out_.single = {cls, -1, sep};
+    out_.single_types = {0, 0, 0};
+    out_.pair = {cls, -1, sep, -2, sep};
+    out_.pair_types = {0, 0, 0, 1, 1};
+  }
+
+  void read_template(const json_object &processor, const char *key, bool pair, std::vector<int64_t> *ids,
+                     std::vector<int64_t> *types) {
+    std::string where = processor.where() + ": " + key;
+    for (const json &item : processor.array(key)) {
+      json_object piece(item, where);
+      bool text = piece.find("Sequence") != nullptr;
+      json_object body = piece.object(text ? "Sequence" : "SpecialToken");
+      std::string name = body.string("id").value_or("");
+      if (text && name != "A" && name != "B") fail(where, ": sequence ", in_quotes(name), " is neither A nor B");
+      std::vector<int64_t> piece_ids{name == "A" ? -1 : -2};
+      if (!text) piece_ids = special_token_ids(processor, name);
+      for (int64_t id : piece_ids) {
+        ids->push_back(id);
+        types->push_back(body.integer("type_id").value_or(0));
+      }
+    }
+    if (std::count(ids->begin(), ids->end(), -1) != 1 || std::count(ids->begin(), ids->end(), -2) != (pair ? 1 : 0))
+      fail(where, ": must have the sequence A", (pair ? " and B" : " and no B"), " once");
+  }
+
+  // A special token of a template may stand for several ids.
+  std::vector<int64_t> special_token_ids(const json_object &processor, const std::string &name) const {
+    json_object token = processor.object("special_tokens").object(name.c_str());
+    std::vector<int64_t> ids;
+    for (const json &id : token.array("ids")) {
+      if (!id.is_number_integer()) fail(token.where(), ": an id is not a whole number");
+      ids.push_back(checked_id(id.get<int64_t>(), token.where()));
+    }
+    return ids;
+  }
+
+  // -------------------------------------------------------------------------------------------- vocab.txt
+
+  void read_vocab_txt() {
+    check_tokenizer_class();
+    read_vocab_lines();
+    for (const token_role &role : token_roles)
+      if (std::string(role.name) == "unk") out_.unk = token_of(role);
+    out_.clean_text = true;
+    set_normalizer(true, std::nullopt, true);
+    set_bert_template(id_of(token_of(token_roles[1]), "vocab.txt"), id_of(token_of(token_roles[2]), "vocab.txt"));
+    add_listed_tokens();
+  }
+
+  // vocab.txt alone does not say how words are found.  BertJapaneseTokenizer, for one, uses a dictionary.
+  void check_tokenizer_class() const {
+    if (files_.config.is_null()) return;
+    std::string name = json_object(files_.config, "tokenizer_config.json").string("tokenizer_class").value_or("BertTokenizer");
+    const char *const known[] = {"BertTokenizer",           "BertTokenizerFast", "DistilBertTokenizer",
+                                 "DistilBertTokenizerFast", "ElectraTokenizer",  "ElectraTokenizerFast"};
+    for (const char *k : known)
+      if (name == k) return;
+    fail("tokenizer_config.json: tokenizer_class ", in_quotes(name), " and no tokenizer.json; rs reads vocab.txt of BertTokenizer");
+  }
+
+  // One token a line, the line's number its id.  Of equal lines the last counts, as in transformers.
+  void read_vocab_lines() {
+    const std::string &text = files_.vocab;
+    for (size_t begin = 0; begin < text.size();) {
+      size_t end = std::min(text.find('\n', begin), text.size());
+      size_t length = end - begin - (end > begin && text[end - 1] == '\r' ? 1 : 0);
+      if (int64_t(out_.tokens.size()) >= max_vocab) fail("vocab.txt has more than ", max_vocab, " lines");
+      out_.tokens.push_back(text.substr(begin, length));
+      begin = end + 1;
+    }
+    for (size_t id = out_.tokens.size(); id-- > 0;) {
+      if (out_.tokens[id].empty()) continue;
+      if (!ids_.emplace(out_.tokens[id], int64_t(id)).second) out_.tokens[id].clear();
+    }
+  }
+
+  // Tokens that are matched in the text before it is cut into words: the special ones, and what a user added.  A token keeps what
+  // the first of these places says of it.
+  void add_listed_tokens() {
+    if (!files_.config.is_null() && files_.config.contains("added_tokens_decoder")) {
+      json_object decoder = json_object(files_.config, "tokenizer_config.json").object("added_tokens_decoder");
+      std::map<int64_t, const json *> in_order;
+      for (const auto &[key, value] : files_.config["added_tokens_decoder"].items())
+        in_order[parse_id(key, decoder.where())] = &value;
+      for (const auto &[id, value] : in_order) {
+        json_object token(*value, decoder.where());
+        add_token(token.string("content").value_or(""), id, flags_of(token), decoder.where());
+      }
+    }
+    for (const token_role &role : token_roles) {
+      auto found = ids_.find(token_of(role));
+      if (found != ids_.end()) add_token(found->first, found->second, special, "vocab.txt");
+    }
+    if (files_.added_tokens.is_null()) return;
+    json_object added(files_.added_tokens, "added_tokens.json");
+    for (const auto &[token, value] : files_.added_tokens.items())
+      add_token(token, added.integer(token.c_str()).value_or(-1), normalized, "added_tokens.json");
+  }
+
+  static int64_t parse_id(const std::string &text, const std::string &where) {
+    bool digits = !text.empty() && text.size() <= 9 && text.find_first_not_of("0123456789") == std::string::npos;
+    if (!digits) fail(where, ": ", in_quotes(text), " is not an id");
+    return std::stoll(text);
+  }
+
+  const hf_tokenizer_files &files_;
+  hf_tokenizer out_;
+  std::unordered_map<std::string, int64_t> ids_;
+  std::set<int64_t> added_;
+};
+
+}  // namespace
+
+hf_tokenizer read_hf_tokenizer(const hf_tokenizer_files &files) { return tokenizer_reader(files).read(); }

@@ -1,0 +1,195 @@
+// rs info: what a weight file is and has.
+#include "json.h"
+#include "options.h"
+#include "output.h"
+#include "table.h"
+
+#include <map>
+
+namespace {
+
+using ordered = nlohmann::ordered_json;
+
+const char *const examples =
+    "Examples:\n"
+    "  rs info minilm.rsw\n"
+    "  rs info minilm.rsw --tensors\n"
+    "  rs info minilm.rsw --json | jq .metadata";
+
+struct info_options {
+  std::string model;
+  bool json = false, tensors = false;
+};
+
+// ---------------------------------------------------------------------------------------------- metadata
+
+template <class T>
+std::string array_summary(const T *values, size_t n) {
+  constexpr size_t shown = 8;
+  std::ostringstream text;
+  for (size_t i = 0; i < std::min(n, shown); ++i) text << (i > 0 ? ", " : "") << values[i];
+  if (n > shown) text << ", … (" << n << ")";
+  return "[" + text.str() + "]";
+}
+
+std::string meta_summary(const rs_meta &meta) {
+  switch (meta.kind) {
+    case RS_META_BOOL:
+      return meta.boolean ? "true" : "false";
+    case RS_META_I64:
+      return std::to_string(meta.i64);
+    case RS_META_F64:
+      return join(meta.f64);
+    case RS_META_STR:
+      return in_quotes({meta.str, meta.count});
+    case RS_META_I64S:
+      return array_summary(meta.i64s, meta.count);
+    case RS_META_F32S:
+      return array_summary(meta.f32s, meta.count);
+    case RS_META_STRS:
+      break;
+  }
+  std::vector<std::string> shown;
+  for (size_t i = 0; i < std::min<size_t>(meta.count, 9); ++i) shown.push_back(in_quotes(rs_meta_string(&meta, i, nullptr)));
+  constexpr size_t readable = 100;
+  std::string text;
+  size_t used = 0;
+  while (used < shown.size() && used < 8 && text.size() + shown[used].size() < readable)
+    text += (used > 0 ? ", " : "") + shown[used], ++used;
+  return "[" + text + (used < meta.count ? join(used > 0 ? ", " : "", "… (", meta.count, ")") : "") + "]";
+}
+
+ordered meta_json(const rs_meta &meta) {
+  switch (meta.kind) {
+    case RS_META_BOOL:
+      return meta.boolean;
+    case RS_META_I64:
+      return meta.i64;
+    case RS_META_F64:
+      return meta.f64;
+    case RS_META_STR:
+      return std::string(meta.str, meta.count);
+    case RS_META_I64S:
+      return std::vector<int64_t>(meta.i64s, meta.i64s + meta.count);
+    case RS_META_F32S:
+      return std::vector<float>(meta.f32s, meta.f32s + meta.count);
+    case RS_META_STRS:
+      return strings_of(meta);
+  }
+  return nullptr;
+}
+
+std::vector<rs_meta> all_metadata(const rs_model *model) {
+  std::vector<rs_meta> all(rs_model_meta_count(model));
+  for (size_t i = 0; i < all.size(); ++i) check(rs_model_meta_at(model, i, &all[i]));
+  return all;
+}
+
+// ---------------------------------------------------------------------------------------------- tensors
+
+std::vector<rs_tensor_info> all_tensors(const rs_model *model) {
+  std::vector<rs_tensor_info> all(rs_model_tensor_count(model));
+  for (size_t i = 0; i < all.size(); ++i) check(rs_model_tensor_at(model, i, &all[i]));
+  return all;
+}
+
+const char *layout_name(rs_layout layout) { return layout == RS_PANELS ? "panels" : "rows"; }
+
+std::string shape_text(const rs_tensor_info &tensor) {
+  std::string text;
+  for (int i = 0; i < tensor.rank; ++i) text += (i > 0 ? "," : "") + std::to_string(tensor.shape[i]);
+  return "[" + text + "]";
+}
+
+std::string totals_table(const std::vector<rs_tensor_info> &tensors) {
+  struct total {
+    size_t tensors = 0, bytes = 0;
+  };
+  std::map<std::pair<std::string, std::string>, total> totals;
+  for (const rs_tensor_info &tensor : tensors) {
+    total &t = totals[{rs_type_name(tensor.type), layout_name(tensor.layout)}];
+    ++t.tensors;
+    t.bytes += tensor.bytes;
+  }
+  text_table table({"type", "layout", "tensors", "MiB"});
+  for (const auto &[key, t] : totals)
+    table.add({key.first, key.second, std::to_string(t.tensors), format("%.2f", double(t.bytes) / (1 << 20))});
+  return table.str();
+}
+
+std::string tensors_table(const std::vector<rs_tensor_info> &tensors) {
+  text_table table({"tensor", "type", "layout", "shape", "bytes", "offset"});
+  for (const rs_tensor_info &tensor : tensors)
+    table.add({tensor.name, rs_type_name(tensor.type), layout_name(tensor.layout), shape_text(tensor), std::to_string(tensor.bytes),
+               std::to_string(tensor.offset)});
+  return table.str();
+}
+
+// ---------------------------------------------------------------------------------------------- the two forms
+
+std::string as_text(const rs_model *model, bool with_tensors) {
+  rs_model_info info = model_info(model);
+  std::vector<rs_tensor_info> tensors = all_tensors(model);
+  auto line = [](const char *name, const std::string &value) { return format("%-16s", name) + value + "\n"; };
+  std::string out;
+  out += line("name", info.name);
+  out += line("architecture", info.architecture);
+  out += line("weights", info.weight_type);
+  out += line("parameters", std::to_string(info.parameters));
+  out += line("dimensions", std::to_string(info.dim));
+  out += line("layers", std::to_string(info.layers));
+  out += line("heads", std::to_string(info.heads));
+  out += line("vocabulary", std::to_string(info.vocab));
+  out += line("max tokens", join(info.max_tokens, " (up to ", info.position_limit, ")"));
+  out += line("file", join(info.file_bytes, " bytes (", human_bytes(double(info.file_bytes)), ")"));
+  out += "\n";
+  for (const rs_meta &meta : all_metadata(model)) out += format("%-28s", meta.key) + " " + meta_summary(meta) + "\n";
+  out += "\n" + totals_table(tensors);
+  if (with_tensors) out += "\n" + tensors_table(tensors);
+  return out;
+}
+
+ordered tensor_json(const rs_tensor_info &tensor) {
+  return {{"name", tensor.name},
+          {"type", rs_type_name(tensor.type)},
+          {"layout", layout_name(tensor.layout)},
+          {"shape", std::vector<int64_t>(tensor.shape, tensor.shape + tensor.rank)},
+          {"bytes", tensor.bytes},
+          {"offset", tensor.offset}};
+}
+
+std::string as_json(const rs_model *model) {
+  rs_model_info info = model_info(model);
+  ordered root = {{"name", info.name},
+                  {"architecture", info.architecture},
+                  {"weight_type", info.weight_type},
+                  {"parameters", info.parameters},
+                  {"dim", info.dim},
+                  {"layers", info.layers},
+                  {"heads", info.heads},
+                  {"vocab", info.vocab},
+                  {"max_tokens", info.max_tokens},
+                  {"position_limit", info.position_limit},
+                  {"file_bytes", info.file_bytes}};
+  root["metadata"] = ordered::object();
+  for (const rs_meta &meta : all_metadata(model)) root["metadata"][meta.key] = meta_json(meta);
+  root["tensors"] = ordered::array();
+  for (const rs_tensor_info &tensor : all_tensors(model)) root["tensors"].push_back(tensor_json(tensor));
+  return root.dump(1, ' ', false, ordered::error_handler_t::replace) + "\n";
+}
+
+int run_info(const info_options &options) {
+  model_ptr model = load_model(options.model, false);
+  print(options.json ? as_json(model.get()) : as_text(model.get(), options.tensors));
+  return 0;
+}
+
+}  // namespace
+
+void add_info(CLI::App *app, command_line *line) {
+  auto options = std::make_shared<info_options>();
+  CLI::App *sub = add_command(app, "info", "what a weight file is and has", examples, options, run_info, line);
+  add_model_option(sub, &options->model, true);
+  sub->add_flag("--json", options->json, "everything, as one JSON object");
+  sub->add_flag("--tensors", options->tensors, "list every tensor");
+}

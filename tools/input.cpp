@@ -1,0 +1,338 @@
+#include "input.h"
+#include "json.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
+#include <utility>
+
+static constexpr size_t read_bytes = size_t(1) << 16;
+
+// ---------------------------------------------------------------------------------------------- line_reader
+
+bool line_reader::fill() {
+  if (at_end_) return false;
+  if (begin_ > 0 && (begin_ == end_ || buffer_.size() - end_ < read_bytes)) {  // make room by moving what is left to the front
+    memmove(buffer_.data(), buffer_.data() + begin_, end_ - begin_);
+    end_ -= begin_;
+    begin_ = 0;
+  }
+  if (buffer_.size() - end_ < read_bytes) buffer_.resize(std::max(2 * buffer_.size(), 2 * read_bytes));
+  ssize_t n;
+  while ((n = read(fd_, buffer_.data() + end_, read_bytes)) < 0) {
+    if (errno != EINTR && errno != EAGAIN) fail_errno("read", name_);
+    pollfd poll_in{fd_, POLLIN, 0};
+    if (errno == EAGAIN) poll(&poll_in, 1, -1);  // somebody has made the stream non-blocking
+  }
+  end_ += size_t(n);
+  bytes_read_ += size_t(n);
+  at_end_ = n == 0;
+  return n > 0;
+}
+
+// Sets scanned_ to the length of the first line when it is there.
+bool line_reader::find_newline() {
+  const char *from = buffer_.data() + begin_ + scanned_;
+  const void *found = begin_ + scanned_ < end_ ? memchr(from, '\n', end_ - begin_ - scanned_) : nullptr;
+  scanned_ = found ? size_t(static_cast<const char *>(found) - buffer_.data()) - begin_ : end_ - begin_;
+  return found != nullptr;
+}
+
+line_reader::result line_reader::take(size_t length, size_t skip, std::string_view *line) {
+  *line = {buffer_.data() + begin_, length};
+  begin_ += length + skip;
+  scanned_ = 0;
+  return result::line;
+}
+
+line_reader::result line_reader::next(std::string_view *line) {
+  bool too_long = false;
+  for (;;) {
+    bool found = find_newline();
+    too_long |= scanned_ > max_line_bytes;
+    if (found) {
+      take(scanned_, 1, line);
+      return too_long ? result::too_long : result::line;
+    }
+    if (too_long) {  // forget what there is and wait for the line's end
+      begin_ = end_;
+      scanned_ = 0;
+    }
+    if (fill()) continue;
+    if (too_long) return result::too_long;
+    return begin_ < end_ ? take(end_ - begin_, 0, line) : result::end;
+  }
+}
+
+bool line_reader::ready(int milliseconds) {
+  while (!at_end_ && !find_newline()) {
+    pollfd poll_in{fd_, POLLIN, 0};
+    if (poll(&poll_in, 1, milliseconds) <= 0) return false;
+    if (scanned_ > max_line_bytes) return true;  // let next() deal with it
+    fill();
+  }
+  return true;
+}
+
+// ---------------------------------------------------------------------------------------------- JSON lines
+
+namespace {
+
+// Reads one line without building a tree: keeps "text", "pair" and "id" of the outermost object and passes over the rest.
+// Numbers of an id are kept as they are written, so that 20-digit ids survive.
+class line_handler : public nlohmann::json_sax<json> {
+ public:
+  explicit line_handler(text_item *item) : item_(item) {}
+
+  bool null() override { return value("null", nullptr); }
+  bool boolean(bool v) override { return value(v ? "true" : "false", nullptr); }
+  bool number_integer(number_integer_t v) override { return value(std::to_string(v), nullptr); }
+  bool number_unsigned(number_unsigned_t v) override { return value(std::to_string(v), nullptr); }
+  bool number_float(number_float_t, const string_t &written) override { return value(written, nullptr); }
+  bool string(string_t &v) override { return key_ == wanted::id ? value(json(v).dump(), nullptr) : value("", &v); }
+  bool binary(binary_t &) override { return false; }
+  bool start_object(size_t) override { return open('{'); }
+  bool end_object() override { return close('}'); }
+  bool start_array(size_t) override { return open('['); }
+  bool end_array() override { return close(']'); }
+
+  bool key(string_t &name) override {
+    if (depth_ == 1) {
+      key_ = name == "text"                          ? wanted::text
+             : name == "id"                          ? wanted::id
+             : name == "pair" || name == "text_pair" ? wanted::pair
+                                                     : wanted::nothing;
+      if (key_ == wanted::id) item_->id.clear();
+    } else if (key_ == wanted::id) {
+      separate();
+      item_->id += json(name).dump() + ":";
+      fresh_ = true;
+    }
+    return true;
+  }
+
+  bool parse_error(size_t, const std::string &, const nlohmann::detail::exception &e) override {
+    return stop("not valid JSON: " + json_error_text(e.what()));
+  }
+
+  void finish() {
+    if (item_->error.empty() && !text_seen_) stop("no \"text\"");
+  }
+
+ private:
+  enum class wanted { nothing, text, pair, id };
+
+  bool stop(std::string error) {
+    item_->error = std::move(error);
+    return false;
+  }
+
+  void separate() {
+    if (!fresh_) item_->id += ',';
+  }
+
+  // A value that is not an object or array; `text` when it is a string.
+  bool value(const std::string &written, string_t *text) {
+    if (depth_ == 0) return stop("not a JSON object");
+    if (key_ == wanted::id) {
+      separate();
+      item_->id += written;
+      fresh_ = false;
+    } else if (depth_ == 1 && key_ == wanted::text) {
+      if (!text) return stop("\"text\" is not a string");
+      item_->text = std::move(*text);
+      text_seen_ = true;
+    } else if (depth_ == 1 && key_ == wanted::pair) {
+      if (!text) return stop("the pair of \"text\" is not a string");
+      item_->pair = std::move(*text);
+      item_->has_pair = true;
+    }
+    return end_value();
+  }
+
+  bool open(char bracket) {
+    if (depth_ == 0 && bracket != '{') return stop("not a JSON object");
+    if (depth_ == max_json_depth) return stop(join("nested deeper than ", max_json_depth, " levels"));
+    if (depth_ == 1 && key_ == wanted::text) return stop("\"text\" is not a string");
+    if (depth_ == 1 && key_ == wanted::pair) return stop("the pair of \"text\" is not a string");
+    if (key_ == wanted::id && depth_ > 0) {
+      separate();
+      item_->id += bracket;
+    }
+    fresh_ = true;
+    ++depth_;
+    return true;
+  }
+
+  bool close(char bracket) {
+    --depth_;
+    if (key_ == wanted::id && depth_ > 0) item_->id += bracket;
+    fresh_ = false;
+    return end_value();
+  }
+
+  bool end_value() {
+    if (depth_ <= 1) {
+      key_ = wanted::nothing;
+      fresh_ = true;
+    }
+    return true;
+  }
+
+  text_item *item_;
+  wanted key_ = wanted::nothing;  // of the outermost object
+  int depth_ = 0;
+  bool fresh_ = true;  // no comma is due
+  bool text_seen_ = false;
+};
+
+bool is_blank(std::string_view line) { return line.find_first_not_of(" \t\r") == std::string_view::npos; }
+
+}  // namespace
+
+void parse_json_line(std::string_view line, text_item *item) {
+  line_handler handler(item);
+  json::sax_parse(line.begin(), line.end(), &handler);
+  handler.finish();
+}
+
+// ---------------------------------------------------------------------------------------------- sources
+
+namespace {
+
+class argument_source : public text_source {
+ public:
+  explicit argument_source(std::vector<std::string> texts) : texts_(std::move(texts)) {}
+  bool next(text_item *item) override {
+    if (next_ == texts_.size()) return false;
+    *item = text_item();
+    item->text = texts_[next_++];
+    item->line = next_;
+    return true;
+  }
+  bool ready(int) override { return true; }
+  std::string place(const text_item &item) const override { return join("text ", item.line); }
+  double bytes_done() const override { return 0; }
+  double bytes_total() const override { return 0; }
+
+ private:
+  std::vector<std::string> texts_;
+  size_t next_ = 0;
+};
+
+class file_descriptor {
+ public:
+  explicit file_descriptor(const std::string &path) : fd_(path == "-" ? STDIN_FILENO : open(path.c_str(), O_RDONLY | O_CLOEXEC)) {
+    if (fd_ < 0) fail_errno("open", path);
+  }
+  ~file_descriptor() {
+    if (fd_ != STDIN_FILENO) close(fd_);
+  }
+  file_descriptor(const file_descriptor &) = delete;
+  file_descriptor &operator=(const file_descriptor &) = delete;
+  int get() const { return fd_; }
+
+ private:
+  int fd_;
+};
+
+class stream_source : public text_source {
+ public:
+  stream_source(const std::string &path, input_kind kind)
+      : file_(path), name_(path == "-" ? "stdin" : path), reader_(file_.get(), name_), kind_(kind) {
+    struct stat status {};
+    if (fstat(file_.get(), &status) == 0 && S_ISREG(status.st_mode)) total_ = double(status.st_size);
+  }
+
+  bool next(text_item *item) override {
+    if (kind_ == input_kind::automatic) detect();
+    for (;;) {
+      std::string_view line;
+      line_reader::result result = next_line(&line);
+      if (result == line_reader::result::end) return false;
+      ++line_;
+      if (kind_ == input_kind::jsonl && result == line_reader::result::line && is_blank(line)) continue;
+      *item = text_item();
+      item->line = line_;
+      if (result == line_reader::result::too_long) item->error = join("the line is longer than ", max_line_bytes, " bytes");
+      else if (kind_ == input_kind::jsonl) parse_json_line(line, item);
+      else item->text = line.substr(0, line.size() - (!line.empty() && line.back() == '\r' ? 1 : 0));
+      return true;
+    }
+  }
+
+  bool ready(int milliseconds) override { return blank_ > 0 || has_first_ || reader_.ready(milliseconds); }
+  std::string place(const text_item &item) const override { return join(name_, ":", item.line); }
+  double bytes_done() const override { return double(reader_.bytes_read()); }
+  double bytes_total() const override { return total_; }
+
+ private:
+  // Lines that detect() has read come first.
+  line_reader::result next_line(std::string_view *line) {
+    if (blank_ > 0) {
+      --blank_;
+      *line = {};
+      return line_reader::result::line;
+    }
+    if (!has_first_) return read_line(line);
+    has_first_ = false;
+    *line = first_;
+    return first_result_;
+  }
+
+  line_reader::result read_line(std::string_view *line) {
+    line_reader::result result = reader_.next(line);
+    // A byte order mark is no part of the first text.
+    if (std::exchange(at_start_, false) && line->substr(0, 3) == "\xef\xbb\xbf") line->remove_prefix(3);
+    return result;
+  }
+
+  // The first line that is not blank tells which kind this is.  A stream of nothing but blank lines is taken for text in time, so
+  // that its reader does not wait for ever.
+  void detect() {
+    constexpr size_t patience = 1000;
+    kind_ = input_kind::text;
+    while (blank_ < patience) {
+      std::string_view line;
+      first_result_ = read_line(&line);
+      if (first_result_ == line_reader::result::end) return;
+      if (first_result_ == line_reader::result::line && is_blank(line)) {
+        ++blank_;
+        continue;
+      }
+      first_ = line;
+      has_first_ = true;
+      break;
+    }
+    if (!has_first_ || first_result_ != line_reader::result::line || first_[first_.find_first_not_of(" \t")] != '{') return;
+    if (json::accept(first_)) kind_ = input_kind::jsonl;
+    else say(name_ + ": the first line begins with '{' but is not JSON; reading plain text (--input jsonl reads JSON lines)");
+  }
+
+  file_descriptor file_;
+  std::string name_;
+  line_reader reader_;
+  input_kind kind_;
+  double total_ = 0;
+  size_t line_ = 0;
+  bool at_start_ = true;
+  size_t blank_ = 0;  // lines before `first_`, which hold nothing but spaces
+  std::string first_;
+  line_reader::result first_result_ = line_reader::result::end;
+  bool has_first_ = false;
+};
+
+}  // namespace
+
+std::unique_ptr<text_source> texts_of_arguments(std::vector<std::string> texts) {
+  return std::make_unique<argument_source>(std::move(texts));
+}
+
+std::unique_ptr<text_source> texts_of_file(const std::string &path, input_kind kind) {
+  return std::make_unique<stream_source>(path, kind);
+}

@@ -1,0 +1,58 @@
+// Texts from arguments, a file or a stream, one at a time: plain text a line, or JSON lines.
+#pragma once
+#include "common.h"
+
+constexpr size_t max_line_bytes = size_t(64) << 20;
+
+struct text_item {
+  size_t line = 0;  // of the input, from 1; the number of the argument for texts that are arguments
+  std::string text;
+  std::string pair;  // JSON lines only: "pair" or "text_pair"
+  bool has_pair = false;
+  std::string id;     // JSON lines only: the value of "id" as JSON; empty when there is none
+  std::string error;  // why this line gives no text; empty when it does
+};
+
+// Lines of a stream, in constant memory apart from the longest line.
+class line_reader {
+ public:
+  line_reader(int fd, std::string name) : fd_(fd), name_(std::move(name)) {}
+  enum class result { line, too_long, end };
+  result next(std::string_view *line);  // without its newline; valid until the next call
+  // Whether next() would return at once, after waiting at most that long for more to arrive.
+  bool ready(int milliseconds);
+  size_t bytes_read() const { return bytes_read_; }
+
+ private:
+  bool fill();  // false at the end
+  bool find_newline();
+  result take(size_t length, size_t skip, std::string_view *line);
+
+  int fd_;
+  std::string name_;
+  std::vector<char> buffer_;
+  size_t begin_ = 0, end_ = 0;  // of what is not taken yet
+  size_t scanned_ = 0;          // bytes from begin_ that hold no newline
+  size_t bytes_read_ = 0;
+  bool at_end_ = false;
+};
+
+class text_source {
+ public:
+  virtual ~text_source() = default;
+  virtual bool next(text_item *item) = 0;  // false at the end
+  virtual bool ready(int milliseconds) = 0;
+  virtual std::string place(const text_item &item) const = 0;  // "texts.txt:12"
+  // Of the input, for progress; total 0 where it is not known.
+  virtual double bytes_done() const = 0;
+  virtual double bytes_total() const = 0;
+};
+
+enum class input_kind { automatic, text, jsonl };
+
+std::unique_ptr<text_source> texts_of_arguments(std::vector<std::string> texts);
+// `path` "-" stands for standard input.
+std::unique_ptr<text_source> texts_of_file(const std::string &path, input_kind kind);
+
+// One JSON line.  Sets text, pair and id, or error.
+void parse_json_line(std::string_view line, text_item *item);

@@ -1,0 +1,94 @@
+// The program rs.  Every subcommand is a file of its own; here are the options of the program itself and the way out.
+//
+// Exit status: 0 all went well, 1 something failed, 2 the command line makes no sense.
+#include "options.h"
+
+#include <algorithm>
+#include <csignal>
+#include <new>
+
+static const char *const examples =
+    "Examples:\n"
+    "  rs convert all-MiniLM-L6-v2 -o minilm.rsw --type q8   # a Hugging Face folder -> a weight file\n"
+    "  rs embed -m minilm.rsw 'a text' 'another'             # texts -> vectors, as JSON lines\n"
+    "  rs embed -m minilm.rsw -f texts.txt -o vectors.npy --format npy\n"
+    "  rs similarity -m minilm.rsw 'a cat' 'a kitten'\n"
+    "'rs COMMAND --help' has the rest.  Exit status: 0 all went well, 1 something failed, 2 wrong usage.";
+
+// CLI11's help without the checks of each value, which the descriptions tell better.
+class help_formatter : public CLI::Formatter {
+ public:
+  std::string make_option_opts(const CLI::Option *option) const override {
+    std::string type = option->get_type_name();
+    type = type.substr(0, type.find(':'));
+    return (type.empty() ? "" : " " + type) + (option->get_required() ? " (required)" : "");
+  }
+  std::string make_option_usage(const CLI::Option *option) const override {
+    std::string name = option->get_type_name();
+    return option->get_required() ? name : "[" + name + "]";
+  }
+  std::string make_usage(const CLI::App *app, std::string name) const override {
+    std::string usage = CLI::Formatter::make_usage(app, name);
+    usage.erase(usage.find_last_not_of('\n') + 1);
+    return usage + (takes_texts(*app) ? " [TEXT...]\n" : "\n");
+  }
+};
+
+// CLI11 keeps what it parses back to front.
+static std::vector<std::string> split_arguments(const CLI::App &app, int argc, char **argv, command_line *line) {
+  std::vector<std::string> arguments(argv + 1, argv + argc);
+  const CLI::App *sub = nullptr;
+  for (const CLI::App *known : app.get_subcommands([](const CLI::App *) { return true; }))
+    if (!arguments.empty() && known->get_name() == arguments[0]) sub = known;
+  if (!sub && !arguments.empty() && arguments[0].substr(0, 1) != "-") fail_usage("unknown command ", in_quotes(arguments[0]));
+  if (sub && takes_texts(*sub)) {
+    auto dashes = std::find(arguments.begin(), arguments.end(), "--");
+    if (dashes != arguments.end()) line->trailing.assign(dashes + 1, arguments.end());
+    arguments.erase(dashes, arguments.end());
+    // To CLI11 it would be the end of the subcommand.
+    if (std::count(arguments.begin(), arguments.end(), "++") > 0) fail_usage("the text '++' goes after '--'");
+  }
+  std::reverse(arguments.begin(), arguments.end());
+  return arguments;
+}
+
+static int usage_error(const CLI::App &app, const std::string &message) {
+  std::vector<CLI::App *> chosen = app.get_subcommands();
+  std::string name = chosen.empty() ? "rs" : "rs " + chosen[0]->get_name();
+  say(message + "; see '" + name + " --help'");
+  return 2;
+}
+
+static int run_program(CLI::App &app, int argc, char **argv) {
+  command_line line;
+  for (auto add : {add_convert, add_embed, add_tokenize, add_similarity, add_info, add_verify}) add(&app, &line);
+  try {
+    app.parse(split_arguments(app, argc, argv, &line));
+    return line.run();
+  } catch (const CLI::Success &e) {  // --help, --version
+    return app.exit(e);
+  } catch (const CLI::ParseError &e) {
+    return usage_error(app, e.what());
+  } catch (const usage_failure &e) {
+    return usage_error(app, e.what());
+  } catch (const failure &e) {
+    say(e.what());
+  } catch (const std::bad_alloc &) {
+    say("out of memory");
+  } catch (const std::exception &e) {
+    say(e.what());
+  }
+  return 1;
+}
+
+int main(int argc, char **argv) {
+  signal(SIGPIPE, SIG_IGN);  // a closed pipe is an error of write(), reported like any other
+  CLI::App app("Texts to vectors with transformer encoders, from one weight file.", "rs");
+  app.set_version_flag("--version", std::string("rs ") + rs_version(), "print the version");
+  app.set_help_flag("-h,--help", "print this help");
+  app.footer(examples);
+  app.require_subcommand(1);
+  app.formatter(std::make_shared<help_formatter>());
+  app.get_formatter()->column_width(26);
+  return run_program(app, argc, argv);
+}

@@ -1,0 +1,141 @@
+#include "options.h"
+
+#include <unistd.h>
+
+#include <cctype>
+
+static constexpr int max_threads = 1024;
+
+void add_model_option(CLI::App *sub, std::string *file, bool positional) {
+  const std::string names = positional ? "-m,--model,model" : "-m,--model";
+  sub->add_option(names, *file, "weight file, as rs convert writes it")->type_name("FILE")->required();
+}
+
+void add_threads_option(CLI::App *sub, int *threads) {
+  sub->add_option("-t,--threads", *threads, "threads, 1 to " + std::to_string(max_threads) + " (default: the CPUs that there are)")
+      ->type_name("N")
+      ->check(CLI::Range(1, max_threads));
+}
+
+void add_no_check_option(CLI::App *sub, bool *no_check) {
+  sub->add_flag("--no-check", *no_check, "skip the checksums of the weight file: starts faster");
+}
+
+// ---------------------------------------------------------------------------------------------- texts
+
+void add_text_options(CLI::App *sub, text_options *options, const command_line *line) {
+  sub->allow_extras();
+  options->sub = sub;
+  options->line = line;
+  sub->add_option("-f,--file", options->file, "read texts from this file (no texts, or '-': standard input)")->type_name("FILE");
+  sub->add_option("--input", options->kind,
+                  "text: every line is a text, an empty one the empty text\n"
+                  "jsonl: every line is an object with \"text\"; blank lines are passed over\n"
+                  "auto (default): jsonl if the first line that is not blank is a JSON object")
+      ->type_name("KIND")
+      ->check(CLI::IsMember({"auto", "text", "jsonl"}));
+}
+
+static bool looks_like_option(const std::string &argument) {
+  return argument.size() > 1 && argument[0] == '-' && (isalpha(static_cast<unsigned char>(argument[1])) || argument[1] == '-');
+}
+
+std::vector<std::string> text_options::arguments() const {
+  std::vector<std::string> texts = sub->remaining();
+  for (const std::string &text : texts)
+    if (looks_like_option(text)) fail_usage("unknown option ", in_quotes(text), " (a text that begins with '-' goes after '--')");
+  texts.insert(texts.end(), line->trailing.begin(), line->trailing.end());
+  return texts;
+}
+
+std::unique_ptr<text_source> text_options::open() const {
+  std::vector<std::string> texts = arguments();
+  bool standard_input = texts == std::vector<std::string>{"-"} && line->trailing.empty();
+  if (!texts.empty() && !file.empty()) fail_usage("both texts and --file are given");
+  if (!texts.empty() && !standard_input) return texts_of_arguments(std::move(texts));
+  if (texts.empty() && file.empty() && isatty(STDIN_FILENO))
+    fail_usage("no text: give texts as arguments, --file FILE, or a pipe ('-' reads from the terminal)");
+  input_kind wanted = kind == "text" ? input_kind::text : kind == "jsonl" ? input_kind::jsonl : input_kind::automatic;
+  return texts_of_file(file.empty() ? "-" : file, wanted);
+}
+
+void add_error_options(CLI::App *sub, error_options *options) {
+  sub->add_option("--on-error", options->on_error,
+                  "a line that cannot be used makes the exit status 1, and\n"
+                  "skip (default): is reported, left out, and the others go on\n"
+                  "stop: is reported and ends the run, after writing what came before")
+      ->type_name("WHAT")
+      ->check(CLI::IsMember({"skip", "stop"}));
+}
+
+// ---------------------------------------------------------------------------------------------- encoding
+
+void add_encode_options(CLI::App *sub, encode_options *options) {
+  sub->add_option("--pooling", options->pooling,
+                  "mean, cls, max, mean_sqrt_len, weighted_mean, last,\n"
+                  "or none: a vector for every token (default: the model's)")
+      ->type_name("NAME");
+  CLI::Option *on = sub->add_flag("--normalize", options->normalize, "divide by the L2 norm (default: what the model does)");
+  sub->add_flag("--no-normalize", options->no_normalize, "do not")->excludes(on);
+  sub->add_option("--max-tokens", options->max_tokens, "limit of a text, special tokens included (default: the model's)")
+      ->type_name("N")
+      ->check(CLI::PositiveNumber);
+  options->prompt_option = sub->add_option("--prompt", options->prompt,
+                                           "put in front of every text: the name of a stored prompt, or the\n"
+                                           "prompt itself; '' for none (default: the model's)")
+                               ->type_name("PROMPT");
+  sub->add_option("--dim", options->dim, "keep the first N values and normalise again (Matryoshka)")
+      ->type_name("N")
+      ->check(CLI::PositiveNumber);
+  sub->add_option("--long", options->long_text,
+                  "a text with more tokens than that:\n"
+                  "truncate (default): keep the first; a summary says how many were cut\n"
+                  "error: it cannot be used\n"
+                  "chunk: overlapping windows, averaged")
+      ->type_name("WHAT")
+      ->check(CLI::IsMember({"truncate", "error", "chunk"}));
+  sub->add_option("--overlap", options->overlap, "tokens that two windows of --long chunk share\n(default: an eighth of a window)")
+      ->type_name("N")
+      ->check(CLI::PositiveNumber);
+}
+
+encoding::encoding(const encode_options &options, const rs_model *model) {
+  rs_model_info info = model_info(model);
+  if (!options.pooling.empty() && rs_pooling_parse(options.pooling.c_str(), &params.pooling) != RS_OK)
+    fail_usage("--pooling: ", rs_last_error());
+  params.normalize = options.normalize ? RS_ON : options.no_normalize ? RS_OFF : RS_DEFAULT;
+
+  if (options.max_tokens > info.position_limit)
+    fail_usage("--max-tokens: ", options.max_tokens, " is more than the ", info.position_limit, " positions of this model");
+  rs_meta special;  // the template: its special tokens and the place of the text
+  if (options.max_tokens > 0 && find_meta(model, "tokenizer.single", &special) && size_t(options.max_tokens) < special.count)
+    fail_usage("--max-tokens: ", options.max_tokens, " leaves no room beside the ", special.count - 1, " special tokens");
+  params.max_tokens = options.max_tokens;
+  max_tokens = options.max_tokens > 0 ? options.max_tokens : info.max_tokens;
+
+  if (options.dim > info.dim) fail_usage("--dim: ", options.dim, " is more than the ", info.dim, " values of this model's vectors");
+  params.dim = options.dim;
+  dim = options.dim > 0 ? options.dim : info.dim;
+
+  if (options.long_text == "error") params.long_text = RS_LONG_ERROR;
+  if (options.long_text == "chunk") params.long_text = RS_LONG_CHUNK;
+  if (params.long_text == RS_LONG_CHUNK && per_token())
+    fail_usage("--long chunk averages vectors of windows; --pooling none has none");
+  if (options.overlap > 0 && params.long_text != RS_LONG_CHUNK) fail_usage("--overlap goes with --long chunk");
+  params.chunk_overlap = options.overlap;
+  if (options.prompt_option && options.prompt_option->count() > 0) set_prompt(options.prompt, model);
+}
+
+void encoding::set_prompt(const std::string &wanted, const rs_model *model) {
+  prompt = wanted;
+  const char *stored = nullptr;
+  rs_meta names;
+  if (!wanted.empty() && rs_model_prompt(model, wanted.c_str(), &stored) == RS_OK) {
+    prompt = stored;
+  } else if (!wanted.empty() && find_meta(model, "prompt.names", &names)) {
+    std::string known;
+    for (const std::string &name : strings_of(names)) known += (known.empty() ? "" : ", ") + name;
+    say("no stored prompt is called " + in_quotes(wanted) + " (there are: " + known + "); taking it for the prompt itself");
+  }
+  params.prompt = prompt.c_str();
+}

@@ -1,0 +1,84 @@
+// Options that several subcommands have in common, and what they come to.
+#pragma once
+#include "input.h"
+
+#include <CLI/CLI.hpp>
+
+#include <functional>
+
+struct command_line {
+  std::function<int()> run;           // what the subcommand that was asked for does; returns the exit status
+  std::vector<std::string> trailing;  // arguments after "--", where they are texts
+};
+
+// Each adds its subcommand.
+void add_convert(CLI::App *app, command_line *line);
+void add_embed(CLI::App *app, command_line *line);
+void add_info(CLI::App *app, command_line *line);
+void add_similarity(CLI::App *app, command_line *line);
+void add_tokenize(CLI::App *app, command_line *line);
+void add_verify(CLI::App *app, command_line *line);
+
+// A subcommand with its line of description, examples for its --help, and what it does with `options` once they are parsed.
+template <class Options>
+CLI::App *add_command(CLI::App *app, const std::string &name, const std::string &what, const std::string &examples,
+                      std::shared_ptr<Options> options, int (*execute)(const Options &), command_line *line) {
+  CLI::App *sub = app->add_subcommand(name, what);
+  sub->footer(examples);
+  sub->callback([=] { line->run = [=] { return execute(*options); }; });
+  return sub;
+}
+
+void add_model_option(CLI::App *sub, std::string *file, bool positional);  // positional: `rs info FILE` as well as -m FILE
+void add_threads_option(CLI::App *sub, int *threads);
+void add_no_check_option(CLI::App *sub, bool *no_check);
+
+// Where texts come from.  Texts that are arguments are what CLI11 makes nothing of: its own lists of arguments would take "[MASK]"
+// apart, and look for options after "--".
+struct text_options {
+  const CLI::App *sub = nullptr;
+  const command_line *line = nullptr;
+  std::string file;
+  std::string kind = "auto";
+  std::unique_ptr<text_source> open() const;
+
+ private:
+  std::vector<std::string> arguments() const;
+};
+void add_text_options(CLI::App *sub, text_options *options, const command_line *line);
+inline bool takes_texts(const CLI::App &sub) { return sub.get_allow_extras(); }
+
+// What to do with a text that cannot be used.
+struct error_options {
+  std::string on_error = "skip";
+  bool stop() const { return on_error == "stop"; }
+};
+void add_error_options(CLI::App *sub, error_options *options);
+
+// How a text becomes a vector.
+struct encode_options {
+  std::string pooling;
+  bool normalize = false, no_normalize = false;
+  int max_tokens = 0;
+  const CLI::Option *prompt_option = nullptr;
+  std::string prompt;
+  int dim = 0;
+  std::string long_text = "truncate";
+  int overlap = 0;
+};
+void add_encode_options(CLI::App *sub, encode_options *options);
+
+// The same, checked against a model.
+struct encoding {
+  rs_encode_params params = sized<rs_encode_params>();
+  int64_t dim = 0;         // of a vector
+  int32_t max_tokens = 0;  // of a sequence
+  std::string prompt;      // what params.prompt points to
+  encoding(const encode_options &options, const rs_model *model);
+  encoding(const encoding &) = delete;
+  encoding &operator=(const encoding &) = delete;
+  bool per_token() const { return params.pooling == RS_POOL_NONE; }
+
+ private:
+  void set_prompt(const std::string &wanted, const rs_model *model);
+};

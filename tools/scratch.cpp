@@ -1,0 +1,111 @@
+#include "scratch.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+#include <cerrno>
+#include <chrono>
+#include <csignal>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+
+#include <utility>
+
+namespace fs = std::filesystem;
+
+// ---------------------------------------------------------------------------------------------- signals
+
+// A signal handler can reach nothing but globals.  It passes the signal on to the watching thread, which may take locks and
+// memory as a handler may not.
+static int signal_pipe[2] = {-1, -1};
+
+static const int ending_signals[] = {SIGINT, SIGTERM, SIGHUP};
+
+static void pass_on(int number) {
+  int saved = errno;
+  auto byte = static_cast<unsigned char>(number);
+  ssize_t ignored = write(signal_pipe[1], &byte, 1);
+  (void)ignored;
+  errno = saved;
+}
+
+static void set_handler(int number, void (*handler)(int)) {
+  struct sigaction action {};
+  action.sa_handler = handler;
+  action.sa_flags = SA_RESTART;
+  sigaction(number, &action, nullptr);
+}
+
+removed_on_signal::removed_on_signal(std::string path) : path_(std::move(path)) {
+  if (pipe2(signal_pipe, O_CLOEXEC) != 0) fail("cannot make a pipe");
+  watcher_ = std::thread([this] { watch(); });
+  for (int number : ending_signals) {
+    struct sigaction current {};
+    sigaction(number, nullptr, &current);
+    if (current.sa_handler != SIG_IGN) set_handler(number, pass_on);  // nohup ignores SIGHUP, and so it stays
+  }
+}
+
+removed_on_signal::~removed_on_signal() {
+  for (int number : ending_signals) {
+    struct sigaction current {};
+    sigaction(number, nullptr, &current);
+    if (current.sa_handler == pass_on) set_handler(number, SIG_DFL);
+  }
+  pass_on(0);
+  watcher_.join();
+  for (int &fd : signal_pipe) close(std::exchange(fd, -1));
+}
+
+void removed_on_signal::watch() {
+  unsigned char number = 0;
+  while (read(signal_pipe[0], &number, 1) < 0 && errno == EINTR) {
+  }
+  if (number == 0) return;
+  // The other threads go on meanwhile and may put a file where one has just been removed.
+  for (int attempt = 0; attempt < 20; ++attempt) {
+    std::error_code error;
+    fs::remove_all(path_, error);
+    if (!error && !fs::exists(path_, error)) break;
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  set_handler(number, SIG_DFL);
+  raise(number);
+}
+
+// ---------------------------------------------------------------------------------------------- files
+
+scratch_folder::scratch_folder(const std::string &target) : path_(temporary_beside(target)) {
+  if (!mkdtemp(path_.data())) fail_errno("write in", folder_of(target));
+  guard_ = std::make_unique<removed_on_signal>(path_);
+}
+
+scratch_folder::~scratch_folder() {
+  std::error_code ignored;
+  fs::remove_all(path_, ignored);
+}
+
+std::string output_target(const std::string &path) {
+  std::error_code error;
+  if (path.empty()) fail("the name of the output is empty");
+  if (fs::is_directory(path, error)) fail("cannot write ", in_quotes(path), ": it is a folder");
+  fs::path target = fs::canonical(path, error);
+  return error ? path : target.string();
+}
+
+std::string folder_of(const std::string &path) {
+  std::string folder = fs::path(path).parent_path().string();
+  return folder.empty() ? "." : folder;
+}
+
+std::string temporary_beside(const std::string &target) {
+  return folder_of(target) + "/." + fs::path(target).filename().string() + ".XXXXXX";
+}
+
+void replace_file(const std::string &from, const std::string &to) {
+  if (rename(from.c_str(), to.c_str()) != 0) fail_errno("write", to);
+  int folder = open(folder_of(to).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (folder < 0) return;  // the file is in its place; only a power cut in the next seconds could undo that
+  fsync(folder);
+  close(folder);
+}

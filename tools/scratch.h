@@ -1,0 +1,40 @@
+// Temporary files that go whatever happens: at the end of a scope, by an error, or when a signal ends the program.
+#pragma once
+#include "common.h"
+
+#include <thread>
+
+// While it lives, SIGINT, SIGTERM and SIGHUP remove `path` (a file, or a folder with all in it) before they end the program.
+class removed_on_signal {
+ public:
+  explicit removed_on_signal(std::string path);
+  ~removed_on_signal();
+  removed_on_signal(const removed_on_signal &) = delete;
+  removed_on_signal &operator=(const removed_on_signal &) = delete;
+
+ private:
+  void watch();
+  std::string path_;
+  std::thread watcher_;
+};
+
+// A hidden folder beside the file that is to be made, so that a rename can put the result in its place.
+class scratch_folder {
+ public:
+  explicit scratch_folder(const std::string &target);
+  ~scratch_folder();
+  scratch_folder(const scratch_folder &) = delete;
+  scratch_folder &operator=(const scratch_folder &) = delete;
+  std::string operator/(const std::string &name) const { return path_ + "/" + name; }
+
+ private:
+  std::string path_;
+  std::unique_ptr<removed_on_signal> guard_;
+};
+
+// The file that a path stands for once symbolic links are followed.  Throws failure for a folder.
+std::string output_target(const std::string &path);
+std::string folder_of(const std::string &path);
+std::string temporary_beside(const std::string &target);  // a pattern for mkstemp and mkdtemp
+// rename(2), and the folder's entry on disk.
+void replace_file(const std::string &from, const std::string &to);
