@@ -70,7 +70,7 @@ constexpr int64_t max_dim = int64_t(1) << 31;      // of a tensor
 constexpr int64_t max_features = 65536;            // K of a linear layer: keeps int32 sums of u8 x s8 exact
 constexpr uint64_t max_entries = 65536;            // tensors, metadata keys
 constexpr size_t max_key = 255;                    // bytes
-constexpr int max_threads = 256;
+constexpr int max_threads = 1024;
 constexpr int max_sources = 4;                     // inputs of an operator
 constexpr size_t align_data = 64;                  // a cache line, and the widest vector
 

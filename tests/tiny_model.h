@@ -1,160 +1,183 @@
-// A small BERT with random weights and a small vocabulary, as published weights (rs_source) and as a weight file: for tests that need
-// a whole model but no real one.
+// A BERT of two layers with random weights, as the folder that a published model would be.  Small enough that every test can have one
+// of its own, and there without a network.
 #pragma once
-#include "../rs.h"
+#include <nlohmann/json.hpp>
+
+#include <cstring>
+#include <map>
+
 #include "test_util.h"
 
-#include <cmath>
-#include <map>
-#include <random>
+using json = nlohmann::json;
 
-struct tiny_bert {
-  int64_t hidden = 32, layers = 2, heads = 4, intermediate = 64, positions = 40, types = 2;
-  double eps = 1e-12;
-  std::string act = "gelu";
-  std::vector<std::string> vocab = {"[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "a", "cat", "dog", "sat", "on", "mat", "##s", "##ing", ".", ",", "hello", "world"};
-  std::string prefix;  // "bert." where a head is on top
-  std::vector<std::pair<std::string, std::string>> extra_strings;
-  std::map<std::string, std::vector<float>> weights;
-  std::map<std::string, std::vector<int64_t>> shapes;
+// A safetensors file of any header, right or wrong.
+inline std::string safetensors_file_bytes(const std::string &header, const std::string &data) {
+  const uint64_t length = header.size();
+  return std::string(reinterpret_cast<const char *>(&length), sizeof length) + header + data;
+}
 
-  explicit tiny_bert(unsigned seed = 1) : rng(seed) {}
+struct tiny_tensor {
+  std::vector<int64_t> shape;
+  std::vector<float> values;
+};
 
-  void tensor(const std::string &name, std::vector<int64_t> shape, float mean, float sigma) {
-    std::normal_distribution<float> d(mean, sigma);
-    size_t n = 1;
-    for (int64_t s : shape) n *= static_cast<size_t>(s);
-    std::vector<float> v(n);
-    for (float &x : v) x = d(rng);
-    weights[prefix + name] = v;
-    shapes[prefix + name] = shape;
+struct tiny_options {
+  int64_t hidden = 32, intermediate = 64, layers = 2, heads = 4, positions = 64;
+  int64_t max_tokens = 32;
+  bool prompts = true;
+};
+
+class tiny_model {
+ public:
+  explicit tiny_model(const tiny_options &options = {}) : options_(options) {
+    make_vocabulary();
+    make_weights();
   }
 
-  void fill() {
-    const float s = 1 / std::sqrt(static_cast<float>(hidden));
-    const auto norm = [&](const std::string &name) {
-      tensor(name + ".weight", {hidden}, 1, 0.2f);
-      tensor(name + ".bias", {hidden}, 0, 0.2f);
-    };
-    const auto dense = [&](const std::string &name, int64_t n, int64_t k) {
-      tensor(name + ".weight", {n, k}, 0, s);
-      tensor(name + ".bias", {n}, 0, 0.1f);
-    };
-    tensor("embeddings.word_embeddings.weight", {static_cast<int64_t>(vocab.size()), hidden}, 0, 1);
-    tensor("embeddings.position_embeddings.weight", {positions, hidden}, 0, 0.5f);
-    tensor("embeddings.token_type_embeddings.weight", {types, hidden}, 0, 0.5f);
-    norm("embeddings.LayerNorm");
-    for (int64_t i = 0; i < layers; i++) {
-      const std::string at = "encoder.layer." + std::to_string(i) + ".";
-      for (const char *n : {"query", "key", "value"}) dense(at + "attention.self." + n, hidden, hidden);
-      dense(at + "attention.output.dense", hidden, hidden);
-      norm(at + "attention.output.LayerNorm");
-      dense(at + "intermediate.dense", intermediate, hidden);
-      dense(at + "output.dense", hidden, intermediate);
-      norm(at + "output.LayerNorm");
+  const std::vector<std::string> &tokens() const { return tokens_; }
+  std::map<std::string, tiny_tensor> &weights() { return weights_; }
+
+  json config() const {
+    return {{"architectures", {"BertModel"}},
+            {"model_type", "bert"},
+            {"hidden_act", "gelu"},
+            {"hidden_size", options_.hidden},
+            {"intermediate_size", options_.intermediate},
+            {"num_hidden_layers", options_.layers},
+            {"num_attention_heads", options_.heads},
+            {"max_position_embeddings", options_.positions},
+            {"type_vocab_size", 2},
+            {"vocab_size", tokens_.size()},
+            {"layer_norm_eps", 1e-12},
+            {"pad_token_id", 0}};
+  }
+
+  json tokenizer() const {
+    json vocab = json::object(), added = json::array(), special = json::object();
+    for (size_t i = 0; i < tokens_.size(); ++i) vocab[tokens_[i]] = i;
+    for (size_t i = 0; i < 5; ++i)
+      added.push_back({{"id", i}, {"content", tokens_[i]}, {"single_word", false}, {"lstrip", false}, {"rstrip", false},
+                       {"normalized", false}, {"special", true}});
+    const auto token = [](const char *name, int type) { return json{{"SpecialToken", {{"id", name}, {"type_id", type}}}}; };
+    const auto text = [](const char *name, int type) { return json{{"Sequence", {{"id", name}, {"type_id", type}}}}; };
+    for (size_t i : {2, 3}) special[tokens_[i]] = {{"id", tokens_[i]}, {"ids", {i}}, {"tokens", {tokens_[i]}}};
+    return {{"version", "1.0"},
+            {"added_tokens", added},
+            {"normalizer",
+             {{"type", "BertNormalizer"}, {"clean_text", true}, {"handle_chinese_chars", true}, {"strip_accents", nullptr}, {"lowercase", true}}},
+            {"pre_tokenizer", {{"type", "BertPreTokenizer"}}},
+            {"post_processor",
+             {{"type", "TemplateProcessing"},
+              {"single", {token("[CLS]", 0), text("A", 0), token("[SEP]", 0)}},
+              {"pair", {token("[CLS]", 0), text("A", 0), token("[SEP]", 0), text("B", 1), token("[SEP]", 1)}},
+              {"special_tokens", special}}},
+            {"model",
+             {{"type", "WordPiece"},
+              {"unk_token", "[UNK]"},
+              {"continuing_subword_prefix", "##"},
+              {"max_input_chars_per_word", 100},
+              {"vocab", vocab}}}};
+  }
+
+  static json modules() {
+    json list = json::array();
+    const char *const parts[][2] = {{"Transformer", ""}, {"Pooling", "1_Pooling"}, {"Normalize", "2_Normalize"}};
+    for (size_t i = 0; i < 3; ++i)
+      list.push_back({{"idx", i}, {"name", std::to_string(i)}, {"path", parts[i][1]}, {"type", std::string("sentence_transformers.models.") + parts[i][0]}});
+    return list;
+  }
+
+  // The weights as F32, F16 or BF16.
+  std::string safetensors(const std::string &dtype = "F32") const { return safetensors(weights_, dtype); }
+
+  static std::string safetensors(const std::map<std::string, tiny_tensor> &tensors, const std::string &dtype = "F32") {
+    json header = {{"__metadata__", {{"format", "pt"}}}};
+    std::string data;
+    for (const auto &[name, tensor] : tensors) {
+      const size_t begin = data.size();
+      for (float value : tensor.values) append_value(&data, value, dtype);
+      header[name] = {{"dtype", dtype}, {"shape", tensor.shape}, {"data_offsets", {begin, data.size()}}};
     }
+    return safetensors_file_bytes(header.dump(), data);
   }
 
-  // The source, valid as long as this object is not changed.
-  rs_source source() {
-    if (weights.empty()) fill();
-    config.clear(), tensors.clear();
-    const auto number = [&](const char *key, int64_t v) { config.push_back({key, RS_META_I64, false, v, static_cast<double>(v), nullptr}); };
-    const auto string = [&](const char *key, const char *v) { config.push_back({key, RS_META_STR, false, 0, 0, v}); };
-    string("model_type", "bert");
-    string("architectures.0", "BertModel");
-    string("hidden_act", act.c_str());
-    number("hidden_size", hidden), number("num_hidden_layers", layers), number("num_attention_heads", heads), number("intermediate_size", intermediate);
-    number("max_position_embeddings", positions), number("type_vocab_size", types), number("vocab_size", static_cast<int64_t>(vocab.size()));
-    config.push_back({"layer_norm_eps", RS_META_F64, false, 0, eps, nullptr});
-    for (const auto &[key, value] : extra_strings) {
-      for (size_t i = 0; i < config.size(); i++)
-        if (key == config[i].key) config.erase(config.begin() + static_cast<std::ptrdiff_t>(i--));
-      string(key.c_str(), value.c_str());
-    }
-    for (const auto &[name, values] : weights) {
-      rs_source_tensor t = {};
-      t.name = name.c_str(), t.type_name = "F32", t.type = RS_F32, t.data = values.data();
-      t.rank = static_cast<int>(shapes[name].size());
-      std::copy(shapes[name].begin(), shapes[name].end(), t.shape);
-      tensors.push_back(t);
-    }
-    rs_source s = {};
-    s.size = sizeof s;
-    s.config = config.data(), s.n_config = config.size(), s.tensors = tensors.data(), s.n_tensors = tensors.size();
-    return s;
-  }
-
-  // Tokenizer, pooling and prompts, as the convert tool sets them.
-  void set_metadata(rs_writer *w) const {
-    std::vector<rs_text> tokens;
-    for (const std::string &t : vocab) tokens.push_back({t.data(), t.size()});
-    const int64_t added[] = {0, 1, 2, 3, 4}, flags[] = {16, 16, 16, 16, 16}, single[] = {2, -1, 3}, zero[] = {0, 0, 0}, pair[] = {2, -1, 3, -2, 3}, pair_types[] = {0, 0, 0, 1, 1};
-    const rs_text names[] = {{"query", 5}, {"passage", 7}}, texts[] = {{"the ", 4}, {"a ", 2}};
-    const rs_status all[] = {
-        rs_writer_set_str(w, "tokenizer.type", "wordpiece"),
-        rs_writer_set_strs(w, "tokenizer.tokens", tokens.data(), tokens.size()),
-        rs_writer_set_str(w, "tokenizer.unk", "[UNK]"),
-        rs_writer_set_str(w, "tokenizer.prefix", "##"),
-        rs_writer_set_i64(w, "tokenizer.max_word_chars", 100),
-        rs_writer_set_bool(w, "tokenizer.clean_text", true),
-        rs_writer_set_bool(w, "tokenizer.chinese_chars", true),
-        rs_writer_set_bool(w, "tokenizer.strip_accents", true),
-        rs_writer_set_bool(w, "tokenizer.lowercase", true),
-        rs_writer_set_i64s(w, "tokenizer.added_ids", added, 5),
-        rs_writer_set_i64s(w, "tokenizer.added_flags", flags, 5),
-        rs_writer_set_i64s(w, "tokenizer.single", single, 3),
-        rs_writer_set_i64s(w, "tokenizer.single_types", zero, 3),
-        rs_writer_set_i64s(w, "tokenizer.pair", pair, 5),
-        rs_writer_set_i64s(w, "tokenizer.pair_types", pair_types, 5),
-        rs_writer_set_str(w, "encode.pooling", "mean"),
-        rs_writer_set_bool(w, "encode.normalize", true),
-        rs_writer_set_i64(w, "encode.max_tokens", positions),
-        rs_writer_set_strs(w, "prompt.names", names, 2),
-        rs_writer_set_strs(w, "prompt.texts", texts, 2),
-    };
-    for (rs_status s : all) EXPECT_EQ(s, RS_OK) << rs_last_error();
-  }
-
-  rs_status convert(const std::string &path, const char *type) {
-    rs_writer *w = nullptr;
-    rs_status status = rs_writer_open(path.c_str(), &w);
-    if (status != RS_OK) return status;
-    set_metadata(w);
-    rs_convert_params p = {};
-    p.size = sizeof p;
-    p.type = type;
-    const rs_source s = source();
-    status = rs_convert(&s, &p, w);
-    if (status == RS_OK) status = rs_writer_finish(w);
-    rs_writer_free(w);
-    return status;
+  // Everything that a sentence-transformers folder has.
+  void write(const std::string &folder) const {
+    std::filesystem::create_directories(folder + "/1_Pooling");
+    write_file(folder + "/config.json", config().dump());
+    write_file(folder + "/tokenizer.json", tokenizer().dump());
+    write_file(folder + "/tokenizer_config.json", json{{"do_lower_case", true}, {"model_max_length", 512}}.dump());
+    write_file(folder + "/model.safetensors", safetensors());
+    write_file(folder + "/modules.json", modules().dump());
+    write_file(folder + "/1_Pooling/config.json", json{{"pooling_mode_mean_tokens", true}, {"pooling_mode_cls_token", false}}.dump());
+    write_file(folder + "/sentence_bert_config.json", json{{"max_seq_length", options_.max_tokens}, {"do_lower_case", false}}.dump());
+    if (options_.prompts)
+      write_file(folder + "/config_sentence_transformers.json", json{{"prompts", {{"query", "find: "}, {"passage", "read: "}}}}.dump());
+    write_file(folder + "/README.md", "---\nlanguage: en\nlicense: apache-2.0\n---\n# a model\nlicense: mit\n");
   }
 
  private:
-  std::mt19937 rng;
-  std::vector<rs_source_value> config;
-  std::vector<rs_source_tensor> tensors;
-};
+  void make_vocabulary() {
+    tokens_ = {"[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"};
+    for (const char *prefix : {"", "##"})
+      for (char c = 'a'; c <= 'z'; ++c) tokens_.push_back(prefix + std::string(1, c));
+    for (char c = '0'; c <= '9'; ++c) tokens_.push_back(std::string(1, c));
+    for (char c = '0'; c <= '9'; ++c) tokens_.push_back("##" + std::string(1, c));
+    for (const char *word : {"text", "line", "hello", "world", "find", "read", "cat", "kitten", "stock", ":", ".", ",", "é"}) tokens_.push_back(word);
+  }
 
-// A model and a session of it, freed at the end of the scope.
-struct loaded {
-  rs_model *model = nullptr;
-  rs_session *session = nullptr;
-  explicit loaded(const std::string &path, int threads = 2, int max_batch_tokens = 0) {
-    EXPECT_EQ(rs_model_load(path.c_str(), nullptr, &model), RS_OK) << rs_last_error();
-    rs_session_params p = {};
-    p.size = sizeof p;
-    p.threads = threads;
-    p.max_batch_tokens = max_batch_tokens;
-    if (model) {
-      EXPECT_EQ(rs_session_create(model, &p, &session), RS_OK) << rs_last_error();
+  void add(const std::string &name, std::vector<int64_t> shape, float scale, float offset = 0) {
+    size_t count = 1;
+    for (int64_t n : shape) count *= size_t(n);
+    tiny_tensor &tensor = weights_[name];
+    tensor.shape = std::move(shape);
+    for (size_t i = 0; i < count; ++i) {
+      state_ = state_ * 6364136223846793005u + 1442695040888963407u;
+      tensor.values.push_back(offset + scale * (float(state_ >> 40) / float(1 << 23) - 1));
     }
   }
-  ~loaded() {
-    rs_session_free(session);
-    rs_model_free(model);
+
+  void add_linear(const std::string &name, int64_t n, int64_t k) {
+    add(name + ".weight", {n, k}, 0.3f);
+    add(name + ".bias", {n}, 0.1f);
   }
-  loaded(const loaded &) = delete;
-  loaded &operator=(const loaded &) = delete;
+
+  void add_norm(const std::string &name) {
+    add(name + ".weight", {options_.hidden}, 0.1f, 1);
+    add(name + ".bias", {options_.hidden}, 0.1f);
+  }
+
+  void make_weights() {
+    const int64_t c = options_.hidden;
+    add("embeddings.word_embeddings.weight", {int64_t(tokens_.size()), c}, 1);
+    add("embeddings.position_embeddings.weight", {options_.positions, c}, 0.3f);
+    add("embeddings.token_type_embeddings.weight", {2, c}, 0.3f);
+    add_norm("embeddings.LayerNorm");
+    for (int64_t i = 0; i < options_.layers; ++i) {
+      const std::string layer = "encoder.layer." + std::to_string(i) + ".";
+      for (const char *part : {"query", "key", "value"}) add_linear(layer + "attention.self." + part, c, c);
+      add_linear(layer + "attention.output.dense", c, c);
+      add_norm(layer + "attention.output.LayerNorm");
+      add_linear(layer + "intermediate.dense", options_.intermediate, c);
+      add_linear(layer + "output.dense", c, options_.intermediate);
+      add_norm(layer + "output.LayerNorm");
+    }
+  }
+
+  static void append_value(std::string *data, float value, const std::string &dtype) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    if (dtype == "F32") data->append(reinterpret_cast<const char *>(&bits), 4);
+    else if (dtype == "BF16") data->append(reinterpret_cast<const char *>(&bits) + 2, 2);  // cut, not rounded
+    else {  // F16, cut: all values are far from its limits
+      const uint32_t exponent = bits >> 23 & 0xff;
+      const auto half = uint16_t(exponent < 113 ? 0 : (bits >> 16 & 0x8000) | (exponent - 112) << 10 | (bits >> 13 & 0x3ff));
+      data->append(reinterpret_cast<const char *>(&half), 2);
+    }
+  }
+
+  tiny_options options_;
+  std::vector<std::string> tokens_;
+  std::map<std::string, tiny_tensor> weights_;
+  uint64_t state_ = 1;
 };

@@ -1,0 +1,86 @@
+# The short way to build, try and test rs.  CMakeLists.txt does the work; `make help` lists what there is.
+
+BUILD ?= build
+PREFIX ?= /usr/local
+OPENMP ?= 1
+WERROR ?= 0
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+
+# make -j shares its jobs with the build below it; plain make lets that use all CPUs.
+jobs = $(if $(findstring jobserver,$(MAKEFLAGS)),,-j $(JOBS))
+CONFIGURE = cmake -S . -DRS_OPENMP=$(if $(filter 0,$(OPENMP)),OFF,ON) -DRS_WERROR=$(if $(filter 0,$(WERROR)),OFF,ON)
+CTEST = tools/run-ctest --output-on-failure --test-dir
+MODEL = build/models/all-MiniLM-L6-v2
+DEMO_MODEL = build/models/minilm-q8.rsw
+SOURCES = $(wildcard *.h *.cpp models/*.h models/*.cpp tools/*.h tools/*.cpp tests/*.h tests/*.cpp tests/*.c examples/*.c examples/*.cpp)
+
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := all
+.PHONY: all deps demo test test-asan lint format install uninstall clean distclean help
+
+# Targets that need more than a compiler install it first; all does not, so it says what is missing.
+all: ## build build/rs, build/librs.a and build/librs.so
+	@[ -e $(BUILD)/CMakeCache.txt ] || OPENMP=$(OPENMP) tools/install-deps --check build
+	@$(CONFIGURE) -B $(BUILD) $(quiet)
+	+@cmake --build $(BUILD) $(jobs) --target rs_program rs_shared rs_static
+
+# CMake's own report is of use only when it fails.
+quiet = > build.log 2>&1 || { cat build.log >&2; rm -f build.log; exit 1; }; grep '^-- No OpenMP' build.log; rm -f build.log
+
+deps: ## install what is missing to build, try and test (apt, with sudo where not root)
+	@OPENMP=$(OPENMP) tools/install-deps build demo test
+
+demo: ## build, fetch a real model, convert it and compare a few sentences
+	@OPENMP=$(OPENMP) tools/install-deps build demo
+	+@$(MAKE) all
+	@tools/fetch-model all-MiniLM-L6-v2 $(MODEL)
+	@[ $(DEMO_MODEL) -nt $(BUILD)/rs ] || $(BUILD)/rs convert $(MODEL) -o $(DEMO_MODEL) --type q8
+	@$(BUILD)/rs similarity -m $(DEMO_MODEL) \
+	  "How do I reset my password?" \
+	  "I forgot my login and can't get into my account." \
+	  "The cat sleeps on the warm windowsill." \
+	  "A kitten is napping in the sun." \
+	  "Interest rates rose by half a percent." \
+	  "The central bank made borrowing more expensive."
+
+test: ## install what is missing, build and run every test
+	@OPENMP=$(OPENMP) tools/install-deps build test
+	@$(CONFIGURE) -B $(BUILD) -DRS_TESTS=ON $(quiet)
+	+@cmake --build $(BUILD) $(jobs)
+	@$(CTEST) $(BUILD)
+
+test-asan: ## the same with AddressSanitizer and UndefinedBehaviorSanitizer, in build-asan
+	@OPENMP=$(OPENMP) tools/install-deps build test
+	@$(CONFIGURE) -B build-asan -DRS_TESTS=ON -DRS_SANITIZE=address,undefined -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+	  -DRS_MODEL_CACHE=$(CURDIR)/build/models $(quiet)
+	+@cmake --build build-asan $(jobs)
+	@$(CTEST) build-asan
+
+lint: ## check the layout of every source (clang-format) and look for mistakes (clang-tidy, shellcheck)
+	@OPENMP=$(OPENMP) tools/install-deps build test lint
+	clang-format-14 --dry-run -Werror $(SOURCES)
+	shellcheck tools/install-deps tools/run-ctest .ci/run
+	@CC=clang-14 CXX=clang++-14 $(CONFIGURE) -B build-lint -DRS_TESTS=ON -DCMAKE_EXPORT_COMPILE_COMMANDS=ON $(quiet)
+	printf '%s\n' $(filter %.cpp %.c,$(SOURCES)) | xargs -P $(JOBS) -n 1 clang-tidy-14 -p build-lint --quiet
+
+format: ## lay out every source as lint wants it
+	clang-format-14 -i $(SOURCES)
+
+install: all ## install to PREFIX (/usr/local), below DESTDIR if set
+	@$(CONFIGURE) -B $(BUILD) -DCMAKE_INSTALL_PREFIX=$(PREFIX) $(quiet)
+	@cmake --install $(BUILD)
+	@[ -n "$(DESTDIR)" ] || ldconfig 2>/dev/null || true
+
+uninstall: ## remove what the last install put there
+	xargs -d '\n' -I{} rm -fv "$(DESTDIR){}" < $(BUILD)/install_manifest.txt
+
+clean: ## remove all that was built; fetched models stay
+	rm -rf build-asan build-lint
+	[ ! -d $(BUILD) ] || find $(BUILD) -mindepth 1 -maxdepth 1 ! -name models -exec rm -rf {} +
+
+distclean: clean ## remove the fetched models too
+	rm -rf $(BUILD)
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@echo "  settings: BUILD=build PREFIX=/usr/local DESTDIR= OPENMP=1 WERROR=0 JOBS=$(JOBS)"
