@@ -1,14 +1,14 @@
 // rs.cpp: the runtime.  rs.h is its manual; docs/design.md tells how the parts fit together.
 //
 // Contents
-//    1  limits and target macros
+//    1  limits, target macros, CPU features
 //    2  status, last error
 //    3  checked arithmetic, CRC32C
 //    4  threads
 //    5  types and blocks: how each (type, layout) is stored; quantizers
 //    6  reference kernels: scalar, always built, the oracle of the tests
 //    7  ISA kernels: AVX2
-//    8  CPU detection, kernel table
+//    8  kernel table
 //    9  graph: tensors, builders
 //   10  operators, one block each
 //   11  graph: validate, plan, run, profile
@@ -50,9 +50,10 @@
 #include <omp.h>
 #endif
 
-// ================================================================================ 1  limits and target macros
+// ================================================================================ 1  limits, target macros, CPU features
 
 #if defined(__x86_64__)
+#include <cpuid.h>
 #include <immintrin.h>
 #define RS_X86 1
 #define RS_AVX2 __attribute__((target("avx2,fma,f16c")))
@@ -66,19 +67,53 @@
 namespace {
 
 // Limits are generous for any encoder that exists, and small enough that products of a few stay far from overflow.
-constexpr int64_t max_dim = int64_t(1) << 31;      // of a tensor
-constexpr int64_t max_features = 65536;            // K of a linear layer: keeps int32 sums of u8 x s8 exact
-constexpr uint64_t max_entries = 65536;            // tensors, metadata keys
-constexpr size_t max_key = 255;                    // bytes
+constexpr int64_t max_dim = int64_t(1) << 31;  // of a tensor
+constexpr int64_t max_features = 65536;        // K of a linear layer: keeps int32 sums of u8 x s8 exact
+constexpr uint64_t max_entries = 65536;        // tensors, metadata keys
+constexpr size_t max_key = 255;                // bytes
 constexpr int max_threads = 1024;
-constexpr int max_sources = 4;                     // inputs of an operator
-constexpr size_t align_data = 64;                  // a cache line, and the widest vector
+constexpr int max_sources = 4;     // inputs of an operator
+constexpr size_t align_data = 64;  // a cache line, and the widest vector
 
-constexpr int panel_n = 16;     // output channels of a panel
-constexpr int panel_k = 4;      // input features that lie together: one 32-bit lane of a dot product
-constexpr int group_k = 32;     // input features that share a W4 scale, and what K is padded to
+constexpr int panel_n = 16;  // output channels of a panel
+constexpr int panel_k = 4;   // input features that lie together: one 32-bit lane of a dot product
+constexpr int group_k = 32;  // input features that share a W4 scale, and what K is padded to
 
 }  // namespace
+
+#ifdef RS_X86
+namespace {
+
+// What the CPU offers and the operating system saves (XCR0).  Asked once; not __builtin_cpu_supports, which does not know all of
+// these in every compiler.
+struct cpu_features {
+  bool sse42, avx2, fma, f16c;
+  cpu_features() {
+    unsigned a, b, c, d, b7 = 0, c7, d7;
+    if (!__get_cpuid(1, &a, &b, &c, &d)) c = 0;
+    if (!__get_cpuid_count(7, 0, &a, &b7, &c7, &d7)) b7 = 0;
+    const bool os_saves_ymm = (c >> 27 & 1) && (xcr0() & 6) == 6;
+    sse42 = c >> 20 & 1;
+    fma = os_saves_ymm && (c >> 12 & 1);
+    f16c = os_saves_ymm && (c >> 29 & 1);
+    avx2 = os_saves_ymm && (b7 >> 5 & 1);
+  }
+
+ private:
+  static uint64_t xcr0() {
+    uint32_t low, high;
+    __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return uint64_t{high} << 32 | low;
+  }
+};
+
+const cpu_features &cpu() {
+  static const cpu_features features;
+  return features;
+}
+
+}  // namespace
+#endif
 
 // ================================================================================ 2  status, last error
 
@@ -103,16 +138,26 @@ const char *rs_version(void) { return RS_VERSION; }
 
 const char *rs_status_name(rs_status status) {
   switch (status) {
-    case RS_OK: return "ok";
-    case RS_ERR_ARGUMENT: return "argument error";
-    case RS_ERR_IO: return "i/o error";
-    case RS_ERR_FORMAT: return "format error";
-    case RS_ERR_UNSUPPORTED: return "unsupported";
-    case RS_ERR_LIMIT: return "limit exceeded";
-    case RS_ERR_MEMORY: return "out of memory";
-    case RS_ERR_TEXT: return "text error";
-    case RS_ERR_NUMERIC: return "numeric error";
-    case RS_ERR_NOT_FOUND: return "not found";
+    case RS_OK:
+      return "ok";
+    case RS_ERR_ARGUMENT:
+      return "argument error";
+    case RS_ERR_IO:
+      return "i/o error";
+    case RS_ERR_FORMAT:
+      return "format error";
+    case RS_ERR_UNSUPPORTED:
+      return "unsupported";
+    case RS_ERR_LIMIT:
+      return "limit exceeded";
+    case RS_ERR_MEMORY:
+      return "out of memory";
+    case RS_ERR_TEXT:
+      return "text error";
+    case RS_ERR_NUMERIC:
+      return "numeric error";
+    case RS_ERR_NOT_FOUND:
+      return "not found";
   }
   return "unknown status";
 }
@@ -131,10 +176,10 @@ rs_status guarded(F f) {
   }
 }
 
-#define RS_CHECK(call)                      \
-  do {                                      \
-    const rs_status status_ = (call);       \
-    if (status_ != RS_OK) return status_;   \
+#define RS_CHECK(call) \
+  do { \
+    const rs_status status_ = (call); \
+    if (status_ != RS_OK) return status_; \
   } while (0)
 
 // Parameter structs of callers: copy the fields that the caller's version of the struct has, leave the others at zero.
@@ -143,7 +188,8 @@ rs_status read_params(const P *params, const char *what, P *out) {
   memset(static_cast<void *>(out), 0, sizeof *out);
   out->size = sizeof *out;
   if (!params) return RS_OK;
-  if (params->size < sizeof(uint32_t)) return rs_fail(RS_ERR_ARGUMENT, "%s.size is %u: set it to sizeof(%s)", what, params->size, what);
+  if (params->size < sizeof(uint32_t))
+    return rs_fail(RS_ERR_ARGUMENT, "%s.size is %u: set it to sizeof(%s)", what, params->size, what);
   memcpy(static_cast<void *>(out), params, std::min<size_t>(params->size, sizeof *out));
   return RS_OK;
 }
@@ -153,10 +199,17 @@ std::string shape_text(int rank, const int64_t *shape) {
   for (int i = 0; i < rank; i++) {
     if (i) s += ',';
     switch (shape[i]) {
-      case RS_DIM_TOKENS: s += 'T'; break;
-      case RS_DIM_SEQUENCES: s += 'B'; break;
-      case RS_DIM_CU_SEQLENS: s += "B+1"; break;
-      default: s += std::to_string(shape[i]);
+      case RS_DIM_TOKENS:
+        s += 'T';
+        break;
+      case RS_DIM_SEQUENCES:
+        s += 'B';
+        break;
+      case RS_DIM_CU_SEQLENS:
+        s += "B+1";
+        break;
+      default:
+        s += std::to_string(shape[i]);
     }
   }
   return s + "]";
@@ -219,8 +272,7 @@ RS_SSE42 uint32_t crc32c_sse42(uint32_t crc, const unsigned char *p, size_t n) {
 uint32_t crc32c(uint32_t crc, const void *data, size_t n) {
   const auto *p = static_cast<const unsigned char *>(data);
 #ifdef RS_X86
-  static const bool has_sse42 = __builtin_cpu_supports("sse4.2");
-  if (has_sse42) return ~crc32c_sse42(~crc, p, n);
+  if (cpu().sse42) return ~crc32c_sse42(~crc, p, n);
 #endif
   return ~crc32c_tables(~crc, p, n);
 }
@@ -305,10 +357,8 @@ class meeting_point {
       return;
     }
     for (int spins = 0; rounds.load(std::memory_order_acquire) == round; spins++) {
-      if (spins < 2000)
-        pause();
-      else
-        sched_yield();
+      if (spins < 2000) pause();
+      else sched_yield();
     }
   }
 
@@ -385,10 +435,8 @@ namespace {
 float half_to_float(uint16_t h) {
   const uint32_t sign = uint32_t(h & 0x8000) << 16, exponent = h >> 10 & 31, mantissa = h & 1023;
   uint32_t bits;
-  if (exponent == 31)
-    bits = sign | 0x7f800000 | mantissa << 13;
-  else if (exponent)
-    bits = sign | (exponent + 112) << 23 | mantissa << 13;
+  if (exponent == 31) bits = sign | 0x7f800000 | mantissa << 13;
+  else if (exponent) bits = sign | (exponent + 112) << 23 | mantissa << 13;
   else {  // subnormal: exact as an integer times 2^-24
     const float f = std::ldexp(static_cast<float>(mantissa), -24);
     return sign ? -f : f;
@@ -406,7 +454,7 @@ uint16_t float_to_half(float f) {
   const uint32_t magnitude = bits & 0x7fffffff;
   if (magnitude > 0x7f800000) return sign | 0x7e00;
   if (magnitude >= 0x47800000) return sign | 0x7c00;  // 65536 and more
-  if (magnitude < 0x38800000) {                        // below the smallest normal: an integer times 2^-24
+  if (magnitude < 0x38800000) {                       // below the smallest normal: an integer times 2^-24
     float a;
     memcpy(&a, &magnitude, 4);
     return sign | static_cast<uint16_t>(std::lrint(std::ldexp(a, 24)));
@@ -425,7 +473,8 @@ rs_status as_matrix(int rank, const int64_t *shape, matrix *out) {
   if (rank < 1 || rank > RS_MAX_RANK) return rs_fail(RS_ERR_ARGUMENT, "rank %d, expected 1 to %d", rank, RS_MAX_RANK);
   size_t n = 1;
   for (int i = 0; i < rank; i++) {
-    if (shape[i] < 1 || shape[i] > max_dim) return rs_fail(RS_ERR_ARGUMENT, "shape %s: dimension %d is out of range", shape_text(rank, shape).c_str(), i);
+    if (shape[i] < 1 || shape[i] > max_dim)
+      return rs_fail(RS_ERR_ARGUMENT, "shape %s: dimension %d is out of range", shape_text(rank, shape).c_str(), i);
     if (i + 1 < rank && mul_overflows(n, static_cast<size_t>(shape[i]), &n))
       return rs_fail(RS_ERR_ARGUMENT, "shape %s is too large", shape_text(rank, shape).c_str());
   }
@@ -454,8 +503,12 @@ struct w4_panels {
         colsum(reinterpret_cast<const int32_t *>(scale + m.np())) {}
 };
 
-size_t w8_at(matrix m, size_t n, size_t k) { return (n / panel_n * (m.kp() / panel_k) + k / panel_k) * 64 + n % panel_n * panel_k + k % panel_k; }
-size_t w4_byte(matrix m, size_t n, size_t k) { return (n / panel_n * (m.kp() / panel_k) + k / panel_k) * 32 + n % 8 * panel_k + k % panel_k; }
+size_t w8_at(matrix m, size_t n, size_t k) {
+  return (n / panel_n * (m.kp() / panel_k) + k / panel_k) * 64 + n % panel_n * panel_k + k % panel_k;
+}
+size_t w4_byte(matrix m, size_t n, size_t k) {
+  return (n / panel_n * (m.kp() / panel_k) + k / panel_k) * 32 + n % 8 * panel_k + k % panel_k;
+}
 unsigned w4_shift(size_t n) { return n % panel_n < 8 ? 0 : 4; }
 size_t w4_mult_at(matrix m, size_t n, size_t g) { return (n / panel_n * (m.kp() / group_k) + g) * panel_n + n % panel_n; }
 
@@ -533,8 +586,7 @@ float quantize_row_w8(const float *x, size_t k, const rounding *r, std::vector<f
   const float scale = best_scale_w8(x, k, r), inverse = 1 / scale;
   round_row(x, k, r, work, [&](size_t j, const float *w) {
     int v = round_clamp(w[j] * inverse, -127, 127);
-    if (j % 2)
-      v = limit_second(q[j - 1], v);
+    if (j % 2) v = limit_second(q[j - 1], v);
     else if (j + 1 < k) {  // the second of the pair will need some of the room
       int next = round_clamp(w[j + 1] * inverse, -127, 127);
       limit_pair(&v, &next);
@@ -580,8 +632,9 @@ float quantize_row_w4(const float *x, size_t k, const rounding *r, std::vector<f
   float step = 0;
   round_row(x, k, r, work, [&](size_t j, const float *w) {
     if (j % group_k == 0) {
-      mult[j / group_k] = static_cast<uint8_t>(round_clamp(group_scale(w, j) / scale, 1, m_max));
-      step = scale * static_cast<float>(mult[j / group_k]);
+      const size_t g = j / group_k;
+      mult[g] = static_cast<uint8_t>(round_clamp(group_scale(w, j) / scale, 1, m_max));
+      step = scale * static_cast<float>(mult[g]);
     }
     q[j] = static_cast<int8_t>(round_clamp(w[j] / step, -8, 7));
     return step * static_cast<float>(q[j]);
@@ -594,7 +647,8 @@ float quantize_row_w4(const float *x, size_t k, const rounding *r, std::vector<f
 rs_status make_rounding(const float *h, size_t k, size_t stride, rounding *out) {
   double mean = 0;
   for (size_t i = 0; i < k; i++) mean += h[i * stride + i] / static_cast<double>(k);
-  if (!(mean > 0) || !std::isfinite(mean)) return rs_fail(RS_ERR_NUMERIC, "calibration: a layer's inputs are all zero, or not finite");
+  if (!(mean > 0) || !std::isfinite(mean))
+    return rs_fail(RS_ERR_NUMERIC, "calibration: a layer's inputs are all zero, or not finite");
   const double damping = 0.01 * mean;  // as in the paper
   std::vector<double> l(k * k), inverse(k * k);
   for (size_t i = 0; i < k; i++)
@@ -606,7 +660,8 @@ rs_status make_rounding(const float *h, size_t k, size_t stride, rounding *out) 
       double v = row[j];
 #pragma omp simd reduction(- : v)
       for (size_t c = 0; c < j; c++) v -= row[c] * other[c];
-      if (i == j && !(v > 0)) return rs_fail(RS_ERR_NUMERIC, "calibration: the second moment of a layer's inputs is not positive definite");
+      if (i == j && !(v > 0))
+        return rs_fail(RS_ERR_NUMERIC, "calibration: the second moment of a layer's inputs is not positive definite");
       row[j] = i == j ? std::sqrt(v) : v / other[j];
     }
   }
@@ -699,7 +754,9 @@ const char *row_scales_check(const void *data, size_t n, size_t stride) {
   }
   return nullptr;
 }
-const char *w8_rows_check(const void *data, matrix m, bool deep) { return deep ? row_scales_check(data, m.n, w8_rows_stride(m)) : nullptr; }
+const char *w8_rows_check(const void *data, matrix m, bool deep) {
+  return deep ? row_scales_check(data, m.n, w8_rows_stride(m)) : nullptr;
+}
 
 size_t w4_rows_stride(matrix m) { return 4 + m.kp() / group_k + m.kp() / 2; }
 size_t w4_rows_bytes(matrix m) { return m.n * w4_rows_stride(m); }
@@ -718,11 +775,15 @@ void w4_rows_decode(const void *src, matrix m, float *dst) {
     const auto *row = static_cast<const uint8_t *>(src) + i * w4_rows_stride(m), *nibbles = row + 4 + m.kp() / group_k;
     float scale;
     memcpy(&scale, row, 4);
-    for (size_t j = 0; j < m.k; j++)
-      dst[i * m.k + j] = scale * static_cast<float>(row[4 + j / group_k]) * static_cast<float>((nibbles[j / 2] >> (j % 2 * 4) & 15) - 8);
+    for (size_t j = 0; j < m.k; j++) {
+      const uint8_t mult = row[4 + j / group_k];
+      dst[i * m.k + j] = scale * static_cast<float>(mult) * static_cast<float>((nibbles[j / 2] >> (j % 2 * 4) & 15) - 8);
+    }
   }
 }
-const char *w4_rows_check(const void *data, matrix m, bool deep) { return deep ? row_scales_check(data, m.n, w4_rows_stride(m)) : nullptr; }
+const char *w4_rows_check(const void *data, matrix m, bool deep) {
+  return deep ? row_scales_check(data, m.n, w4_rows_stride(m)) : nullptr;
+}
 
 size_t f32_panels_bytes(matrix m) { return m.np() * m.kp() * 4; }
 size_t float_panel_at(matrix m, size_t n, size_t k) { return (n / panel_n * m.kp() + k) * panel_n + n % panel_n; }
@@ -774,7 +835,8 @@ void for_rows(matrix m, F f) {
   }
   run_team(threads, [&](const worker &me) {
     const auto [begin, end] = me.share(static_cast<int64_t>(m.np() / panel_n));
-    for (size_t i = static_cast<size_t>(begin) * panel_n; i < std::min(m.n, static_cast<size_t>(end) * panel_n); i++) f(i, &scratch[static_cast<size_t>(me.thread)]);
+    for (size_t i = static_cast<size_t>(begin) * panel_n; i < std::min(m.n, static_cast<size_t>(end) * panel_n); i++)
+      f(i, &scratch[static_cast<size_t>(me.thread)]);
   });
 }
 
@@ -838,7 +900,8 @@ void w4_panels_decode(const void *src, matrix m, float *dst) {
   const w4_panels p(src, m);
   for (size_t i = 0; i < m.n; i++)
     for (size_t j = 0; j < m.k; j++)
-      dst[i * m.k + j] = p.scale[i] * static_cast<float>(p.mult[w4_mult_at(m, i, j / group_k)]) * static_cast<float>(w4_value(p, m, i, j));
+      dst[i * m.k + j] =
+          p.scale[i] * static_cast<float>(p.mult[w4_mult_at(m, i, j / group_k)]) * static_cast<float>(w4_value(p, m, i, j));
 }
 const char *w4_panels_check(const void *data, matrix m, bool deep) {
   const w4_panels p(data, m);
@@ -893,7 +956,8 @@ rs_status find_codec(rs_type type, rs_layout layout, int rank, const int64_t *sh
   for (const codec &c : codecs) {
     if (c.type != type || c.layout != layout) continue;
     if (layout == RS_PANELS && (rank != 2 || shape[1] > max_features))
-      return rs_fail(RS_ERR_ARGUMENT, "shape %s: panels need [N,K] with K <= %lld", shape_text(rank, shape).c_str(), static_cast<long long>(max_features));
+      return rs_fail(RS_ERR_ARGUMENT, "shape %s: panels need [N,K] with K <= %lld", shape_text(rank, shape).c_str(),
+                     static_cast<long long>(max_features));
     size_t bytes;
     if (mul_overflows(m->n + panel_n, m->k + group_k, &bytes) || mul_overflows(bytes, c.widest, &bytes) || bytes > SIZE_MAX / 2)
       return rs_fail(RS_ERR_ARGUMENT, "shape %s is too large", shape_text(rank, shape).c_str());
@@ -907,12 +971,18 @@ rs_status find_codec(rs_type type, rs_layout layout, int rank, const int64_t *sh
 
 const char *rs_type_name(rs_type type) {
   switch (type) {
-    case RS_F32: return "f32";
-    case RS_F16: return "f16";
-    case RS_BF16: return "bf16";
-    case RS_I32: return "i32";
-    case RS_W8: return "w8";
-    case RS_W4: return "w4";
+    case RS_F32:
+      return "f32";
+    case RS_F16:
+      return "f16";
+    case RS_BF16:
+      return "bf16";
+    case RS_I32:
+      return "i32";
+    case RS_W8:
+      return "w8";
+    case RS_W4:
+      return "w4";
   }
   return "?";
 }
@@ -929,7 +999,8 @@ rs_status rs_tensor_bytes(rs_type type, rs_layout layout, int rank, const int64_
 
 namespace {
 
-rs_status encode(rs_type type, rs_layout layout, int rank, const int64_t *shape, const float *src, const rounding *r, void *dst, size_t capacity) {
+rs_status encode(rs_type type, rs_layout layout, int rank, const int64_t *shape, const float *src, const rounding *r, void *dst,
+                 size_t capacity) {
   const codec *c;
   matrix m;
   RS_CHECK(find_codec(type, layout, rank, shape, &c, &m));
@@ -943,17 +1014,21 @@ rs_status encode(rs_type type, rs_layout layout, int rank, const int64_t *shape,
 
 }  // namespace
 
-rs_status rs_tensor_encode(rs_type type, rs_layout layout, int rank, const int64_t *shape, const float *src, void *dst, size_t capacity) {
+rs_status rs_tensor_encode(rs_type type, rs_layout layout, int rank, const int64_t *shape, const float *src, void *dst,
+                           size_t capacity) {
   return guarded([&] { return encode(type, layout, rank, shape, src, nullptr, dst, capacity); });
 }
 
-rs_status rs_tensor_decode(rs_type type, rs_layout layout, int rank, const int64_t *shape, const void *src, float *dst, size_t capacity_elements) {
+rs_status rs_tensor_decode(rs_type type, rs_layout layout, int rank, const int64_t *shape, const void *src, float *dst,
+                           size_t capacity_elements) {
   return guarded([&] {
     const codec *c;
     matrix m;
     RS_CHECK(find_codec(type, layout, rank, shape, &c, &m));
-    if (!c->decode) return rs_fail(RS_ERR_ARGUMENT, "type %s in %s can't be made into f32", rs_type_name(type), layout_name(layout));
-    if (capacity_elements < m.n * m.k) return rs_fail(RS_ERR_LIMIT, "capacity is %zu elements, needed %zu", capacity_elements, m.n * m.k);
+    if (!c->decode)
+      return rs_fail(RS_ERR_ARGUMENT, "type %s in %s can't be made into f32", rs_type_name(type), layout_name(layout));
+    if (capacity_elements < m.n * m.k)
+      return rs_fail(RS_ERR_LIMIT, "capacity is %zu elements, needed %zu", capacity_elements, m.n * m.k);
     c->decode(src, m, dst);
     return RS_OK;
   });
@@ -975,18 +1050,15 @@ struct kernel_row {
   const char *name;
   bool (*available)();
 
-  // c [rows][ldc] (+)= a [rows][lda] times one panel: k steps of 16 values, `b` f32 or f16.  At most f_rows rows.  Each element is a
-  // chain over k in order, whatever the number of rows: a result does not depend on its neighbours.
-  void (*f32_tile)(const float *a, size_t lda, int rows, const float *b, size_t k, float *c, size_t ldc, bool add);
-  void (*f16_tile)(const float *a, size_t lda, int rows, const uint16_t *b, size_t k, float *c, size_t ldc);
-  int f_rows;
-
-  // acc [rows][16] = sum over k of a [rows][lda] u8 times one w8 panel of `steps` K4 steps.  At most w8_rows rows.
-  void (*w8_tile)(const uint8_t *a, size_t lda, int rows, const int8_t *w, size_t steps, int32_t *acc);
-  int w8_rows;
-  // The same for a w4 panel: groups of 8 steps, each with 16 multipliers.
-  void (*w4_tile)(const uint8_t *a, size_t lda, int rows, const uint8_t *w, const uint8_t *mult, size_t groups, int32_t *acc);
-  int w4_rows;
+  // Products of any number of rows and one panel.
+  // c [rows][ldc] (+)= a [rows][lda] times k steps of 16 values, f32 or f16.  Each element is a chain over k in order, whatever the
+  // number of rows: a result does not depend on its neighbours.
+  void (*f32_panel)(const float *a, size_t lda, int rows, const float *b, size_t k, float *c, size_t ldc, bool add);
+  void (*f16_panel)(const float *a, size_t lda, int rows, const uint16_t *b, size_t k, float *c, size_t ldc);
+  // acc [rows][16] = sum over k of a [rows][kp] u8 times a w8 panel.
+  void (*w8_panel)(const uint8_t *a, size_t kp, int rows, const int8_t *w, int32_t *acc);
+  // The same for a w4 panel and its multipliers [kp / 32][16].
+  void (*w4_panel)(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const uint8_t *mult, int32_t *acc);
 
   // x [k] to q [kp], the padding filled with the zero point (any value would do: the weights there are zero).
   row_quant (*quantize)(const float *x, size_t k, size_t kp, uint8_t *q);
@@ -999,7 +1071,7 @@ struct kernel_row {
   float (*exp_sum)(float *x, size_t n, float scale, float shift);  // x = exp(scale x - shift) in place; returns the sum
 };
 
-void f32_tile_scalar(const float *a, size_t lda, int rows, const float *b, size_t k, float *c, size_t ldc, bool add) {
+void f32_panel_scalar(const float *a, size_t lda, int rows, const float *b, size_t k, float *c, size_t ldc, bool add) {
   for (int r = 0; r < rows; r++) {
     float acc[panel_n] = {};
     if (add) memcpy(acc, c + r * ldc, sizeof acc);
@@ -1009,45 +1081,39 @@ void f32_tile_scalar(const float *a, size_t lda, int rows, const float *b, size_
   }
 }
 
-void f16_tile_scalar(const float *a, size_t lda, int rows, const uint16_t *b, size_t k, float *c, size_t ldc) {
+void f16_panel_scalar(const float *a, size_t lda, int rows, const uint16_t *b, size_t k, float *c, size_t ldc) {
   float wide[256 * panel_n];  // as f32, some steps at a time
-  for (size_t i = 0; i < k || i == 0; i += 256) {
+  for (size_t i = 0; i < k; i += 256) {
     const size_t steps = std::min<size_t>(256, k - i);
     for (size_t j = 0; j < steps * panel_n; j++) wide[j] = half_to_float(b[i * panel_n + j]);
-    f32_tile_scalar(a + i, lda, rows, wide, steps, c, ldc, i > 0);
+    f32_panel_scalar(a + i, lda, rows, wide, steps, c, ldc, i > 0);
   }
 }
 
-void w8_tile_scalar(const uint8_t *a, size_t lda, int rows, const int8_t *w, size_t steps, int32_t *acc) {
+void w8_panel_scalar(const uint8_t *a, size_t kp, int rows, const int8_t *w, int32_t *acc) {
   for (int r = 0; r < rows; r++) {
     uint32_t sum[panel_n] = {};  // unsigned: weights of a hostile file may wrap, which must not be undefined
-    for (size_t s = 0; s < steps; s++)
+    for (size_t k = 0; k < kp; k++)
       for (int j = 0; j < panel_n; j++)
-        for (int i = 0; i < panel_k; i++) sum[j] += static_cast<uint32_t>(a[r * lda + s * panel_k + i] * w[(s * panel_n + j) * panel_k + i]);
+        sum[j] += static_cast<uint32_t>(a[r * kp + k] * w[(k / panel_k * panel_n + j) * panel_k + k % panel_k]);
     memcpy(acc + r * panel_n, sum, sizeof sum);
   }
 }
 
-void w4_tile_scalar(const uint8_t *a, size_t lda, int rows, const uint8_t *w, const uint8_t *mult, size_t groups, int32_t *acc) {
-  constexpr int steps = group_k / panel_k;
+void w4_panel_scalar(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const uint8_t *mult, int32_t *acc) {
   for (int r = 0; r < rows; r++) {
     uint32_t sum[panel_n] = {};
-    for (size_t g = 0; g < groups; g++) {
-      int32_t part[panel_n] = {};
-      for (int s = 0; s < steps; s++)
-        for (int j = 0; j < panel_n; j++)
-          for (int i = 0; i < panel_k; i++) {
-            const int nibble = w[(g * steps + s) * 32 + j % 8 * panel_k + i] >> (j < 8 ? 0 : 4) & 15;
-            part[j] += a[r * lda + (g * steps + s) * panel_k + i] * (nibble - 8);
-          }
-      for (int j = 0; j < panel_n; j++) sum[j] += static_cast<uint32_t>(part[j] * mult[g * panel_n + j]);
-    }
+    for (size_t k = 0; k < kp; k++)
+      for (int j = 0; j < panel_n; j++) {
+        const int nibble = w[k / panel_k * 32 + j % 8 * panel_k + k % panel_k] >> (j < 8 ? 0 : 4) & 15;
+        sum[j] += static_cast<uint32_t>(a[r * kp + k] * (nibble - 8) * mult[k / group_k * panel_n + j]);
+      }
     memcpy(acc + r * panel_n, sum, sizeof sum);
   }
 }
 
-// 255 steps from the smallest to the largest value (low <= 0 <= high, so that zero stays exact).  Shared by all rows of kernels: the
-// same bits everywhere.  A row that holds NaN or infinity gets the scale NaN, so that the result shows it.
+// 255 steps from the smallest to the largest value (low <= 0 <= high, so that zero stays exact).  Shared by all rows of kernels:
+// the same bits everywhere.  A row that holds NaN or infinity gets the scale NaN, so that the result shows it.
 row_quant quant_range(float low, float high) {
   const float scale = (high - low) / 255;
   if (!std::isfinite(scale)) return {NAN, 0};
@@ -1085,13 +1151,20 @@ void dequantize_scalar(const int32_t *acc, row_quant rq, const float *scale, con
 
 float activate_one(rs_activation act, float x) {
   switch (act) {
-    case RS_ACT_NONE: return x;
-    case RS_ACT_GELU: return 0.5f * x * (1 + std::erf(x * 0.70710678f));
-    case RS_ACT_GELU_TANH: return 0.5f * x * (1 + std::tanh(0.79788456f * (x + 0.044715f * x * x * x)));
-    case RS_ACT_RELU: return x > 0 ? x : x * 0;  // times 0: NaN stays NaN
-    case RS_ACT_SILU: return x / (1 + std::exp(-x));
-    case RS_ACT_TANH: return std::tanh(x);
-    case RS_ACT_QUICK_GELU: return x / (1 + std::exp(-1.702f * x));
+    case RS_ACT_NONE:
+      return x;
+    case RS_ACT_GELU:
+      return 0.5f * x * (1 + std::erf(x * 0.70710678f));
+    case RS_ACT_GELU_TANH:
+      return 0.5f * x * (1 + std::tanh(0.79788456f * (x + 0.044715f * x * x * x)));
+    case RS_ACT_RELU:
+      return x > 0 ? x : x * 0;  // times 0: NaN stays NaN
+    case RS_ACT_SILU:
+      return x / (1 + std::exp(-x));
+    case RS_ACT_TANH:
+      return std::tanh(x);
+    case RS_ACT_QUICK_GELU:
+      return x / (1 + std::exp(-1.702f * x));
   }
   return x;
 }
@@ -1100,7 +1173,8 @@ void activate_scalar(rs_activation act, float *x, size_t n) {
   for (size_t i = 0; i < n; i++) x[i] = activate_one(act, x[i]);
 }
 
-void layer_norm_scalar(const float *x, const float *residual, const float *gamma, const float *beta, float eps, size_t n, float *y) {
+void layer_norm_scalar(const float *x, const float *residual, const float *gamma, const float *beta, float eps, size_t n,
+                       float *y) {
   double sum = 0, sum_sq = 0;
   for (size_t i = 0; i < n; i++) sum += y[i] = residual ? x[i] + residual[i] : x[i];
   const auto mean = static_cast<float>(sum / static_cast<double>(n));
@@ -1127,8 +1201,8 @@ float exp_sum_scalar(float *x, size_t n, float scale, float shift) {
 bool always() { return true; }
 
 constexpr kernel_row scalar_row = {
-    "scalar", always, f32_tile_scalar, f16_tile_scalar, 4, w8_tile_scalar, 4, w4_tile_scalar, 4, quantize_scalar, dequantize_scalar,
-    activate_scalar, layer_norm_scalar, max_scalar, exp_sum_scalar,
+    "scalar",          always,          f32_panel_scalar,  f16_panel_scalar, w8_panel_scalar, w4_panel_scalar, quantize_scalar,
+    dequantize_scalar, activate_scalar, layer_norm_scalar, max_scalar,       exp_sum_scalar,
 };
 
 }  // namespace
@@ -1140,25 +1214,30 @@ namespace {
 
 // ---- AVX2 + FMA + F16C
 
-bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }
+bool has_avx2() { return cpu().avx2 && cpu().fma && cpu().f16c; }
 
-// A tile of R rows by 16 channels: 2 R accumulators, 2 registers of b, 1 of a.  R = 6 fills the 16 registers.
+// Tiles of R rows by 16 channels; what is left over takes tiles of half as many rows, down to one.  R = 6 floats fill the 16
+// registers: 12 accumulators, two of b, one of a.
 template <int R, class Load>
-RS_AVX2 inline __attribute__((always_inline)) void float_tile_avx2(const float *a, size_t lda, Load load, size_t k, float *c, size_t ldc, bool add) {
-  __m256 acc[R][2];
-  for (int r = 0; r < R; r++)
-    for (int h = 0; h < 2; h++) acc[r][h] = add ? _mm256_loadu_ps(c + r * ldc + 8 * h) : _mm256_setzero_ps();
-  for (size_t i = 0; i < k; i++) {
-    const __m256 b0 = load(2 * i), b1 = load(2 * i + 1);
+RS_AVX2 void float_panel_avx2(const float *a, size_t lda, int rows, Load load, size_t k, float *c, size_t ldc, bool add) {
+  for (; rows >= R; rows -= R, a += R * lda, c += R * ldc) {
+    __m256 acc[R][2];
+    for (int r = 0; r < R; r++)
+      for (int h = 0; h < 2; h++) acc[r][h] = add ? _mm256_loadu_ps(c + r * ldc + 8 * h) : _mm256_setzero_ps();
+    for (size_t i = 0; i < k; i++) {
+      const __m256 b0 = load(2 * i), b1 = load(2 * i + 1);
 #pragma GCC unroll 8
-    for (int r = 0; r < R; r++) {
-      const __m256 x = _mm256_broadcast_ss(a + r * lda + i);
-      acc[r][0] = _mm256_fmadd_ps(x, b0, acc[r][0]);
-      acc[r][1] = _mm256_fmadd_ps(x, b1, acc[r][1]);
+      for (int r = 0; r < R; r++) {
+        const __m256 x = _mm256_broadcast_ss(a + r * lda + i);
+        acc[r][0] = _mm256_fmadd_ps(x, b0, acc[r][0]);
+        acc[r][1] = _mm256_fmadd_ps(x, b1, acc[r][1]);
+      }
     }
+    for (int r = 0; r < R; r++)
+      for (int h = 0; h < 2; h++) _mm256_storeu_ps(c + r * ldc + 8 * h, acc[r][h]);
   }
-  for (int r = 0; r < R; r++)
-    for (int h = 0; h < 2; h++) _mm256_storeu_ps(c + r * ldc + 8 * h, acc[r][h]);
+  if constexpr (R > 1)
+    if (rows) float_panel_avx2<R / 2>(a, lda, rows, load, k, c, ldc, add);
 }
 
 struct load_f32_avx2 {
@@ -1171,23 +1250,11 @@ struct load_f16_avx2 {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(b + 8 * i)));
   }
 };
-
-template <class Load>
-RS_AVX2 inline __attribute__((always_inline)) void float_rows_avx2(const float *a, size_t lda, int rows, Load load, size_t k, float *c, size_t ldc, bool add) {
-  switch (rows) {
-    case 1: return float_tile_avx2<1>(a, lda, load, k, c, ldc, add);
-    case 2: return float_tile_avx2<2>(a, lda, load, k, c, ldc, add);
-    case 3: return float_tile_avx2<3>(a, lda, load, k, c, ldc, add);
-    case 4: return float_tile_avx2<4>(a, lda, load, k, c, ldc, add);
-    case 5: return float_tile_avx2<5>(a, lda, load, k, c, ldc, add);
-    default: return float_tile_avx2<6>(a, lda, load, k, c, ldc, add);
-  }
+void f32_panel_avx2(const float *a, size_t lda, int rows, const float *b, size_t k, float *c, size_t ldc, bool add) {
+  float_panel_avx2<6>(a, lda, rows, load_f32_avx2{b}, k, c, ldc, add);
 }
-RS_AVX2 void f32_tile_avx2(const float *a, size_t lda, int rows, const float *b, size_t k, float *c, size_t ldc, bool add) {
-  float_rows_avx2(a, lda, rows, load_f32_avx2{b}, k, c, ldc, add);
-}
-RS_AVX2 void f16_tile_avx2(const float *a, size_t lda, int rows, const uint16_t *b, size_t k, float *c, size_t ldc) {
-  float_rows_avx2(a, lda, rows, load_f16_avx2{b}, k, c, ldc, false);
+void f16_panel_avx2(const float *a, size_t lda, int rows, const uint16_t *b, size_t k, float *c, size_t ldc) {
+  float_panel_avx2<6>(a, lda, rows, load_f16_avx2{b}, k, c, ldc, false);
 }
 
 RS_AVX2 inline __attribute__((always_inline)) __m256i broadcast4_avx2(const uint8_t *a) {
@@ -1197,70 +1264,66 @@ RS_AVX2 inline __attribute__((always_inline)) __m256i broadcast4_avx2(const uint
 }
 
 template <int R>
-RS_AVX2 inline __attribute__((always_inline)) void w8_tile_avx2_n(const uint8_t *a, size_t lda, const int8_t *w, size_t steps, int32_t *acc_out) {
+RS_AVX2 void w8_rows_avx2(const uint8_t *a, size_t kp, int rows, const int8_t *w, int32_t *acc_out) {
   const __m256i ones = _mm256_set1_epi16(1);
-  __m256i acc[R][2];
-  for (int r = 0; r < R; r++) acc[r][0] = acc[r][1] = _mm256_setzero_si256();
-  for (size_t s = 0; s < steps; s++) {
-    const __m256i b0 = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(w + s * 64));
-    const __m256i b1 = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(w + s * 64 + 32));
+  for (; rows >= R; rows -= R, a += R * kp, acc_out += R * panel_n) {
+    __m256i acc[R][2];
+    for (int r = 0; r < R; r++) acc[r][0] = acc[r][1] = _mm256_setzero_si256();
+    for (size_t k = 0; k < kp; k += panel_k) {
+      const __m256i b0 = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(w + k * panel_n));
+      const __m256i b1 = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(w + k * panel_n + 32));
 #pragma GCC unroll 8
-    for (int r = 0; r < R; r++) {
-      const __m256i x = broadcast4_avx2(a + r * lda + s * panel_k);
-      acc[r][0] = _mm256_add_epi32(acc[r][0], _mm256_madd_epi16(_mm256_maddubs_epi16(x, b0), ones));
-      acc[r][1] = _mm256_add_epi32(acc[r][1], _mm256_madd_epi16(_mm256_maddubs_epi16(x, b1), ones));
+      for (int r = 0; r < R; r++) {
+        const __m256i x = broadcast4_avx2(a + r * kp + k);
+        acc[r][0] = _mm256_add_epi32(acc[r][0], _mm256_madd_epi16(_mm256_maddubs_epi16(x, b0), ones));
+        acc[r][1] = _mm256_add_epi32(acc[r][1], _mm256_madd_epi16(_mm256_maddubs_epi16(x, b1), ones));
+      }
     }
+    for (int r = 0; r < R; r++)
+      for (int h = 0; h < 2; h++) _mm256_storeu_si256(reinterpret_cast<__m256i *>(acc_out + r * panel_n + 8 * h), acc[r][h]);
   }
-  for (int r = 0; r < R; r++)
-    for (int h = 0; h < 2; h++) _mm256_storeu_si256(reinterpret_cast<__m256i *>(acc_out + r * panel_n + 8 * h), acc[r][h]);
+  if constexpr (R > 1)
+    if (rows) w8_rows_avx2<R / 2>(a, kp, rows, w, acc_out);
 }
-RS_AVX2 void w8_tile_avx2(const uint8_t *a, size_t lda, int rows, const int8_t *w, size_t steps, int32_t *acc) {
-  switch (rows) {
-    case 1: return w8_tile_avx2_n<1>(a, lda, w, steps, acc);
-    case 2: return w8_tile_avx2_n<2>(a, lda, w, steps, acc);
-    case 3: return w8_tile_avx2_n<3>(a, lda, w, steps, acc);
-    default: return w8_tile_avx2_n<4>(a, lda, w, steps, acc);
-  }
-}
+void w8_panel_avx2(const uint8_t *a, size_t kp, int rows, const int8_t *w, int32_t *acc) { w8_rows_avx2<4>(a, kp, rows, w, acc); }
 
 // 16-bit sums over a group of 32, then one vpmaddwd that multiplies by the group's scale and widens.  The 32-bit sums live in
 // `acc_out`: there are not registers enough for both.
 template <int R>
-RS_AVX2 inline __attribute__((always_inline)) void w4_tile_avx2_n(const uint8_t *a, size_t lda, const uint8_t *w, const uint8_t *mult, size_t groups, int32_t *acc_out) {
+RS_AVX2 void w4_rows_avx2(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const uint8_t *mult, int32_t *acc_out) {
   const __m256i low = _mm256_set1_epi8(15), eight = _mm256_set1_epi8(8);
-  constexpr int steps = group_k / panel_k;
-  memset(acc_out, 0, R * panel_n * sizeof *acc_out);
-  for (size_t g = 0; g < groups; g++) {
-    __m256i sum[R][2];
-    for (int r = 0; r < R; r++) sum[r][0] = sum[r][1] = _mm256_setzero_si256();
-    for (int s = 0; s < steps; s++) {
-      const __m256i nibbles = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(w + (g * steps + s) * 32));
-      const __m256i b0 = _mm256_sub_epi8(_mm256_and_si256(nibbles, low), eight);
-      const __m256i b1 = _mm256_sub_epi8(_mm256_and_si256(_mm256_srli_epi16(nibbles, 4), low), eight);
+  for (; rows >= R; rows -= R, a += R * kp, acc_out += R * panel_n) {
+    memset(acc_out, 0, R * panel_n * sizeof *acc_out);
+    for (size_t group = 0; group < kp; group += group_k) {
+      __m256i sum[R][2];
+      for (int r = 0; r < R; r++) sum[r][0] = sum[r][1] = _mm256_setzero_si256();
+      for (size_t k = group; k < group + group_k; k += panel_k) {
+        const __m256i nibbles = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(w + k * 8));
+        const __m256i b0 = _mm256_sub_epi8(_mm256_and_si256(nibbles, low), eight);
+        const __m256i b1 = _mm256_sub_epi8(_mm256_and_si256(_mm256_srli_epi16(nibbles, 4), low), eight);
 #pragma GCC unroll 8
-      for (int r = 0; r < R; r++) {
-        const __m256i x = broadcast4_avx2(a + r * lda + (g * steps + s) * panel_k);
-        sum[r][0] = _mm256_add_epi16(sum[r][0], _mm256_maddubs_epi16(x, b0));
-        sum[r][1] = _mm256_add_epi16(sum[r][1], _mm256_maddubs_epi16(x, b1));
+        for (int r = 0; r < R; r++) {
+          const __m256i x = broadcast4_avx2(a + r * kp + k);
+          sum[r][0] = _mm256_add_epi16(sum[r][0], _mm256_maddubs_epi16(x, b0));
+          sum[r][1] = _mm256_add_epi16(sum[r][1], _mm256_maddubs_epi16(x, b1));
+        }
       }
-    }
-    for (int h = 0; h < 2; h++) {  // each 32-bit lane: m twice, once for either 16-bit sum of the channel
-      const __m256i m = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(mult + g * panel_n + 8 * h)));
-      const __m256i mm = _mm256_or_si256(m, _mm256_slli_epi32(m, 16));
-      for (int r = 0; r < R; r++) {
-        auto *out = reinterpret_cast<__m256i *>(acc_out + r * panel_n + 8 * h);
-        _mm256_storeu_si256(out, _mm256_add_epi32(_mm256_loadu_si256(out), _mm256_madd_epi16(sum[r][h], mm)));
+      for (int h = 0; h < 2; h++) {  // each 32-bit lane: m twice, once for either 16-bit sum of the channel
+        const __m256i m =
+            _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(mult + group / group_k * panel_n + 8 * h)));
+        const __m256i mm = _mm256_or_si256(m, _mm256_slli_epi32(m, 16));
+        for (int r = 0; r < R; r++) {
+          auto *out = reinterpret_cast<__m256i *>(acc_out + r * panel_n + 8 * h);
+          _mm256_storeu_si256(out, _mm256_add_epi32(_mm256_loadu_si256(out), _mm256_madd_epi16(sum[r][h], mm)));
+        }
       }
     }
   }
+  if constexpr (R > 1)
+    if (rows) w4_rows_avx2<R / 2>(a, kp, rows, w, mult, acc_out);
 }
-RS_AVX2 void w4_tile_avx2(const uint8_t *a, size_t lda, int rows, const uint8_t *w, const uint8_t *mult, size_t groups, int32_t *acc) {
-  switch (rows) {
-    case 1: return w4_tile_avx2_n<1>(a, lda, w, mult, groups, acc);
-    case 2: return w4_tile_avx2_n<2>(a, lda, w, mult, groups, acc);
-    case 3: return w4_tile_avx2_n<3>(a, lda, w, mult, groups, acc);
-    default: return w4_tile_avx2_n<4>(a, lda, w, mult, groups, acc);
-  }
+void w4_panel_avx2(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const uint8_t *mult, int32_t *acc) {
+  w4_rows_avx2<4>(a, kp, rows, w, mult, acc);
 }
 
 RS_AVX2 inline float reduce_max_avx2(__m256 v) {
@@ -1308,9 +1371,11 @@ RS_AVX2 row_quant quantize_avx2(const float *x, size_t k, size_t kp, uint8_t *q)
   return rq;
 }
 
-RS_AVX2 void dequantize_avx2(const int32_t *acc, row_quant rq, const float *scale, const int32_t *colsum, const float *bias, float *y) {
+RS_AVX2 void dequantize_avx2(const int32_t *acc, row_quant rq, const float *scale, const int32_t *colsum, const float *bias,
+                             float *y) {
   for (int j = 0; j < panel_n; j += 8) {
-    const __m256i correction = _mm256_mullo_epi32(_mm256_set1_epi32(rq.zero), _mm256_loadu_si256(reinterpret_cast<const __m256i *>(colsum + j)));
+    const __m256i correction =
+        _mm256_mullo_epi32(_mm256_set1_epi32(rq.zero), _mm256_loadu_si256(reinterpret_cast<const __m256i *>(colsum + j)));
     const __m256i centred = _mm256_sub_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(acc + j)), correction);
     // Multiply, then add: a fused operation would round otherwise than the other rows of kernels.
     __m256 v = _mm256_mul_ps(_mm256_cvtepi32_ps(centred), _mm256_mul_ps(_mm256_set1_ps(rq.scale), _mm256_loadu_ps(scale + j)));
@@ -1382,11 +1447,16 @@ RS_AVX2 inline __m256 activate_avx2_one(rs_activation act, __m256 x) {
       const __m256 inner = _mm256_mul_ps(_mm256_set1_ps(0.79788456f), _mm256_fmadd_ps(_mm256_set1_ps(0.044715f), cube, x));
       return _mm256_fmadd_ps(h, tanh_avx2(inner), h);
     }
-    case RS_ACT_RELU: return _mm256_max_ps(_mm256_setzero_ps(), x);  // NaN in the second operand stays
-    case RS_ACT_SILU: return sigmoid_times_avx2(x, _mm256_set1_ps(1));
-    case RS_ACT_TANH: return tanh_avx2(x);
-    case RS_ACT_QUICK_GELU: return sigmoid_times_avx2(x, _mm256_set1_ps(1.702f));
-    case RS_ACT_NONE: break;
+    case RS_ACT_RELU:
+      return _mm256_max_ps(_mm256_setzero_ps(), x);  // NaN in the second operand stays
+    case RS_ACT_SILU:
+      return sigmoid_times_avx2(x, _mm256_set1_ps(1));
+    case RS_ACT_TANH:
+      return tanh_avx2(x);
+    case RS_ACT_QUICK_GELU:
+      return sigmoid_times_avx2(x, _mm256_set1_ps(1.702f));
+    case RS_ACT_NONE:
+      break;
   }
   return x;
 }
@@ -1402,7 +1472,8 @@ RS_AVX2 void activate_avx2(rs_activation act, float *x, size_t n) {
   }
 }
 
-RS_AVX2 void layer_norm_avx2(const float *x, const float *residual, const float *gamma, const float *beta, float eps, size_t n, float *y) {
+RS_AVX2 void layer_norm_avx2(const float *x, const float *residual, const float *gamma, const float *beta, float eps, size_t n,
+                             float *y) {
   __m256 sum = _mm256_setzero_ps();
   float tail = 0;
   size_t i = 0;
@@ -1460,20 +1531,18 @@ RS_AVX2 float exp_sum_avx2(float *x, size_t n, float scale, float shift) {
 }
 
 constexpr kernel_row avx2_row = {
-    "avx2", has_avx2, f32_tile_avx2, f16_tile_avx2, 6, w8_tile_avx2, 4, w4_tile_avx2, 4, quantize_avx2, dequantize_avx2,
-    activate_avx2, layer_norm_avx2, max_avx2, exp_sum_avx2,
+    "avx2",        has_avx2,        f32_panel_avx2, f16_panel_avx2,  w8_panel_avx2, w4_panel_avx2,
+    quantize_avx2, dequantize_avx2, activate_avx2,  layer_norm_avx2, max_avx2,      exp_sum_avx2,
 };
 
 }  // namespace
 #endif
 
-// ================================================================================ 8  CPU detection, kernel table
+// ================================================================================ 8  kernel table
 
 namespace {
 
-constexpr int most_tile_rows = 8;  // of any row of kernels
-
-// Best first.  __builtin_cpu_supports looks at XCR0 too: it says no where the operating system does not save the registers.
+// Best first.
 const kernel_row *const kernel_rows[] = {
 #ifdef RS_X86
     &avx2_row,
@@ -1513,20 +1582,20 @@ namespace {
 
 // Every operator: X(ENUM, name, inputs).  The list makes the enum, the names and the table of functions; section 10 has one block
 // for each, with name##_infer, name##_work, name##_macs and name##_cpu.
-#define RS_OPS(X)              \
-  X(EMBED, embed, 2)           \
-  X(ADD, add, 2)               \
-  X(LINEAR, linear, 3)         \
+#define RS_OPS(X) \
+  X(EMBED, embed, 2) \
+  X(ADD, add, 2) \
+  X(LINEAR, linear, 3) \
   X(LAYER_NORM, layer_norm, 4) \
   X(FLASH_ATTN, flash_attn, 4) \
-  X(POOL, pool, 2)             \
+  X(POOL, pool, 2) \
   X(L2_NORMALIZE, l2_normalize, 1)
 
 enum op_code {
 #define X(op, name, n) OP_##op,
   RS_OPS(X)
 #undef X
-  op_count
+      op_count
 };
 
 enum tensor_kind { tensor_input, tensor_weight, tensor_op, tensor_view };
@@ -1538,7 +1607,7 @@ struct op_params {  // each operator uses its own
   int heads;
 };
 
-struct op_run;      // one operator at run time: section 11
+struct op_run;       // one operator at run time: section 11
 struct work_bytes {  // memory that an operator needs beside its result
   size_t shared, each_thread;
 };
@@ -1560,8 +1629,8 @@ struct rs_tensor {
   op_params params;
   rs_tensor *src[max_sources];  // nullptr where an optional input is left out
 
-  const void *data;     // tensor_weight
-  rs_tensor *base;      // tensor_view: columns [first, first + shape[rank - 1]) of it
+  const void *data;  // tensor_weight
+  rs_tensor *base;   // tensor_view: columns [first, first + shape[rank - 1]) of it
   int64_t first;
 };
 
@@ -1584,10 +1653,10 @@ struct op_row {
   void (*cpu)(const op_run &, const worker &me);
 };
 
-#define X(op, name, n)                                  \
-  rs_status name##_infer(rs_tensor &out);               \
-  work_bytes name##_work(const op_run &);               \
-  double name##_macs(const op_run &);                   \
+#define X(op, name, n) \
+  rs_status name##_infer(rs_tensor &out); \
+  work_bytes name##_work(const op_run &); \
+  double name##_macs(const op_run &); \
   void name##_cpu(const op_run &, const worker &me);
 RS_OPS(X)
 #undef X
@@ -1619,16 +1688,20 @@ rs_tensor *new_tensor(rs_graph *g, tensor_kind kind) {
 }
 
 rs_status set_shape(rs_tensor *t, int rank, const int64_t *shape) {
-  if (rank < 1 || rank > RS_MAX_RANK) return rs_fail(RS_ERR_ARGUMENT, "'%s': rank %d, expected 1 to %d", t->name.c_str(), rank, RS_MAX_RANK);
+  if (rank < 1 || rank > RS_MAX_RANK)
+    return rs_fail(RS_ERR_ARGUMENT, "'%s': rank %d, expected 1 to %d", t->name.c_str(), rank, RS_MAX_RANK);
   for (int i = 0; i < rank; i++)
     if (shape[i] > max_dim || (shape[i] < 1 && (i > 0 || shape[i] < RS_DIM_CU_SEQLENS || shape[i] == 0)))
-      return rs_fail(RS_ERR_ARGUMENT, "'%s': shape %s: dimension %d is out of range", t->name.c_str(), shape_text(rank, shape).c_str(), i);
+      return rs_fail(RS_ERR_ARGUMENT, "'%s': shape %s: dimension %d is out of range", t->name.c_str(),
+                     shape_text(rank, shape).c_str(), i);
   t->rank = rank;
   std::copy(shape, shape + rank, t->shape);
   return RS_OK;
 }
 
-bool same_shape(const rs_tensor &t, int rank, const int64_t *shape) { return t.rank == rank && std::equal(shape, shape + rank, t.shape); }
+bool same_shape(const rs_tensor &t, int rank, const int64_t *shape) {
+  return t.rank == rank && std::equal(shape, shape + rank, t.shape);
+}
 
 rs_tensor *add_op(rs_graph *g, op_code op, const op_params &params, std::initializer_list<rs_tensor *> src, unsigned optional = 0) {
   if (!g || g->status != RS_OK) return nullptr;
@@ -1636,7 +1709,8 @@ rs_tensor *add_op(rs_graph *g, op_code op, const op_params &params, std::initial
     int i = 0;
     for (const rs_tensor *s : src) {
       if (!s && !(optional >> i & 1)) return graph_fail(g, rs_fail(RS_ERR_ARGUMENT, "%s: input %d is NULL", op_rows[op].name, i));
-      if (s && s->graph != g) return graph_fail(g, rs_fail(RS_ERR_ARGUMENT, "%s: '%s' belongs to another graph", op_rows[op].name, s->name.c_str()));
+      if (s && s->graph != g)
+        return graph_fail(g, rs_fail(RS_ERR_ARGUMENT, "%s: '%s' belongs to another graph", op_rows[op].name, s->name.c_str()));
       i++;
     }
     rs_tensor *t = new_tensor(g, tensor_op);
@@ -1657,20 +1731,20 @@ rs_tensor *add_op(rs_graph *g, op_code op, const op_params &params, std::initial
 
 rs_status expect_f32_matrix(const rs_tensor &op, const rs_tensor &x, const char *what) {
   if (x.type == RS_F32 && x.layout == RS_ROWS && x.rank == 2 && x.kind != tensor_weight) return RS_OK;
-  return rs_fail(RS_ERR_ARGUMENT, "%s: %s '%s' is %s %s, expected activations f32 [T,C]", op_rows[op.op].name, what, x.name.c_str(), rs_type_name(x.type),
-                 shape_text(x.rank, x.shape).c_str());
+  return rs_fail(RS_ERR_ARGUMENT, "%s: %s '%s' is %s %s, expected activations f32 [T,C]", op_rows[op.op].name, what, x.name.c_str(),
+                 rs_type_name(x.type), shape_text(x.rank, x.shape).c_str());
 }
 
 rs_status expect_f32_vector(const rs_tensor &op, const rs_tensor &x, const char *what, int64_t n) {
   if (x.type == RS_F32 && x.layout == RS_ROWS && x.kind == tensor_weight && same_shape(x, 1, &n)) return RS_OK;
-  return rs_fail(RS_ERR_ARGUMENT, "%s: %s '%s' is %s %s, expected f32 [%lld]", op_rows[op.op].name, what, x.name.c_str(), rs_type_name(x.type),
-                 shape_text(x.rank, x.shape).c_str(), static_cast<long long>(n));
+  return rs_fail(RS_ERR_ARGUMENT, "%s: %s '%s' is %s %s, expected f32 [%lld]", op_rows[op.op].name, what, x.name.c_str(),
+                 rs_type_name(x.type), shape_text(x.rank, x.shape).c_str(), static_cast<long long>(n));
 }
 
 rs_status expect_i32(const rs_tensor &op, const rs_tensor &x, const char *what, int64_t dim) {
   if (x.type == RS_I32 && same_shape(x, 1, &dim)) return RS_OK;
-  return rs_fail(RS_ERR_ARGUMENT, "%s: %s '%s' is %s %s, expected i32 %s", op_rows[op.op].name, what, x.name.c_str(), rs_type_name(x.type),
-                 shape_text(x.rank, x.shape).c_str(), shape_text(1, &dim).c_str());
+  return rs_fail(RS_ERR_ARGUMENT, "%s: %s '%s' is %s %s, expected i32 %s", op_rows[op.op].name, what, x.name.c_str(),
+                 rs_type_name(x.type), shape_text(x.rank, x.shape).c_str(), shape_text(1, &dim).c_str());
 }
 
 rs_status result_like(rs_tensor &out, const rs_tensor &x) { return set_shape(&out, x.rank, x.shape); }
@@ -1692,7 +1766,8 @@ rs_tensor *rs_input(rs_graph *g, const char *name, rs_type type, int rank, const
   if (!t) return nullptr;
   t->name = name;
   t->type = type;
-  if (type != RS_F32 && type != RS_I32) return graph_fail(g, rs_fail(RS_ERR_ARGUMENT, "input '%s' is %s, expected f32 or i32", name, rs_type_name(type)));
+  if (type != RS_F32 && type != RS_I32)
+    return graph_fail(g, rs_fail(RS_ERR_ARGUMENT, "input '%s' is %s, expected f32 or i32", name, rs_type_name(type)));
   const rs_status status = set_shape(t, rank, shape);
   return status == RS_OK ? t : graph_fail(g, status);
 }
@@ -1704,11 +1779,13 @@ rs_tensor *rs_weight(rs_graph *g, const char *name, int rank, const int64_t *sha
   const rs_status found = rs_model_tensor(g->model, name, &info);
   if (found != RS_OK) return graph_fail(g, found);
   if (info.rank != rank || !std::equal(shape, shape + rank, info.shape))
-    return graph_fail(g, rs_fail(RS_ERR_FORMAT, "'%s': shape %s, expected %s", name, shape_text(info.rank, info.shape).c_str(), shape_text(rank, shape).c_str()));
+    return graph_fail(g, rs_fail(RS_ERR_FORMAT, "'%s': shape %s, expected %s", name, shape_text(info.rank, info.shape).c_str(),
+                                 shape_text(rank, shape).c_str()));
   return rs_constant(g, name, info.type, info.layout, rank, shape, info.data);
 }
 
-rs_tensor *rs_constant(rs_graph *g, const char *name, rs_type type, rs_layout layout, int rank, const int64_t *shape, const void *data) {
+rs_tensor *rs_constant(rs_graph *g, const char *name, rs_type type, rs_layout layout, int rank, const int64_t *shape,
+                       const void *data) {
   size_t bytes;
   const rs_status status = rs_tensor_bytes(type, layout, rank, shape, &bytes);
   if (status != RS_OK) return graph_fail(g, status);
@@ -1728,8 +1805,8 @@ rs_tensor *rs_constant(rs_graph *g, const char *name, rs_type type, rs_layout la
 rs_tensor *rs_columns(rs_graph *g, rs_tensor *x, int64_t first, int64_t count) {
   if (!x || g->status != RS_OK) return nullptr;
   if (x->rank != 2 || x->type != RS_F32 || x->kind == tensor_weight || first < 0 || count < 1 || first > x->shape[1] - count)
-    return graph_fail(g, rs_fail(RS_ERR_ARGUMENT, "columns [%lld, %lld) of '%s' %s", static_cast<long long>(first), static_cast<long long>(first + count),
-                                 x->name.c_str(), shape_text(x->rank, x->shape).c_str()));
+    return graph_fail(g, rs_fail(RS_ERR_ARGUMENT, "columns [%lld, %lld) of '%s' %s", static_cast<long long>(first),
+                                 static_cast<long long>(first + count), x->name.c_str(), shape_text(x->rank, x->shape).c_str()));
   rs_tensor *t = new_tensor(g, tensor_view);
   if (!t) return nullptr;
   t->name = x->name + "[" + std::to_string(first) + ":" + std::to_string(first + count) + "]";
@@ -1744,7 +1821,8 @@ rs_tensor *rs_columns(rs_graph *g, rs_tensor *x, int64_t first, int64_t count) {
 
 rs_tensor *rs_output(rs_graph *g, rs_tensor *x) {
   if (!x || g->status != RS_OK) return nullptr;
-  if (x->kind != tensor_op) return graph_fail(g, rs_fail(RS_ERR_ARGUMENT, "output '%s' is not the result of an operator", x->name.c_str()));
+  if (x->kind != tensor_op)
+    return graph_fail(g, rs_fail(RS_ERR_ARGUMENT, "output '%s' is not the result of an operator", x->name.c_str()));
   x->output = true;
   return x;
 }
@@ -1776,8 +1854,8 @@ struct op_run {
   const rs_tensor *t;
   const kernel_row *kernels;
   value out, in[max_sources];
-  char *shared;        // scratch of all threads
-  char *each;          // scratch of thread i at each + i * each_bytes
+  char *shared;  // scratch of all threads
+  char *each;    // scratch of thread i at each + i * each_bytes
   size_t each_bytes;
   struct run_error *error;
 
@@ -1805,8 +1883,8 @@ rs_status embed_infer(rs_tensor &out) {
   const rs_tensor &ids = *out.src[0], &table = *out.src[1];
   RS_CHECK(expect_i32(out, ids, "ids", RS_DIM_TOKENS));
   if (table.kind != tensor_weight || table.layout != RS_ROWS || table.rank != 2 || table.type == RS_I32)
-    return rs_fail(RS_ERR_ARGUMENT, "embed: table '%s' is %s in %s %s, expected a table in rows [V,C]", table.name.c_str(), rs_type_name(table.type),
-                   layout_name(table.layout), shape_text(table.rank, table.shape).c_str());
+    return rs_fail(RS_ERR_ARGUMENT, "embed: table '%s' is %s in %s %s, expected a table in rows [V,C]", table.name.c_str(),
+                   rs_type_name(table.type), layout_name(table.layout), shape_text(table.rank, table.shape).c_str());
   const int64_t shape[] = {RS_DIM_TOKENS, table.shape[1]};
   return set_shape(&out, 2, shape);
 }
@@ -1823,7 +1901,8 @@ void embed_cpu(const op_run &r, const worker &me) {
   for (int64_t i = begin; i < end; i++) {
     const int32_t id = r.i32(0)[i];
     if (id < 0 || static_cast<size_t>(id) >= m.n) {
-      rs_fail(RS_ERR_ARGUMENT, "embed: id %d at position %lld is outside of '%s' [0,%zu)", id, static_cast<long long>(i), table.name.c_str(), m.n);
+      rs_fail(RS_ERR_ARGUMENT, "embed: id %d at position %lld is outside of '%s' [0,%zu)", id, static_cast<long long>(i),
+              table.name.c_str(), m.n);
       return r.error->set(RS_ERR_ARGUMENT);
     }
     c->decode(static_cast<const char *>(table.data) + static_cast<size_t>(id) * stride, row, r.result() + i * r.out.stride);
@@ -1837,7 +1916,8 @@ rs_status add_infer(rs_tensor &out) {
   RS_CHECK(expect_f32_matrix(out, a, "a"));
   RS_CHECK(expect_f32_matrix(out, b, "b"));
   if (!same_shape(a, b.rank, b.shape))
-    return rs_fail(RS_ERR_ARGUMENT, "add: '%s' %s and '%s' %s differ", a.name.c_str(), shape_text(a.rank, a.shape).c_str(), b.name.c_str(), shape_text(b.rank, b.shape).c_str());
+    return rs_fail(RS_ERR_ARGUMENT, "add: '%s' %s and '%s' %s differ", a.name.c_str(), shape_text(a.rank, a.shape).c_str(),
+                   b.name.c_str(), shape_text(b.rank, b.shape).c_str());
   return result_like(out, a);
 }
 work_bytes add_work(const op_run &) { return {0, 0}; }
@@ -1866,14 +1946,16 @@ rs_status linear_infer(rs_tensor &out) {
   if (w.kind != tensor_weight || w.layout != RS_PANELS)
     return rs_fail(RS_ERR_ARGUMENT, "linear: '%s' is in %s, expected a weight in panels", w.name.c_str(), layout_name(w.layout));
   if (w.shape[1] != x.shape[1])
-    return rs_fail(RS_ERR_ARGUMENT, "linear: '%s' %s times '%s' %s: the inner dimensions differ", x.name.c_str(), shape_text(x.rank, x.shape).c_str(), w.name.c_str(),
-                   shape_text(w.rank, w.shape).c_str());
+    return rs_fail(RS_ERR_ARGUMENT, "linear: '%s' %s times '%s' %s: the inner dimensions differ", x.name.c_str(),
+                   shape_text(x.rank, x.shape).c_str(), w.name.c_str(), shape_text(w.rank, w.shape).c_str());
   if (out.src[2]) RS_CHECK(expect_f32_vector(out, *out.src[2], "bias", w.shape[0]));
   const int64_t shape[] = {x.shape[0], w.shape[0]};
   return set_shape(&out, 2, shape);
 }
 
-matrix linear_weight(const op_run &r) { return {static_cast<size_t>(r.t->src[1]->shape[0]), static_cast<size_t>(r.t->src[1]->shape[1])}; }
+matrix linear_weight(const op_run &r) {
+  return {static_cast<size_t>(r.t->src[1]->shape[0]), static_cast<size_t>(r.t->src[1]->shape[1])};
+}
 
 work_bytes linear_work(const op_run &r) {
   if (!is_quantized(r.t->src[1]->type)) return {0, 0};
@@ -1881,86 +1963,75 @@ work_bytes linear_work(const op_run &r) {
   return {round_up(rows * linear_weight(r).kp(), align_data) + rows * sizeof(row_quant), 0};
 }
 
-double linear_macs(const op_run &r) { return static_cast<double>(r.out.rows) * static_cast<double>(r.t->src[1]->shape[0]) * static_cast<double>(r.t->src[1]->shape[1]); }
+double linear_macs(const op_run &r) {
+  return static_cast<double>(r.out.rows) * static_cast<double>(r.t->src[1]->shape[0]) * static_cast<double>(r.t->src[1]->shape[1]);
+}
 
-// One tile: `rows` rows from row `i` times panel `p`, before bias and activation for float weights, complete for quantized ones.
-struct linear_tile {
-  const op_run &r;
-  const kernel_row &k;
-  rs_type type;
-  const void *data;
-  matrix m;
-  const uint8_t *q;           // [T, Kp] quantized x
-  const row_quant *rq;        // [T]
-  const float *bias;          // padded to Np or nullptr: see below
-
-  int rows_at_once() const { return type == RS_W8 ? k.w8_rows : type == RS_W4 ? k.w4_rows : k.f_rows; }
-
-  void float_rows(int64_t i, int rows, size_t p, float *y) const {
-    const float *a = r.f32(0) + i * r.in[0].stride;
-    const size_t lda = static_cast<size_t>(r.in[0].stride), at = p * panel_n * m.kp();
-    if (type == RS_F32)
-      k.f32_tile(a, lda, rows, static_cast<const float *>(data) + at, m.k, y, panel_n, false);
-    else
-      k.f16_tile(a, lda, rows, static_cast<const uint16_t *>(data) + at, m.k, y, panel_n);
-    if (!bias) return;
-    for (int j = 0; j < rows; j++)
-      for (int n = 0; n < panel_n; n++) y[j * panel_n + n] += bias[n];
-  }
-
-  void quantized_rows(int64_t i, int rows, size_t p, float *y) const {
-    alignas(align_data) int32_t acc[most_tile_rows * panel_n];
-    const uint8_t *a = q + static_cast<size_t>(i) * m.kp();
-    const float *scale;
-    const int32_t *colsum;
-    if (type == RS_W8) {
-      const w8_panels w(data, m);
-      k.w8_tile(a, m.kp(), rows, w.w + p * panel_n * m.kp(), m.kp() / panel_k, acc);
-      scale = w.scale + p * panel_n, colsum = w.colsum + p * panel_n;
-    } else {
-      const w4_panels w(data, m);
-      k.w4_tile(a, m.kp(), rows, w.w + p * panel_n * m.kp() / 2, w.mult + p * panel_n * m.kp() / group_k, m.kp() / group_k, acc);
-      scale = w.scale + p * panel_n, colsum = w.colsum + p * panel_n;
-    }
-    for (int j = 0; j < rows; j++) k.dequantize(acc + j * panel_n, rq[i + j], scale, colsum, bias, y + j * panel_n);
-  }
+// Where the quantized rows of x are, in the shared scratch.
+struct quantized_rows {
+  uint8_t *q;     // [T, Kp]
+  row_quant *rq;  // [T]
+  quantized_rows(const op_run &r, matrix m)
+      : q(reinterpret_cast<uint8_t *>(r.shared)),
+        rq(reinterpret_cast<row_quant *>(r.shared + round_up(static_cast<size_t>(r.out.rows) * m.kp(), align_data))) {}
 };
 
-void linear_cpu(const op_run &r, const worker &me) {
+// y [rows][16] = x w^T for `rows` rows from row `i` and panel `p`, with bias [16] or nullptr.
+void linear_panel(const op_run &r, matrix m, const quantized_rows &x, int64_t i, int rows, size_t p, const float *bias, float *y) {
+  const kernel_row &k = *r.kernels;
   const rs_tensor &w = *r.t->src[1];
+  if (!is_quantized(w.type)) {
+    const float *a = r.f32(0) + i * r.in[0].stride;
+    const auto lda = static_cast<size_t>(r.in[0].stride);
+    const size_t at = p * panel_n * m.kp();
+    if (w.type == RS_F32) k.f32_panel(a, lda, rows, static_cast<const float *>(w.data) + at, m.k, y, panel_n, false);
+    else k.f16_panel(a, lda, rows, static_cast<const uint16_t *>(w.data) + at, m.k, y, panel_n);
+    for (int j = 0; bias && j < rows; j++)
+      for (int n = 0; n < panel_n; n++) y[j * panel_n + n] += bias[n];
+    return;
+  }
+  alignas(align_data) int32_t acc[linear_block_rows * panel_n];
+  const uint8_t *a = x.q + static_cast<size_t>(i) * m.kp();
+  const float *scale;
+  const int32_t *colsum;
+  if (w.type == RS_W8) {
+    const w8_panels panels(w.data, m);
+    k.w8_panel(a, m.kp(), rows, panels.w + p * panel_n * m.kp(), acc);
+    scale = panels.scale + p * panel_n, colsum = panels.colsum + p * panel_n;
+  } else {
+    const w4_panels panels(w.data, m);
+    k.w4_panel(a, m.kp(), rows, panels.w + p * panel_n * m.kp() / 2, panels.mult + p * panel_n * m.kp() / group_k, acc);
+    scale = panels.scale + p * panel_n, colsum = panels.colsum + p * panel_n;
+  }
+  for (int j = 0; j < rows; j++) k.dequantize(acc + j * panel_n, x.rq[i + j], scale, colsum, bias, y + j * panel_n);
+}
+
+void linear_cpu(const op_run &r, const worker &me) {
   const matrix m = linear_weight(r);
-  auto *q = reinterpret_cast<uint8_t *>(r.shared);
-  auto *rq = reinterpret_cast<row_quant *>(r.shared + round_up(static_cast<size_t>(r.out.rows) * m.kp(), align_data));
-  if (is_quantized(w.type)) {
+  const quantized_rows x(r, m);
+  if (is_quantized(r.t->src[1]->type)) {
     const auto [begin, end] = me.share(r.out.rows);
-    for (int64_t i = begin; i < end; i++) rq[i] = r.kernels->quantize(r.f32(0) + i * r.in[0].stride, m.k, m.kp(), q + static_cast<size_t>(i) * m.kp());
+    for (int64_t i = begin; i < end; i++)
+      x.rq[i] = r.kernels->quantize(r.f32(0) + i * r.in[0].stride, m.k, m.kp(), x.q + static_cast<size_t>(i) * m.kp());
     me.barrier();
   }
-  linear_tile tile{r, *r.kernels, w.type, w.data, m, q, rq, nullptr};
   const float *bias = r.t->src[2] ? r.f32(2) : nullptr;
   const auto panels = static_cast<int64_t>(m.np() / panel_n), blocks = ceil_div(r.out.rows, linear_block_rows);
   // A few units a thread, so that shares come out even; one column of units where there are blocks enough.
   const int64_t runs = std::min(panels, ceil_div(4 * me.threads, std::max<int64_t>(1, blocks)));
   const auto [first, last] = me.share(blocks * runs);
   for (int64_t unit = first; unit < last; unit++) {
-    const int64_t row_begin = unit / runs * linear_block_rows, row_end = std::min(r.out.rows, row_begin + linear_block_rows);
+    const int64_t i = unit / runs * linear_block_rows;
+    const int rows = static_cast<int>(std::min(r.out.rows - i, linear_block_rows));
     const auto [panel_begin, panel_end] = worker{me.team, static_cast<int>(unit % runs), static_cast<int>(runs)}.share(panels);
     for (int64_t p = panel_begin; p < panel_end; p++) {
-      const int64_t n = std::min<int64_t>(panel_n, static_cast<int64_t>(m.n) - p * panel_n);
+      const auto n = static_cast<size_t>(std::min<int64_t>(panel_n, static_cast<int64_t>(m.n) - p * panel_n));
       float padded_bias[panel_n] = {};
-      if (bias) memcpy(padded_bias, bias + p * panel_n, static_cast<size_t>(n) * 4);
-      tile.bias = bias ? padded_bias : nullptr;
-      for (int64_t i = row_begin; i < row_end;) {
-        const int rows = static_cast<int>(std::min<int64_t>(tile.rows_at_once(), row_end - i));
-        alignas(align_data) float y[most_tile_rows * panel_n];
-        if (is_quantized(w.type))
-          tile.quantized_rows(i, rows, static_cast<size_t>(p), y);
-        else
-          tile.float_rows(i, rows, static_cast<size_t>(p), y);
-        if (r.t->params.act != RS_ACT_NONE) r.kernels->activate(r.t->params.act, y, static_cast<size_t>(rows) * panel_n);
-        for (int j = 0; j < rows; j++) memcpy(r.result() + (i + j) * r.out.stride + p * panel_n, y + j * panel_n, static_cast<size_t>(n) * 4);
-        i += rows;
-      }
+      if (bias) memcpy(padded_bias, bias + p * panel_n, n * 4);
+      alignas(align_data) float y[linear_block_rows * panel_n];
+      linear_panel(r, m, x, i, rows, static_cast<size_t>(p), bias ? padded_bias : nullptr, y);
+      if (r.t->params.act != RS_ACT_NONE) r.kernels->activate(r.t->params.act, y, static_cast<size_t>(rows) * panel_n);
+      for (int j = 0; j < rows; j++) memcpy(r.result() + (i + j) * r.out.stride + p * panel_n, y + j * panel_n, n * 4);
     }
   }
 }
@@ -1973,12 +2044,14 @@ rs_status layer_norm_infer(rs_tensor &out) {
   if (const rs_tensor *residual = out.src[1]) {
     RS_CHECK(expect_f32_matrix(out, *residual, "residual"));
     if (!same_shape(x, residual->rank, residual->shape))
-      return rs_fail(RS_ERR_ARGUMENT, "layer_norm: '%s' %s and residual '%s' %s differ", x.name.c_str(), shape_text(x.rank, x.shape).c_str(), residual->name.c_str(),
+      return rs_fail(RS_ERR_ARGUMENT, "layer_norm: '%s' %s and residual '%s' %s differ", x.name.c_str(),
+                     shape_text(x.rank, x.shape).c_str(), residual->name.c_str(),
                      shape_text(residual->rank, residual->shape).c_str());
   }
   RS_CHECK(expect_f32_vector(out, *out.src[2], "gamma", x.shape[1]));
   RS_CHECK(expect_f32_vector(out, *out.src[3], "beta", x.shape[1]));
-  if (!(out.params.eps >= 0) || !std::isfinite(out.params.eps)) return rs_fail(RS_ERR_ARGUMENT, "layer_norm: eps %g", static_cast<double>(out.params.eps));
+  if (!(out.params.eps >= 0) || !std::isfinite(out.params.eps))
+    return rs_fail(RS_ERR_ARGUMENT, "layer_norm: eps %g", static_cast<double>(out.params.eps));
   return result_like(out, x);
 }
 work_bytes layer_norm_work(const op_run &) { return {0, 0}; }
@@ -1986,16 +2059,16 @@ double layer_norm_macs(const op_run &) { return 0; }
 void layer_norm_cpu(const op_run &r, const worker &me) {
   const auto [begin, end] = me.share(r.out.rows);
   for (int64_t i = begin; i < end; i++)
-    r.kernels->layer_norm(r.f32(0) + i * r.in[0].stride, r.t->src[1] ? r.f32(1) + i * r.in[1].stride : nullptr, r.f32(2), r.f32(3), r.t->params.eps,
-                          static_cast<size_t>(r.out.cols), r.result() + i * r.out.stride);
+    r.kernels->layer_norm(r.f32(0) + i * r.in[0].stride, r.t->src[1] ? r.f32(1) + i * r.in[1].stride : nullptr, r.f32(2), r.f32(3),
+                          r.t->params.eps, static_cast<size_t>(r.out.cols), r.result() + i * r.out.stride);
 }
 
 // ---- flash_attn: softmax(q k^T scale) v, varlen
 //
-// A unit is one head of a block of queries of one sequence.  Keys and values go by in blocks, packed into panels, so that scores and
-// output are products of the same tile kernel as linear layers.  Blocks are counted from the start of the sequence: the order of
-// all sums depends on the sequence alone.  The softmax is online (arXiv 1805.02867): row maximum m and sum l are corrected whenever a
-// later block raises m; a sequence of one block is an ordinary softmax.
+// A unit is one head of a block of queries of one sequence.  Keys and values go by in blocks, packed into panels, so that scores
+// and output are products of the same tile kernel as linear layers.  Blocks are counted from the start of the sequence: the order
+// of all sums depends on the sequence alone.  The softmax is online (arXiv 1805.02867): row maximum m and sum l are corrected
+// whenever a later block raises m; a sequence of one block is an ordinary softmax.
 
 constexpr int64_t attn_queries = 64, attn_keys = 128;
 
@@ -2005,20 +2078,22 @@ rs_status flash_attn_infer(rs_tensor &out) {
   for (int i = 0; i < 3; i++) {
     RS_CHECK(expect_f32_matrix(out, *out.src[i], names[i]));
     if (!same_shape(q, 2, out.src[i]->shape))
-      return rs_fail(RS_ERR_ARGUMENT, "flash_attn: q %s and %s %s differ", shape_text(2, q.shape).c_str(), names[i], shape_text(2, out.src[i]->shape).c_str());
+      return rs_fail(RS_ERR_ARGUMENT, "flash_attn: q %s and %s %s differ", shape_text(2, q.shape).c_str(), names[i],
+                     shape_text(2, out.src[i]->shape).c_str());
   }
   RS_CHECK(expect_i32(out, *out.src[3], "cu_seqlens", RS_DIM_CU_SEQLENS));
   if (out.params.heads < 1 || q.shape[1] % out.params.heads)
-    return rs_fail(RS_ERR_ARGUMENT, "flash_attn: %d heads do not divide %lld columns", out.params.heads, static_cast<long long>(q.shape[1]));
+    return rs_fail(RS_ERR_ARGUMENT, "flash_attn: %d heads do not divide %lld columns", out.params.heads,
+                   static_cast<long long>(q.shape[1]));
   return result_like(out, q);
 }
 
 struct attn_scratch {  // of a thread
-  float *keys;    // [attn_keys / 16][D][16]
-  float *values;  // [Dp / 16][attn_keys][16]
-  float *scores;  // [attn_queries][attn_keys]
-  float *out;     // [attn_queries][Dp]
-  float *max, *sum;  // [attn_queries]
+  float *keys;         // [attn_keys / 16][D][16]
+  float *values;       // [Dp / 16][attn_keys][16]
+  float *scores;       // [attn_queries][attn_keys]
+  float *out;          // [attn_queries][Dp]
+  float *max, *sum;    // [attn_queries]
   size_t dp;
   static size_t floats(size_t d) {
     const size_t dp = round_up(d, panel_n);
@@ -2044,12 +2119,10 @@ double flash_attn_macs(const op_run &r) {
 }
 
 // c [rows, ldc] (+)= a [rows, lda] times `panels` panels of k steps, each `panel_stride` floats after the one before.
-void attn_product(const kernel_row &k, const float *a, size_t lda, int64_t rows, const float *b, size_t panels, size_t panel_stride, size_t steps, float *c,
-                  size_t ldc, bool add) {
+void attn_product(const kernel_row &k, const float *a, size_t lda, int64_t rows, const float *b, size_t panels, size_t panel_stride,
+                  size_t steps, float *c, size_t ldc, bool add) {
   for (size_t p = 0; p < panels; p++)
-    for (int64_t i = 0; i < rows; i += k.f_rows)
-      k.f32_tile(a + i * static_cast<int64_t>(lda), lda, static_cast<int>(std::min<int64_t>(k.f_rows, rows - i)), b + p * panel_stride, steps,
-                 c + i * static_cast<int64_t>(ldc) + p * panel_n, ldc, add);
+    k.f32_panel(a, lda, static_cast<int>(rows), b + p * panel_stride, steps, c + p * panel_n, ldc, add);
 }
 
 void attn_unit(const op_run &r, const attn_scratch &s, int64_t head, int64_t seq_begin, int64_t seq_end, int64_t query) {
@@ -2066,7 +2139,8 @@ void attn_unit(const op_run &r, const attn_scratch &s, int64_t head, int64_t seq
       const int64_t row = key + static_cast<int64_t>(j);
       const float *from_key = r.f32(1) + row * r.in[1].stride + column, *from_value = r.f32(2) + row * r.in[2].stride + column;
       for (size_t i = 0; i < d; i++) to_key[i * panel_n] = real ? from_key[i] : 0;
-      for (size_t i = 0; i < s.dp; i++) to_value[i / panel_n * attn_keys * panel_n + i % panel_n] = real && i < d ? from_value[i] : 0;
+      for (size_t i = 0; i < s.dp; i++)
+        to_value[i / panel_n * attn_keys * panel_n + i % panel_n] = real && i < d ? from_value[i] : 0;
     }
     attn_product(k, q, static_cast<size_t>(r.in[0].stride), rows, s.keys, np / panel_n, d * panel_n, d, s.scores, attn_keys, false);
     const bool first = key == seq_begin;
@@ -2082,7 +2156,8 @@ void attn_unit(const op_run &r, const attn_scratch &s, int64_t head, int64_t seq
       if (!first)
         for (size_t j = 0; j < s.dp; j++) out[j] *= correction;
     }
-    attn_product(k, s.scores, attn_keys, rows, s.values, s.dp / panel_n, attn_keys * panel_n, static_cast<size_t>(n), s.out, s.dp, !first);
+    attn_product(k, s.scores, attn_keys, rows, s.values, s.dp / panel_n, attn_keys * panel_n, static_cast<size_t>(n), s.out, s.dp,
+                 !first);
   }
   for (int64_t i = 0; i < rows; i++) {
     const float inverse = 1 / s.sum[i], *from = s.out + i * static_cast<int64_t>(s.dp);
@@ -2109,7 +2184,8 @@ rs_status pool_infer(rs_tensor &out) {
   const rs_tensor &x = *out.src[0];
   RS_CHECK(expect_f32_matrix(out, x, "x"));
   RS_CHECK(expect_i32(out, *out.src[1], "cu_seqlens", RS_DIM_CU_SEQLENS));
-  if (out.params.pooling < RS_POOL_MEAN || out.params.pooling > RS_POOL_LAST) return rs_fail(RS_ERR_ARGUMENT, "pool: pooling %d", static_cast<int>(out.params.pooling));
+  if (out.params.pooling < RS_POOL_MEAN || out.params.pooling > RS_POOL_LAST)
+    return rs_fail(RS_ERR_ARGUMENT, "pool: pooling %d", static_cast<int>(out.params.pooling));
   const int64_t shape[] = {RS_DIM_SEQUENCES, x.shape[1]};
   return set_shape(&out, 2, shape);
 }
@@ -2142,7 +2218,9 @@ void pool_cpu(const op_run &r, const worker &me) {
       for (int64_t j = 0; j < r.out.cols; j++) y[j] += weight * x[j];
     }
     const double count = static_cast<double>(n);
-    const auto factor = static_cast<float>(1 / (weighted ? count * (count + 1) / 2 : pooling == RS_POOL_MEAN_SQRT_LEN ? std::sqrt(count) : count));
+    const auto factor = static_cast<float>(1 / (weighted                           ? count * (count + 1) / 2
+                                                : pooling == RS_POOL_MEAN_SQRT_LEN ? std::sqrt(count)
+                                                                                   : count));
     for (int64_t j = 0; j < r.out.cols; j++) y[j] *= factor;
   }
 }
@@ -2224,23 +2302,27 @@ struct profile_entry {
 struct graph_plan {
   const rs_graph *graph;
   int64_t tokens = -1, sequences = -1;
-  std::vector<value> values;       // by tensor id
-  std::vector<size_t> offsets;     // in the arena
+  std::vector<value> values;    // by tensor id
+  std::vector<size_t> offsets;  // in the arena
   std::vector<size_t> bytes;
-  std::vector<int> last_use;       // id of the last operator that reads it
-  std::vector<void *> bound;       // memory of the caller's for inputs and outputs, or nullptr
-  std::vector<op_run> ops;         // in order
-  std::vector<int> live;           // while planning: tensors in the arena, by offset
-  std::vector<size_t> profile;     // index into the session's profile, by op
+  std::vector<int> last_use;    // id of the last operator that reads it
+  std::vector<void *> bound;    // memory of the caller's for inputs and outputs, or nullptr
+  std::vector<op_run> ops;      // in order
+  std::vector<int> live;        // while planning: tensors in the arena, by offset
+  std::vector<size_t> profile;  // index into the session's profile, by op
   size_t tensor_bytes = 0, shared_bytes = 0, each_bytes = 0;
 };
 
 int64_t dim_at(int64_t dim, int64_t tokens, int64_t sequences) {
   switch (dim) {
-    case RS_DIM_TOKENS: return tokens;
-    case RS_DIM_SEQUENCES: return sequences;
-    case RS_DIM_CU_SEQLENS: return sequences + 1;
-    default: return dim;
+    case RS_DIM_TOKENS:
+      return tokens;
+    case RS_DIM_SEQUENCES:
+      return sequences;
+    case RS_DIM_CU_SEQLENS:
+      return sequences + 1;
+    default:
+      return dim;
   }
 }
 
@@ -2354,8 +2436,10 @@ rs_status bind(graph_plan &p, const rs_binding *bindings, size_t n) {
     const rs_binding &b = bindings[i];
     if (!b.tensor || b.tensor->graph != p.graph) return rs_fail(RS_ERR_ARGUMENT, "binding %zu is not a tensor of this graph", i);
     const rs_tensor &t = *b.tensor;
-    if (t.kind != tensor_input && !t.output) return rs_fail(RS_ERR_ARGUMENT, "'%s' is neither an input nor an output", t.name.c_str());
-    if (b.bytes != p.bytes[t.id]) return rs_fail(RS_ERR_ARGUMENT, "'%s' has %zu bytes, expected %zu", t.name.c_str(), b.bytes, p.bytes[t.id]);
+    if (t.kind != tensor_input && !t.output)
+      return rs_fail(RS_ERR_ARGUMENT, "'%s' is neither an input nor an output", t.name.c_str());
+    if (b.bytes != p.bytes[t.id])
+      return rs_fail(RS_ERR_ARGUMENT, "'%s' has %zu bytes, expected %zu", t.name.c_str(), b.bytes, p.bytes[t.id]);
     if (!b.data) return rs_fail(RS_ERR_ARGUMENT, "'%s' is bound to NULL", t.name.c_str());
     p.bound[t.id] = b.data;
   }
@@ -2382,10 +2466,18 @@ void place(rs_session *s, graph_plan &p, run_error *error) {
   for (const auto &t : p.graph->tensors) {
     value &v = p.values[t->id];
     switch (t->kind) {
-      case tensor_weight: v.data = static_cast<char *>(const_cast<void *>(t->data)); break;
-      case tensor_input: v.data = static_cast<char *>(p.bound[t->id]); break;
-      case tensor_op: v.data = p.bound[t->id] ? static_cast<char *>(p.bound[t->id]) : s->arena + p.offsets[t->id]; break;
-      case tensor_view: v.data = p.values[t->base->id].data + t->first * 4; break;
+      case tensor_weight:
+        v.data = static_cast<char *>(const_cast<void *>(t->data));
+        break;
+      case tensor_input:
+        v.data = static_cast<char *>(p.bound[t->id]);
+        break;
+      case tensor_op:
+        v.data = p.bound[t->id] ? static_cast<char *>(p.bound[t->id]) : s->arena + p.offsets[t->id];
+        break;
+      case tensor_view:
+        v.data = p.values[t->base->id].data + t->first * 4;
+        break;
     }
   }
   for (op_run &r : p.ops) {
@@ -2416,11 +2508,13 @@ void profile_op(rs_session *s, graph_plan &p, size_t i, double seconds) {
 
 }  // namespace
 
-rs_status rs_graph_run(rs_session *s, rs_graph *graph, int64_t tokens, int64_t sequences, const rs_binding *bindings, size_t n_bindings) {
+rs_status rs_graph_run(rs_session *s, rs_graph *graph, int64_t tokens, int64_t sequences, const rs_binding *bindings,
+                       size_t n_bindings) {
   return guarded([&] {
     if (!graph->finished) return rs_fail(RS_ERR_ARGUMENT, "the graph is not finished: call rs_graph_finish first");
     if (tokens < 0 || sequences < 0 || tokens > INT32_MAX || sequences > INT32_MAX)
-      return rs_fail(RS_ERR_ARGUMENT, "%lld tokens, %lld sequences", static_cast<long long>(tokens), static_cast<long long>(sequences));
+      return rs_fail(RS_ERR_ARGUMENT, "%lld tokens, %lld sequences", static_cast<long long>(tokens),
+                     static_cast<long long>(sequences));
     graph_plan &p = *plan_of(s, graph);
     p.tokens = tokens, p.sequences = sequences;
     plan_shapes(p);
@@ -2552,7 +2646,8 @@ rs_status map_file(rs_model *m) {
   if (!S_ISREG(st.st_mode)) return rs_fail(RS_ERR_IO, "%s: is not a regular file", path);
   if (st.st_size == 0) return bad_file(*m, "is empty, expected a weight file");
   if (static_cast<size_t>(st.st_size) < sizeof(file_header))
-    return bad_file(*m, "has %lld bytes, fewer than the header of a weight file (%zu)", static_cast<long long>(st.st_size), sizeof(file_header));
+    return bad_file(*m, "has %lld bytes, fewer than the header of a weight file (%zu)", static_cast<long long>(st.st_size),
+                    sizeof(file_header));
   m->map_bytes = static_cast<size_t>(st.st_size);
   void *map = mmap(nullptr, m->map_bytes, PROT_READ, MAP_SHARED, m->fd, 0);
   if (map == MAP_FAILED) return rs_fail(RS_ERR_IO, "%s: can't map %zu bytes: %s", path, m->map_bytes, strerror(errno));
@@ -2563,9 +2658,11 @@ rs_status map_file(rs_model *m) {
 // A region must begin where the one before it ends, rounded up, with zeros between.
 rs_status check_region(const rs_model &m, const char *what, uint64_t *end, uint64_t offset, uint64_t size) {
   if (offset != round_up(*end, align_data) || offset > m.map_bytes || size > m.map_bytes - offset)
-    return bad_file(m, "%s: offset %llu, size %llu: not within the file's %zu bytes behind offset %llu", what, static_cast<unsigned long long>(offset),
-                    static_cast<unsigned long long>(size), m.map_bytes, static_cast<unsigned long long>(*end));
-  if (!is_zero(m.map + *end, offset - *end)) return bad_file(m, "the padding before offset %llu (%s) is not zero", static_cast<unsigned long long>(offset), what);
+    return bad_file(m, "%s: offset %llu, size %llu: not within the file's %zu bytes behind offset %llu", what,
+                    static_cast<unsigned long long>(offset), static_cast<unsigned long long>(size), m.map_bytes,
+                    static_cast<unsigned long long>(*end));
+  if (!is_zero(m.map + *end, offset - *end))
+    return bad_file(m, "the padding before offset %llu (%s) is not zero", static_cast<unsigned long long>(offset), what);
   *end = offset + size;
   return RS_OK;
 }
@@ -2573,25 +2670,36 @@ rs_status check_region(const rs_model &m, const char *what, uint64_t *end, uint6
 rs_status read_header(rs_model *m) {
   file_header &h = m->header;
   memcpy(&h, m->map, sizeof h);
-  if (memcmp(h.magic, file_magic, 3)) return bad_file(*m, "is not a weight file (begins with 0x%02x%02x%02x, expected \"RSW\")", m->map[0] & 255, m->map[1] & 255, m->map[2] & 255);
-  if (memcmp(h.magic, file_magic, sizeof file_magic)) return bad_file(*m, "the signature is damaged, as by a transfer in text mode");
-  if (h.version != file_version) return rs_fail(RS_ERR_UNSUPPORTED, "%s: format version %u, this library reads %u", m->path.c_str(), h.version, file_version);
+  if (memcmp(h.magic, file_magic, 3))
+    return bad_file(*m, "is not a weight file (begins with 0x%02x%02x%02x, expected \"RSW\")", m->map[0] & 255, m->map[1] & 255,
+                    m->map[2] & 255);
+  if (memcmp(h.magic, file_magic, sizeof file_magic))
+    return bad_file(*m, "the signature is damaged, as by a transfer in text mode");
+  if (h.version != file_version)
+    return rs_fail(RS_ERR_UNSUPPORTED, "%s: format version %u, this library reads %u", m->path.c_str(), h.version, file_version);
   if (const uint32_t crc = crc32c(0, &h, offsetof(file_header, header_crc)); crc != h.header_crc)
     return bad_file(*m, "the header is damaged: checksum %08x, expected %08x", crc, h.header_crc);
-  if (h.required) return rs_fail(RS_ERR_UNSUPPORTED, "%s: needs features 0x%x that this library does not have", m->path.c_str(), h.required);
+  if (h.required)
+    return rs_fail(RS_ERR_UNSUPPORTED, "%s: needs features 0x%x that this library does not have", m->path.c_str(), h.required);
   if (h.file_size != m->map_bytes)
-    return bad_file(*m, "has %zu bytes, the header says %llu: %s", m->map_bytes, static_cast<unsigned long long>(h.file_size), m->map_bytes < h.file_size ? "truncated" : "something was appended");
+    return bad_file(*m, "has %zu bytes, the header says %llu: %s", m->map_bytes, static_cast<unsigned long long>(h.file_size),
+                    m->map_bytes < h.file_size ? "truncated" : "something was appended");
   if (!is_zero(h.zero, sizeof h.zero)) return bad_file(*m, "reserved bytes of the header are not zero");
   if (h.meta_count > max_entries || h.tensor_count > max_entries)
-    return bad_file(*m, "%u metadata keys, %u tensors: more than %llu", h.meta_count, h.tensor_count, static_cast<unsigned long long>(max_entries));
+    return bad_file(*m, "%u metadata keys, %u tensors: more than %llu", h.meta_count, h.tensor_count,
+                    static_cast<unsigned long long>(max_entries));
   uint64_t end = sizeof h;
   RS_CHECK(check_region(*m, "data", &end, h.data_offset, h.data_size));
   RS_CHECK(check_region(*m, "metadata", &end, h.meta_offset, h.meta_size));
   RS_CHECK(check_region(*m, "tensor directory", &end, h.dir_offset, h.dir_size));
   RS_CHECK(check_region(*m, "checksums", &end, h.crc_offset, h.crc_size));
-  if (end != m->map_bytes) return bad_file(*m, "%llu bytes behind the last region", static_cast<unsigned long long>(m->map_bytes - end));
-  if (h.dir_size != h.tensor_count * sizeof(file_tensor)) return bad_file(*m, "tensor directory: %llu bytes for %u tensors", static_cast<unsigned long long>(h.dir_size), h.tensor_count);
-  if (h.crc_size != 4 * static_cast<uint64_t>(ceil_div(static_cast<int64_t>(h.data_size), crc_block))) return bad_file(*m, "checksums: %llu bytes for %llu bytes of data", static_cast<unsigned long long>(h.crc_size), static_cast<unsigned long long>(h.data_size));
+  if (end != m->map_bytes)
+    return bad_file(*m, "%llu bytes behind the last region", static_cast<unsigned long long>(m->map_bytes - end));
+  if (h.dir_size != h.tensor_count * sizeof(file_tensor))
+    return bad_file(*m, "tensor directory: %llu bytes for %u tensors", static_cast<unsigned long long>(h.dir_size), h.tensor_count);
+  if (h.crc_size != 4 * static_cast<uint64_t>(ceil_div(static_cast<int64_t>(h.data_size), crc_block)))
+    return bad_file(*m, "checksums: %llu bytes for %llu bytes of data", static_cast<unsigned long long>(h.crc_size),
+                    static_cast<unsigned long long>(h.data_size));
   if (const uint32_t crc = crc32c(0, m->map + h.meta_offset, m->map_bytes - h.meta_offset); crc != h.tail_crc)
     return bad_file(*m, "metadata or directory are damaged: checksum %08x, expected %08x", crc, h.tail_crc);
   return RS_OK;
@@ -2601,7 +2709,9 @@ rs_status read_header(rs_model *m) {
 struct strs_header {
   uint64_t count;
 };
-const uint32_t *strs_offsets(const void *strs) { return reinterpret_cast<const uint32_t *>(static_cast<const char *>(strs) + sizeof(strs_header)); }
+const uint32_t *strs_offsets(const void *strs) {
+  return reinterpret_cast<const uint32_t *>(static_cast<const char *>(strs) + sizeof(strs_header));
+}
 
 bool strs_are_sound(const char *p, uint64_t bytes, size_t *count) {
   if (bytes < sizeof(strs_header) + 4) return false;
@@ -2650,9 +2760,12 @@ rs_status read_meta_value(const rs_model &m, uint32_t kind, const char *p, uint6
       ok = strs_are_sound(p, bytes, &out->count);
       out->strs = p;
       break;
-    default: return bad_file(m, "metadata '%s': unknown kind %u", out->key, kind);
+    default:
+      return bad_file(m, "metadata '%s': unknown kind %u", out->key, kind);
   }
-  if (!ok) return bad_file(m, "metadata '%s': the value is malformed (%llu bytes of kind %u)", out->key, static_cast<unsigned long long>(bytes), kind);
+  if (!ok)
+    return bad_file(m, "metadata '%s': the value is malformed (%llu bytes of kind %u)", out->key,
+                    static_cast<unsigned long long>(bytes), kind);
   out->kind = static_cast<rs_meta_kind>(kind);
   return RS_OK;
 }
@@ -2669,11 +2782,14 @@ rs_status read_metadata(rs_model *m) {
     const uint64_t key_room = round_up(uint64_t{h.key_bytes} + 1, 8);
     if (h.key_bytes == 0 || h.key_bytes > max_key || key_room > left - sizeof h || h.value_bytes > left - sizeof h - key_room ||
         round_up(h.value_bytes, 8) > left - sizeof h - key_room)
-      return bad_file(*m, "metadata entry %u: key of %u bytes, value of %llu bytes, %llu left", i, h.key_bytes, static_cast<unsigned long long>(h.value_bytes), static_cast<unsigned long long>(left));
+      return bad_file(*m, "metadata entry %u: key of %u bytes, value of %llu bytes, %llu left", i, h.key_bytes,
+                      static_cast<unsigned long long>(h.value_bytes), static_cast<unsigned long long>(left));
     const char *key = p + sizeof h, *data = key + key_room;
-    if (!is_printable(key, h.key_bytes) || !is_zero(key + h.key_bytes, key_room - h.key_bytes)) return bad_file(*m, "metadata entry %u: the key is not printable", i);
+    if (!is_printable(key, h.key_bytes) || !is_zero(key + h.key_bytes, key_room - h.key_bytes))
+      return bad_file(*m, "metadata entry %u: the key is not printable", i);
     if (strcmp(previous, key) >= 0) return bad_file(*m, "metadata '%s' is not in order", key);
-    if (!is_zero(data + h.value_bytes, round_up(h.value_bytes, 8) - h.value_bytes)) return bad_file(*m, "metadata '%s': padding is not zero", key);
+    if (!is_zero(data + h.value_bytes, round_up(h.value_bytes, 8) - h.value_bytes))
+      return bad_file(*m, "metadata '%s': padding is not zero", key);
     rs_meta value = {};
     value.key = previous = key;
     RS_CHECK(read_meta_value(*m, h.kind, data, h.value_bytes, &value));
@@ -2686,8 +2802,10 @@ rs_status read_metadata(rs_model *m) {
 
 rs_status read_tensor(const rs_model &m, const file_tensor &f, const char *name, rs_tensor_info *t) {
   t->name = name;
-  if (f.rank < 1 || f.rank > RS_MAX_RANK || f.zero) return bad_file(m, "tensor '%s': rank %u, expected 1 to %d", name, f.rank, RS_MAX_RANK);
-  if (f.type > RS_W4 || f.type == RS_BF16 || f.layout > RS_PANELS) return bad_file(m, "tensor '%s': unknown type %u, layout %u", name, f.type, f.layout);
+  if (f.rank < 1 || f.rank > RS_MAX_RANK || f.zero)
+    return bad_file(m, "tensor '%s': rank %u, expected 1 to %d", name, f.rank, RS_MAX_RANK);
+  if (f.type > RS_W4 || f.type == RS_BF16 || f.layout > RS_PANELS)
+    return bad_file(m, "tensor '%s': unknown type %u, layout %u", name, f.type, f.layout);
   t->type = static_cast<rs_type>(f.type);
   t->layout = static_cast<rs_layout>(f.layout);
   t->rank = static_cast<int>(f.rank);
@@ -2696,12 +2814,16 @@ rs_status read_tensor(const rs_model &m, const file_tensor &f, const char *name,
       return bad_file(m, "tensor '%s': dimension %u is %llu", name, i, static_cast<unsigned long long>(f.shape[i]));
     t->shape[i] = static_cast<int64_t>(f.shape[i]);
   }
-  if (rs_tensor_bytes(t->type, t->layout, t->rank, t->shape, &t->bytes) != RS_OK) return bad_file(m, "tensor '%s': %s", name, std::string(last_error).c_str());
+  if (rs_tensor_bytes(t->type, t->layout, t->rank, t->shape, &t->bytes) != RS_OK)
+    return bad_file(m, "tensor '%s': %s", name, std::string(last_error).c_str());
   if (t->bytes != f.bytes)
-    return bad_file(m, "tensor '%s': %llu bytes, a %s of shape %s has %zu", name, static_cast<unsigned long long>(f.bytes), rs_type_name(t->type), shape_text(t->rank, t->shape).c_str(), t->bytes);
+    return bad_file(m, "tensor '%s': %llu bytes, a %s of shape %s has %zu", name, static_cast<unsigned long long>(f.bytes),
+                    rs_type_name(t->type), shape_text(t->rank, t->shape).c_str(), t->bytes);
   const file_header &h = m.header;
-  if (f.offset < h.data_offset || f.offset % align_data || f.offset - h.data_offset > h.data_size || f.bytes > h.data_size - (f.offset - h.data_offset))
-    return bad_file(m, "tensor '%s': offset %llu, %llu bytes: not within the data", name, static_cast<unsigned long long>(f.offset), static_cast<unsigned long long>(f.bytes));
+  if (f.offset < h.data_offset || f.offset % align_data || f.offset - h.data_offset > h.data_size ||
+      f.bytes > h.data_size - (f.offset - h.data_offset))
+    return bad_file(m, "tensor '%s': offset %llu, %llu bytes: not within the data", name, static_cast<unsigned long long>(f.offset),
+                    static_cast<unsigned long long>(f.bytes));
   t->offset = f.offset;
   t->data = m.map + f.offset;
   return RS_OK;
@@ -2722,7 +2844,8 @@ rs_status read_directory(rs_model *m) {
   for (size_t i = 0; i < m->tensors.size(); i++) {
     const char *name = dir[i].name;
     const size_t n = strnlen(name, sizeof dir[i].name);
-    if (n == sizeof dir[i].name || !is_printable(name, n) || !is_zero(name + n, sizeof dir[i].name - n)) return bad_file(*m, "the name of tensor %zu is malformed", i);
+    if (n == sizeof dir[i].name || !is_printable(name, n) || !is_zero(name + n, sizeof dir[i].name - n))
+      return bad_file(*m, "the name of tensor %zu is malformed", i);
     if (i && strcmp(dir[i - 1].name, name) >= 0) return bad_file(*m, "tensor '%s' is not in order", name);
     RS_CHECK(read_tensor(*m, dir[i], name, &m->tensors[i]));
     order[i] = i;
@@ -2732,11 +2855,16 @@ rs_status read_directory(rs_model *m) {
   uint64_t end = m->header.data_offset;
   for (size_t i : order) {
     const rs_tensor_info &t = m->tensors[i];
-    if (t.offset != round_up(end, align_data)) return bad_file(*m, "tensor '%s' is at offset %llu, expected %zu", t.name, static_cast<unsigned long long>(t.offset), round_up(end, align_data));
+    if (t.offset != round_up(end, align_data))
+      return bad_file(*m, "tensor '%s' is at offset %llu, expected %zu", t.name, static_cast<unsigned long long>(t.offset),
+                      round_up(end, align_data));
     if (!is_zero(m->map + end, t.offset - end)) return bad_file(*m, "the padding before tensor '%s' is not zero", t.name);
     end = t.offset + t.bytes;
   }
-  if (end != m->header.data_offset + m->header.data_size) return bad_file(*m, "the data end at %llu, the last tensor at %llu", static_cast<unsigned long long>(m->header.data_offset + m->header.data_size), static_cast<unsigned long long>(end));
+  if (end != m->header.data_offset + m->header.data_size)
+    return bad_file(*m, "the data end at %llu, the last tensor at %llu",
+                    static_cast<unsigned long long>(m->header.data_offset + m->header.data_size),
+                    static_cast<unsigned long long>(end));
   for (const rs_tensor_info &t : m->tensors) RS_CHECK(check_tensor(*m, t, false));
   return RS_OK;
 }
@@ -2756,13 +2884,16 @@ rs_status check_blocks(const rs_model &m) {
     for (size_t got = 0; got < n;) {
       const ssize_t r = pread(m.fd, block.data() + got, n - got, static_cast<off_t>(m.header.data_offset + at + got));
       if (r < 0 && errno == EINTR) continue;
-      if (r <= 0) return rs_fail(RS_ERR_IO, "%s: read at %llu: %s", m.path.c_str(), static_cast<unsigned long long>(m.header.data_offset + at + got), r ? strerror(errno) : "end of file");
+      if (r <= 0)
+        return rs_fail(RS_ERR_IO, "%s: read at %llu: %s", m.path.c_str(),
+                       static_cast<unsigned long long>(m.header.data_offset + at + got), r ? strerror(errno) : "end of file");
       got += static_cast<size_t>(r);
     }
     const uint32_t crc = crc32c(0, block.data(), n), wanted = crcs[at / crc_block];
     if (crc == wanted) continue;
     const rs_tensor_info *t = tensor_at_offset(m, m.header.data_offset + at);
-    return bad_file(m, "data are damaged within bytes %llu to %llu (tensor '%s'): checksum %08x, expected %08x", static_cast<unsigned long long>(m.header.data_offset + at),
+    return bad_file(m, "data are damaged within bytes %llu to %llu (tensor '%s'): checksum %08x, expected %08x",
+                    static_cast<unsigned long long>(m.header.data_offset + at),
                     static_cast<unsigned long long>(m.header.data_offset + at + n), t ? t->name : "?", crc, wanted);
   }
   return RS_OK;
@@ -2779,8 +2910,10 @@ rs_status rs_model_meta_at(const rs_model *m, size_t i, rs_meta *out) {
 }
 
 rs_status rs_model_meta(const rs_model *m, const char *key, rs_meta *out) {
-  const auto it = std::lower_bound(m->meta.begin(), m->meta.end(), key, [](const rs_meta &a, const char *k) { return strcmp(a.key, k) < 0; });
-  if (it == m->meta.end() || strcmp(it->key, key)) return rs_fail(RS_ERR_NOT_FOUND, "%s: there is no metadata '%s'", m->path.c_str(), key);
+  const auto it =
+      std::lower_bound(m->meta.begin(), m->meta.end(), key, [](const rs_meta &a, const char *k) { return strcmp(a.key, k) < 0; });
+  if (it == m->meta.end() || strcmp(it->key, key))
+    return rs_fail(RS_ERR_NOT_FOUND, "%s: there is no metadata '%s'", m->path.c_str(), key);
   *out = *it;
   return RS_OK;
 }
@@ -2801,8 +2934,10 @@ rs_status rs_model_tensor_at(const rs_model *m, size_t i, rs_tensor_info *out) {
 }
 
 rs_status rs_model_tensor(const rs_model *m, const char *name, rs_tensor_info *out) {
-  const auto it = std::lower_bound(m->tensors.begin(), m->tensors.end(), name, [](const rs_tensor_info &a, const char *n) { return strcmp(a.name, n) < 0; });
-  if (it == m->tensors.end() || strcmp(it->name, name)) return rs_fail(RS_ERR_NOT_FOUND, "%s: there is no tensor '%s'", m->path.c_str(), name);
+  const auto it = std::lower_bound(m->tensors.begin(), m->tensors.end(), name,
+                                   [](const rs_tensor_info &a, const char *n) { return strcmp(a.name, n) < 0; });
+  if (it == m->tensors.end() || strcmp(it->name, name))
+    return rs_fail(RS_ERR_NOT_FOUND, "%s: there is no tensor '%s'", m->path.c_str(), name);
   *out = *it;
   return RS_OK;
 }
@@ -2877,10 +3012,12 @@ constexpr char zeros[align_data] = {};
 
 rs_status set_meta(rs_writer *w, const char *key, rs_meta_kind kind, std::string value) {
   const size_t n = strlen(key);
-  if (!is_printable(key, n) || n > max_key) return rs_fail(RS_ERR_ARGUMENT, "metadata key '%s': expected 1 to %zu printable characters", key, max_key);
+  if (!is_printable(key, n) || n > max_key)
+    return rs_fail(RS_ERR_ARGUMENT, "metadata key '%s': expected 1 to %zu printable characters", key, max_key);
   for (rs_writer::entry &e : w->meta)
     if (e.key == key) return rs_fail(RS_ERR_ARGUMENT, "metadata '%s' is set twice", key);
-  if (w->meta.size() == max_entries) return rs_fail(RS_ERR_LIMIT, "more than %llu metadata keys", static_cast<unsigned long long>(max_entries));
+  if (w->meta.size() == max_entries)
+    return rs_fail(RS_ERR_LIMIT, "more than %llu metadata keys", static_cast<unsigned long long>(max_entries));
   w->meta.push_back({key, kind, std::move(value)});
   return RS_OK;
 }
@@ -2911,12 +3048,14 @@ rs_status rs_writer_open(const char *path, rs_writer **out) {
     struct stat st;
     if (!*path) return rs_fail(RS_ERR_ARGUMENT, "the path of the weight file is empty");
     if (stat(path, &st) == 0 && !S_ISREG(st.st_mode))
-      return rs_fail(RS_ERR_IO, "%s: is %s, expected a file that can be replaced", path, S_ISDIR(st.st_mode) ? "a directory" : "not a regular file");
+      return rs_fail(RS_ERR_IO, "%s: is %s, expected a file that can be replaced", path,
+                     S_ISDIR(st.st_mode) ? "a directory" : "not a regular file");
     auto w = std::make_unique<rs_writer>();
     w->path = path;
     std::string temporary = w->path + ".XXXXXX";
     w->fd = mkostemp(&temporary[0], O_CLOEXEC);
-    if (w->fd < 0) return rs_fail(RS_ERR_IO, "%s: can't create a file in %s: %s", path, folder_of(w->path).c_str(), strerror(errno));
+    if (w->fd < 0)
+      return rs_fail(RS_ERR_IO, "%s: can't create a file in %s: %s", path, folder_of(w->path).c_str(), strerror(errno));
     w->temporary = temporary;
     const mode_t mask = umask(0);  // mkstemp makes 0600; a weight file is as readable as any other file
     umask(mask);
@@ -2967,17 +3106,22 @@ rs_status rs_writer_set_strs(rs_writer *w, const char *key, const rs_text *value
   });
 }
 
-rs_status rs_writer_add(rs_writer *w, const char *name, rs_type type, rs_layout layout, int rank, const int64_t *shape, const void *data, size_t bytes) {
+rs_status rs_writer_add(rs_writer *w, const char *name, rs_type type, rs_layout layout, int rank, const int64_t *shape,
+                        const void *data, size_t bytes) {
   return guarded([&] {
     file_tensor t = {};
     const size_t n = strlen(name);
-    if (!is_printable(name, n) || n >= sizeof t.name) return rs_fail(RS_ERR_ARGUMENT, "tensor name '%s': expected 1 to %zu printable characters", name, sizeof t.name - 1);
+    if (!is_printable(name, n) || n >= sizeof t.name)
+      return rs_fail(RS_ERR_ARGUMENT, "tensor name '%s': expected 1 to %zu printable characters", name, sizeof t.name - 1);
     for (const file_tensor &other : w->tensors)
       if (!strcmp(other.name, name)) return rs_fail(RS_ERR_ARGUMENT, "tensor '%s' is added twice", name);
-    if (w->tensors.size() == max_entries) return rs_fail(RS_ERR_LIMIT, "more than %llu tensors", static_cast<unsigned long long>(max_entries));
+    if (w->tensors.size() == max_entries)
+      return rs_fail(RS_ERR_LIMIT, "more than %llu tensors", static_cast<unsigned long long>(max_entries));
     size_t expected;
     RS_CHECK(rs_tensor_bytes(type, layout, rank, shape, &expected));
-    if (bytes != expected) return rs_fail(RS_ERR_ARGUMENT, "tensor '%s': %zu bytes, a %s of shape %s has %zu", name, bytes, rs_type_name(type), shape_text(rank, shape).c_str(), expected);
+    if (bytes != expected)
+      return rs_fail(RS_ERR_ARGUMENT, "tensor '%s': %zu bytes, a %s of shape %s has %zu", name, bytes, rs_type_name(type),
+                     shape_text(rank, shape).c_str(), expected);
     RS_CHECK(write_data(w, zeros, round_up(w->at, align_data) - w->at));
     memcpy(t.name, name, n);
     t.type = type, t.layout = layout, t.rank = static_cast<uint32_t>(rank);
@@ -2997,13 +3141,15 @@ rs_status rs_writer_copy(rs_writer *w, const rs_model *model) {
       memcpy(&h, p, sizeof h);
       const char *value = p + sizeof h + round_up(uint64_t{h.key_bytes} + 1, 8);
       p = value + round_up(h.value_bytes, 8);
-      const bool set_before = std::any_of(w->meta.begin(), w->meta.end(), [&](const rs_writer::entry &e) { return e.key == m.key; });
+      const bool set_before =
+          std::any_of(w->meta.begin(), w->meta.end(), [&](const rs_writer::entry &e) { return e.key == m.key; });
       if (!set_before) RS_CHECK(set_meta(w, m.key, m.kind, std::string(value, h.value_bytes)));
     }
     std::vector<const rs_tensor_info *> order;  // as the file has them: tables last
     for (const rs_tensor_info &t : model->tensors) order.push_back(&t);
     std::sort(order.begin(), order.end(), [](const rs_tensor_info *a, const rs_tensor_info *b) { return a->offset < b->offset; });
-    for (const rs_tensor_info *t : order) RS_CHECK(rs_writer_add(w, t->name, t->type, t->layout, t->rank, t->shape, t->data, t->bytes));
+    for (const rs_tensor_info *t : order)
+      RS_CHECK(rs_writer_add(w, t->name, t->type, t->layout, t->rank, t->shape, t->data, t->bytes));
     return RS_OK;
   });
 }
@@ -3041,7 +3187,8 @@ rs_status rs_writer_finish(rs_writer *w) {
     const int fd = w->fd;
     w->fd = -1;
     if (close(fd)) return write_failed(w);
-    if (rename(w->temporary.c_str(), w->path.c_str())) return rs_fail(RS_ERR_IO, "%s: rename: %s", w->path.c_str(), strerror(errno));
+    if (rename(w->temporary.c_str(), w->path.c_str()))
+      return rs_fail(RS_ERR_IO, "%s: rename: %s", w->path.c_str(), strerror(errno));
     w->finished = true;
     // The rename itself must survive a power cut.  A file system that can't sync a folder is no reason to fail.
     const int folder = open(folder_of(w->path).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -3089,7 +3236,8 @@ rs_status read_info(rs_model *m) {
   RS_CHECK(positive(*m, prefix + "vocab_size", &m->info.vocab));
   RS_CHECK(positive(*m, prefix + "max_positions", &m->info.position_limit));
   RS_CHECK(positive(*m, "encode.max_tokens", &m->info.max_tokens));
-  if (m->info.max_tokens > m->info.position_limit) return bad_file(*m, "encode.max_tokens is %d, more than the %d positions", m->info.max_tokens, m->info.position_limit);
+  if (m->info.max_tokens > m->info.position_limit)
+    return bad_file(*m, "encode.max_tokens is %d, more than the %d positions", m->info.max_tokens, m->info.position_limit);
   m->info.name = optional_str(*m, "general.name", "");
   m->info.weight_type = optional_str(*m, "general.weight_type", "");
   m->info.file_bytes = m->map_bytes;
@@ -3105,7 +3253,8 @@ rs_status read_info(rs_model *m) {
 rs_status read_encode_settings(rs_model *m) {
   rs_meta v;
   RS_CHECK(meta_of_kind(*m, "encode.pooling", RS_META_STR, &v));
-  if (rs_pooling_parse(v.str, &m->pooling) != RS_OK || m->pooling == RS_POOL_DEFAULT || m->pooling == RS_POOL_NONE) return bad_file(*m, "encode.pooling is '%s'", v.str);
+  if (rs_pooling_parse(v.str, &m->pooling) != RS_OK || m->pooling == RS_POOL_DEFAULT || m->pooling == RS_POOL_NONE)
+    return bad_file(*m, "encode.pooling is '%s'", v.str);
   RS_CHECK(meta_of_kind(*m, "encode.normalize", RS_META_BOOL, &v));
   m->normalize = v.boolean;
   rs_meta names, texts;
@@ -3115,7 +3264,8 @@ rs_status read_encode_settings(rs_model *m) {
     if (names.count != texts.count) return bad_file(*m, "%zu prompt.names, %zu prompt.texts", names.count, texts.count);
     if (rs_model_meta(m, "prompt.default", &v) == RS_OK) {
       RS_CHECK(meta_of_kind(*m, "prompt.default", RS_META_STR, &v));
-      if (rs_model_prompt(m, v.str, &m->default_prompt) != RS_OK) return bad_file(*m, "prompt.default '%s' is not among prompt.names", v.str);
+      if (rs_model_prompt(m, v.str, &m->default_prompt) != RS_OK)
+        return bad_file(*m, "prompt.default '%s' is not among prompt.names", v.str);
     }
   }
   return RS_OK;
@@ -3136,7 +3286,8 @@ rs_status load_tokenizer(rs_model *m) {
   if (status != RS_OK) return rs_fail(status, "%s: %s", m->path.c_str(), std::string(last_error).c_str());
   if (rs_tokenizer_vocab(m->tokenizer) > static_cast<size_t>(m->info.vocab))
     return bad_file(*m, "the tokenizer has %zu tokens, the embedding table %d", rs_tokenizer_vocab(m->tokenizer), m->info.vocab);
-  if (rs_tokenizer_special(m->tokenizer, false) >= static_cast<size_t>(m->info.max_tokens)) return bad_file(*m, "encode.max_tokens %d leaves no room for text", m->info.max_tokens);
+  if (rs_tokenizer_special(m->tokenizer, false) >= static_cast<size_t>(m->info.max_tokens))
+    return bad_file(*m, "encode.max_tokens %d leaves no room for text", m->info.max_tokens);
   return RS_OK;
 }
 
@@ -3165,7 +3316,8 @@ rs_status rs_model_load(const char *path, const rs_load_params *params, rs_model
 void rs_model_free(rs_model *model) { delete model; }
 
 rs_status rs_model_get_info(const rs_model *m, rs_model_info *info) {
-  if (info->size < sizeof(uint32_t)) return rs_fail(RS_ERR_ARGUMENT, "rs_model_info.size is %u: set it to sizeof(rs_model_info)", info->size);
+  if (info->size < sizeof(uint32_t))
+    return rs_fail(RS_ERR_ARGUMENT, "rs_model_info.size is %u: set it to sizeof(rs_model_info)", info->size);
   const uint32_t size = std::min<uint32_t>(info->size, sizeof *info);
   rs_model_info full = m->info;
   full.size = info->size;
@@ -3192,7 +3344,9 @@ namespace {
 constexpr const char *pooling_names[] = {"default", "mean", "cls", "max", "mean_sqrt_len", "weighted_mean", "last", "none"};
 }
 
-const char *rs_pooling_name(rs_pooling pooling) { return pooling >= RS_POOL_DEFAULT && pooling <= RS_POOL_NONE ? pooling_names[pooling] : "?"; }
+const char *rs_pooling_name(rs_pooling pooling) {
+  return pooling >= RS_POOL_DEFAULT && pooling <= RS_POOL_NONE ? pooling_names[pooling] : "?";
+}
 
 rs_status rs_pooling_parse(const char *name, rs_pooling *out) {
   for (int i = RS_POOL_DEFAULT; i <= RS_POOL_NONE; i++)
@@ -3200,7 +3354,8 @@ rs_status rs_pooling_parse(const char *name, rs_pooling *out) {
       *out = static_cast<rs_pooling>(i);
       return RS_OK;
     }
-  return rs_fail(RS_ERR_ARGUMENT, "pooling '%s': expected default, mean, cls, max, mean_sqrt_len, weighted_mean, last or none", name);
+  return rs_fail(RS_ERR_ARGUMENT, "pooling '%s': expected default, mean, cls, max, mean_sqrt_len, weighted_mean, last or none",
+                 name);
 }
 
 // ================================================================================ 15  session: texts to vectors
@@ -3255,9 +3410,11 @@ rs_status rs_session_create(const rs_model *model, const rs_session_params *para
   return guarded([&] {
     rs_session_params p;
     RS_CHECK(read_params(params, "rs_session_params", &p));
-    if (p.threads < 0 || p.threads > max_threads) return rs_fail(RS_ERR_ARGUMENT, "threads is %d, expected 1 to %d, or 0 for all", p.threads, max_threads);
+    if (p.threads < 0 || p.threads > max_threads)
+      return rs_fail(RS_ERR_ARGUMENT, "threads is %d, expected 1 to %d, or 0 for all", p.threads, max_threads);
     if (p.max_batch_tokens < 0) return rs_fail(RS_ERR_ARGUMENT, "max_batch_tokens is %d", p.max_batch_tokens);
-    if (p.allocator && (!p.allocator->alloc || !p.allocator->free)) return rs_fail(RS_ERR_ARGUMENT, "the allocator lacks alloc or free");
+    if (p.allocator && (!p.allocator->alloc || !p.allocator->free))
+      return rs_fail(RS_ERR_ARGUMENT, "the allocator lacks alloc or free");
     auto s = std::make_unique<rs_session>();
     s->kernels = choose_kernels();
     if (!s->kernels) return RS_ERR_UNSUPPORTED;
@@ -3306,7 +3463,8 @@ rs_status get_encoder_graph(rs_session *s, int layers, rs_pooling pooling, const
     kept.type_ids = rs_graph_tensor(g, "type_ids");
     kept.positions = rs_graph_tensor(g, "positions");
     kept.cu_seqlens = rs_graph_tensor(g, "cu_seqlens");
-    kept.result = rs_output(g, pooling == RS_POOL_NONE ? states : rs_name(g, rs_pool(g, states, kept.cu_seqlens, pooling), "pooled"));
+    kept.result =
+        rs_output(g, pooling == RS_POOL_NONE ? states : rs_name(g, rs_pool(g, states, kept.cu_seqlens, pooling), "pooled"));
     status = rs_graph_finish(g);
   }
   if (status != RS_OK) {
@@ -3333,13 +3491,18 @@ rs_status resolve(const rs_session &s, const rs_encode_params *params, encode_se
   rs_encode_params p;
   RS_CHECK(read_params(params, "rs_encode_params", &p));
   const rs_model &m = *s.model;
-  if (p.pooling < RS_POOL_DEFAULT || p.pooling > RS_POOL_NONE) return rs_fail(RS_ERR_ARGUMENT, "pooling is %d", static_cast<int>(p.pooling));
-  if (p.long_text < RS_LONG_TRUNCATE || p.long_text > RS_LONG_CHUNK) return rs_fail(RS_ERR_ARGUMENT, "long_text is %d", static_cast<int>(p.long_text));
-  if (p.max_tokens < 0 || p.max_tokens > m.info.position_limit) return rs_fail(RS_ERR_ARGUMENT, "max_tokens is %d, the model has %d positions", p.max_tokens, m.info.position_limit);
+  if (p.pooling < RS_POOL_DEFAULT || p.pooling > RS_POOL_NONE)
+    return rs_fail(RS_ERR_ARGUMENT, "pooling is %d", static_cast<int>(p.pooling));
+  if (p.long_text < RS_LONG_TRUNCATE || p.long_text > RS_LONG_CHUNK)
+    return rs_fail(RS_ERR_ARGUMENT, "long_text is %d", static_cast<int>(p.long_text));
+  if (p.max_tokens < 0 || p.max_tokens > m.info.position_limit)
+    return rs_fail(RS_ERR_ARGUMENT, "max_tokens is %d, the model has %d positions", p.max_tokens, m.info.position_limit);
   if (p.dim < 0 || p.dim > m.info.dim) return rs_fail(RS_ERR_ARGUMENT, "dim is %d, the model has %d", p.dim, m.info.dim);
-  if (p.layer_plus_one < 0 || p.layer_plus_one > m.info.layers + 1) return rs_fail(RS_ERR_ARGUMENT, "layer_plus_one is %d, the model has %d layers", p.layer_plus_one, m.info.layers);
+  if (p.layer_plus_one < 0 || p.layer_plus_one > m.info.layers + 1)
+    return rs_fail(RS_ERR_ARGUMENT, "layer_plus_one is %d, the model has %d layers", p.layer_plus_one, m.info.layers);
   out->pooling = p.pooling == RS_POOL_DEFAULT ? m.pooling : p.pooling;
-  if (out->pooling == RS_POOL_NONE && p.long_text == RS_LONG_CHUNK) return rs_fail(RS_ERR_ARGUMENT, "chunks can't be joined without pooling");
+  if (out->pooling == RS_POOL_NONE && p.long_text == RS_LONG_CHUNK)
+    return rs_fail(RS_ERR_ARGUMENT, "chunks can't be joined without pooling");
   out->normalize = p.normalize == RS_ON || (p.normalize == RS_DEFAULT && (m.normalize || p.dim > 0));
   out->max_tokens = p.max_tokens ? p.max_tokens : m.info.max_tokens;
   out->dim = p.dim ? p.dim : m.info.dim;
@@ -3349,7 +3512,8 @@ rs_status resolve(const rs_session &s, const rs_encode_params *params, encode_se
   const auto content = out->max_tokens - static_cast<int32_t>(rs_tokenizer_special(m.tokenizer, false));
   if (content < 1) return rs_fail(RS_ERR_ARGUMENT, "max_tokens is %d: no room for text beside the special tokens", out->max_tokens);
   out->chunk_overlap = p.chunk_overlap ? p.chunk_overlap : content / 8;
-  if (out->chunk_overlap < 0 || out->chunk_overlap >= content) return rs_fail(RS_ERR_ARGUMENT, "chunk_overlap is %d, expected 0 to %d", p.chunk_overlap, content - 1);
+  if (out->chunk_overlap < 0 || out->chunk_overlap >= content)
+    return rs_fail(RS_ERR_ARGUMENT, "chunk_overlap is %d, expected 0 to %d", p.chunk_overlap, content - 1);
   return RS_OK;
 }
 
@@ -3365,10 +3529,8 @@ class batch {
   rs_status add(const window &w, const int32_t *ids, const int32_t *type_ids) {
     if (!e.windows.empty() && static_cast<int64_t>(e.ids.size()) + w.tokens > s->max_batch_tokens) RS_CHECK(flush());
     e.ids.insert(e.ids.end(), ids, ids + w.tokens);
-    if (type_ids)
-      e.type_ids.insert(e.type_ids.end(), type_ids, type_ids + w.tokens);
-    else
-      e.type_ids.resize(e.ids.size(), 0);
+    if (type_ids) e.type_ids.insert(e.type_ids.end(), type_ids, type_ids + w.tokens);
+    else e.type_ids.resize(e.ids.size(), 0);
     for (int32_t i = 0; i < w.tokens; i++) e.positions.push_back(i);
     e.cu_seqlens.push_back(static_cast<int32_t>(e.ids.size()));
     e.windows.push_back(w);
@@ -3379,7 +3541,8 @@ class batch {
     if (e.windows.empty()) return RS_OK;
     const encoder_graph *g;
     RS_CHECK(get_encoder_graph(s, set.layers, set.pooling, &g));
-    const size_t width = static_cast<size_t>(s->model->info.dim), rows = set.pooling == RS_POOL_NONE ? e.ids.size() : e.windows.size();
+    const size_t width = static_cast<size_t>(s->model->info.dim),
+                 rows = set.pooling == RS_POOL_NONE ? e.ids.size() : e.windows.size();
     e.vectors.resize(rows * width);
     const rs_binding bindings[] = {
         {g->ids, e.ids.data(), e.ids.size() * 4},
@@ -3388,7 +3551,8 @@ class batch {
         {g->cu_seqlens, e.cu_seqlens.data(), e.cu_seqlens.size() * 4},
         {g->result, e.vectors.data(), rows * width * 4},
     };
-    RS_CHECK(rs_graph_run(s, g->graph, static_cast<int64_t>(e.ids.size()), static_cast<int64_t>(e.windows.size()), bindings, std::size(bindings)));
+    RS_CHECK(rs_graph_run(s, g->graph, static_cast<int64_t>(e.ids.size()), static_cast<int64_t>(e.windows.size()), bindings,
+                          std::size(bindings)));
     size_t row = 0;
     for (const window &w : e.windows) {
       const size_t n = set.pooling == RS_POOL_NONE ? static_cast<size_t>(w.tokens) : 1;
@@ -3407,10 +3571,10 @@ class batch {
 
   rs_status deliver(const window &w, const float *x) {
     const auto dim = static_cast<size_t>(set.dim);
-    if (written + dim > capacity) return rs_fail(RS_ERR_LIMIT, "the output holds %zu floats, text %zu ends at %zu", capacity, w.text, written + dim);
+    if (written + dim > capacity)
+      return rs_fail(RS_ERR_LIMIT, "the output holds %zu floats, text %zu ends at %zu", capacity, w.text, written + dim);
     float *y = out + written;
-    if (w.first && w.last)
-      memcpy(y, x, dim * 4);
+    if (w.first && w.last) memcpy(y, x, dim * 4);
     else {
       const auto weight = static_cast<float>(w.tokens);
       for (size_t i = 0; i < dim; i++) y[i] = w.first ? weight * x[i] : y[i] + weight * x[i];
@@ -3452,7 +3616,8 @@ rs_status tokenize_text(rs_session *s, const encode_settings &set, const rs_text
 rs_status add_windows(rs_session *s, const encode_settings &set, batch *b, size_t text, rs_text_info *info) {
   encoder &e = *s->encoder;
   const rs_tokenizer *t = s->model->tokenizer;
-  const size_t special = rs_tokenizer_special(t, false), n = e.tokens.ids.size(), content = static_cast<size_t>(set.max_tokens) - special;
+  const size_t special = rs_tokenizer_special(t, false), n = e.tokens.ids.size(),
+               content = static_cast<size_t>(set.max_tokens) - special;
   if (n > INT32_MAX - special || (n > content && set.long_text == RS_LONG_ERROR)) {
     e.failed = text;
     return rs_fail(RS_ERR_LIMIT, "the text has %zu tokens, the limit is %d", n + special, set.max_tokens);
@@ -3466,7 +3631,8 @@ rs_status add_windows(rs_session *s, const encode_settings &set, batch *b, size_
     last = !chunks || end == n;
     e.wrapped.clear();
     rs_tokenizer_template(t, e.tokens, begin, end, nullptr, &e.wrapped);
-    RS_CHECK(b->add({text, static_cast<int32_t>(e.wrapped.ids.size()), begin == 0, last}, e.wrapped.ids.data(), e.wrapped.type_ids.data()));
+    RS_CHECK(b->add({text, static_cast<int32_t>(e.wrapped.ids.size()), begin == 0, last}, e.wrapped.ids.data(),
+                    e.wrapped.type_ids.data()));
     info->chunks++;
     info->tokens = chunks ? info->total : static_cast<int32_t>(e.wrapped.ids.size());
     begin = end - static_cast<size_t>(set.chunk_overlap);
@@ -3477,7 +3643,8 @@ rs_status add_windows(rs_session *s, const encode_settings &set, batch *b, size_
 
 }  // namespace
 
-rs_status rs_encode(rs_session *s, const rs_text *texts, size_t n, const rs_encode_params *params, float *out, size_t capacity, rs_text_info *infos) {
+rs_status rs_encode(rs_session *s, const rs_text *texts, size_t n, const rs_encode_params *params, float *out, size_t capacity,
+                    rs_text_info *infos) {
   return guarded([&] {
     encode_settings set;
     RS_CHECK(resolve(*s, params, &set));
@@ -3495,8 +3662,8 @@ rs_status rs_encode(rs_session *s, const rs_text *texts, size_t n, const rs_enco
   });
 }
 
-rs_status rs_encode_ids(rs_session *s, const int32_t *ids, const int32_t *type_ids, const size_t *starts, size_t n, const rs_encode_params *params, float *out,
-                        size_t capacity) {
+rs_status rs_encode_ids(rs_session *s, const int32_t *ids, const int32_t *type_ids, const size_t *starts, size_t n,
+                        const rs_encode_params *params, float *out, size_t capacity) {
   return guarded([&] {
     encode_settings set;
     RS_CHECK(resolve(*s, params, &set));
@@ -3505,7 +3672,8 @@ rs_status rs_encode_ids(rs_session *s, const int32_t *ids, const int32_t *type_i
       const size_t tokens = starts[i + 1] - starts[i];
       if (starts[i + 1] <= starts[i] || tokens > static_cast<size_t>(s->model->info.position_limit)) {
         s->encoder->failed = i;
-        return rs_fail(RS_ERR_LIMIT, "sequence %zu: ids [%zu,%zu), expected 1 to %d", i, starts[i], starts[i + 1], s->model->info.position_limit);
+        return rs_fail(RS_ERR_LIMIT, "sequence %zu: ids [%zu,%zu), expected 1 to %d", i, starts[i], starts[i + 1],
+                       s->model->info.position_limit);
       }
       RS_CHECK(b.add({i, static_cast<int32_t>(tokens), true, true}, ids + starts[i], type_ids ? type_ids + starts[i] : nullptr));
     }
@@ -3513,7 +3681,8 @@ rs_status rs_encode_ids(rs_session *s, const int32_t *ids, const int32_t *type_i
   });
 }
 
-rs_status rs_tokenize(const rs_model *model, const rs_text *text, const rs_text *pair, int32_t *ids, int32_t *type_ids, rs_span *spans, size_t capacity, size_t *n) {
+rs_status rs_tokenize(const rs_model *model, const rs_text *text, const rs_text *pair, int32_t *ids, int32_t *type_ids,
+                      rs_span *spans, size_t capacity, size_t *n) {
   return guarded([&] {
     const rs_tokenizer_scratch_ptr scratch = rs_tokenizer_scratch_new();
     rs_tokens a, b, all;
@@ -3521,7 +3690,8 @@ rs_status rs_tokenize(const rs_model *model, const rs_text *text, const rs_text 
     if (pair) RS_CHECK(rs_tokenizer_encode(model->tokenizer, scratch.get(), {pair->data, text_length(*pair)}, &b));
     rs_tokenizer_template(model->tokenizer, a, 0, a.ids.size(), pair ? &b : nullptr, &all);
     *n = all.ids.size();
-    if (*n > capacity && (ids || type_ids || spans)) return rs_fail(RS_ERR_LIMIT, "the text has %zu tokens, the output holds %zu", *n, capacity);
+    if (*n > capacity && (ids || type_ids || spans))
+      return rs_fail(RS_ERR_LIMIT, "the text has %zu tokens, the output holds %zu", *n, capacity);
     if (ids) std::copy(all.ids.begin(), all.ids.end(), ids);
     if (type_ids) std::copy(all.type_ids.begin(), all.type_ids.end(), type_ids);
     if (spans) std::copy(all.spans.begin(), all.spans.end(), spans);
@@ -3531,14 +3701,15 @@ rs_status rs_tokenize(const rs_model *model, const rs_text *text, const rs_text 
 
 const char *rs_token(const rs_model *model, int32_t id) { return rs_tokenizer_token(model->tokenizer, id); }
 
-// ================================================================================ 16  calibration: what the quantizers should know of the inputs
+// ================================================================================ 16  calibration: what the quantizers should know
+// of the inputs
 
 // Second moments of the inputs of linear layers, by the name of the weight.
 struct rs_calibration {
   struct layer {
     std::string weight;
-    size_t k, stride;       // stride: k rounded up to a panel
-    std::vector<float> h;   // [stride, stride] sum of x x^T
+    size_t k, stride;      // stride: k rounded up to a panel
+    std::vector<float> h;  // [stride, stride] sum of x x^T
   };
   std::vector<layer> layers;
 };
@@ -3559,7 +3730,8 @@ void add_second_moment(const kernel_row &k, const value &x, int threads, rs_cali
   run_team(threads, [&](const worker &me) {
     const auto [begin, end] = me.share(static_cast<int64_t>(to->stride / panel_n));
     for (auto p = static_cast<size_t>(begin); p < static_cast<size_t>(end); p++)
-      attn_product(k, transposed.data(), rows, static_cast<int64_t>(to->stride), panels.data() + p * rows * panel_n, 1, 0, rows, to->h.data() + p * panel_n, to->stride, true);
+      attn_product(k, transposed.data(), rows, static_cast<int64_t>(to->stride), panels.data() + p * rows * panel_n, 1, 0, rows,
+                   to->h.data() + p * panel_n, to->stride, true);
   });
 }
 
@@ -3586,7 +3758,8 @@ struct calibration_graph {
 };
 
 // Run the packed sequences, and add up what went into each layer.
-rs_status calibrate_batch(rs_session *s, const calibration_graph &g, rs_tokens *packed, std::vector<int32_t> *positions, std::vector<int32_t> *starts, rs_calibration *c) {
+rs_status calibrate_batch(rs_session *s, const calibration_graph &g, rs_tokens *packed, std::vector<int32_t> *positions,
+                          std::vector<int32_t> *starts, rs_calibration *c) {
   const size_t tokens = packed->ids.size();
   if (!tokens) return RS_OK;
   std::vector<rs_binding> bindings = {
@@ -3600,10 +3773,12 @@ rs_status calibrate_batch(rs_session *s, const calibration_graph &g, rs_tokens *
     inputs.emplace_back(tokens * static_cast<size_t>(t->src[0]->shape[1]));
     bindings.push_back({t->src[0], inputs.back().data(), inputs.back().size() * 4});
   }
-  RS_CHECK(rs_graph_run(s, g.graph, static_cast<int64_t>(tokens), static_cast<int64_t>(starts->size()) - 1, bindings.data(), bindings.size()));
+  RS_CHECK(rs_graph_run(s, g.graph, static_cast<int64_t>(tokens), static_cast<int64_t>(starts->size()) - 1, bindings.data(),
+                        bindings.size()));
   for (size_t i = 0; i < g.linears.size(); i++) {
     const int64_t k = g.linears[i]->src[0]->shape[1];
-    add_second_moment(*s->kernels, {reinterpret_cast<char *>(inputs[i].data()), static_cast<int64_t>(tokens), k, k}, s->threads, &c->layers[i]);
+    add_second_moment(*s->kernels, {reinterpret_cast<char *>(inputs[i].data()), static_cast<int64_t>(tokens), k, k}, s->threads,
+                      &c->layers[i]);
   }
   packed->clear();
   positions->clear();
@@ -3634,9 +3809,11 @@ rs_status rs_calibrate(rs_session *s, const rs_text *texts, size_t n, rs_calibra
         return status;
       }
       rs_tokenizer_template(s->model->tokenizer, e.tokens, 0, std::min(e.tokens.ids.size(), content), nullptr, &packed);
-      for (size_t at = positions.size(); at < packed.ids.size(); at++) positions.push_back(static_cast<int32_t>(at) - starts.back());
+      for (size_t at = positions.size(); at < packed.ids.size(); at++)
+        positions.push_back(static_cast<int32_t>(at) - starts.back());
       starts.push_back(static_cast<int32_t>(packed.ids.size()));
-      if (static_cast<int64_t>(packed.ids.size()) >= s->max_batch_tokens) RS_CHECK(calibrate_batch(s, g, &packed, &positions, &starts, c.get()));
+      if (static_cast<int64_t>(packed.ids.size()) >= s->max_batch_tokens)
+        RS_CHECK(calibrate_batch(s, g, &packed, &positions, &starts, c.get()));
     }
     RS_CHECK(calibrate_batch(s, g, &packed, &positions, &starts, c.get()));
     *out = c.release();
@@ -3646,15 +3823,16 @@ rs_status rs_calibrate(rs_session *s, const rs_text *texts, size_t n, rs_calibra
 
 void rs_calibration_free(rs_calibration *c) { delete c; }
 
-rs_status rs_tensor_encode_calibrated(const rs_calibration *c, const char *name, rs_type type, rs_layout layout, int rank, const int64_t *shape, const float *src,
-                                      void *dst, size_t capacity) {
+rs_status rs_tensor_encode_calibrated(const rs_calibration *c, const char *name, rs_type type, rs_layout layout, int rank,
+                                      const int64_t *shape, const float *src, void *dst, size_t capacity) {
   return guarded([&] {
     const rs_calibration::layer *layer = nullptr;
     for (const rs_calibration::layer &l : c->layers)
       if (l.weight == name) layer = &l;
     if (!layer || !is_quantized(type)) return encode(type, layout, rank, shape, src, nullptr, dst, capacity);
     if (rank != 2 || shape[1] != static_cast<int64_t>(layer->k))
-      return rs_fail(RS_ERR_ARGUMENT, "'%s': shape %s, calibrated with %zu inputs", name, shape_text(rank, shape).c_str(), layer->k);
+      return rs_fail(RS_ERR_ARGUMENT, "'%s': shape %s, calibrated with %zu inputs", name, shape_text(rank, shape).c_str(),
+                     layer->k);
     rounding r;
     RS_CHECK(make_rounding(layer->h.data(), layer->k, layer->stride, &r));
     return encode(type, layout, rank, shape, src, &r, dst, capacity);

@@ -128,7 +128,15 @@ typedef struct rs_model_info {
 RS_API rs_status rs_model_get_info(const rs_model *model, rs_model_info *info);
 
 /* Metadata: sorted keys, typed values.  docs/design.md lists the keys. */
-typedef enum rs_meta_kind { RS_META_BOOL = 0, RS_META_I64, RS_META_F64, RS_META_STR, RS_META_I64S, RS_META_F32S, RS_META_STRS } rs_meta_kind;
+typedef enum rs_meta_kind {
+  RS_META_BOOL = 0,
+  RS_META_I64,
+  RS_META_F64,
+  RS_META_STR,
+  RS_META_I64S,
+  RS_META_F32S,
+  RS_META_STRS
+} rs_meta_kind;
 
 typedef struct rs_meta {
   const char *key; /* NUL terminated */
@@ -180,7 +188,7 @@ typedef struct rs_allocator {
 
 typedef struct rs_session_params {
   uint32_t size;
-  int32_t threads;    /* 0: OMP_NUM_THREADS where set, else the CPUs that affinity and cgroup limits leave to the process */
+  int32_t threads;          /* 0: OMP_NUM_THREADS where set, else the CPUs that affinity and cgroup limits leave to the process */
   int32_t max_batch_tokens; /* larger batches are run in parts of at most this many tokens (or one sequence); 0: 1024.  It bounds
                          memory, never changes a result. */
   const rs_allocator *allocator; /* NULL: the C library's */
@@ -223,20 +231,20 @@ typedef enum rs_tristate { RS_DEFAULT = 0, RS_ON = 1, RS_OFF = -1 } rs_tristate;
 typedef struct rs_encode_params {
   uint32_t size;
   rs_pooling pooling;
-  rs_tristate normalize;   /* divide by the L2 norm; default: the model's own */
-  int32_t max_tokens;      /* of a sequence, special tokens included; 0: the model's own; at most its position limit */
-  rs_long_text long_text;  /* what to do with a text that has more */
-  int32_t chunk_overlap;   /* tokens that two windows share; 0: an eighth of a window */
-  int32_t dim;             /* keep the first dim values and normalise again (Matryoshka); 0: all */
-  const char *prompt;      /* put in front of every text as it is; NULL: the model's default prompt; "": none */
-  int32_t layer_plus_one;  /* 0: the last layer; k + 1: the states after layer k, 0 being the embeddings (pooled all the same) */
+  rs_tristate normalize;  /* divide by the L2 norm; default: the model's own */
+  int32_t max_tokens;     /* of a sequence, special tokens included; 0: the model's own; at most its position limit */
+  rs_long_text long_text; /* what to do with a text that has more */
+  int32_t chunk_overlap;  /* tokens that two windows share; 0: an eighth of a window */
+  int32_t dim;            /* keep the first dim values and normalise again (Matryoshka); 0: all */
+  const char *prompt;     /* put in front of every text as it is; NULL: the model's default prompt; "": none */
+  int32_t layer_plus_one; /* 0: the last layer; k + 1: the states after layer k, 0 being the embeddings (pooled all the same) */
 } rs_encode_params;
 
 typedef struct rs_text_info {
-  int32_t tokens;    /* that the vector was made from, special tokens included (with chunks: the whole text once) */
-  int32_t total;     /* that the text has, special tokens included */
-  int32_t chunks;    /* 1 unless RS_LONG_CHUNK cut it */
-  bool truncated;    /* tokens < total */
+  int32_t tokens; /* that the vector was made from, special tokens included (with chunks: the whole text once) */
+  int32_t total;  /* that the text has, special tokens included */
+  int32_t chunks; /* 1 unless RS_LONG_CHUNK cut it */
+  bool truncated; /* tokens < total */
 } rs_text_info;
 
 /* n texts to n vectors.
@@ -283,9 +291,9 @@ typedef struct rs_graph rs_graph;
 typedef struct rs_tensor rs_tensor; /* owned by its graph */
 
 /* Dimensions that are known only at run time. */
-#define RS_DIM_TOKENS (-1)       /* T */
-#define RS_DIM_SEQUENCES (-2)    /* B */
-#define RS_DIM_CU_SEQLENS (-3)   /* B + 1 */
+#define RS_DIM_TOKENS (-1)     /* T */
+#define RS_DIM_SEQUENCES (-2)  /* B */
+#define RS_DIM_CU_SEQLENS (-3) /* B + 1 */
 
 /* Building: each rs_<op> adds an operator and returns its result.  A call that fails returns NULL and the graph remembers the
  * first error; calls given NULL for a tensor that they need pass it on.  So build everything, then ask rs_graph_finish once.
@@ -300,7 +308,7 @@ RS_API rs_tensor *rs_weight(rs_graph *g, const char *name, int rank, const int64
 /* Memory of the caller's that outlives the graph; 64-byte aligned, encoded as rs_tensor_encode does. */
 RS_API rs_tensor *rs_constant(rs_graph *g, const char *name, rs_type type, rs_layout layout, int rank, const int64_t *shape,
                               const void *data);
-RS_API rs_tensor *rs_output(rs_graph *g, rs_tensor *x);              /* keep x until the run ends; returns x */
+RS_API rs_tensor *rs_output(rs_graph *g, rs_tensor *x);                 /* keep x until the run ends; returns x */
 RS_API rs_tensor *rs_name(rs_graph *g, rs_tensor *x, const char *name); /* for errors, profiles, rs_graph_tensor; returns x */
 RS_API rs_tensor *rs_graph_tensor(const rs_graph *g, const char *name); /* NULL when there is none */
 
@@ -327,7 +335,8 @@ RS_API rs_tensor *rs_layer_norm(rs_graph *g, rs_tensor *x, rs_tensor *residual, 
 RS_API rs_tensor *rs_columns(rs_graph *g, rs_tensor *x, int64_t first, int64_t count);
 /* softmax(q k^T * scale) v for each sequence and head, never an [n, n] tensor (Dao et al., arXiv 2205.14135; online softmax,
  * arXiv 1805.02867).  q, k, v: [T, H*D]; cu_seqlens: [B + 1] i32: sequence b is rows cu_seqlens[b] .. cu_seqlens[b + 1]. */
-RS_API rs_tensor *rs_flash_attn(rs_graph *g, rs_tensor *q, rs_tensor *k, rs_tensor *v, rs_tensor *cu_seqlens, int heads, float scale);
+RS_API rs_tensor *rs_flash_attn(rs_graph *g, rs_tensor *q, rs_tensor *k, rs_tensor *v, rs_tensor *cu_seqlens, int heads,
+                                float scale);
 /* One vector a sequence: x [T, C], cu_seqlens [B + 1] -> [B, C].  An empty sequence gives zeros. */
 RS_API rs_tensor *rs_pool(rs_graph *g, rs_tensor *x, rs_tensor *cu_seqlens, rs_pooling pooling);
 /* Each row divided by its L2 norm (a row of zeros stays). */
@@ -397,24 +406,25 @@ typedef struct rs_convert_tensor { /* one row of the report */
   rs_layout layout;
   int rank;
   int64_t shape[RS_MAX_RANK];
-  size_t bytes;      /* in the new file */
-  double max_error;  /* largest |w - decoded w| */
+  size_t bytes;                       /* in the new file */
+  double max_error;                   /* largest |w - decoded w| */
   double sum_sq_error, sum_sq, count; /* RMS error = sqrt(sum_sq_error / count) */
-  size_t index, total; /* progress: tensor index of total */
+  size_t index, total;                /* progress: tensor index of total */
 } rs_convert_tensor;
 
-/* What goes into every linear layer of a model on given texts (second moments).  With it, the rounding error of each quantized weight
- * is made good by the weights behind it (GPTQ: Frantar et al., arXiv 2210.17323).  The session should be of an f32 file. */
+/* What goes into every linear layer of a model on given texts (second moments).  With it, the rounding error of each quantized
+ * weight is made good by the weights behind it (GPTQ: Frantar et al., arXiv 2210.17323).  The session should be of an f32 file. */
 typedef struct rs_calibration rs_calibration;
 RS_API rs_status rs_calibrate(rs_session *session, const rs_text *texts, size_t n, rs_calibration **out);
 RS_API void rs_calibration_free(rs_calibration *calibration);
-/* rs_tensor_encode for the weight of that name; the same as without calibration where it was not among the linear layers that ran. */
-RS_API rs_status rs_tensor_encode_calibrated(const rs_calibration *calibration, const char *name, rs_type type, rs_layout layout, int rank,
-                                             const int64_t *shape, const float *src, void *dst, size_t capacity);
+/* rs_tensor_encode for the weight of that name; the same as without calibration where it was not among the linear layers that ran.
+ */
+RS_API rs_status rs_tensor_encode_calibrated(const rs_calibration *calibration, const char *name, rs_type type, rs_layout layout,
+                                             int rank, const int64_t *shape, const float *src, void *dst, size_t capacity);
 
 typedef struct rs_convert_params {
   uint32_t size;
-  const char *type; /* "f32", "f16", "q8", "q4": the type of the matrices; NULL: "q8" */
+  const char *type;                  /* "f32", "f16", "q8", "q4": the type of the matrices; NULL: "q8" */
   const rs_calibration *calibration; /* for q8 and q4; NULL: every weight is rounded for itself */
   void (*on_tensor)(void *ctx, const rs_convert_tensor *row);
   void *ctx;

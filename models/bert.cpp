@@ -25,9 +25,16 @@ struct activation_name {
   rs_activation act;
 };
 constexpr activation_name activations[] = {
-    {"gelu", RS_ACT_GELU},           {"gelu_new", RS_ACT_GELU_TANH}, {"gelu_pytorch_tanh", RS_ACT_GELU_TANH}, {"gelu_fast", RS_ACT_GELU_TANH},
-    {"gelu_python", RS_ACT_GELU},    {"relu", RS_ACT_RELU},          {"silu", RS_ACT_SILU},                   {"swish", RS_ACT_SILU},
-    {"tanh", RS_ACT_TANH},           {"quick_gelu", RS_ACT_QUICK_GELU},
+    {"gelu", RS_ACT_GELU},
+    {"gelu_new", RS_ACT_GELU_TANH},
+    {"gelu_pytorch_tanh", RS_ACT_GELU_TANH},
+    {"gelu_fast", RS_ACT_GELU_TANH},
+    {"gelu_python", RS_ACT_GELU},
+    {"relu", RS_ACT_RELU},
+    {"silu", RS_ACT_SILU},
+    {"swish", RS_ACT_SILU},
+    {"tanh", RS_ACT_TANH},
+    {"quick_gelu", RS_ACT_QUICK_GELU},
 };
 
 rs_status find_activation(const char *name, rs_activation *out) {
@@ -64,7 +71,9 @@ rs_status convert_settings(rs_importer &in, bert_settings *s) {
   RS_TRY(in.config_must_be("position_embedding_type", "absolute"));
   RS_TRY(in.config_must_be("is_decoder", false));
   RS_TRY(in.config_must_be("add_cross_attention", false));
-  if (s->hidden % s->heads) return rs_fail(RS_ERR_FORMAT, "config.json: %lld heads do not divide hidden_size %lld", static_cast<long long>(s->heads), static_cast<long long>(s->hidden));
+  if (s->hidden % s->heads)
+    return rs_fail(RS_ERR_FORMAT, "config.json: %lld heads do not divide hidden_size %lld", static_cast<long long>(s->heads),
+                   static_cast<long long>(s->hidden));
 
   rs_writer *w = in.writer();
   RS_TRY(rs_writer_set_i64(w, "bert.hidden_size", s->hidden));
@@ -81,7 +90,8 @@ rs_status convert_settings(rs_importer &in, bert_settings *s) {
 
 rs_status convert_layer(rs_importer &in, const bert_settings &s, const std::string &from, const std::string &to) {
   const std::string attn = from + "attention.", self = attn + "self.";
-  RS_TRY(in.linear(to + "attn.qkv.weight", {self + "query.weight", self + "key.weight", self + "value.weight"}, 3 * s.hidden, s.hidden));
+  RS_TRY(in.linear(to + "attn.qkv.weight", {self + "query.weight", self + "key.weight", self + "value.weight"}, 3 * s.hidden,
+                   s.hidden));
   RS_TRY(in.vector(to + "attn.qkv.bias", {self + "query.bias", self + "key.bias", self + "value.bias"}, 3 * s.hidden));
   RS_TRY(in.linear(to + "attn.out.weight", {attn + "output.dense.weight"}, s.hidden, s.hidden));
   RS_TRY(in.vector(to + "attn.out.bias", {attn + "output.dense.bias"}, s.hidden));
@@ -112,12 +122,15 @@ rs_status convert_labels(rs_importer &in, int64_t *n) {
 }
 
 rs_status bert_convert(rs_importer &in) {
-  bert_settings s;
+  bert_settings s = {};
   RS_TRY(convert_settings(in, &s));
   // Published from the bare model, or with a head on top, which puts a prefix in front.
   const std::string root = in.has("bert.embeddings.word_embeddings.weight") ? "bert." : "", embeddings = root + "embeddings.";
   // Checkpoints that were converted from TensorFlow name the parameters of a LayerNorm otherwise.
-  if (in.has(embeddings + "LayerNorm.gamma")) return rs_fail(RS_ERR_UNSUPPORTED, "'%sLayerNorm.gamma': an old naming of parameters; save the model once with a current transformers", embeddings.c_str());
+  if (in.has(embeddings + "LayerNorm.gamma"))
+    return rs_fail(RS_ERR_UNSUPPORTED,
+                   "'%sLayerNorm.gamma': an old naming of parameters; save the model once with a current transformers",
+                   embeddings.c_str());
 
   RS_TRY(in.vector("embeddings.norm.weight", {embeddings + "LayerNorm.weight"}, s.hidden));
   RS_TRY(in.vector("embeddings.norm.bias", {embeddings + "LayerNorm.bias"}, s.hidden));
@@ -145,7 +158,8 @@ rs_status bert_convert(rs_importer &in) {
 rs_status read_i64(const rs_model *model, const char *key, int64_t high, int64_t *out) {
   rs_meta v;
   RS_TRY(rs_model_meta(model, key, &v));
-  if (v.kind != RS_META_I64 || v.i64 < 1 || v.i64 > high) return rs_fail(RS_ERR_FORMAT, "metadata '%s' is not an integer from 1 to %lld", key, static_cast<long long>(high));
+  if (v.kind != RS_META_I64 || v.i64 < 1 || v.i64 > high)
+    return rs_fail(RS_ERR_FORMAT, "metadata '%s' is not an integer from 1 to %lld", key, static_cast<long long>(high));
   *out = v.i64;
   return RS_OK;
 }
@@ -177,16 +191,19 @@ rs_tensor *linear(rs_graph *g, rs_tensor *x, const std::string &name, int64_t n,
   return rs_name(g, rs_linear(g, x, weight2(g, name + ".weight", n, k), weight1(g, name + ".bias", n), act), name.c_str());
 }
 
-rs_tensor *norm(rs_graph *g, const bert_settings &s, rs_tensor *x, rs_tensor *residual, const std::string &name, const std::string &result) {
-  rs_tensor *y = rs_layer_norm(g, x, residual, weight1(g, name + ".weight", s.hidden), weight1(g, name + ".bias", s.hidden), static_cast<float>(s.eps));
+rs_tensor *norm(rs_graph *g, const bert_settings &s, rs_tensor *x, rs_tensor *residual, const std::string &name,
+                const std::string &result) {
+  rs_tensor *y = rs_layer_norm(g, x, residual, weight1(g, name + ".weight", s.hidden), weight1(g, name + ".bias", s.hidden),
+                               static_cast<float>(s.eps));
   return rs_name(g, y, result.c_str());
 }
 
 rs_tensor *layer(rs_graph *g, const bert_settings &s, rs_tensor *x, rs_tensor *cu_seqlens, const std::string &at) {
-  const int64_t c = s.hidden;
+  const int64_t c = s.hidden, head_size = c / s.heads;
   rs_tensor *qkv = linear(g, x, at + "attn.qkv", 3 * c, c);
-  const auto scale = static_cast<float>(1 / std::sqrt(static_cast<double>(c / s.heads)));
-  rs_tensor *mixed = rs_flash_attn(g, rs_columns(g, qkv, 0, c), rs_columns(g, qkv, c, c), rs_columns(g, qkv, 2 * c, c), cu_seqlens, static_cast<int>(s.heads), scale);
+  const auto scale = static_cast<float>(1 / std::sqrt(static_cast<double>(head_size)));
+  rs_tensor *mixed = rs_flash_attn(g, rs_columns(g, qkv, 0, c), rs_columns(g, qkv, c, c), rs_columns(g, qkv, 2 * c, c), cu_seqlens,
+                                   static_cast<int>(s.heads), scale);
   rs_tensor *attn = linear(g, rs_name(g, mixed, (at + "attn").c_str()), at + "attn.out", c, c);
   rs_tensor *h = norm(g, s, attn, x, at + "attn.norm", at + "attn.norm");
   rs_tensor *up = linear(g, h, at + "mlp.up", s.intermediate, c, s.act);
@@ -195,7 +212,7 @@ rs_tensor *layer(rs_graph *g, const bert_settings &s, rs_tensor *x, rs_tensor *c
 }
 
 rs_status bert_build(const rs_model *model, rs_graph *g, int layers) {
-  bert_settings s;
+  bert_settings s = {};
   RS_TRY(read_settings(model, &s));
   const int64_t tokens = RS_DIM_TOKENS, starts = RS_DIM_CU_SEQLENS;
   rs_tensor *ids = rs_input(g, "ids", RS_I32, 1, &tokens);
@@ -211,7 +228,8 @@ rs_status bert_build(const rs_model *model, rs_graph *g, int layers) {
   return RS_OK;  // what failed on the way is told by rs_graph_finish
 }
 
-const char *const architectures[] = {"BertModel", "BertForMaskedLM", "BertForPreTraining", "BertForSequenceClassification", "BertForTokenClassification", nullptr};
+const char *const architectures[] = {
+    "BertModel", "BertForMaskedLM", "BertForPreTraining", "BertForSequenceClassification", "BertForTokenClassification", nullptr};
 
 }  // namespace
 

@@ -1,8 +1,8 @@
 // The registry of model families, and what their converters share.
 #include "models.h"
 
-#include "status.h"
 #include "source.h"
+#include "status.h"
 
 #include <cstring>
 
@@ -40,7 +40,8 @@ rs_status rs_convert(const rs_source *source, const rs_convert_params *params, r
           return in.finish();
         }
     }
-    return rs_fail(RS_ERR_UNSUPPORTED, "config.json: model_type '%s', architecture '%s' is not supported; rs converts %s", type, architecture, known_architectures().c_str());
+    return rs_fail(RS_ERR_UNSUPPORTED, "config.json: model_type '%s', architecture '%s' is not supported; rs converts %s", type,
+                   architecture, known_architectures().c_str());
   } catch (const std::exception &e) {  // std::bad_alloc
     return rs_fail(RS_ERR_MEMORY, "conversion: %s", e.what());
   }

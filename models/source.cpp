@@ -10,11 +10,16 @@ namespace {
 
 const char *kind_name(rs_meta_kind kind) {
   switch (kind) {
-    case RS_META_BOOL: return "a boolean";
-    case RS_META_I64: return "an integer";
-    case RS_META_F64: return "a number";
-    case RS_META_STR: return "a string";
-    default: return "an array";
+    case RS_META_BOOL:
+      return "a boolean";
+    case RS_META_I64:
+      return "an integer";
+    case RS_META_F64:
+      return "a number";
+    case RS_META_STR:
+      return "a string";
+    default:
+      return "an array";
   }
 }
 
@@ -29,7 +34,8 @@ struct weight_type {
   rs_type matrix, table;  // of linear layers; of large tables
 };
 // The token table of q4 stays at 8 bits: see docs/design.md for what 4 would cost.
-constexpr weight_type weight_types[] = {{"f32", RS_F32, RS_F32}, {"f16", RS_F16, RS_F16}, {"q8", RS_W8, RS_W8}, {"q4", RS_W4, RS_W8}};
+constexpr weight_type weight_types[] = {
+    {"f32", RS_F32, RS_F32}, {"f16", RS_F16, RS_F16}, {"q8", RS_W8, RS_W8}, {"q4", RS_W4, RS_W8}};
 
 const rs_source_tensor *find_tensor(const rs_source *source, const std::string &name) {
   for (size_t i = 0; i < source->n_tensors; i++)
@@ -48,7 +54,8 @@ void widen_bf16(const void *src, size_t n, float *dst) {
 
 }  // namespace
 
-rs_importer::rs_importer(const rs_source *source, const rs_convert_params *p, rs_writer *w) : source(source), params(), w(w), used(source->n_tensors) {
+rs_importer::rs_importer(const rs_source *source, const rs_convert_params *p, rs_writer *w)
+    : source(source), params(), w(w), used(source->n_tensors) {
   if (p) memcpy(&params, p, std::min<size_t>(p->size, sizeof params));
   if (!params.type) params.type = "q8";
   type_status = RS_ERR_ARGUMENT;
@@ -93,7 +100,8 @@ rs_status rs_importer::config_i64(const char *key, int64_t *out, int64_t low, in
   const rs_source_value *v = find_value(key, RS_META_I64, &status);
   *out = v ? v->i64 : otherwise;
   if (v && (*out < low || *out > high))
-    return rs_fail(RS_ERR_FORMAT, "config.json: '%s' is %lld, expected %lld to %lld", key, static_cast<long long>(*out), static_cast<long long>(low), static_cast<long long>(high));
+    return rs_fail(RS_ERR_FORMAT, "config.json: '%s' is %lld, expected %lld to %lld", key, static_cast<long long>(*out),
+                   static_cast<long long>(low), static_cast<long long>(high));
   return status;
 }
 rs_status rs_importer::config_f64(const char *key, double *out, double otherwise) {
@@ -116,7 +124,9 @@ rs_status rs_importer::config_must_be(const char *key, const char *value) {
 rs_status rs_importer::config_must_be(const char *key, bool value) {
   bool b;
   RS_TRY(config_bool(key, &b, value));
-  return b != value ? rs_fail(RS_ERR_UNSUPPORTED, "config.json: '%s' is %s; rs supports %s", key, b ? "true" : "false", value ? "true" : "false") : RS_OK;
+  return b != value ? rs_fail(RS_ERR_UNSUPPORTED, "config.json: '%s' is %s; rs supports %s", key, b ? "true" : "false",
+                              value ? "true" : "false")
+                    : RS_OK;
 }
 
 bool rs_importer::has(const std::string &name) const { return find_tensor(source, name) != nullptr; }
@@ -134,17 +144,23 @@ rs_status rs_importer::read(std::initializer_list<std::string> from, int rank, c
     const rs_source_tensor *t = find_tensor(source, name);
     if (!t) return rs_fail(RS_ERR_FORMAT, "tensor '%s' is missing", name.c_str());
     if (t->rank != rank || !std::equal(part, part + rank, t->shape))
-      return rs_fail(RS_ERR_FORMAT, "'%s': shape %s, expected %s", name.c_str(), shape_text(t->rank, t->shape).c_str(), shape_text(rank, part).c_str());
+      return rs_fail(RS_ERR_FORMAT, "'%s': shape %s, expected %s", name.c_str(), shape_text(t->rank, t->shape).c_str(),
+                     shape_text(rank, part).c_str());
     switch (t->type) {
-      case RS_F32: memcpy(to, t->data, each * 4); break;
+      case RS_F32:
+        memcpy(to, t->data, each * 4);
+        break;
       case RS_F16: {  // the codec wants aligned memory, which a published file does not promise
         encoded.resize(each * 2);
         memcpy(encoded.data(), t->data, each * 2);
         RS_TRY(rs_tensor_decode(RS_F16, RS_ROWS, rank, part, encoded.data(), to, each));
         break;
       }
-      case RS_BF16: widen_bf16(t->data, each, to); break;
-      default: return rs_fail(RS_ERR_UNSUPPORTED, "'%s': type %s, expected F32, F16 or BF16", name.c_str(), t->type_name);
+      case RS_BF16:
+        widen_bf16(t->data, each, to);
+        break;
+      default:
+        return rs_fail(RS_ERR_UNSUPPORTED, "'%s': type %s, expected F32, F16 or BF16", name.c_str(), t->type_name);
     }
     for (size_t i = 0; i < each; i++)
       if (!std::isfinite(to[i])) return rs_fail(RS_ERR_NUMERIC, "'%s': element %zu is NaN or infinite", name.c_str(), i);
@@ -158,7 +174,8 @@ rs_status rs_importer::add(const std::string &name, rs_type type, rs_layout layo
   size_t bytes;
   RS_TRY(rs_tensor_bytes(type, layout, rank, shape, &bytes));
   encoded.resize(bytes);
-  const rs_status status = params.calibration ? rs_tensor_encode_calibrated(params.calibration, name.c_str(), type, layout, rank, shape, values.data(), encoded.data(), bytes)
+  const rs_status status = params.calibration ? rs_tensor_encode_calibrated(params.calibration, name.c_str(), type, layout, rank,
+                                                                            shape, values.data(), encoded.data(), bytes)
                                               : rs_tensor_encode(type, layout, rank, shape, values.data(), encoded.data(), bytes);
   if (status != RS_OK) return rs_fail(status, "'%s': %s", name.c_str(), std::string(rs_last_error()).c_str());
   RS_TRY(rs_writer_add(w, name.c_str(), type, layout, rank, shape, encoded.data(), bytes));
@@ -210,7 +227,7 @@ void rs_importer::ignore(const std::string &prefix) {
 rs_status rs_importer::finish() {
   for (size_t i = 0; i < used.size(); i++)
     if (!used[i])
-      return rs_fail(RS_ERR_UNSUPPORTED, "tensor '%s' %s %s is not known to this architecture", source->tensors[i].name, source->tensors[i].type_name,
-                     shape_text(source->tensors[i].rank, source->tensors[i].shape).c_str());
+      return rs_fail(RS_ERR_UNSUPPORTED, "tensor '%s' %s %s is not known to this architecture", source->tensors[i].name,
+                     source->tensors[i].type_name, shape_text(source->tensors[i].rank, source->tensors[i].shape).c_str());
   return rs_writer_set_i64(w, "general.parameters", parameters);
 }

@@ -1,5 +1,5 @@
-// Published weights as a family's converter reads them: typed access to config.json, tensors by name, and the way from f32 values to
-// a tensor of the weight file.  Keeps count of what was used, so that nothing is left behind unseen.
+// Published weights as a family's converter reads them: typed access to config.json, tensors by name, and the way from f32 values
+// to a tensor of the weight file.  Keeps count of what was used, so that nothing is left behind unseen.
 #pragma once
 #include "../rs.h"
 
@@ -7,9 +7,9 @@
 #include <string>
 #include <vector>
 
-#define RS_TRY(call)                      \
-  do {                                    \
-    const rs_status status_ = (call);     \
+#define RS_TRY(call) \
+  do { \
+    const rs_status status_ = (call); \
     if (status_ != RS_OK) return status_; \
   } while (0)
 
@@ -31,9 +31,10 @@ class rs_importer {
   rs_status config_must_be(const char *key, bool value);
 
   bool has(const std::string &name) const;
-  // The tensor `name` of the file from the source's `from`, rows of each appended.  [N, K] weights of linear layers become panels of
-  // the wanted type, tables of rows keep one row an index, vectors stay f32.
-  rs_status linear(const std::string &name, std::initializer_list<std::string> from, int64_t n, int64_t k);  // [n, k], each of `from` an equal part
+  // The tensor `name` of the file from the source's `from`, rows of each appended.  [N, K] weights of linear layers become panels
+  // of the wanted type, tables of rows keep one row an index, vectors stay f32.
+  rs_status linear(const std::string &name, std::initializer_list<std::string> from, int64_t n,
+                   int64_t k);  // [n, k], each of `from` an equal part
   rs_status vector(const std::string &name, std::initializer_list<std::string> from, int64_t n);
   rs_status table(const std::string &name, const std::string &from, int64_t rows, int64_t columns, bool large);
   // Known to be of no use: a buffer, or a head that this family leaves out.  `prefix` of tensor names.

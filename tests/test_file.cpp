@@ -132,8 +132,8 @@ TEST_F(weight_file, foreign_files_are_named) {
   EXPECT_EQ(rs_model_load("/dev/zero", nullptr, &m), RS_ERR_IO);
 }
 
-// Checksums stop accidents, not intent.  A hostile file has the right ones: forge them after each change and see that the structural
-// checks hold alone.
+// Checksums stop accidents, not intent.  A hostile file has the right ones: forge them after each change and see that the
+// structural checks hold alone.
 class hostile_file : public weight_file {
  protected:
   static uint32_t crc32c(const std::string &s, size_t from, size_t n) {  // bit by bit, apart from the library's
@@ -213,7 +213,7 @@ TEST_F(hostile_file, directory_entries_are_checked) {
   change(80, uint64_t{1} << 40, "dimension 0 is");
   change(80, ~uint64_t{0}, "dimension 0 is");
   change(80, uint64_t{1} << 31, "bytes");
-  change(80, uint64_t{97}, "bytes");          // one more channel than there are bytes
+  change(80, uint64_t{97}, "bytes");  // one more channel than there are bytes
   change(88, uint64_t{70000}, "K <= 65536");
   change(112, uint64_t{64}, "not within the data");
   change(112, ~uint64_t{0} - 63, "not within the data");
@@ -238,13 +238,18 @@ TEST_F(hostile_file, shapes_must_fit_the_hyper_parameters) {
     return at + (key.size() / 8 + 1) * 8;
   };
   std::string bad = bytes;
-  for (const auto &[key, value, part] : std::vector<std::tuple<const char *, int64_t, const char *>>{
-           {"bert.hidden_size", 64, "expected ["},   {"bert.hidden_size", 0, "'bert.hidden_size' is 0"},
-           {"bert.hidden_size", int64_t{1} << 40, "'bert.hidden_size' is"}, {"bert.num_layers", 3, "blk.2."},
-           {"bert.num_heads", 5, "5 heads do not divide"}, {"bert.intermediate_size", 32, "expected [32"},
-           {"bert.max_positions", 80, "expected [80"}, {"bert.vocab_size", 17, "expected [17"},
-           {"encode.max_tokens", 41, "more than the 40 positions"}, {"encode.max_tokens", 2, "no room for text"},
-           {"encode.max_tokens", -1, "is -1"}}) {
+  for (const auto &[key, value, part] :
+       std::vector<std::tuple<const char *, int64_t, const char *>>{{"bert.hidden_size", 64, "expected ["},
+                                                                    {"bert.hidden_size", 0, "'bert.hidden_size' is 0"},
+                                                                    {"bert.hidden_size", int64_t{1} << 40, "'bert.hidden_size' is"},
+                                                                    {"bert.num_layers", 3, "blk.2."},
+                                                                    {"bert.num_heads", 5, "5 heads do not divide"},
+                                                                    {"bert.intermediate_size", 32, "expected [32"},
+                                                                    {"bert.max_positions", 80, "expected [80"},
+                                                                    {"bert.vocab_size", 17, "expected [17"},
+                                                                    {"encode.max_tokens", 41, "more than the 40 positions"},
+                                                                    {"encode.max_tokens", 2, "no room for text"},
+                                                                    {"encode.max_tokens", -1, "is -1"}}) {
     bad = bytes;
     put(&bad, meta_i64(key), value);
     expect_refused(bad, part);
@@ -267,7 +272,8 @@ TEST_F(hostile_file, values_are_checked) {
     forge(&b);
     // the block's own checksum as well: all data of this file are in few blocks
     const auto data = get<uint64_t>(b, 24), size = get<uint64_t>(b, 32), crcs = get<uint64_t>(b, 72);
-    for (uint64_t i = 0; i * 65536 < size; i++) put<uint32_t>(&b, crcs + 4 * i, crc32c(b, data + i * 65536, std::min<uint64_t>(65536, size - i * 65536)));
+    for (uint64_t i = 0; i * 65536 < size; i++)
+      put<uint32_t>(&b, crcs + 4 * i, crc32c(b, data + i * 65536, std::min<uint64_t>(65536, size - i * 65536)));
     forge(&b);
     write_file(dir / "other.rsw", b);
     rs_model *m = nullptr;
@@ -393,12 +399,12 @@ TEST_F(weight_file, a_copy_differs_only_in_the_metadata_that_were_set) {
 TEST_F(weight_file, may_be_moved_and_deleted_while_in_use) {
   const loaded m(path);
   rs_text text = {"hello world", RS_NUL_TERMINATED};
-  float before[32], after[32];
-  ASSERT_EQ(rs_encode(m.session, &text, 1, nullptr, before, 32, nullptr), RS_OK) << rs_last_error();
+  std::vector<float> before(32), after(32);
+  ASSERT_EQ(rs_encode(m.session, &text, 1, nullptr, before.data(), 32, nullptr), RS_OK) << rs_last_error();
   std::filesystem::rename(path, dir / "moved.rsw");
   std::filesystem::remove(dir / "moved.rsw");
-  ASSERT_EQ(rs_encode(m.session, &text, 1, nullptr, after, 32, nullptr), RS_OK) << rs_last_error();
-  EXPECT_EQ(memcmp(before, after, sizeof before), 0);
+  ASSERT_EQ(rs_encode(m.session, &text, 1, nullptr, after.data(), 32, nullptr), RS_OK) << rs_last_error();
+  EXPECT_EQ(before, after);
 }
 
 }  // namespace

@@ -63,7 +63,9 @@ struct harness {
     size_t bytes = 0;
     EXPECT_EQ(rs_tensor_bytes(type, layout, static_cast<int>(shape.size()), shape.data(), &bytes), RS_OK) << rs_last_error();
     weights.push_back(std::make_unique<aligned>(bytes));
-    EXPECT_EQ(rs_tensor_encode(type, layout, static_cast<int>(shape.size()), shape.data(), values.data(), weights.back()->p, bytes), RS_OK) << rs_last_error();
+    EXPECT_EQ(rs_tensor_encode(type, layout, static_cast<int>(shape.size()), shape.data(), values.data(), weights.back()->p, bytes),
+              RS_OK)
+        << rs_last_error();
     return rs_constant(g, name, type, layout, static_cast<int>(shape.size()), shape.data(), weights.back()->p);
   }
   template <class T>
@@ -96,18 +98,26 @@ struct harness {
 // Every element within `tolerance`; NaN is not.
 void expect_close(const vec &got, const vec &wanted, float tolerance) {
   ASSERT_EQ(got.size(), wanted.size());
-  for (size_t i = 0; i < got.size(); i++) ASSERT_TRUE(std::fabs(got[i] - wanted[i]) <= tolerance) << "at " << i << ": " << got[i] << ", expected " << wanted[i];
+  for (size_t i = 0; i < got.size(); i++)
+    ASSERT_TRUE(std::fabs(got[i] - wanted[i]) <= tolerance) << "at " << i << ": " << got[i] << ", expected " << wanted[i];
 }
 
 double activation(rs_activation act, double x) {
   switch (act) {
-    case RS_ACT_GELU: return x / 2 * (1 + std::erf(x / std::sqrt(2.0)));
-    case RS_ACT_GELU_TANH: return x / 2 * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
-    case RS_ACT_RELU: return x > 0 ? x : 0;
-    case RS_ACT_SILU: return x / (1 + std::exp(-x));
-    case RS_ACT_TANH: return std::tanh(x);
-    case RS_ACT_QUICK_GELU: return x / (1 + std::exp(-1.702 * x));
-    default: return x;
+    case RS_ACT_GELU:
+      return x / 2 * (1 + std::erf(x / std::sqrt(2.0)));
+    case RS_ACT_GELU_TANH:
+      return x / 2 * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
+    case RS_ACT_RELU:
+      return x > 0 ? x : 0;
+    case RS_ACT_SILU:
+      return x / (1 + std::exp(-x));
+    case RS_ACT_TANH:
+      return std::tanh(x);
+    case RS_ACT_QUICK_GELU:
+      return x / (1 + std::exp(-1.702 * x));
+    default:
+      return x;
   }
 }
 
@@ -122,37 +132,44 @@ vec linear_f64(const vec &x, const vec &w, const vec &bias, size_t t, size_t n, 
   return y;
 }
 
-vec run_linear(const std::string &isa, rs_type type, const vec &x, const vec &w, const vec &bias, int64_t t, int64_t n, int64_t k, rs_activation act = RS_ACT_NONE, int threads = 2) {
+vec run_linear(const std::string &isa, rs_type type, const vec &x, const vec &w, const vec &bias, int64_t t, int64_t n, int64_t k,
+               rs_activation act = RS_ACT_NONE, int threads = 2) {
   session s(isa, threads);
   harness h;
   rs_tensor *in = h.input("x", RS_F32, {RS_DIM_TOKENS, k}, x);
-  rs_tensor *y = rs_linear(h.g, in, h.weight("w", type, RS_PANELS, {n, k}, w), bias.empty() ? nullptr : h.weight("b", RS_F32, RS_ROWS, {n}, bias), act);
+  rs_tensor *y = rs_linear(h.g, in, h.weight("w", type, RS_PANELS, {n, k}, w),
+                           bias.empty() ? nullptr : h.weight("b", RS_F32, RS_ROWS, {n}, bias), act);
   return h.run(s.s, y, t, 1, static_cast<size_t>(t * n));
 }
 
-const int64_t linear_shapes[][3] = {{1, 1, 1}, {1, 16, 32}, {2, 17, 33}, {3, 5, 7}, {5, 48, 64}, {7, 100, 384}, {49, 33, 96}, {130, 64, 40}, {13, 40, 1536}};
+const int64_t linear_shapes[][3] = {{1, 1, 1},     {1, 16, 32},  {2, 17, 33},   {3, 5, 7},     {5, 48, 64},
+                                    {7, 100, 384}, {49, 33, 96}, {130, 64, 40}, {13, 40, 1536}};
 
 TEST(linear, floats_match_f64) {
   for (const std::string &isa : isas())
     for (const auto &s : linear_shapes)
       for (rs_type type : {RS_F32, RS_F16}) {
-        SCOPED_TRACE(isa + " " + rs_type_name(type) + " " + std::to_string(s[0]) + "," + std::to_string(s[1]) + "," + std::to_string(s[2]));
+        SCOPED_TRACE(isa + " " + rs_type_name(type) + " " + std::to_string(s[0]) + "," + std::to_string(s[1]) + "," +
+                     std::to_string(s[2]));
         const vec x = normal(static_cast<size_t>(s[0] * s[2]), 1), bias = normal(static_cast<size_t>(s[1]), 3);
         vec w = normal(static_cast<size_t>(s[1] * s[2]), 2);
         if (type == RS_F16)  // so that the weights themselves are exact
           for (float &v : w) v = std::nearbyint(v * 256) / 256;
         const vec y = run_linear(isa, type, x, w, bias, s[0], s[1], s[2]);
         const float tolerance = 4e-7f * static_cast<float>(s[2]);  // K roundings of terms near 1, half an ULP each, and room
-        expect_close(y, linear_f64(x, w, bias, static_cast<size_t>(s[0]), static_cast<size_t>(s[1]), static_cast<size_t>(s[2])), std::max(tolerance, 2e-6f));
+        expect_close(y, linear_f64(x, w, bias, static_cast<size_t>(s[0]), static_cast<size_t>(s[1]), static_cast<size_t>(s[2])),
+                     std::max(tolerance, 2e-6f));
       }
 }
 
 TEST(linear, quantized_is_the_same_on_every_isa_bit_for_bit) {
   for (const auto &s : linear_shapes)
     for (rs_type type : {RS_W8, RS_W4}) {
-      const vec x = normal(static_cast<size_t>(s[0] * s[2]), 4), w = normal(static_cast<size_t>(s[1] * s[2]), 5), bias = normal(static_cast<size_t>(s[1]), 6);
+      const vec x = normal(static_cast<size_t>(s[0] * s[2]), 4), w = normal(static_cast<size_t>(s[1] * s[2]), 5),
+                bias = normal(static_cast<size_t>(s[1]), 6);
       const vec oracle = run_linear("scalar", type, x, w, bias, s[0], s[1], s[2]);
-      for (const std::string &isa : isas()) EXPECT_EQ(run_linear(isa, type, x, w, bias, s[0], s[1], s[2]), oracle) << isa << " " << rs_type_name(type);
+      for (const std::string &isa : isas())
+        EXPECT_EQ(run_linear(isa, type, x, w, bias, s[0], s[1], s[2]), oracle) << isa << " " << rs_type_name(type);
     }
 }
 
@@ -165,7 +182,8 @@ TEST(linear, quantized_sums_do_not_overflow) {
   for (rs_type type : {RS_W8, RS_W4})
     for (const std::string &isa : isas()) {
       const vec y = run_linear(isa, type, x, w, {}, 1, n, k);
-      for (int64_t j = 0; j < n; j++) EXPECT_TRUE(std::fabs(std::fabs(y[static_cast<size_t>(j)]) - k) < 0.02 * k) << isa << " " << y[static_cast<size_t>(j)];
+      for (int64_t j = 0; j < n; j++)
+        EXPECT_TRUE(std::fabs(std::fabs(y[static_cast<size_t>(j)]) - k) < 0.02 * k) << isa << " " << y[static_cast<size_t>(j)];
     }
 }
 
@@ -189,7 +207,8 @@ TEST(linear, a_row_does_not_depend_on_its_neighbours_or_the_threads) {
       EXPECT_EQ(run_linear(isa, type, x, w, bias, t, n, k, RS_ACT_GELU, 3), all);
       for (int64_t i : {0, 1, 17, 60}) {
         const vec row(x.begin() + i * k, x.begin() + (i + 1) * k);
-        EXPECT_EQ(run_linear(isa, type, row, w, bias, 1, n, k, RS_ACT_GELU), vec(all.begin() + i * n, all.begin() + (i + 1) * n)) << isa;
+        EXPECT_EQ(run_linear(isa, type, row, w, bias, 1, n, k, RS_ACT_GELU), vec(all.begin() + i * n, all.begin() + (i + 1) * n))
+            << isa;
       }
     }
 }
@@ -206,7 +225,8 @@ TEST(linear, activations_match_f64) {
       for (size_t i = 0; i < x.size(); i++) {
         const double wanted = activation(static_cast<rs_activation>(act), x[i]);
         // 8 ULP of the result; where gelu cancels for negative x, of the x that is cancelled
-        ASSERT_TRUE(std::fabs(y[i] - wanted) <= 8 * 6e-8 * std::max(std::fabs(wanted), std::min(1.0, std::fabs(double(x[i]))))) << isa << " act " << act << " x " << x[i] << ": " << y[i] << ", expected " << wanted;
+        ASSERT_TRUE(std::fabs(y[i] - wanted) <= 8 * 6e-8 * std::max(std::fabs(wanted), std::min(1.0, std::fabs(double(x[i])))))
+            << isa << " act " << act << " x " << x[i] << ": " << y[i] << ", expected " << wanted;
       }
     }
 }
@@ -232,21 +252,28 @@ TEST(layer_norm, matches_f64) {
     for (int64_t c : {1, 7, 8, 33, 384})
       for (bool with_residual : {false, true}) {
         const int64_t t = 5;
-        const vec x = normal(static_cast<size_t>(t * c), 1, 3), r = normal(static_cast<size_t>(t * c), 2), gamma = normal(static_cast<size_t>(c), 3), beta = normal(static_cast<size_t>(c), 4);
+        const vec x = normal(static_cast<size_t>(t * c), 1, 3), r = normal(static_cast<size_t>(t * c), 2),
+                  gamma = normal(static_cast<size_t>(c), 3), beta = normal(static_cast<size_t>(c), 4);
         session s(isa);
         harness h;
         rs_tensor *in = h.input("x", RS_F32, {RS_DIM_TOKENS, c}, x), *res = h.input("r", RS_F32, {RS_DIM_TOKENS, c}, r);
-        rs_tensor *y = rs_layer_norm(h.g, in, with_residual ? res : nullptr, h.weight("g", RS_F32, RS_ROWS, {c}, gamma), h.weight("b", RS_F32, RS_ROWS, {c}, beta), 1e-6f);
+        rs_tensor *y = rs_layer_norm(h.g, in, with_residual ? res : nullptr, h.weight("g", RS_F32, RS_ROWS, {c}, gamma),
+                                     h.weight("b", RS_F32, RS_ROWS, {c}, beta), 1e-6f);
         const vec got = h.run(s.s, y, t, 1, x.size());
         vec wanted(x.size());
         for (int64_t i = 0; i < t; i++) {
           std::vector<double> v(static_cast<size_t>(c));
           double mean = 0, var = 0;
-          for (int64_t j = 0; j < c; j++) mean += v[static_cast<size_t>(j)] = double(x[static_cast<size_t>(i * c + j)]) + (with_residual ? r[static_cast<size_t>(i * c + j)] : 0);
+          for (int64_t j = 0; j < c; j++)
+            mean += v[static_cast<size_t>(j)] =
+                double(x[static_cast<size_t>(i * c + j)]) + (with_residual ? r[static_cast<size_t>(i * c + j)] : 0);
           mean /= static_cast<double>(c);
           for (double a : v) var += (a - mean) * (a - mean);
           for (int64_t j = 0; j < c; j++)
-            wanted[static_cast<size_t>(i * c + j)] = static_cast<float>((v[static_cast<size_t>(j)] - mean) / std::sqrt(var / static_cast<double>(c) + 1e-6) * gamma[static_cast<size_t>(j)] + beta[static_cast<size_t>(j)]);
+            wanted[static_cast<size_t>(i * c + j)] =
+                static_cast<float>((v[static_cast<size_t>(j)] - mean) / std::sqrt(var / static_cast<double>(c) + 1e-6) *
+                                       gamma[static_cast<size_t>(j)] +
+                                   beta[static_cast<size_t>(j)]);
         }
         expect_close(got, wanted, c == 1 ? 1e-3f : 4e-6f);  // one channel: mean and value cancel, eps is all that is left
       }
@@ -264,14 +291,16 @@ vec attention_naive(const vec &q, const vec &k, const vec &v, const std::vector<
         T most = -INFINITY, sum = 0;
         for (int64_t j = cu[b]; j < cu[b + 1]; j++) {
           T dot = 0;
-          for (int64_t l = 0; l < d; l++) dot += T(q[static_cast<size_t>(i * c + head * d + l)]) * T(k[static_cast<size_t>(j * c + head * d + l)]);
+          for (int64_t l = 0; l < d; l++)
+            dot += T(q[static_cast<size_t>(i * c + head * d + l)]) * T(k[static_cast<size_t>(j * c + head * d + l)]);
           p.push_back(dot * T(scale));
           most = std::max(most, p.back());
         }
         for (T &x : p) sum += x = std::exp(x - most);
         for (int64_t l = 0; l < d; l++) {
           T acc = 0;
-          for (size_t j = 0; j < p.size(); j++) acc += p[j] * T(v[(static_cast<size_t>(cu[b]) + j) * static_cast<size_t>(c) + static_cast<size_t>(head * d + l)]);
+          for (size_t j = 0; j < p.size(); j++)
+            acc += p[j] * T(v[(static_cast<size_t>(cu[b]) + j) * static_cast<size_t>(c) + static_cast<size_t>(head * d + l)]);
           out[static_cast<size_t>(i * c + head * d + l)] = static_cast<float>(acc / sum);
         }
       }
@@ -287,31 +316,37 @@ double largest_error(const vec &a, const vec &b) {
   return most;
 }
 
-vec run_attention(const std::string &isa, const vec &q, const vec &k, const vec &v, const std::vector<int32_t> &cu, int heads, int64_t c, float scale, int threads = 2) {
+vec run_attention(const std::string &isa, const vec &q, const vec &k, const vec &v, const std::vector<int32_t> &cu, int heads,
+                  int64_t c, float scale, int threads = 2) {
   session s(isa, threads);
   harness h;
   // q, k and v as columns of one tensor, as models have them
   vec all;
   for (size_t i = 0; i < q.size() / static_cast<size_t>(c); i++)
-    for (const vec *x : {&q, &k, &v}) all.insert(all.end(), x->begin() + static_cast<int64_t>(i) * c, x->begin() + static_cast<int64_t>(i + 1) * c);
+    for (const vec *x : {&q, &k, &v})
+      all.insert(all.end(), x->begin() + static_cast<int64_t>(i) * c, x->begin() + static_cast<int64_t>(i + 1) * c);
   rs_tensor *qkv = h.input("qkv", RS_F32, {RS_DIM_TOKENS, 3 * c}, all), *starts = h.input("cu", RS_I32, {RS_DIM_CU_SEQLENS}, cu);
-  rs_tensor *y = rs_flash_attn(h.g, rs_columns(h.g, qkv, 0, c), rs_columns(h.g, qkv, c, c), rs_columns(h.g, qkv, 2 * c, c), starts, heads, scale);
+  rs_tensor *y = rs_flash_attn(h.g, rs_columns(h.g, qkv, 0, c), rs_columns(h.g, qkv, c, c), rs_columns(h.g, qkv, 2 * c, c), starts,
+                               heads, scale);
   return h.run(s.s, y, cu.back(), static_cast<int64_t>(cu.size()) - 1, q.size());
 }
 
 // The rule of the flash-attention project: at most twice the error of the plain version in the same precision, both against f64.
 TEST(flash_attn, error_is_at_most_twice_that_of_the_naive_version) {
-  const std::vector<std::vector<int32_t>> lengths = {{1}, {2, 3, 1}, {16, 64, 65}, {127, 128, 129}, {0, 5, 0}, {256, 1, 300}, {600}};
+  const std::vector<std::vector<int32_t>> lengths = {{1},       {2, 3, 1},     {16, 64, 65}, {127, 128, 129},
+                                                     {0, 5, 0}, {256, 1, 300}, {600}};
   for (const std::string &isa : isas())
     for (const auto &[heads, c] : std::vector<std::pair<int, int64_t>>{{1, 32}, {3, 96}, {2, 128}, {1, 80}, {2, 14}, {4, 4}})
       for (const auto &list : lengths) {
         std::vector<int32_t> cu = {0};
         for (int32_t n : list) cu.push_back(cu.back() + n);
-        SCOPED_TRACE(isa + " heads " + std::to_string(heads) + " c " + std::to_string(c) + " first length " + std::to_string(list[0]));
+        SCOPED_TRACE(isa + " heads " + std::to_string(heads) + " c " + std::to_string(c) + " first length " +
+                     std::to_string(list[0]));
         const size_t n = static_cast<size_t>(cu.back()) * static_cast<size_t>(c);
         const vec q = normal(n, 1, 2), k = normal(n, 2, 2), v = normal(n, 3);
         const float scale = 1 / std::sqrt(static_cast<float>(c / heads));
-        const vec exact = attention_naive<double>(q, k, v, cu, heads, c, scale), naive = attention_naive<float>(q, k, v, cu, heads, c, scale);
+        const vec exact = attention_naive<double>(q, k, v, cu, heads, c, scale),
+                  naive = attention_naive<float>(q, k, v, cu, heads, c, scale);
         const double error = largest_error(run_attention(isa, q, k, v, cu, heads, c, scale), exact);
         ASSERT_TRUE(error <= 2 * largest_error(naive, exact) + 1e-6) << error << " naive " << largest_error(naive, exact);
       }
@@ -323,7 +358,8 @@ TEST(flash_attn, large_scores_do_not_overflow) {
   vec k = normal(300 * 32, 2, 20);
   for (const std::string &isa : isas()) {
     const vec y = run_attention(isa, q, k, v, cu, 1, 32, 1);
-    EXPECT_TRUE(largest_error(y, attention_naive<double>(q, k, v, cu, 1, 32, 1)) < 0.05) << isa;  // scores near 1e4: their f32 step is 1e-3
+    EXPECT_TRUE(largest_error(y, attention_naive<double>(q, k, v, cu, 1, 32, 1)) < 0.05)
+        << isa;  // scores near 1e4: their f32 step is 1e-3
   }
 }
 
@@ -365,7 +401,8 @@ TEST(embed, an_id_outside_of_the_table_is_an_error) {
     rs_output(h.g, y);
     ASSERT_EQ(rs_graph_finish(h.g), RS_OK);
     EXPECT_EQ(rs_graph_run(s.s, h.g, 3, 1, h.bindings.data(), 1), RS_ERR_ARGUMENT);
-    EXPECT_NE(std::string(rs_last_error()).find("id " + std::to_string(bad) + " at position 1"), std::string::npos) << rs_last_error();
+    EXPECT_NE(std::string(rs_last_error()).find("id " + std::to_string(bad) + " at position 1"), std::string::npos)
+        << rs_last_error();
   }
 }
 
@@ -388,14 +425,27 @@ TEST(pool, every_way_matches_its_definition) {
         }
         double wanted = 0;
         if (n) switch (pooling) {
-            case RS_POOL_MEAN: wanted = sum / n; break;
-            case RS_POOL_CLS: wanted = x[static_cast<size_t>(begin * c + j)]; break;
-            case RS_POOL_MAX: wanted = most; break;
-            case RS_POOL_MEAN_SQRT_LEN: wanted = sum / std::sqrt(n); break;
-            case RS_POOL_WEIGHTED_MEAN: wanted = weighted / (n * (n + 1) / 2); break;
-            case RS_POOL_LAST: wanted = x[static_cast<size_t>((begin + n - 1) * c + j)]; break;
+            case RS_POOL_MEAN:
+              wanted = sum / n;
+              break;
+            case RS_POOL_CLS:
+              wanted = x[static_cast<size_t>(begin * c + j)];
+              break;
+            case RS_POOL_MAX:
+              wanted = most;
+              break;
+            case RS_POOL_MEAN_SQRT_LEN:
+              wanted = sum / std::sqrt(n);
+              break;
+            case RS_POOL_WEIGHTED_MEAN:
+              wanted = weighted / (n * (n + 1) / 2);
+              break;
+            case RS_POOL_LAST:
+              wanted = x[static_cast<size_t>((begin + n - 1) * c + j)];
+              break;
           }
-        ASSERT_TRUE(std::fabs(y[b * c + static_cast<size_t>(j)] - wanted) <= 1e-6) << rs_pooling_name(static_cast<rs_pooling>(pooling)) << " sequence " << b;
+        ASSERT_TRUE(std::fabs(y[b * c + static_cast<size_t>(j)] - wanted) <= 1e-6)
+            << rs_pooling_name(static_cast<rs_pooling>(pooling)) << " sequence " << b;
       }
   }
 }
@@ -424,7 +474,13 @@ TEST(l2_normalize, rows_have_length_one_and_zeros_stay) {
 
 // The list of operators and this file: an operator that is added must get a test here.
 TEST(graph, every_operator_has_a_test) {
-  const std::map<std::string, const char *> tested = {{"embed", "embed"}, {"add", "add"}, {"linear", "linear"}, {"layer_norm", "layer_norm"}, {"flash_attn", "flash_attn"}, {"pool", "pool"}, {"l2_normalize", "l2_normalize"}};
+  const std::map<std::string, const char *> tested = {{"embed", "embed"},
+                                                      {"add", "add"},
+                                                      {"linear", "linear"},
+                                                      {"layer_norm", "layer_norm"},
+                                                      {"flash_attn", "flash_attn"},
+                                                      {"pool", "pool"},
+                                                      {"l2_normalize", "l2_normalize"}};
   size_t n = 0;
   for (; rs_op_name(n); n++) {
     const auto it = tested.find(rs_op_name(n));
@@ -448,7 +504,10 @@ TEST(graph, memory_is_shared_only_between_tensors_that_do_not_meet) {
     harness h;
     rs_tensor *in = h.input("x", RS_F32, {RS_DIM_TOKENS, c}, x), *y = in, *before = in;
     for (int i = 0; i < 8; i++) {
-      rs_tensor *next = rs_linear(h.g, y, h.weight(("w" + std::to_string(i)).c_str(), RS_F32, RS_PANELS, {c, c}, normal(c * c, static_cast<unsigned>(10 + i), 0.2f)), nullptr, RS_ACT_TANH);
+      rs_tensor *next = rs_linear(h.g, y,
+                                  h.weight(("w" + std::to_string(i)).c_str(), RS_F32, RS_PANELS, {c, c},
+                                           normal(c * c, static_cast<unsigned>(10 + i), 0.2f)),
+                                  nullptr, RS_ACT_TANH);
       if (keep) rs_output(h.g, next);
       next = rs_add(h.g, next, before);
       if (keep) rs_output(h.g, next);
@@ -488,10 +547,19 @@ TEST(graph, errors_name_what_was_wrong) {
   const auto contains = [](const std::string &text, const char *part) { EXPECT_NE(text.find(part), std::string::npos) << text; };
 
   contains(error_of([&](harness &h) { x(h, 4); }), "no output");
-  contains(error_of([&](harness &h) { rs_linear(h.g, x(h, 4), h.weight("w", RS_F32, RS_PANELS, {3, 5}, vec(15)), nullptr, RS_ACT_NONE); }), "'x' [T,4] times 'w' [3,5]");
-  contains(error_of([&](harness &h) { rs_linear(h.g, x(h, 5), h.weight("w", RS_F32, RS_ROWS, {3, 5}, vec(15)), nullptr, RS_ACT_NONE); }), "panels");
+  contains(error_of([&](harness &h) {
+             rs_linear(h.g, x(h, 4), h.weight("w", RS_F32, RS_PANELS, {3, 5}, vec(15)), nullptr, RS_ACT_NONE);
+           }),
+           "'x' [T,4] times 'w' [3,5]");
+  contains(error_of([&](harness &h) {
+             rs_linear(h.g, x(h, 5), h.weight("w", RS_F32, RS_ROWS, {3, 5}, vec(15)), nullptr, RS_ACT_NONE);
+           }),
+           "panels");
   contains(error_of([&](harness &h) { rs_linear(h.g, nullptr, nullptr, nullptr, RS_ACT_NONE); }), "input 0 is NULL");
-  contains(error_of([&](harness &h) { rs_add(h.g, x(h, 4), h.input("y", RS_F32, {RS_DIM_TOKENS, 5}, vec())); }), "'x' [T,4] and 'y' [T,5] differ");
+  contains(error_of([&](harness &h) {
+             rs_add(h.g, x(h, 4), h.input("y", RS_F32, {RS_DIM_TOKENS, 5}, vec()));
+           }),
+           "'x' [T,4] and 'y' [T,5] differ");
   contains(error_of([&](harness &h) { rs_columns(h.g, x(h, 4), 3, 2); }), "columns [3, 5) of 'x' [T,4]");
   contains(error_of([&](harness &h) {
              rs_tensor *a = x(h, 10), *cu = h.input("cu", RS_I32, {RS_DIM_CU_SEQLENS}, std::vector<int32_t>());
@@ -563,7 +631,7 @@ TEST(session, threads_follow_the_environment) {
   EXPECT_EQ(rs_session_threads(s), 1);
   rs_session_free(s);
   sched_setaffinity(0, sizeof before, &before);
-  p.threads = 1000;
+  p.threads = 2000;
   EXPECT_EQ(rs_session_create(nullptr, &p, &s), RS_ERR_ARGUMENT);
   p.threads = -1;
   EXPECT_EQ(rs_session_create(nullptr, &p, &s), RS_ERR_ARGUMENT);
@@ -576,17 +644,16 @@ TEST(session, the_allocator_hook_is_used) {
   struct counter {
     size_t now = 0, calls = 0;
   } count;
-  const rs_allocator hook = {
-      [](void *ctx, size_t bytes, size_t align) {
-        auto *c = static_cast<counter *>(ctx);
-        c->now += bytes, c->calls++;
-        return std::aligned_alloc(align, (bytes + align - 1) / align * align);
-      },
-      [](void *ctx, void *p, size_t bytes) {
-        static_cast<counter *>(ctx)->now -= bytes;
-        std::free(p);
-      },
-      &count};
+  const rs_allocator hook = {[](void *ctx, size_t bytes, size_t align) {
+                               auto *c = static_cast<counter *>(ctx);
+                               c->now += bytes, c->calls++;
+                               return std::aligned_alloc(align, (bytes + align - 1) / align * align);
+                             },
+                             [](void *ctx, void *p, size_t bytes) {
+                               static_cast<counter *>(ctx)->now -= bytes;
+                               std::free(p);
+                             },
+                             &count};
   rs_session_params p = {};
   p.size = sizeof p;
   p.allocator = &hook;

@@ -1,5 +1,5 @@
-// Whole models: the real all-MiniLM-L6-v2 against the vectors and states of the reference implementation, a small one against a plain
-// f64 BERT, and what must hold for every model: a text's vector does not depend on what else is in the batch.
+// Whole models: the real all-MiniLM-L6-v2 against the vectors and states of the reference implementation, a small one against a
+// plain f64 BERT, and what must hold for every model: a text's vector does not depend on what else is in the batch.
 #include "../rs.h"
 #include "test_util.h"
 #include "tiny_bert.h"
@@ -23,12 +23,24 @@ P sized() {
   return p;
 }
 
-std::vector<float> encode(rs_session *s, const std::vector<std::string> &texts, const rs_encode_params &params, size_t dim, std::vector<rs_text_info> *infos = nullptr) {
-  std::vector<rs_text> views;
-  for (const std::string &t : texts) views.push_back({t.data(), t.size()});
+std::vector<rs_text> views_of(const std::vector<std::string> &texts) {
+  std::vector<rs_text> views(texts.size());
+  for (size_t i = 0; i < texts.size(); i++) views[i] = {texts[i].data(), texts[i].size()};
+  return views;
+}
+
+// The vector of text i.
+std::vector<float> row(const std::vector<float> &all, size_t i, size_t dim = 384) {
+  return {all.begin() + static_cast<std::ptrdiff_t>(i * dim), all.begin() + static_cast<std::ptrdiff_t>((i + 1) * dim)};
+}
+
+std::vector<float> encode(rs_session *s, const std::vector<std::string> &texts, const rs_encode_params &params, size_t dim,
+                          std::vector<rs_text_info> *infos = nullptr) {
+  const std::vector<rs_text> views = views_of(texts);
   std::vector<float> out(texts.size() * dim);
   if (infos) infos->resize(texts.size());
-  EXPECT_EQ(rs_encode(s, views.data(), views.size(), &params, out.data(), out.size(), infos ? infos->data() : nullptr), RS_OK) << rs_last_error();
+  EXPECT_EQ(rs_encode(s, views.data(), views.size(), &params, out.data(), out.size(), infos ? infos->data() : nullptr), RS_OK)
+      << rs_last_error();
   return out;
 }
 
@@ -54,7 +66,8 @@ TEST(minilm, vectors_match_the_reference) {
   const std::vector<std::string> texts = golden_texts();
   ASSERT_EQ(shape, (std::vector<int64_t>{static_cast<int64_t>(texts.size()), 384}));
   // From the issue: f32 each text, the others on average.
-  for (const auto &[type, mean, least] : std::vector<std::tuple<std::string, double, double>>{{"f32", 0.99999, 0.99999}, {"f16", 0.9999, 0.9999}, {"q8", 0.997, 0.98}, {"q4", 0.97, 0.9}}) {
+  for (const auto &[type, mean, least] : std::vector<std::tuple<std::string, double, double>>{
+           {"f32", 0.99999, 0.99999}, {"f16", 0.9999, 0.9999}, {"q8", 0.997, 0.98}, {"q4", 0.97, 0.9}}) {
     RS_NEED_MODEL(type);
     const loaded m(model_path(type));
     auto params = sized<rs_encode_params>();
@@ -121,7 +134,8 @@ double spearman(const std::vector<double> &a, const std::vector<double> &b) {
   const auto n = static_cast<double>(x.size());
   const double mx = std::accumulate(x.begin(), x.end(), 0.0) / n, my = std::accumulate(y.begin(), y.end(), 0.0) / n;
   double xy = 0, xx = 0, yy = 0;
-  for (size_t i = 0; i < x.size(); i++) xy += (x[i] - mx) * (y[i] - my), xx += (x[i] - mx) * (x[i] - mx), yy += (y[i] - my) * (y[i] - my);
+  for (size_t i = 0; i < x.size(); i++)
+    xy += (x[i] - mx) * (y[i] - my), xx += (x[i] - mx) * (x[i] - mx), yy += (y[i] - my) * (y[i] - my);
   return xy / std::sqrt(xx * yy);
 }
 
@@ -174,9 +188,9 @@ TEST(minilm, batch_equals_single_on_every_type_isa_and_thread_count) {
       const std::vector<std::string> backwards(some.rbegin(), some.rend());
       const std::vector<float> reverse = encode(one.session, backwards, params, 384);
       for (size_t i = 0; i < n; i++) {
-        EXPECT_EQ(memcmp(&all[i * 384], &reverse[(n - 1 - i) * 384], 384 * 4), 0) << type << " " << rs_isa_available(isa) << " text " << i;
+        EXPECT_EQ(row(all, i), row(reverse, n - 1 - i)) << type << " " << rs_isa_available(isa) << " text " << i;
         const std::vector<float> single = encode(one.session, {some[i]}, params, 384);
-        EXPECT_EQ(memcmp(&all[i * 384], single.data(), 384 * 4), 0) << type << " " << rs_isa_available(isa) << " text " << i;
+        EXPECT_EQ(row(all, i), single) << type << " " << rs_isa_available(isa) << " text " << i;
       }
     }
   }
@@ -188,6 +202,7 @@ TEST(minilm, sessions_run_in_parallel_on_one_model) {
   const std::vector<std::string> texts = {"The first text.", "A second one, somewhat longer than the first.", "Third"};
   const std::vector<float> wanted = encode(m.session, texts, sized<rs_encode_params>(), 384);
   std::vector<std::thread> threads;
+  threads.reserve(4);
   std::atomic<int> wrong{0};
   for (int i = 0; i < 4; i++)
     threads.emplace_back([&] {
@@ -259,7 +274,8 @@ matrix64 bert_f64(tiny_bert &m, const std::vector<int32_t> &ids, const std::vect
   for (size_t i = 0; i < n; i++) {
     std::vector<double> v(c);
     for (size_t j = 0; j < c; j++)
-      v[j] = double(w("embeddings.word_embeddings.weight")[static_cast<size_t>(ids[i]) * c + j]) + w("embeddings.position_embeddings.weight")[i * c + j] +
+      v[j] = double(w("embeddings.word_embeddings.weight")[static_cast<size_t>(ids[i]) * c + j]) +
+             w("embeddings.position_embeddings.weight")[i * c + j] +
              w("embeddings.token_type_embeddings.weight")[static_cast<size_t>(types[i]) * c + j];
     x.push_back(norm(v, "embeddings.LayerNorm"));
   }
@@ -283,7 +299,8 @@ matrix64 bert_f64(tiny_bert &m, const std::vector<int32_t> &ids, const std::vect
         for (size_t j = 0; j < n; j++)
           for (size_t e = h * d; e < (h + 1) * d; e++) mixed[e] += p[j] / sum * v[j][e];
       }
-      const std::vector<double> hidden = norm(plus(dense(mixed, at + "attention.output.dense"), x[i]), at + "attention.output.LayerNorm");
+      const std::vector<double> hidden =
+          norm(plus(dense(mixed, at + "attention.output.dense"), x[i]), at + "attention.output.LayerNorm");
       std::vector<double> up = dense(hidden, at + "intermediate.dense");
       for (double &u : up) u = activation_f64(m.act, u);
       y.push_back(norm(plus(dense(up, at + "output.dense"), hidden), at + "output.LayerNorm"));
@@ -321,16 +338,21 @@ TEST(bert, every_setting_is_honoured) {
     ASSERT_EQ(tiny.convert(dir / "tiny.rsw", "f32"), RS_OK) << rs_last_error();
     const loaded m(dir / "tiny.rsw");
     ASSERT_NE(m.session, nullptr);
-    const std::vector<int32_t> ids = {2, 5, 7, 9, 16, 3, 6, 8, 3}, types = {0, 0, 0, 0, 0, 0, static_cast<int32_t>(tiny.types) - 1, static_cast<int32_t>(tiny.types) - 1, 0};
+    const std::vector<int32_t> ids = {2, 5, 7, 9, 16, 3, 6, 8, 3},
+                               types = {
+                                   0, 0, 0, 0, 0, 0, static_cast<int32_t>(tiny.types) - 1, static_cast<int32_t>(tiny.types) - 1, 0};
     const size_t starts[] = {0, ids.size()};
     auto params = sized<rs_encode_params>();
     params.pooling = RS_POOL_NONE;
     params.normalize = RS_OFF;
     std::vector<float> got(ids.size() * static_cast<size_t>(tiny.hidden));
-    ASSERT_EQ(rs_encode_ids(m.session, ids.data(), types.data(), starts, 1, &params, got.data(), got.size()), RS_OK) << rs_last_error();
+    ASSERT_EQ(rs_encode_ids(m.session, ids.data(), types.data(), starts, 1, &params, got.data(), got.size()), RS_OK)
+        << rs_last_error();
     const matrix64 wanted = bert_f64(tiny, ids, types);
     for (size_t i = 0; i < ids.size(); i++)
-      for (size_t j = 0; j < wanted[i].size(); j++) ASSERT_TRUE(std::fabs(got[i * wanted[i].size() + j] - wanted[i][j]) <= 2e-5) << i << " " << j;  // values near 1, some thousand f32 roundings
+      for (size_t j = 0; j < wanted[i].size(); j++)
+        ASSERT_TRUE(std::fabs(got[i * wanted[i].size() + j] - wanted[i][j]) <= 2e-5)
+            << i << " " << j;  // values near 1, some thousand f32 roundings
   }
 }
 
@@ -389,15 +411,26 @@ TEST(bert, what_it_does_not_know_is_an_error_that_names_it) {
   const auto contains = [](const std::string &text, const char *part) { EXPECT_NE(text.find(part), std::string::npos) << text; };
   contains(error_of([](tiny_bert &m) { m.extra_strings = {{"model_type", "mamba"}}; }), "model_type 'mamba'");
   contains(error_of([](tiny_bert &m) { m.extra_strings = {{"architectures.0", "BertForQuantumChess"}}; }), "BertForQuantumChess");
-  contains(error_of([](tiny_bert &m) { m.extra_strings = {{"position_embedding_type", "relative_key"}}; }), "'position_embedding_type' is 'relative_key'");
+  contains(error_of([](tiny_bert &m) {
+             m.extra_strings = {{"position_embedding_type", "relative_key"}};
+           }),
+           "'position_embedding_type' is 'relative_key'");
   contains(error_of([](tiny_bert &m) { m.act = "gelu_10"; }), "hidden_act 'gelu_10'");
-  contains(error_of([](tiny_bert &m) { m.tensor("encoder.layer.0.adapter.weight", {4, 4}, 0, 1); }), "tensor 'encoder.layer.0.adapter.weight' F32 [4,4] is not known");
+  contains(error_of([](tiny_bert &m) {
+             m.tensor("encoder.layer.0.adapter.weight", {4, 4}, 0, 1);
+           }),
+           "tensor 'encoder.layer.0.adapter.weight' F32 [4,4] is not known");
   contains(error_of([](tiny_bert &m) { m.layers = 1; }), "tensor 'encoder.layer.1.");
   contains(error_of([](tiny_bert &m) { m.layers = 3; }), "tensor 'encoder.layer.2.attention.self.query.weight' is missing");
-  contains(error_of([](tiny_bert &m) { m.intermediate = 63; }), "'encoder.layer.0.intermediate.dense.weight': shape [64,32], expected [63,32]");
+  contains(error_of([](tiny_bert &m) { m.intermediate = 63; }),
+           "'encoder.layer.0.intermediate.dense.weight': shape [64,32], expected [63,32]");
   contains(error_of([](tiny_bert &m) { m.heads = 5; }), "5 heads do not divide hidden_size 32");
-  contains(error_of([](tiny_bert &m) { m.weights["embeddings.LayerNorm.bias"][3] = NAN; }), "'embeddings.LayerNorm.bias': element 3 is NaN");
-  contains(error_of([](tiny_bert &m) { m.extra_strings = {{"hidden_size", "many"}}; }), "'hidden_size' is a string, expected an integer");
+  contains(error_of([](tiny_bert &m) { m.weights["embeddings.LayerNorm.bias"][3] = NAN; }),
+           "'embeddings.LayerNorm.bias': element 3 is NaN");
+  contains(error_of([](tiny_bert &m) {
+             m.extra_strings = {{"hidden_size", "many"}};
+           }),
+           "'hidden_size' is a string, expected an integer");
   tiny_bert tiny;
   EXPECT_EQ(tiny.convert(dir / "bad.rsw", "q3"), RS_ERR_ARGUMENT);
   contains(rs_last_error(), "type 'q3'");
@@ -419,8 +452,7 @@ TEST(calibration, makes_the_error_of_a_layer_smaller) {
     return list;
   };
   const std::vector<std::string> calibration_texts = texts(200), test_texts = texts(100);
-  std::vector<rs_text> views;
-  for (const std::string &t : calibration_texts) views.push_back({t.data(), t.size()});
+  const std::vector<rs_text> views = views_of(calibration_texts);
   rs_calibration *c = nullptr;
   ASSERT_EQ(rs_calibrate(exact.session, views.data(), views.size(), &c), RS_OK) << rs_last_error();
   const std::vector<float> wanted = encode(exact.session, test_texts, sized<rs_encode_params>(), 64);
@@ -461,7 +493,7 @@ class encode_tiny : public testing::Test {
   }
   std::vector<float> one(const std::string &text, rs_text_info *info = nullptr) {
     std::vector<rs_text_info> infos;
-    const std::vector<float> v = encode(m->session, {text}, params, static_cast<size_t>(params.dim ? params.dim : 32), &infos);
+    std::vector<float> v = encode(m->session, {text}, params, static_cast<size_t>(params.dim ? params.dim : 32), &infos);
     if (info) *info = infos[0];
     return v;
   }

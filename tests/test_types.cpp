@@ -21,11 +21,12 @@ struct coded {
   double relative_rms;  // of the error, for normal weights: what the number of steps gives, and a little room
 };
 const coded all[] = {
-    {RS_F32, RS_ROWS, 0},     {RS_F32, RS_PANELS, 0},     {RS_F16, RS_ROWS, 3e-4}, {RS_F16, RS_PANELS, 3e-4},
-    {RS_W8, RS_ROWS, 0.01},   {RS_W8, RS_PANELS, 0.0125},   {RS_W4, RS_ROWS, 0.11},  {RS_W4, RS_PANELS, 0.11},
+    {RS_F32, RS_ROWS, 0},   {RS_F32, RS_PANELS, 0},     {RS_F16, RS_ROWS, 3e-4}, {RS_F16, RS_PANELS, 3e-4},
+    {RS_W8, RS_ROWS, 0.01}, {RS_W8, RS_PANELS, 0.0125}, {RS_W4, RS_ROWS, 0.11},  {RS_W4, RS_PANELS, 0.11},
 };
 
-std::vector<float> there_and_back(const coded &c, const std::vector<float> &x, int64_t n, int64_t k, std::vector<char> *stored = nullptr) {
+std::vector<float> there_and_back(const coded &c, const std::vector<float> &x, int64_t n, int64_t k,
+                                  std::vector<char> *stored = nullptr) {
   const int64_t shape[] = {n, k};
   size_t bytes = 0;
   EXPECT_EQ(rs_tensor_bytes(c.type, c.layout, 2, shape, &bytes), RS_OK) << rs_last_error();
@@ -52,7 +53,8 @@ TEST(types, there_and_back_at_every_shape) {
   const int64_t shapes[][2] = {{1, 1}, {1, 7}, {3, 5}, {16, 32}, {17, 33}, {31, 64}, {384, 100}, {5, 1536}};
   for (const coded &c : all)
     for (const auto &s : shapes) {
-      SCOPED_TRACE(std::string(rs_type_name(c.type)) + (c.layout == RS_PANELS ? " panels " : " rows ") + std::to_string(s[0]) + "x" + std::to_string(s[1]));
+      SCOPED_TRACE(std::string(rs_type_name(c.type)) + (c.layout == RS_PANELS ? " panels " : " rows ") + std::to_string(s[0]) +
+                   "x" + std::to_string(s[1]));
       const std::vector<float> x = normal(static_cast<size_t>(s[0] * s[1]), 1, 0.05f), y = there_and_back(c, x, s[0], s[1]);
       const double error = relative_rms(x, y);
       if (c.relative_rms == 0) EXPECT_EQ(error, 0);
@@ -96,13 +98,14 @@ TEST(types, w8_pairs_never_overflow_16_bits) {
   const int64_t n = 33, k = 320;
   std::vector<float> x = normal(n * k, 3);
   for (int i = 0; i < 40; i++) x[static_cast<size_t>(i * 97)] = (i % 2 ? 1.0f : -1.0f) * 6;  // heavy tails
-  for (int i = 0; i < 64; i++) x[static_cast<size_t>(k + i)] = 1;                             // all pairs at the limit
+  for (int i = 0; i < 64; i++) x[static_cast<size_t>(k + i)] = 1;                            // all pairs at the limit
   std::vector<char> stored;
   const std::vector<float> y = there_and_back({RS_W8, RS_PANELS, 0}, x, n, k, &stored);
   EXPECT_TRUE(relative_rms(x, y) < 0.02);
   for (int64_t panel = 0; panel < 3; panel++)
     for (int64_t i = 0; i < 16 * k; i += 2) {
-      const int a = static_cast<signed char>(stored[static_cast<size_t>(panel * 16 * k + i)]), b = static_cast<signed char>(stored[static_cast<size_t>(panel * 16 * k + i + 1)]);
+      const int a = static_cast<signed char>(stored[static_cast<size_t>(panel * 16 * k + i)]),
+                b = static_cast<signed char>(stored[static_cast<size_t>(panel * 16 * k + i + 1)]);
       EXPECT_TRUE(255 * (a + b) <= 32767 && 255 * (a + b) >= -32768) << a << " " << b;
     }
 }

@@ -1,5 +1,5 @@
-// A small BERT with random weights and a small vocabulary, as published weights (rs_source) and as a weight file: for tests that need
-// a whole model but no real one.
+// A small BERT with random weights and a small vocabulary, as published weights (rs_source) and as a weight file: for tests that
+// need a whole model but no real one.
 #pragma once
 #include "../rs.h"
 #include "test_util.h"
@@ -12,7 +12,8 @@ struct tiny_bert {
   int64_t hidden = 32, layers = 2, heads = 4, intermediate = 64, positions = 40, types = 2;
   double eps = 1e-12;
   std::string act = "gelu";
-  std::vector<std::string> vocab = {"[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "a", "cat", "dog", "sat", "on", "mat", "##s", "##ing", ".", ",", "hello", "world"};
+  std::vector<std::string> vocab = {"[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "a", "cat",   "dog",
+                                    "sat",   "on",    "mat",   "##s",   "##ing",  ".",   ",", "hello", "world"};
   std::string prefix;  // "bert." where a head is on top
   std::vector<std::pair<std::string, std::string>> extra_strings;
   std::map<std::string, std::vector<float>> weights;
@@ -20,7 +21,7 @@ struct tiny_bert {
 
   explicit tiny_bert(unsigned seed = 1) : rng(seed) {}
 
-  void tensor(const std::string &name, std::vector<int64_t> shape, float mean, float sigma) {
+  void tensor(const std::string &name, const std::vector<int64_t> &shape, float mean, float sigma) {
     std::normal_distribution<float> d(mean, sigma);
     size_t n = 1;
     for (int64_t s : shape) n *= static_cast<size_t>(s);
@@ -59,13 +60,17 @@ struct tiny_bert {
   rs_source source() {
     if (weights.empty()) fill();
     config.clear(), tensors.clear();
-    const auto number = [&](const char *key, int64_t v) { config.push_back({key, RS_META_I64, false, v, static_cast<double>(v), nullptr}); };
+    const auto number = [&](const char *key, int64_t v) {
+      config.push_back({key, RS_META_I64, false, v, static_cast<double>(v), nullptr});
+    };
     const auto string = [&](const char *key, const char *v) { config.push_back({key, RS_META_STR, false, 0, 0, v}); };
     string("model_type", "bert");
     string("architectures.0", "BertModel");
     string("hidden_act", act.c_str());
-    number("hidden_size", hidden), number("num_hidden_layers", layers), number("num_attention_heads", heads), number("intermediate_size", intermediate);
-    number("max_position_embeddings", positions), number("type_vocab_size", types), number("vocab_size", static_cast<int64_t>(vocab.size()));
+    number("hidden_size", hidden), number("num_hidden_layers", layers), number("num_attention_heads", heads),
+        number("intermediate_size", intermediate);
+    number("max_position_embeddings", positions), number("type_vocab_size", types),
+        number("vocab_size", static_cast<int64_t>(vocab.size()));
     config.push_back({"layer_norm_eps", RS_META_F64, false, 0, eps, nullptr});
     for (const auto &[key, value] : extra_strings) {
       for (size_t i = 0; i < config.size(); i++)
@@ -89,7 +94,8 @@ struct tiny_bert {
   void set_metadata(rs_writer *w) const {
     std::vector<rs_text> tokens;
     for (const std::string &t : vocab) tokens.push_back({t.data(), t.size()});
-    const int64_t added[] = {0, 1, 2, 3, 4}, flags[] = {16, 16, 16, 16, 16}, single[] = {2, -1, 3}, zero[] = {0, 0, 0}, pair[] = {2, -1, 3, -2, 3}, pair_types[] = {0, 0, 0, 1, 1};
+    const int64_t added[] = {0, 1, 2, 3, 4}, flags[] = {16, 16, 16, 16, 16}, single[] = {2, -1, 3}, zero[] = {0, 0, 0},
+                  pair[] = {2, -1, 3, -2, 3}, pair_types[] = {0, 0, 0, 1, 1};
     const rs_text names[] = {{"query", 5}, {"passage", 7}}, texts[] = {{"the ", 4}, {"a ", 2}};
     const rs_status all[] = {
         rs_writer_set_str(w, "tokenizer.type", "wordpiece"),

@@ -1,5 +1,5 @@
-// A BERT of two layers with random weights, as the folder that a published model would be.  Small enough that every test can have one
-// of its own, and there without a network.
+// A BERT of two layers with random weights, as the folder that a published model would be.  Small enough that every test can have
+// one of its own, and there without a network.
 #pragma once
 #include <nlohmann/json.hpp>
 
@@ -56,15 +56,24 @@ class tiny_model {
     json vocab = json::object(), added = json::array(), special = json::object();
     for (size_t i = 0; i < tokens_.size(); ++i) vocab[tokens_[i]] = i;
     for (size_t i = 0; i < 5; ++i)
-      added.push_back({{"id", i}, {"content", tokens_[i]}, {"single_word", false}, {"lstrip", false}, {"rstrip", false},
-                       {"normalized", false}, {"special", true}});
+      added.push_back({{"id", i},
+                       {"content", tokens_[i]},
+                       {"single_word", false},
+                       {"lstrip", false},
+                       {"rstrip", false},
+                       {"normalized", false},
+                       {"special", true}});
     const auto token = [](const char *name, int type) { return json{{"SpecialToken", {{"id", name}, {"type_id", type}}}}; };
     const auto text = [](const char *name, int type) { return json{{"Sequence", {{"id", name}, {"type_id", type}}}}; };
     for (size_t i : {2, 3}) special[tokens_[i]] = {{"id", tokens_[i]}, {"ids", {i}}, {"tokens", {tokens_[i]}}};
     return {{"version", "1.0"},
             {"added_tokens", added},
             {"normalizer",
-             {{"type", "BertNormalizer"}, {"clean_text", true}, {"handle_chinese_chars", true}, {"strip_accents", nullptr}, {"lowercase", true}}},
+             {{"type", "BertNormalizer"},
+              {"clean_text", true},
+              {"handle_chinese_chars", true},
+              {"strip_accents", nullptr},
+              {"lowercase", true}}},
             {"pre_tokenizer", {{"type", "BertPreTokenizer"}}},
             {"post_processor",
              {{"type", "TemplateProcessing"},
@@ -83,7 +92,10 @@ class tiny_model {
     json list = json::array();
     const char *const parts[][2] = {{"Transformer", ""}, {"Pooling", "1_Pooling"}, {"Normalize", "2_Normalize"}};
     for (size_t i = 0; i < 3; ++i)
-      list.push_back({{"idx", i}, {"name", std::to_string(i)}, {"path", parts[i][1]}, {"type", std::string("sentence_transformers.models.") + parts[i][0]}});
+      list.push_back({{"idx", i},
+                      {"name", std::to_string(i)},
+                      {"path", parts[i][1]},
+                      {"type", std::string("sentence_transformers.models.") + parts[i][0]}});
     return list;
   }
 
@@ -109,10 +121,13 @@ class tiny_model {
     write_file(folder + "/tokenizer_config.json", json{{"do_lower_case", true}, {"model_max_length", 512}}.dump());
     write_file(folder + "/model.safetensors", safetensors());
     write_file(folder + "/modules.json", modules().dump());
-    write_file(folder + "/1_Pooling/config.json", json{{"pooling_mode_mean_tokens", true}, {"pooling_mode_cls_token", false}}.dump());
-    write_file(folder + "/sentence_bert_config.json", json{{"max_seq_length", options_.max_tokens}, {"do_lower_case", false}}.dump());
+    write_file(folder + "/1_Pooling/config.json",
+               json{{"pooling_mode_mean_tokens", true}, {"pooling_mode_cls_token", false}}.dump());
+    write_file(folder + "/sentence_bert_config.json",
+               json{{"max_seq_length", options_.max_tokens}, {"do_lower_case", false}}.dump());
     if (options_.prompts)
-      write_file(folder + "/config_sentence_transformers.json", json{{"prompts", {{"query", "find: "}, {"passage", "read: "}}}}.dump());
+      write_file(folder + "/config_sentence_transformers.json",
+                 json{{"prompts", {{"query", "find: "}, {"passage", "read: "}}}}.dump());
     write_file(folder + "/README.md", "---\nlanguage: en\nlicense: apache-2.0\n---\n# a model\nlicense: mit\n");
   }
 
@@ -123,7 +138,8 @@ class tiny_model {
       for (char c = 'a'; c <= 'z'; ++c) tokens_.push_back(prefix + std::string(1, c));
     for (char c = '0'; c <= '9'; ++c) tokens_.push_back(std::string(1, c));
     for (char c = '0'; c <= '9'; ++c) tokens_.push_back("##" + std::string(1, c));
-    for (const char *word : {"text", "line", "hello", "world", "find", "read", "cat", "kitten", "stock", ":", ".", ",", "é"}) tokens_.push_back(word);
+    for (const char *word : {"text", "line", "hello", "world", "find", "read", "cat", "kitten", "stock", ":", ".", ",", "é"})
+      tokens_.push_back(word);
   }
 
   void add(const std::string &name, std::vector<int64_t> shape, float scale, float offset = 0) {

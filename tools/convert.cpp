@@ -310,10 +310,9 @@ void add_convert(CLI::App *app, command_line *line) {
   sub->add_option("--name", options->name, "name of the model in the file (default: the folder's)")->type_name("NAME");
   sub->add_option("--license", options->license, "its license (default: what README.md says)")->type_name("NAME");
   sub->add_option("--source", options->source, "where it came from (default: what config.json says)")->type_name("ID");
-  sub->add_option(
-         "--calibrate", options->calibrate,
-         "texts like those the model will see, a line each, to round the weights of q8 and q4 by; \"none\" rounds each for "
-         "itself (default: built-in texts)")
+  sub->add_option("--calibrate", options->calibrate,
+                  "texts like those the model will see, a line each, to round the weights of\n"
+                  "q8 and q4 by; \"none\" rounds each for itself (default: built-in texts)")
       ->type_name("FILE");
   sub->add_option("--max-tokens", options->max_tokens, "default limit of a text (default: what the folder says)")
       ->type_name("N")

@@ -40,7 +40,7 @@ static std::vector<std::string> split_arguments(const CLI::App &app, int argc, c
   const CLI::App *sub = nullptr;
   for (const CLI::App *known : app.get_subcommands([](const CLI::App *) { return true; }))
     if (!arguments.empty() && known->get_name() == arguments[0]) sub = known;
-  if (!sub && !arguments.empty() && arguments[0].substr(0, 1) != "-") fail_usage("unknown command ", in_quotes(arguments[0]));
+  if (!sub && !arguments.empty() && !app.get_option_no_throw(arguments[0])) fail_usage("unknown command ", in_quotes(arguments[0]));
   if (sub && takes_texts(*sub)) {
     auto dashes = std::find(arguments.begin(), arguments.end(), "--");
     if (dashes != arguments.end()) line->trailing.assign(dashes + 1, arguments.end());
