@@ -950,21 +950,22 @@ constexpr codec codecs[] = {
 
 const char *layout_name(rs_layout layout) { return layout == RS_PANELS ? "panels" : "rows"; }
 
-// The codec of a tensor and its shape as a matrix, with every limit checked before anything is multiplied out.
-rs_status find_codec(rs_type type, rs_layout layout, int rank, const int64_t *shape, const codec **out, matrix *m) {
-  RS_CHECK(as_matrix(rank, shape, m));
+// The codec of a tensor and its shape as a matrix, with every limit checked before anything is multiplied out; nullptr with an
+// error (always RS_ERR_ARGUMENT) where there is none.
+const codec *find_codec(rs_type type, rs_layout layout, int rank, const int64_t *shape, matrix *m) {
+  const auto fail = [](rs_status) -> const codec * { return nullptr; };
+  if (as_matrix(rank, shape, m) != RS_OK) return nullptr;
   for (const codec &c : codecs) {
     if (c.type != type || c.layout != layout) continue;
     if (layout == RS_PANELS && (rank != 2 || shape[1] > max_features))
-      return rs_fail(RS_ERR_ARGUMENT, "shape %s: panels need [N,K] with K <= %lld", shape_text(rank, shape).c_str(),
-                     static_cast<long long>(max_features));
+      return fail(rs_fail(RS_ERR_ARGUMENT, "shape %s: panels need [N,K] with K <= %lld", shape_text(rank, shape).c_str(),
+                          static_cast<long long>(max_features)));
     size_t bytes;
     if (mul_overflows(m->n + panel_n, m->k + group_k, &bytes) || mul_overflows(bytes, c.widest, &bytes) || bytes > SIZE_MAX / 2)
-      return rs_fail(RS_ERR_ARGUMENT, "shape %s is too large", shape_text(rank, shape).c_str());
-    *out = &c;
-    return RS_OK;
+      return fail(rs_fail(RS_ERR_ARGUMENT, "shape %s is too large", shape_text(rank, shape).c_str()));
+    return &c;
   }
-  return rs_fail(RS_ERR_ARGUMENT, "there is no type %s in %s", rs_type_name(type), layout_name(layout));
+  return fail(rs_fail(RS_ERR_ARGUMENT, "there is no type %s in %s", rs_type_name(type), layout_name(layout)));
 }
 
 }  // namespace
@@ -988,10 +989,10 @@ const char *rs_type_name(rs_type type) {
 }
 
 rs_status rs_tensor_bytes(rs_type type, rs_layout layout, int rank, const int64_t *shape, size_t *bytes) {
-  return guarded([&] {
-    const codec *c;
-    matrix m;
-    RS_CHECK(find_codec(type, layout, rank, shape, &c, &m));
+  return guarded([&]() -> rs_status {
+    matrix m = {};
+    const codec *c = find_codec(type, layout, rank, shape, &m);
+    if (!c) return RS_ERR_ARGUMENT;
     *bytes = c->bytes(m);
     return RS_OK;
   });
@@ -1001,9 +1002,9 @@ namespace {
 
 rs_status encode(rs_type type, rs_layout layout, int rank, const int64_t *shape, const float *src, const rounding *r, void *dst,
                  size_t capacity) {
-  const codec *c;
-  matrix m;
-  RS_CHECK(find_codec(type, layout, rank, shape, &c, &m));
+  matrix m = {};
+  const codec *c = find_codec(type, layout, rank, shape, &m);
+  if (!c) return RS_ERR_ARGUMENT;
   if (!c->encode) return rs_fail(RS_ERR_ARGUMENT, "type %s in %s can't be made from f32", rs_type_name(type), layout_name(layout));
   if (capacity < c->bytes(m)) return rs_fail(RS_ERR_LIMIT, "capacity is %zu bytes, needed %zu", capacity, c->bytes(m));
   if (!all_finite(src, m.n * m.k)) return rs_fail(RS_ERR_NUMERIC, "a value is NaN or infinite");
@@ -1021,10 +1022,10 @@ rs_status rs_tensor_encode(rs_type type, rs_layout layout, int rank, const int64
 
 rs_status rs_tensor_decode(rs_type type, rs_layout layout, int rank, const int64_t *shape, const void *src, float *dst,
                            size_t capacity_elements) {
-  return guarded([&] {
-    const codec *c;
-    matrix m;
-    RS_CHECK(find_codec(type, layout, rank, shape, &c, &m));
+  return guarded([&]() -> rs_status {
+    matrix m = {};
+    const codec *c = find_codec(type, layout, rank, shape, &m);
+    if (!c) return RS_ERR_ARGUMENT;
     if (!c->decode)
       return rs_fail(RS_ERR_ARGUMENT, "type %s in %s can't be made into f32", rs_type_name(type), layout_name(layout));
     if (capacity_elements < m.n * m.k)
@@ -1775,7 +1776,7 @@ rs_tensor *rs_input(rs_graph *g, const char *name, rs_type type, int rank, const
 rs_tensor *rs_weight(rs_graph *g, const char *name, int rank, const int64_t *shape) {
   if (g->status != RS_OK) return nullptr;
   if (!g->model) return graph_fail(g, rs_fail(RS_ERR_ARGUMENT, "'%s': the graph has no model to take weights from", name));
-  rs_tensor_info info;
+  rs_tensor_info info = {};
   const rs_status found = rs_model_tensor(g->model, name, &info);
   if (found != RS_OK) return graph_fail(g, found);
   if (info.rank != rank || !std::equal(shape, shape + rank, info.shape))
@@ -1892,9 +1893,9 @@ work_bytes embed_work(const op_run &) { return {0, 0}; }
 double embed_macs(const op_run &) { return 0; }
 void embed_cpu(const op_run &r, const worker &me) {
   const rs_tensor &table = *r.t->src[1];
-  const codec *c;
-  matrix m;
-  if (find_codec(table.type, table.layout, table.rank, table.shape, &c, &m) != RS_OK) return r.error->set(RS_ERR_ARGUMENT);
+  matrix m = {};
+  const codec *c = find_codec(table.type, table.layout, table.rank, table.shape, &m);
+  if (!c) return r.error->set(RS_ERR_ARGUMENT);
   const matrix row{1, m.k};
   const size_t stride = c->row_stride(m);
   const auto [begin, end] = me.share(r.out.rows);
@@ -2830,9 +2831,9 @@ rs_status read_tensor(const rs_model &m, const file_tensor &f, const char *name,
 }
 
 rs_status check_tensor(const rs_model &m, const rs_tensor_info &t, bool deep) {
-  const codec *c;
-  matrix shape;
-  RS_CHECK(find_codec(t.type, t.layout, t.rank, t.shape, &c, &shape));
+  matrix shape = {};
+  const codec *c = find_codec(t.type, t.layout, t.rank, t.shape, &shape);
+  if (!c) return RS_ERR_FORMAT;
   const char *wrong = c->check(t.data, shape, deep);
   return wrong ? bad_file(m, "tensor '%s': %s", t.name, wrong) : RS_OK;
 }
@@ -3482,7 +3483,7 @@ struct encode_settings {
   bool normalize;
   int32_t max_tokens, chunk_overlap, dim;
   rs_long_text long_text;
-  const char *prompt;
+  const char *prompt = "";
   int layers;
 };
 
@@ -3646,7 +3647,7 @@ rs_status add_windows(rs_session *s, const encode_settings &set, batch *b, size_
 rs_status rs_encode(rs_session *s, const rs_text *texts, size_t n, const rs_encode_params *params, float *out, size_t capacity,
                     rs_text_info *infos) {
   return guarded([&] {
-    encode_settings set;
+    encode_settings set = {};
     RS_CHECK(resolve(*s, params, &set));
     batch b(s, set, out, capacity);
     for (size_t i = 0; i < n; i++) {
@@ -3665,7 +3666,7 @@ rs_status rs_encode(rs_session *s, const rs_text *texts, size_t n, const rs_enco
 rs_status rs_encode_ids(rs_session *s, const int32_t *ids, const int32_t *type_ids, const size_t *starts, size_t n,
                         const rs_encode_params *params, float *out, size_t capacity) {
   return guarded([&] {
-    encode_settings set;
+    encode_settings set = {};
     RS_CHECK(resolve(*s, params, &set));
     batch b(s, set, out, capacity);
     for (size_t i = 0; i < n; i++) {
@@ -3790,7 +3791,7 @@ rs_status calibrate_batch(rs_session *s, const calibration_graph &g, rs_tokens *
 
 rs_status rs_calibrate(rs_session *s, const rs_text *texts, size_t n, rs_calibration **out) {
   return guarded([&] {
-    encode_settings set;
+    encode_settings set = {};
     RS_CHECK(resolve(*s, nullptr, &set));
     calibration_graph g;
     RS_CHECK(g.build(s->model));

@@ -10,7 +10,7 @@ namespace {
 // The largest published vocabulary has about a million entries.  An id beyond this is an error, not a reason to allocate.
 constexpr int64_t max_vocab = int64_t(1) << 22;
 
-enum added_flag { single_word = 1, lstrip = 2, rstrip = 4, normalized = 8, special = 16 };
+enum added_flag { single_word = 1, lstrip = 2, rstrip = 4, normalized = 8, special = 16, outside_vocab = 32 };
 
 struct token_role {
   const char *name, *key, *usual;
@@ -78,6 +78,7 @@ class tokenizer_reader {
 
   void add_token(const std::string &content, int64_t id, int64_t flags, const std::string &where) {
     if (content.empty()) return;  // the tokenizers library drops it as well
+    if (ids_.find(content) == ids_.end()) flags |= outside_vocab;
     place_token(content, id, where);
     if (!added_.insert(id).second) return;
     out_.added_ids.push_back(id);
