@@ -7,7 +7,7 @@
 //    4  threads
 //    5  types and blocks: how each (type, layout) is stored; quantizers
 //    6  reference kernels: scalar, always built, the oracle of the tests
-//    7  ISA kernels: AVX2
+//    7  ISA kernels: AVX2, AVX-VNNI, AVX512-VNNI, AMX, NEON
 //    8  kernel table
 //    9  graph: tensors, builders
 //   10  operators, one block each
@@ -18,6 +18,214 @@
 //   15  session: texts to vectors
 //   16  calibration: what the quantizers should know of the inputs
 
+#ifdef RS_VECTOR_PART
+// ================================================================================ the part of section 7 that every vector ISA
+// shares
+//
+// Compiled once an ISA, inside of its namespace, by section 7, which says what vf, load, fma … are.  `lanes` floats at a time; the
+// last few of a row take the same way as the others, so that a value does not depend on its place.
+
+// Tiles of R rows by 16 channels; what is left over takes tiles of half as many rows, down to one.
+template <int R, class Load>
+RS_TARGET void float_panel(const float *a, size_t lda, int rows, Load load_b, size_t k, float *c, size_t ldc, bool add_to) {
+  constexpr int width = panel_n / lanes;
+  for (; rows >= R; rows -= R, a += R * lda, c += R * ldc) {
+    vf acc[R][width];
+    for (int r = 0; r < R; r++)
+      for (int h = 0; h < width; h++) acc[r][h] = add_to ? load(c + r * ldc + h * lanes) : set1(0);
+    for (size_t i = 0; i < k; i++) {
+      vf b[width];
+      for (int h = 0; h < width; h++) b[h] = load_b(i * panel_n + h * lanes);
+#pragma GCC unroll 24
+      for (int r = 0; r < R; r++) {
+        const vf x = set1(a[r * lda + i]);
+        for (int h = 0; h < width; h++) acc[r][h] = fma(x, b[h], acc[r][h]);
+      }
+    }
+    for (int r = 0; r < R; r++)
+      for (int h = 0; h < width; h++) store(c + r * ldc + h * lanes, acc[r][h]);
+  }
+  if constexpr (R > 1)
+    if (rows) float_panel<R / 2>(a, lda, rows, load_b, k, c, ldc, add_to);
+}
+
+struct load_f32 {
+  const float *b;
+  RS_INLINE vf operator()(size_t i) const { return load(b + i); }
+};
+struct load_f16 {
+  const uint16_t *b;
+  RS_INLINE vf operator()(size_t i) const { return load_half(b + i); }
+};
+void f32_panel(const float *a, size_t lda, int rows, const float *b, size_t k, float *c, size_t ldc, bool add_to) {
+  float_panel<float_tile_rows>(a, lda, rows, load_f32{b}, k, c, ldc, add_to);
+}
+void f16_panel(const float *a, size_t lda, int rows, const uint16_t *b, size_t k, float *c, size_t ldc) {
+  float_panel<float_tile_rows>(a, lda, rows, load_f16{b}, k, c, ldc, false);
+}
+
+RS_TARGET row_quant quantize(const float *x, size_t k, size_t kp, uint8_t *q) {
+  vf low = set1(0), high = set1(0);
+  bool nan = false;
+  size_t i = 0;
+  for (; i + lanes <= k; i += lanes) {
+    const vf v = load(x + i);
+    low = min(low, v), high = max(high, v);
+    nan |= any_nan(v);
+  }
+  float lo = -largest(sub(set1(0), low)), hi = largest(high);
+  for (; i < k; i++) lo = std::min(lo, x[i]), hi = std::max(hi, x[i]), nan |= std::isnan(x[i]);
+  const row_quant rq = nan ? row_quant{NAN, 0} : quant_range(lo, hi);
+  if (std::isnan(rq.scale)) {
+    memset(q, 0, kp);
+    return rq;
+  }
+  const float inverse = 1 / rq.scale;
+  for (i = 0; i + lanes <= k; i += lanes)
+    store_u8(q + i, min(max(mul(load(x + i), set1(inverse)), set1(-256)), set1(256)), rq.zero);
+  for (; i < k; i++) q[i] = quantize_one(x[i], inverse, rq.zero);
+  memset(q + k, rq.zero, kp - k);
+  return rq;
+}
+
+RS_TARGET void dequantize(const int32_t *acc, row_quant rq, const float *scale, const int32_t *colsum, const float *bias,
+                          float *y) {
+  for (int j = 0; j < panel_n; j += lanes) {
+    // Multiply, then add: a fused operation would round otherwise than the scalar row.
+    const vf v = mul(centred(acc + j, rq.zero, colsum + j), mul(set1(rq.scale), load(scale + j)));
+    store(y + j, bias ? add(v, load(bias + j)) : v);
+  }
+}
+
+// e^x: x = n ln 2 + r, |r| <= ln 2 / 2, e^r by a minimax polynomial of degree 6 (relative error 3e-9).  Below -87.3 the result is 0
+// (no denormals), above 88.7 infinite.  NaN stays NaN.
+RS_INLINE vf exp(vf x) {
+  const vf n = round(mul(x, set1(1.44269504f)));
+  vf r = fnma(n, set1(0.693359375f), x);  // ln 2 in two parts, the first exact in few bits
+  r = fnma(n, set1(-2.12194440e-4f), r);
+  vf p = set1(0.00138145985f);
+  p = fma(p, r, set1(0.00836871696f));
+  p = fma(p, r, set1(0.0416683881f));
+  p = fma(p, r, set1(0.166665206f));
+  p = fma(p, r, set1(0.499999934f));
+  p = fma(mul(r, r), p, add(r, set1(1)));
+  // 2^n in two factors, so that n = 128 does not overflow before its time
+  const vf cut = min(max(n, set1(-200)), set1(200)), half = round(mul(cut, set1(0.5f)));
+  const vf y = mul(mul(p, pow2(half)), pow2(sub(cut, half)));
+  return if_less(x, set1(-87.33654f), set1(0), if_less(set1(88.72284f), x, set1(INFINITY), y));
+}
+
+// erf(x) = x P(x^2) / Q(x^2), both of degree 5, minimax on [0, 4] (relative error 2.5e-8; measured 5 ULP), constant beyond.
+RS_INLINE vf erf(vf x) {
+  x = min(set1(4), max(set1(-4), x));  // this order of operands lets NaN through
+  const vf t = mul(x, x);
+  vf p = set1(1.98679501e-06f), q = set1(3.74201424e-05f);
+  p = fma(p, t, set1(0.000284562803f)), q = fma(q, t, set1(0.00118554277f));
+  p = fma(p, t, set1(0.00388323168f)), q = fma(q, t, set1(0.0152070278f));
+  p = fma(p, t, set1(0.0531014003f)), q = fma(q, t, set1(0.115348943f));
+  p = fma(p, t, set1(0.19354253f)), q = fma(q, t, set1(0.504855158f));
+  p = fma(p, t, set1(1.12837914f)), q = fma(q, t, set1(1));
+  return div(mul(x, p), q);
+}
+
+RS_INLINE vf tanh(vf x) {  // 1 - 2 / (e^2x + 1); near 0, where that cancels, x - x^3/3 + 2 x^5/15 - 17 x^7/315
+  const vf one = set1(1), t = mul(x, x);
+  const vf far = sub(one, div(set1(2), add(exp(add(x, x)), one)));
+  vf p = fma(t, set1(-17.0f / 315), set1(2.0f / 15));
+  p = fma(p, t, set1(-1.0f / 3));
+  return if_less(t, set1(0.04f), fma(mul(x, t), p, x), far);
+}
+
+RS_INLINE vf sigmoid_times(vf x, float slope) { return div(x, add(set1(1), exp(mul(x, set1(-slope))))); }
+
+RS_INLINE vf activate_one(rs_activation act, vf x) {
+  const vf half = mul(set1(0.5f), x);
+  switch (act) {
+    case RS_ACT_GELU:
+      return fma(half, erf(mul(x, set1(0.70710678f))), half);
+    case RS_ACT_GELU_TANH: {
+      const vf cube = mul(mul(x, x), x), inner = mul(set1(0.79788456f), fma(set1(0.044715f), cube, x));
+      return fma(half, tanh(inner), half);
+    }
+    case RS_ACT_RELU:
+      return max(set1(0), x);
+    case RS_ACT_SILU:
+      return sigmoid_times(x, 1);
+    case RS_ACT_TANH:
+      return tanh(x);
+    case RS_ACT_QUICK_GELU:
+      return sigmoid_times(x, 1.702f);
+    case RS_ACT_NONE:
+      break;
+  }
+  return x;
+}
+
+RS_TARGET void activate(rs_activation act, float *x, size_t n) {
+  size_t i = 0;
+  for (; i + lanes <= n; i += lanes) store(x + i, activate_one(act, load(x + i)));
+  if (i < n) {
+    float tail[lanes] = {};
+    memcpy(tail, x + i, (n - i) * 4);
+    store(tail, activate_one(act, load(tail)));
+    memcpy(x + i, tail, (n - i) * 4);
+  }
+}
+
+RS_TARGET void layer_norm(const float *x, const float *residual, const float *gamma, const float *beta, float eps, size_t n,
+                          float *y) {
+  vf total = set1(0), squares = set1(0);
+  float tail = 0;
+  size_t i = 0;
+  for (; i + lanes <= n; i += lanes) {
+    const vf v = residual ? add(load(x + i), load(residual + i)) : load(x + i);
+    store(y + i, v);
+    total = add(total, v);
+  }
+  for (; i < n; i++) tail += y[i] = residual ? x[i] + residual[i] : x[i];
+  const float mean = (sum(total) + tail) / static_cast<float>(n);
+  const vf m = set1(mean);
+  tail = 0;
+  for (i = 0; i + lanes <= n; i += lanes) {
+    const vf v = sub(load(y + i), m);
+    squares = fma(v, v, squares);
+  }
+  for (; i < n; i++) tail += (y[i] - mean) * (y[i] - mean);
+  const float factor = 1 / std::sqrt((sum(squares) + tail) / static_cast<float>(n) + eps);
+  for (i = 0; i + lanes <= n; i += lanes)
+    store(y + i, fma(mul(sub(load(y + i), m), set1(factor)), load(gamma + i), load(beta + i)));
+  for (; i < n; i++) y[i] = (y[i] - mean) * factor * gamma[i] + beta[i];
+}
+
+RS_TARGET float max_of(const float *x, size_t n) {
+  vf m = set1(-INFINITY);
+  size_t i = 0;
+  for (; i + lanes <= n; i += lanes) m = max(m, load(x + i));
+  float most = largest(m);
+  for (; i < n; i++) most = std::max(most, x[i]);
+  return most;
+}
+
+RS_TARGET float exp_sum(float *x, size_t n, float scale, float shift) {
+  const vf a = set1(scale), b = set1(-shift);
+  vf all = set1(0);
+  size_t i = 0;
+  for (; i + lanes <= n; i += lanes) {
+    const vf e = exp(fma(load(x + i), a, b));
+    store(x + i, e);
+    all = add(all, e);
+  }
+  float total = sum(all);
+  if (i < n) {
+    float tail[lanes] = {};
+    memcpy(tail, x + i, (n - i) * 4);
+    store(tail, exp(fma(load(tail), a, b)));
+    for (size_t j = 0; i < n; i++, j++) total += x[i] = tail[j];
+  }
+  return total;
+}
+
+#else  // the file as a whole
 #include "rs.h"
 
 #include "models/models.h"
@@ -44,6 +252,7 @@
 #include <sched.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #ifdef _OPENMP
@@ -54,10 +263,23 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__GNUC__) && !defined(__clang__)  // GCC 12 warns of its own AVX-512 header (bug 105593)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
+#pragma GCC diagnostic pop
+#else
+#include <immintrin.h>
+#endif
 #define RS_X86 1
 #define RS_AVX2 __attribute__((target("avx2,fma,f16c")))
 #define RS_SSE42 __attribute__((target("sse4.2")))
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#define RS_NEON 1
 #endif
 
 #if !defined(__BYTE_ORDER__) || __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
@@ -87,16 +309,21 @@ namespace {
 // What the CPU offers and the operating system saves (XCR0).  Asked once; not __builtin_cpu_supports, which does not know all of
 // these in every compiler.
 struct cpu_features {
-  bool sse42, avx2, fma, f16c;
+  bool sse42, avx2, fma, f16c, avxvnni, avx512vnni, amx;
   cpu_features() {
-    unsigned a, b, c, d, b7 = 0, c7, d7;
-    if (!__get_cpuid(1, &a, &b, &c, &d)) c = 0;
-    if (!__get_cpuid_count(7, 0, &a, &b7, &c7, &d7)) b7 = 0;
-    const bool os_saves_ymm = (c >> 27 & 1) && (xcr0() & 6) == 6;
+    unsigned a, b, c = 0, d, b7 = 0, c7 = 0, d7 = 0, a71 = 0;
+    __get_cpuid(1, &a, &b, &c, &d);
+    if (__get_cpuid_count(7, 0, &a, &b7, &c7, &d7)) __get_cpuid_count(7, 1, &a71, &b, &a, &d);
+    const uint64_t saved = c >> 27 & 1 ? xcr0() : 0;
+    const bool os_saves_ymm = (saved & 6) == 6, os_saves_zmm = (saved & 0xe6) == 0xe6, os_saves_tiles = (saved >> 17 & 3) == 3;
     sse42 = c >> 20 & 1;
     fma = os_saves_ymm && (c >> 12 & 1);
     f16c = os_saves_ymm && (c >> 29 & 1);
     avx2 = os_saves_ymm && (b7 >> 5 & 1);
+    avxvnni = os_saves_ymm && (a71 >> 4 & 1);
+    const unsigned avx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;  // F, DQ, BW, VL
+    avx512vnni = os_saves_zmm && (b7 & avx512) == avx512 && (c7 >> 11 & 1);
+    amx = os_saves_tiles && (d7 >> 24 & 1) && (d7 >> 25 & 1);  // tiles, int8
   }
 
  private:
@@ -1056,7 +1283,8 @@ struct kernel_row {
   // number of rows: a result does not depend on its neighbours.
   void (*f32_panel)(const float *a, size_t lda, int rows, const float *b, size_t k, float *c, size_t ldc, bool add);
   void (*f16_panel)(const float *a, size_t lda, int rows, const uint16_t *b, size_t k, float *c, size_t ldc);
-  // acc [rows][16] = sum over k of a [rows][kp] u8 times a w8 panel.
+  // acc [rows][16] = sum over k of a [rows][kp] u8 times a w8 panel.  A kernel may read rows of `a`, and write rows of `acc`, up to
+  // the next multiple of 16: there is memory, of no meaning.
   void (*w8_panel)(const uint8_t *a, size_t kp, int rows, const int8_t *w, int32_t *acc);
   // The same for a w4 panel and its multipliers [kp / 32][16].
   void (*w4_panel)(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const uint8_t *mult, int32_t *acc);
@@ -1213,85 +1441,104 @@ constexpr kernel_row scalar_row = {
 #ifdef RS_X86
 namespace {
 
-// ---- AVX2 + FMA + F16C
+// Vector code is written once, against a handful of primitives that each ISA defines in a namespace of its own; this file then
+// includes the part of itself at its top, RS_VECTOR_PART, which defines everything else there: for_floats in namespace avx2, in
+// avx512 … What is left to each ISA is the integer dot product, where they really differ.
+//
+// min and max return the second operand where one is NaN.
 
-bool has_avx2() { return cpu().avx2 && cpu().fma && cpu().f16c; }
+// ---- AVX2 + FMA + F16C: 8 floats
 
-// Tiles of R rows by 16 channels; what is left over takes tiles of half as many rows, down to one.  R = 6 floats fill the 16
-// registers: 12 accumulators, two of b, one of a.
-template <int R, class Load>
-RS_AVX2 void float_panel_avx2(const float *a, size_t lda, int rows, Load load, size_t k, float *c, size_t ldc, bool add) {
-  for (; rows >= R; rows -= R, a += R * lda, c += R * ldc) {
-    __m256 acc[R][2];
-    for (int r = 0; r < R; r++)
-      for (int h = 0; h < 2; h++) acc[r][h] = add ? _mm256_loadu_ps(c + r * ldc + 8 * h) : _mm256_setzero_ps();
-    for (size_t i = 0; i < k; i++) {
-      const __m256 b0 = load(2 * i), b1 = load(2 * i + 1);
-#pragma GCC unroll 8
-      for (int r = 0; r < R; r++) {
-        const __m256 x = _mm256_broadcast_ss(a + r * lda + i);
-        acc[r][0] = _mm256_fmadd_ps(x, b0, acc[r][0]);
-        acc[r][1] = _mm256_fmadd_ps(x, b1, acc[r][1]);
-      }
-    }
-    for (int r = 0; r < R; r++)
-      for (int h = 0; h < 2; h++) _mm256_storeu_ps(c + r * ldc + 8 * h, acc[r][h]);
-  }
-  if constexpr (R > 1)
-    if (rows) float_panel_avx2<R / 2>(a, lda, rows, load, k, c, ldc, add);
+namespace avx2 {
+
+bool available() { return cpu().avx2 && cpu().fma && cpu().f16c; }
+
+#define RS_TARGET RS_AVX2
+#define RS_INLINE RS_AVX2 inline __attribute__((always_inline))
+using vf = __m256;
+constexpr int lanes = 8;
+constexpr int float_tile_rows = 6;  // 12 accumulators, two of b, one of a: all 16 registers
+
+RS_INLINE vf set1(float x) { return _mm256_set1_ps(x); }
+RS_INLINE vf load(const float *p) { return _mm256_loadu_ps(p); }
+RS_INLINE vf load_half(const uint16_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p))); }
+RS_INLINE void store(float *p, vf x) { _mm256_storeu_ps(p, x); }
+RS_INLINE vf add(vf a, vf b) { return _mm256_add_ps(a, b); }
+RS_INLINE vf sub(vf a, vf b) { return _mm256_sub_ps(a, b); }
+RS_INLINE vf mul(vf a, vf b) { return _mm256_mul_ps(a, b); }
+RS_INLINE vf div(vf a, vf b) { return _mm256_div_ps(a, b); }
+RS_INLINE vf fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }    // a b + c
+RS_INLINE vf fnma(vf a, vf b, vf c) { return _mm256_fnmadd_ps(a, b, c); }  // c - a b
+RS_INLINE vf min(vf a, vf b) { return _mm256_min_ps(a, b); }
+RS_INLINE vf max(vf a, vf b) { return _mm256_max_ps(a, b); }
+RS_INLINE vf round(vf x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+RS_INLINE vf if_less(vf a, vf b, vf yes, vf no) { return _mm256_blendv_ps(no, yes, _mm256_cmp_ps(a, b, _CMP_LT_OQ)); }
+RS_INLINE vf pow2(vf n) {  // for whole n from -126 to 127
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
+}
+RS_INLINE bool any_nan(vf x) { return _mm256_movemask_ps(_mm256_cmp_ps(x, x, _CMP_UNORD_Q)) != 0; }
+RS_INLINE float largest(vf x) {
+  __m128 m = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+  m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+  return _mm_cvtss_f32(_mm_max_ss(m, _mm_shuffle_ps(m, m, 1)));
+}
+RS_INLINE float sum(vf x) {
+  __m128 s = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
+}
+// acc - zero colsum, as floats.
+RS_INLINE vf centred(const int32_t *acc, int32_t zero, const int32_t *colsum) {
+  const __m256i correction =
+      _mm256_mullo_epi32(_mm256_set1_epi32(zero), _mm256_loadu_si256(reinterpret_cast<const __m256i *>(colsum)));
+  return _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(acc)), correction));
+}
+// Rounded, plus zero, cut to 0 … 255.  |x| <= 256.
+RS_INLINE void store_u8(uint8_t *q, vf x, int32_t zero) {
+  const __m256i v = _mm256_add_epi32(_mm256_cvtps_epi32(x), _mm256_set1_epi32(zero));
+  const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i *>(q), _mm_packus_epi16(words, words));
 }
 
-struct load_f32_avx2 {
-  const float *b;
-  RS_AVX2 inline __attribute__((always_inline)) __m256 operator()(size_t i) const { return _mm256_loadu_ps(b + 8 * i); }
-};
-struct load_f16_avx2 {
-  const uint16_t *b;
-  RS_AVX2 inline __attribute__((always_inline)) __m256 operator()(size_t i) const {
-    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(b + 8 * i)));
-  }
-};
-void f32_panel_avx2(const float *a, size_t lda, int rows, const float *b, size_t k, float *c, size_t ldc, bool add) {
-  float_panel_avx2<6>(a, lda, rows, load_f32_avx2{b}, k, c, ldc, add);
-}
-void f16_panel_avx2(const float *a, size_t lda, int rows, const uint16_t *b, size_t k, float *c, size_t ldc) {
-  float_panel_avx2<6>(a, lda, rows, load_f16_avx2{b}, k, c, ldc, false);
-}
+#define RS_VECTOR_PART
+#include "rs.cpp"  // NOLINT(bugprone-suspicious-include)
+#undef RS_VECTOR_PART
 
-RS_AVX2 inline __attribute__((always_inline)) __m256i broadcast4_avx2(const uint8_t *a) {
+RS_INLINE __m256i broadcast4(const uint8_t *a) {
   int32_t four;
   memcpy(&four, a, 4);
   return _mm256_set1_epi32(four);
 }
+RS_INLINE __m256i load_int(const void *p) { return _mm256_loadu_si256(static_cast<const __m256i *>(p)); }
+RS_INLINE void store_int(void *p, __m256i x) { _mm256_storeu_si256(static_cast<__m256i *>(p), x); }
 
 template <int R>
-RS_AVX2 void w8_rows_avx2(const uint8_t *a, size_t kp, int rows, const int8_t *w, int32_t *acc_out) {
+RS_TARGET void w8_rows(const uint8_t *a, size_t kp, int rows, const int8_t *w, int32_t *acc_out) {
   const __m256i ones = _mm256_set1_epi16(1);
   for (; rows >= R; rows -= R, a += R * kp, acc_out += R * panel_n) {
     __m256i acc[R][2];
     for (int r = 0; r < R; r++) acc[r][0] = acc[r][1] = _mm256_setzero_si256();
     for (size_t k = 0; k < kp; k += panel_k) {
-      const __m256i b0 = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(w + k * panel_n));
-      const __m256i b1 = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(w + k * panel_n + 32));
+      const __m256i b0 = load_int(w + k * panel_n), b1 = load_int(w + k * panel_n + 32);
 #pragma GCC unroll 8
       for (int r = 0; r < R; r++) {
-        const __m256i x = broadcast4_avx2(a + r * kp + k);
+        const __m256i x = broadcast4(a + r * kp + k);
         acc[r][0] = _mm256_add_epi32(acc[r][0], _mm256_madd_epi16(_mm256_maddubs_epi16(x, b0), ones));
         acc[r][1] = _mm256_add_epi32(acc[r][1], _mm256_madd_epi16(_mm256_maddubs_epi16(x, b1), ones));
       }
     }
     for (int r = 0; r < R; r++)
-      for (int h = 0; h < 2; h++) _mm256_storeu_si256(reinterpret_cast<__m256i *>(acc_out + r * panel_n + 8 * h), acc[r][h]);
+      for (int h = 0; h < 2; h++) store_int(acc_out + r * panel_n + 8 * h, acc[r][h]);
   }
   if constexpr (R > 1)
-    if (rows) w8_rows_avx2<R / 2>(a, kp, rows, w, acc_out);
+    if (rows) w8_rows<R / 2>(a, kp, rows, w, acc_out);
 }
-void w8_panel_avx2(const uint8_t *a, size_t kp, int rows, const int8_t *w, int32_t *acc) { w8_rows_avx2<4>(a, kp, rows, w, acc); }
+void w8_panel(const uint8_t *a, size_t kp, int rows, const int8_t *w, int32_t *acc) { w8_rows<4>(a, kp, rows, w, acc); }
 
 // 16-bit sums over a group of 32, then one vpmaddwd that multiplies by the group's scale and widens.  The 32-bit sums live in
 // `acc_out`: there are not registers enough for both.
 template <int R>
-RS_AVX2 void w4_rows_avx2(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const uint8_t *mult, int32_t *acc_out) {
+RS_TARGET void w4_rows(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const uint8_t *mult, int32_t *acc_out) {
   const __m256i low = _mm256_set1_epi8(15), eight = _mm256_set1_epi8(8);
   for (; rows >= R; rows -= R, a += R * kp, acc_out += R * panel_n) {
     memset(acc_out, 0, R * panel_n * sizeof *acc_out);
@@ -1299,242 +1546,504 @@ RS_AVX2 void w4_rows_avx2(const uint8_t *a, size_t kp, int rows, const uint8_t *
       __m256i sum[R][2];
       for (int r = 0; r < R; r++) sum[r][0] = sum[r][1] = _mm256_setzero_si256();
       for (size_t k = group; k < group + group_k; k += panel_k) {
-        const __m256i nibbles = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(w + k * 8));
+        const __m256i nibbles = load_int(w + k * 8);
         const __m256i b0 = _mm256_sub_epi8(_mm256_and_si256(nibbles, low), eight);
         const __m256i b1 = _mm256_sub_epi8(_mm256_and_si256(_mm256_srli_epi16(nibbles, 4), low), eight);
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++) {
-          const __m256i x = broadcast4_avx2(a + r * kp + k);
+          const __m256i x = broadcast4(a + r * kp + k);
           sum[r][0] = _mm256_add_epi16(sum[r][0], _mm256_maddubs_epi16(x, b0));
           sum[r][1] = _mm256_add_epi16(sum[r][1], _mm256_maddubs_epi16(x, b1));
         }
       }
       for (int h = 0; h < 2; h++) {  // each 32-bit lane: m twice, once for either 16-bit sum of the channel
-        const __m256i m =
-            _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(mult + group / group_k * panel_n + 8 * h)));
+        const uint8_t *m8 = mult + group / group_k * panel_n + 8 * h;
+        const __m256i m = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(m8)));
         const __m256i mm = _mm256_or_si256(m, _mm256_slli_epi32(m, 16));
         for (int r = 0; r < R; r++) {
-          auto *out = reinterpret_cast<__m256i *>(acc_out + r * panel_n + 8 * h);
-          _mm256_storeu_si256(out, _mm256_add_epi32(_mm256_loadu_si256(out), _mm256_madd_epi16(sum[r][h], mm)));
+          int32_t *out = acc_out + r * panel_n + 8 * h;
+          store_int(out, _mm256_add_epi32(load_int(out), _mm256_madd_epi16(sum[r][h], mm)));
         }
       }
     }
   }
   if constexpr (R > 1)
-    if (rows) w4_rows_avx2<R / 2>(a, kp, rows, w, mult, acc_out);
+    if (rows) w4_rows<R / 2>(a, kp, rows, w, mult, acc_out);
 }
-void w4_panel_avx2(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const uint8_t *mult, int32_t *acc) {
-  w4_rows_avx2<4>(a, kp, rows, w, mult, acc);
-}
-
-RS_AVX2 inline float reduce_max_avx2(__m256 v) {
-  __m128 m = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-  m = _mm_max_ps(m, _mm_movehl_ps(m, m));
-  return _mm_cvtss_f32(_mm_max_ss(m, _mm_shuffle_ps(m, m, 1)));
-}
-RS_AVX2 inline float reduce_add_avx2(__m256 v) {
-  __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
-  return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
+void w4_panel(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const uint8_t *mult, int32_t *acc) {
+  w4_rows<4>(a, kp, rows, w, mult, acc);
 }
 
-RS_AVX2 row_quant quantize_avx2(const float *x, size_t k, size_t kp, uint8_t *q) {
-  __m256 low = _mm256_setzero_ps(), high = _mm256_setzero_ps(), unordered = _mm256_setzero_ps();
-  size_t i = 0;
-  for (; i + 8 <= k; i += 8) {
-    const __m256 v = _mm256_loadu_ps(x + i);
-    low = _mm256_min_ps(low, v), high = _mm256_max_ps(high, v);
-    unordered = _mm256_or_ps(unordered, _mm256_cmp_ps(v, v, _CMP_UNORD_Q));
-  }
-  bool nan = _mm256_movemask_ps(unordered) != 0;
-  float lo = -reduce_max_avx2(_mm256_sub_ps(_mm256_setzero_ps(), low)), hi = reduce_max_avx2(high);
-  for (size_t j = i; j < k; j++) lo = std::min(lo, x[j]), hi = std::max(hi, x[j]), nan |= std::isnan(x[j]);
-  const row_quant rq = nan ? row_quant{NAN, 0} : quant_range(lo, hi);
-  if (std::isnan(rq.scale)) {
-    memset(q, 0, kp);
-    return rq;
-  }
-  const float inverse = 1 / rq.scale;
-  const __m256 factor = _mm256_set1_ps(inverse), bound = _mm256_set1_ps(256);
-  const __m256i zero = _mm256_set1_epi32(rq.zero), order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-  for (i = 0; i + 32 <= k; i += 32) {
-    __m256i v[4];
-    for (int j = 0; j < 4; j++) {
-      const __m256 t = _mm256_mul_ps(_mm256_loadu_ps(x + i + 8 * j), factor);
-      const __m256 clipped = _mm256_min_ps(_mm256_max_ps(t, _mm256_sub_ps(_mm256_setzero_ps(), bound)), bound);
-      v[j] = _mm256_add_epi32(_mm256_cvtps_epi32(clipped), zero);
+constexpr kernel_row row = {"avx2",   available,  f32_panel, f16_panel,  w8_panel, w4_panel,
+                            quantize, dequantize, activate,  layer_norm, max_of,   exp_sum};
+
+#undef RS_TARGET
+#undef RS_INLINE
+
+}  // namespace avx2
+
+// ---- AVX-VNNI: the floats of AVX2, and vpdpbusd, which adds four u8 x s8 products into 32 bits
+
+namespace avxvnni {
+
+bool available() { return avx2::available() && cpu().avxvnni; }
+
+#define RS_TARGET __attribute__((target("avx2,fma,f16c,avxvnni")))
+
+template <int R>
+RS_TARGET void w8_rows(const uint8_t *a, size_t kp, int rows, const int8_t *w, int32_t *acc_out) {
+  for (; rows >= R; rows -= R, a += R * kp, acc_out += R * panel_n) {
+    __m256i acc[R][2];
+    for (int r = 0; r < R; r++) acc[r][0] = acc[r][1] = _mm256_setzero_si256();
+    for (size_t k = 0; k < kp; k += panel_k) {
+      const __m256i b0 = avx2::load_int(w + k * panel_n), b1 = avx2::load_int(w + k * panel_n + 32);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; r++) {
+        const __m256i x = avx2::broadcast4(a + r * kp + k);
+        acc[r][0] = _mm256_dpbusd_avx_epi32(acc[r][0], x, b0);
+        acc[r][1] = _mm256_dpbusd_avx_epi32(acc[r][1], x, b1);
+      }
     }
-    const __m256i bytes = _mm256_packus_epi16(_mm256_packs_epi32(v[0], v[1]), _mm256_packs_epi32(v[2], v[3]));
-    _mm256_storeu_si256(reinterpret_cast<__m256i *>(q + i), _mm256_permutevar8x32_epi32(bytes, order));
+    for (int r = 0; r < R; r++)
+      for (int h = 0; h < 2; h++) avx2::store_int(acc_out + r * panel_n + 8 * h, acc[r][h]);
   }
-  for (; i < k; i++) q[i] = quantize_one(x[i], inverse, rq.zero);
-  memset(q + k, rq.zero, kp - k);
-  return rq;
+  if constexpr (R > 1)
+    if (rows) w8_rows<R / 2>(a, kp, rows, w, acc_out);
 }
+void w8_panel(const uint8_t *a, size_t kp, int rows, const int8_t *w, int32_t *acc) { w8_rows<6>(a, kp, rows, w, acc); }
 
-RS_AVX2 void dequantize_avx2(const int32_t *acc, row_quant rq, const float *scale, const int32_t *colsum, const float *bias,
-                             float *y) {
-  for (int j = 0; j < panel_n; j += 8) {
-    const __m256i correction =
-        _mm256_mullo_epi32(_mm256_set1_epi32(rq.zero), _mm256_loadu_si256(reinterpret_cast<const __m256i *>(colsum + j)));
-    const __m256i centred = _mm256_sub_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(acc + j)), correction);
-    // Multiply, then add: a fused operation would round otherwise than the other rows of kernels.
-    __m256 v = _mm256_mul_ps(_mm256_cvtepi32_ps(centred), _mm256_mul_ps(_mm256_set1_ps(rq.scale), _mm256_loadu_ps(scale + j)));
-    if (bias) v = _mm256_add_ps(v, _mm256_loadu_ps(bias + j));
-    _mm256_storeu_ps(y + j, v);
-  }
-}
-
-// e^x: x = n ln 2 + r, |r| <= ln 2 / 2, e^r by a minimax polynomial of degree 6 (relative error 3e-9).  Below -87.3 the result is 0
-// (no denormals), above 88.7 infinite.  NaN stays NaN.
-RS_AVX2 inline __m256 exp_avx2(__m256 x) {
-  const __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693359375f), x);  // ln 2 in two parts, the first exact in few bits
-  r = _mm256_fnmadd_ps(n, _mm256_set1_ps(-2.12194440e-4f), r);
-  __m256 p = _mm256_set1_ps(0.00138145985f);
-  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(0.00836871696f));
-  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(0.0416683881f));
-  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(0.166665206f));
-  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(0.499999934f));
-  p = _mm256_fmadd_ps(_mm256_mul_ps(r, r), p, _mm256_add_ps(r, _mm256_set1_ps(1)));
-  // 2^n in two factors, so that n = 128 does not overflow before its time
-  const __m256i ni = _mm256_cvtps_epi32(_mm256_min_ps(_mm256_max_ps(n, _mm256_set1_ps(-200)), _mm256_set1_ps(200)));
-  const __m256i half = _mm256_srai_epi32(ni, 1), rest = _mm256_sub_epi32(ni, half), bias = _mm256_set1_epi32(127);
-  const __m256 f1 = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(half, bias), 23));
-  const __m256 f2 = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(rest, bias), 23));
-  const __m256 y = _mm256_mul_ps(_mm256_mul_ps(p, f1), f2);
-  const __m256 small = _mm256_cmp_ps(x, _mm256_set1_ps(-87.33654f), _CMP_LT_OQ);
-  const __m256 large = _mm256_cmp_ps(x, _mm256_set1_ps(88.72284f), _CMP_GT_OQ);
-  return _mm256_blendv_ps(_mm256_andnot_ps(small, y), _mm256_set1_ps(INFINITY), large);
-}
-
-// erf(x) = x P(x^2) / Q(x^2), both of degree 5, minimax on [0, 4] (relative error 2.5e-8; measured 5 ULP), constant beyond.
-RS_AVX2 inline __m256 erf_avx2(__m256 x) {
-  x = _mm256_min_ps(_mm256_set1_ps(4), _mm256_max_ps(_mm256_set1_ps(-4), x));  // this order of operands lets NaN through
-  const __m256 t = _mm256_mul_ps(x, x);
-  __m256 p = _mm256_set1_ps(1.98679501e-06f), q = _mm256_set1_ps(3.74201424e-05f);
-  p = _mm256_fmadd_ps(p, t, _mm256_set1_ps(0.000284562803f)), q = _mm256_fmadd_ps(q, t, _mm256_set1_ps(0.00118554277f));
-  p = _mm256_fmadd_ps(p, t, _mm256_set1_ps(0.00388323168f)), q = _mm256_fmadd_ps(q, t, _mm256_set1_ps(0.0152070278f));
-  p = _mm256_fmadd_ps(p, t, _mm256_set1_ps(0.0531014003f)), q = _mm256_fmadd_ps(q, t, _mm256_set1_ps(0.115348943f));
-  p = _mm256_fmadd_ps(p, t, _mm256_set1_ps(0.19354253f)), q = _mm256_fmadd_ps(q, t, _mm256_set1_ps(0.504855158f));
-  p = _mm256_fmadd_ps(p, t, _mm256_set1_ps(1.12837914f)), q = _mm256_fmadd_ps(q, t, _mm256_set1_ps(1));
-  return _mm256_div_ps(_mm256_mul_ps(x, p), q);
-}
-
-RS_AVX2 inline __m256 sigmoid_times_avx2(__m256 x, __m256 slope) {  // x / (1 + exp(-slope x))
-  const __m256 e = exp_avx2(_mm256_mul_ps(x, _mm256_sub_ps(_mm256_setzero_ps(), slope)));
-  return _mm256_div_ps(x, _mm256_add_ps(_mm256_set1_ps(1), e));
-}
-
-RS_AVX2 inline __m256 tanh_avx2(__m256 x) {  // 1 - 2 / (e^2x + 1); near 0, where that cancels, x - x^3/3 + 2 x^5/15
-  const __m256 one = _mm256_set1_ps(1), t = _mm256_mul_ps(x, x);
-  const __m256 e = exp_avx2(_mm256_add_ps(x, x));
-  const __m256 far = _mm256_sub_ps(one, _mm256_div_ps(_mm256_set1_ps(2), _mm256_add_ps(e, one)));
-  __m256 p = _mm256_fmadd_ps(t, _mm256_set1_ps(-17.0f / 315), _mm256_set1_ps(2.0f / 15));
-  p = _mm256_fmadd_ps(p, t, _mm256_set1_ps(-1.0f / 3));
-  const __m256 near = _mm256_fmadd_ps(_mm256_mul_ps(x, t), p, x);
-  return _mm256_blendv_ps(far, near, _mm256_cmp_ps(t, _mm256_set1_ps(0.04f), _CMP_LT_OQ));
-}
-
-RS_AVX2 inline __m256 activate_avx2_one(rs_activation act, __m256 x) {
-  const __m256 half = _mm256_set1_ps(0.5f);
-  switch (act) {
-    case RS_ACT_GELU: {
-      const __m256 h = _mm256_mul_ps(half, x);
-      return _mm256_fmadd_ps(h, erf_avx2(_mm256_mul_ps(x, _mm256_set1_ps(0.70710678f))), h);
+template <int R>
+RS_TARGET void w4_rows(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const uint8_t *mult, int32_t *acc_out) {
+  const __m256i low = _mm256_set1_epi8(15), eight = _mm256_set1_epi8(8);
+  for (; rows >= R; rows -= R, a += R * kp, acc_out += R * panel_n) {
+    memset(acc_out, 0, R * panel_n * sizeof *acc_out);
+    for (size_t group = 0; group < kp; group += group_k) {
+      __m256i sum[R][2];
+      for (int r = 0; r < R; r++) sum[r][0] = sum[r][1] = _mm256_setzero_si256();
+      for (size_t k = group; k < group + group_k; k += panel_k) {
+        const __m256i nibbles = avx2::load_int(w + k * 8);
+        const __m256i b0 = _mm256_sub_epi8(_mm256_and_si256(nibbles, low), eight);
+        const __m256i b1 = _mm256_sub_epi8(_mm256_and_si256(_mm256_srli_epi16(nibbles, 4), low), eight);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++) {
+          const __m256i x = avx2::broadcast4(a + r * kp + k);
+          sum[r][0] = _mm256_dpbusd_avx_epi32(sum[r][0], x, b0);
+          sum[r][1] = _mm256_dpbusd_avx_epi32(sum[r][1], x, b1);
+        }
+      }
+      for (int h = 0; h < 2; h++) {
+        const uint8_t *m8 = mult + group / group_k * panel_n + 8 * h;
+        const __m256i m = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(m8)));
+        for (int r = 0; r < R; r++) {
+          int32_t *out = acc_out + r * panel_n + 8 * h;
+          avx2::store_int(out, _mm256_add_epi32(avx2::load_int(out), _mm256_mullo_epi32(sum[r][h], m)));
+        }
+      }
     }
-    case RS_ACT_GELU_TANH: {
-      const __m256 h = _mm256_mul_ps(half, x), cube = _mm256_mul_ps(_mm256_mul_ps(x, x), x);
-      const __m256 inner = _mm256_mul_ps(_mm256_set1_ps(0.79788456f), _mm256_fmadd_ps(_mm256_set1_ps(0.044715f), cube, x));
-      return _mm256_fmadd_ps(h, tanh_avx2(inner), h);
+  }
+  if constexpr (R > 1)
+    if (rows) w4_rows<R / 2>(a, kp, rows, w, mult, acc_out);
+}
+void w4_panel(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const uint8_t *mult, int32_t *acc) {
+  w4_rows<6>(a, kp, rows, w, mult, acc);
+}
+
+constexpr kernel_row row = {"avxvnni",      available,        avx2::f32_panel, avx2::f16_panel,  w8_panel,     w4_panel,
+                            avx2::quantize, avx2::dequantize, avx2::activate,  avx2::layer_norm, avx2::max_of, avx2::exp_sum};
+
+#undef RS_TARGET
+
+}  // namespace avxvnni
+
+// ---- AVX-512 (F, BW, DQ, VL) + VNNI: 16 floats, a panel is one register wide
+
+namespace avx512vnni {
+
+bool available() { return avx2::available() && cpu().avx512vnni; }
+
+#define RS_TARGET __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")))
+#define RS_INLINE RS_TARGET inline __attribute__((always_inline))
+using vf = __m512;
+constexpr int lanes = 16;
+constexpr int float_tile_rows = 24;  // of 32 registers
+
+RS_INLINE vf set1(float x) { return _mm512_set1_ps(x); }
+RS_INLINE vf load(const float *p) { return _mm512_loadu_ps(p); }
+RS_INLINE vf load_half(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p))); }
+RS_INLINE void store(float *p, vf x) { _mm512_storeu_ps(p, x); }
+RS_INLINE vf add(vf a, vf b) { return _mm512_add_ps(a, b); }
+RS_INLINE vf sub(vf a, vf b) { return _mm512_sub_ps(a, b); }
+RS_INLINE vf mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
+RS_INLINE vf div(vf a, vf b) { return _mm512_div_ps(a, b); }
+RS_INLINE vf fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
+RS_INLINE vf fnma(vf a, vf b, vf c) { return _mm512_fnmadd_ps(a, b, c); }
+RS_INLINE vf min(vf a, vf b) { return _mm512_min_ps(a, b); }
+RS_INLINE vf max(vf a, vf b) { return _mm512_max_ps(a, b); }
+RS_INLINE vf round(vf x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+RS_INLINE vf if_less(vf a, vf b, vf yes, vf no) { return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), no, yes); }
+RS_INLINE vf pow2(vf n) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23));
+}
+RS_INLINE bool any_nan(vf x) { return _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q) != 0; }
+RS_INLINE float largest(vf x) { return _mm512_reduce_max_ps(x); }
+RS_INLINE float sum(vf x) { return _mm512_reduce_add_ps(x); }
+RS_INLINE vf centred(const int32_t *acc, int32_t zero, const int32_t *colsum) {
+  const __m512i correction = _mm512_mullo_epi32(_mm512_set1_epi32(zero), _mm512_loadu_si512(colsum));
+  return _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_loadu_si512(acc), correction));
+}
+RS_INLINE void store_u8(uint8_t *q, vf x, int32_t zero) {
+  const __m512i v = _mm512_add_epi32(_mm512_cvtps_epi32(x), _mm512_set1_epi32(zero));
+  const __m512i cut = _mm512_min_epi32(_mm512_max_epi32(v, _mm512_setzero_si512()), _mm512_set1_epi32(255));
+  _mm_storeu_si128(reinterpret_cast<__m128i *>(q), _mm512_cvtepi32_epi8(cut));
+}
+
+#define RS_VECTOR_PART
+#include "rs.cpp"  // NOLINT(bugprone-suspicious-include)
+#undef RS_VECTOR_PART
+
+RS_INLINE __m512i broadcast4(const uint8_t *a) {
+  int32_t four;
+  memcpy(&four, a, 4);
+  return _mm512_set1_epi32(four);
+}
+
+template <int R>
+RS_TARGET void w8_rows(const uint8_t *a, size_t kp, int rows, const int8_t *w, int32_t *acc_out) {
+  for (; rows >= R; rows -= R, a += R * kp, acc_out += R * panel_n) {
+    __m512i acc[R];
+    for (int r = 0; r < R; r++) acc[r] = _mm512_setzero_si512();
+    for (size_t k = 0; k < kp; k += panel_k) {
+      const __m512i b = _mm512_loadu_si512(w + k * panel_n);
+#pragma GCC unroll 24
+      for (int r = 0; r < R; r++) acc[r] = _mm512_dpbusd_epi32(acc[r], broadcast4(a + r * kp + k), b);
     }
-    case RS_ACT_RELU:
-      return _mm256_max_ps(_mm256_setzero_ps(), x);  // NaN in the second operand stays
-    case RS_ACT_SILU:
-      return sigmoid_times_avx2(x, _mm256_set1_ps(1));
-    case RS_ACT_TANH:
-      return tanh_avx2(x);
-    case RS_ACT_QUICK_GELU:
-      return sigmoid_times_avx2(x, _mm256_set1_ps(1.702f));
-    case RS_ACT_NONE:
-      break;
+    for (int r = 0; r < R; r++) _mm512_storeu_si512(acc_out + r * panel_n, acc[r]);
   }
-  return x;
+  if constexpr (R > 1)
+    if (rows) w8_rows<R / 2>(a, kp, rows, w, acc_out);
+}
+void w8_panel(const uint8_t *a, size_t kp, int rows, const int8_t *w, int32_t *acc) { w8_rows<24>(a, kp, rows, w, acc); }
+
+// The 64 weights of a step, from nibbles: -8 … 7.
+RS_INLINE __m512i unpack_step(const uint8_t *w) {
+  const __m256i low = _mm256_set1_epi8(15), nibbles = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(w));
+  const __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_and_si256(nibbles, low)),
+                                          _mm256_and_si256(_mm256_srli_epi16(nibbles, 4), low), 1);
+  return _mm512_sub_epi8(both, _mm512_set1_epi8(8));
 }
 
-RS_AVX2 void activate_avx2(rs_activation act, float *x, size_t n) {
-  size_t i = 0;
-  for (; i + 8 <= n; i += 8) _mm256_storeu_ps(x + i, activate_avx2_one(act, _mm256_loadu_ps(x + i)));
-  if (i < n) {  // the last few take the same way as the others: a value does not depend on its place
-    float tail[8] = {};
-    memcpy(tail, x + i, (n - i) * 4);
-    _mm256_storeu_ps(tail, activate_avx2_one(act, _mm256_loadu_ps(tail)));
-    memcpy(x + i, tail, (n - i) * 4);
+template <int R>
+RS_TARGET void w4_rows(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const uint8_t *mult, int32_t *acc_out) {
+  for (; rows >= R; rows -= R, a += R * kp, acc_out += R * panel_n) {
+    __m512i acc[R];
+    for (int r = 0; r < R; r++) acc[r] = _mm512_setzero_si512();
+    for (size_t group = 0; group < kp; group += group_k) {
+      __m512i sum[R];
+      for (int r = 0; r < R; r++) sum[r] = _mm512_setzero_si512();
+      for (size_t k = group; k < group + group_k; k += panel_k) {
+        const __m512i b = unpack_step(w + k * 8);
+#pragma GCC unroll 24
+        for (int r = 0; r < R; r++) sum[r] = _mm512_dpbusd_epi32(sum[r], broadcast4(a + r * kp + k), b);
+      }
+      const __m512i m = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(mult + group / group_k * panel_n)));
+#pragma GCC unroll 24
+      for (int r = 0; r < R; r++) acc[r] = _mm512_add_epi32(acc[r], _mm512_mullo_epi32(sum[r], m));
+    }
+    for (int r = 0; r < R; r++) _mm512_storeu_si512(acc_out + r * panel_n, acc[r]);
   }
+  if constexpr (R > 1)
+    if (rows) w4_rows<R / 2>(a, kp, rows, w, mult, acc_out);
+}
+void w4_panel(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const uint8_t *mult, int32_t *acc) {
+  w4_rows<12>(a, kp, rows, w, mult, acc);
 }
 
-RS_AVX2 void layer_norm_avx2(const float *x, const float *residual, const float *gamma, const float *beta, float eps, size_t n,
-                             float *y) {
-  __m256 sum = _mm256_setzero_ps();
-  float tail = 0;
-  size_t i = 0;
-  for (; i + 8 <= n; i += 8) {
-    __m256 v = _mm256_loadu_ps(x + i);
-    if (residual) v = _mm256_add_ps(v, _mm256_loadu_ps(residual + i));
-    _mm256_storeu_ps(y + i, v);
-    sum = _mm256_add_ps(sum, v);
-  }
-  for (; i < n; i++) tail += y[i] = residual ? x[i] + residual[i] : x[i];
-  const float mean = (reduce_add_avx2(sum) + tail) / static_cast<float>(n);
-  const __m256 m = _mm256_set1_ps(mean);
-  __m256 square = _mm256_setzero_ps();
-  tail = 0;
-  for (i = 0; i + 8 <= n; i += 8) {
-    const __m256 v = _mm256_sub_ps(_mm256_loadu_ps(y + i), m);
-    square = _mm256_fmadd_ps(v, v, square);
-  }
-  for (; i < n; i++) tail += (y[i] - mean) * (y[i] - mean);
-  const float factor = 1 / std::sqrt((reduce_add_avx2(square) + tail) / static_cast<float>(n) + eps);
-  const __m256 f = _mm256_set1_ps(factor);
-  for (i = 0; i + 8 <= n; i += 8) {
-    const __m256 v = _mm256_mul_ps(_mm256_sub_ps(_mm256_loadu_ps(y + i), m), f);
-    _mm256_storeu_ps(y + i, _mm256_fmadd_ps(v, _mm256_loadu_ps(gamma + i), _mm256_loadu_ps(beta + i)));
-  }
-  for (; i < n; i++) y[i] = (y[i] - mean) * factor * gamma[i] + beta[i];
+constexpr kernel_row row = {"avx512vnni", available,  f32_panel, f16_panel,  w8_panel, w4_panel,
+                            quantize,     dequantize, activate,  layer_norm, max_of,   exp_sum};
+
+#undef RS_TARGET
+#undef RS_INLINE
+
+}  // namespace avx512vnni
+
+// ---- AMX: the floats of AVX-512, and int8 products of whole tiles, 16 rows by 64 inputs by 16 channels an instruction
+//
+// A tile of weights is 16 steps of a panel as they lie in the file.  Rows are worked on 16 at a time: kernel_row lets a kernel read
+// and write up to the next multiple of 16.
+
+namespace amx {
+
+constexpr int tile_rows = 16, most_tiles = 3;  // rows of tiles whose sums are kept at once
+
+// Linux gives the 8 KiB of tile registers to a process that asks.
+bool available() {
+  static const bool permitted =
+      avx512vnni::available() && cpu().amx && syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tile data */) == 0;
+  return permitted;
 }
 
-RS_AVX2 float max_avx2(const float *x, size_t n) {
-  __m256 m = _mm256_set1_ps(-INFINITY);
-  size_t i = 0;
-  for (; i + 8 <= n; i += 8) m = _mm256_max_ps(m, _mm256_loadu_ps(x + i));
-  float most = reduce_max_avx2(m);
-  for (; i < n; i++) most = std::max(most, x[i]);
-  return most;
-}
+#define RS_TARGET __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,amx-tile,amx-int8")))
 
-RS_AVX2 float exp_sum_avx2(float *x, size_t n, float scale, float shift) {
-  const __m256 a = _mm256_set1_ps(scale), b = _mm256_set1_ps(shift);
-  __m256 sum = _mm256_setzero_ps();
-  size_t i = 0;
-  for (; i + 8 <= n; i += 8) {
-    const __m256 e = exp_avx2(_mm256_fmsub_ps(_mm256_loadu_ps(x + i), a, b));
-    _mm256_storeu_ps(x + i, e);
-    sum = _mm256_add_ps(sum, e);
-  }
-  float total = reduce_add_avx2(sum);
-  if (i < n) {
-    float tail[8] = {};
-    memcpy(tail, x + i, (n - i) * 4);
-    _mm256_storeu_ps(tail, exp_avx2(_mm256_fmsub_ps(_mm256_loadu_ps(tail), a, b)));
-    for (size_t j = 0; i < n; i++, j++) total += x[i] = tail[j];
-  }
-  return total;
-}
-
-constexpr kernel_row avx2_row = {
-    "avx2",        has_avx2,        f32_panel_avx2, f16_panel_avx2,  w8_panel_avx2, w4_panel_avx2,
-    quantize_avx2, dequantize_avx2, activate_avx2,  layer_norm_avx2, max_avx2,      exp_sum_avx2,
+struct alignas(64) tile_config {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t row_bytes[16] = {};
+  uint8_t rows[16] = {};
 };
+
+// Sums 0 … 5, a 6, b 7.  `k` inputs an instruction: 64, or 32 where Kp is no multiple of 64.
+RS_TARGET void configure(size_t k) {
+  tile_config c;
+  for (int i = 0; i < 8; i++) c.row_bytes[i] = 64, c.rows[i] = tile_rows;
+  c.row_bytes[6] = static_cast<uint16_t>(k);
+  c.rows[7] = static_cast<uint8_t>(k / panel_k);
+  _tile_loadconfig(&c);
+}
+
+template <int T>
+RS_TARGET void w8_tiles(const uint8_t *a, size_t kp, size_t step, const int8_t *w, int32_t *acc) {
+  _tile_zero(0);
+  if (T > 1) _tile_zero(1);
+  if (T > 2) _tile_zero(2);
+  for (size_t k = 0; k < kp; k += step) {
+    _tile_loadd(7, w + k * panel_n, 64);
+    _tile_loadd(6, a + k, kp);
+    _tile_dpbusd(0, 6, 7);
+    if (T > 1) {
+      _tile_loadd(6, a + 16 * kp + k, kp);
+      _tile_dpbusd(1, 6, 7);
+    }
+    if (T > 2) {
+      _tile_loadd(6, a + 32 * kp + k, kp);
+      _tile_dpbusd(2, 6, 7);
+    }
+  }
+  _tile_stored(0, acc, 64);
+  if (T > 1) _tile_stored(1, acc + 16 * panel_n, 64);
+  if (T > 2) _tile_stored(2, acc + 32 * panel_n, 64);
+}
+
+RS_TARGET void w8_panel(const uint8_t *a, size_t kp, int rows, const int8_t *w, int32_t *acc) {
+  const size_t step = kp % 64 ? 32 : 64;
+  configure(step);
+  for (; rows > 0; rows -= most_tiles * tile_rows, a += most_tiles * tile_rows * kp, acc += most_tiles * tile_rows * panel_n) {
+    if (rows > 2 * tile_rows) w8_tiles<3>(a, kp, step, w, acc);
+    else if (rows > tile_rows) w8_tiles<2>(a, kp, step, w, acc);
+    else w8_tiles<1>(a, kp, step, w, acc);
+  }
+  _tile_release();
+}
+
+// m w, 12 bits, is split into two int8 panels: 64 high + low.  Both are multiplied, which is exact.
+constexpr size_t w4_part = 512;  // inputs that are unpacked at a time: 16 KiB
+
+RS_TARGET void w4_unpack(const uint8_t *w, const uint8_t *mult, size_t k_begin, size_t k_end, int8_t *high, int8_t *low) {
+  for (size_t group = k_begin; group < k_end; group += group_k) {
+    const __m512i m32 = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(mult + group / group_k * panel_n)));
+    const __m512i m = _mm512_or_si512(m32, _mm512_slli_epi32(m32, 16));  // each channel's, twice, in 16 bits
+    for (size_t k = group; k < group + group_k; k += panel_k) {
+      const __m512i b = avx512vnni::unpack_step(w + k * 8);
+      // Even and odd bytes as 16-bit lanes, in place: no shuffling.
+      const __m512i odd = _mm512_mullo_epi16(_mm512_srai_epi16(b, 8), m);
+      const __m512i even = _mm512_mullo_epi16(_mm512_srai_epi16(_mm512_slli_epi16(b, 8), 8), m);
+      const __m512i half = _mm512_set1_epi16(32);
+      const __m512i odd_high = _mm512_srai_epi16(_mm512_add_epi16(odd, half), 6);
+      const __m512i even_high = _mm512_srai_epi16(_mm512_add_epi16(even, half), 6);
+      const __m512i odd_low = _mm512_sub_epi16(odd, _mm512_slli_epi16(odd_high, 6));
+      const __m512i even_low = _mm512_sub_epi16(even, _mm512_slli_epi16(even_high, 6));
+      const __mmask64 evens = 0x5555555555555555;
+      const size_t at = (k - k_begin) * panel_n;
+      _mm512_storeu_si512(high + at, _mm512_mask_mov_epi8(_mm512_slli_epi16(odd_high, 8), evens, even_high));
+      _mm512_storeu_si512(low + at, _mm512_mask_mov_epi8(_mm512_slli_epi16(odd_low, 8), evens, even_low));
+    }
+  }
+}
+
+// One row of tiles: += 64 (a high) + a low over a part of K.
+RS_TARGET void w4_tile(const uint8_t *a, size_t kp, size_t n, size_t step, const int8_t *high, const int8_t *low, bool first,
+                       int32_t *acc) {
+  _tile_zero(0);
+  _tile_zero(1);
+  for (size_t k = 0; k < n; k += step) {
+    _tile_loadd(6, a + k, kp);
+    _tile_loadd(7, high + k * panel_n, 64);
+    _tile_dpbusd(0, 6, 7);
+    _tile_loadd(7, low + k * panel_n, 64);
+    _tile_dpbusd(1, 6, 7);
+  }
+  alignas(64) int32_t sums[2][tile_rows * panel_n];
+  _tile_stored(0, sums[0], 64);
+  _tile_stored(1, sums[1], 64);
+  for (int i = 0; i < tile_rows * panel_n; i += panel_n) {
+    const __m512i sum = _mm512_add_epi32(_mm512_slli_epi32(_mm512_load_si512(sums[0] + i), 6), _mm512_load_si512(sums[1] + i));
+    _mm512_storeu_si512(acc + i, first ? sum : _mm512_add_epi32(sum, _mm512_loadu_si512(acc + i)));
+  }
+}
+
+RS_TARGET void w4_panel(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const uint8_t *mult, int32_t *acc) {
+  alignas(64) int8_t high[w4_part * panel_n], low[w4_part * panel_n];
+  const size_t step = kp % 64 ? 32 : 64;
+  configure(step);
+  for (size_t k = 0; k < kp; k += w4_part) {
+    const size_t end = std::min(kp, k + w4_part);
+    w4_unpack(w, mult, k, end, high, low);
+    for (int i = 0; i < rows; i += tile_rows)
+      w4_tile(a + static_cast<size_t>(i) * kp + k, kp, end - k, step, high, low, k == 0, acc + i * panel_n);
+  }
+  _tile_release();
+}
+
+constexpr kernel_row row = {"amx",
+                            available,
+                            avx512vnni::f32_panel,
+                            avx512vnni::f16_panel,
+                            w8_panel,
+                            w4_panel,
+                            avx512vnni::quantize,
+                            avx512vnni::dequantize,
+                            avx512vnni::activate,
+                            avx512vnni::layer_norm,
+                            avx512vnni::max_of,
+                            avx512vnni::exp_sum};
+
+#undef RS_TARGET
+
+}  // namespace amx
+
+}  // namespace
+#endif
+
+#ifdef RS_NEON
+namespace {
+
+// ---- NEON with dot products (Armv8.2): 4 floats, a panel is four registers wide
+
+namespace neon {
+
+bool available() { return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0; }
+
+#define RS_TARGET __attribute__((target("arch=armv8.2-a+dotprod")))
+#define RS_INLINE RS_TARGET inline __attribute__((always_inline))
+using vf = float32x4_t;
+constexpr int lanes = 4;
+constexpr int float_tile_rows = 6;  // 24 accumulators, four of b, one of a: of 32 registers
+
+RS_INLINE vf set1(float x) { return vdupq_n_f32(x); }
+RS_INLINE vf load(const float *p) { return vld1q_f32(p); }
+RS_INLINE vf load_half(const uint16_t *p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
+RS_INLINE void store(float *p, vf x) { vst1q_f32(p, x); }
+RS_INLINE vf add(vf a, vf b) { return vaddq_f32(a, b); }
+RS_INLINE vf sub(vf a, vf b) { return vsubq_f32(a, b); }
+RS_INLINE vf mul(vf a, vf b) { return vmulq_f32(a, b); }
+RS_INLINE vf div(vf a, vf b) { return vdivq_f32(a, b); }
+RS_INLINE vf fma(vf a, vf b, vf c) { return vfmaq_f32(c, a, b); }
+RS_INLINE vf fnma(vf a, vf b, vf c) { return vfmsq_f32(c, a, b); }
+RS_INLINE vf min(vf a, vf b) { return vminq_f32(a, b); }  // either NaN
+RS_INLINE vf max(vf a, vf b) { return vmaxq_f32(a, b); }
+RS_INLINE vf round(vf x) { return vrndnq_f32(x); }
+RS_INLINE vf if_less(vf a, vf b, vf yes, vf no) { return vbslq_f32(vcltq_f32(a, b), yes, no); }
+RS_INLINE vf pow2(vf n) { return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127)), 23)); }
+RS_INLINE bool any_nan(vf x) { return vminvq_u32(vceqq_f32(x, x)) == 0; }
+RS_INLINE float largest(vf x) { return vmaxvq_f32(x); }
+RS_INLINE float sum(vf x) { return vaddvq_f32(x); }
+RS_INLINE vf centred(const int32_t *acc, int32_t zero, const int32_t *colsum) {
+  return vcvtq_f32_s32(vmlsq_n_s32(vld1q_s32(acc), vld1q_s32(colsum), zero));
+}
+RS_INLINE void store_u8(uint8_t *q, vf x, int32_t zero) {
+  const int32x4_t v = vaddq_s32(vcvtnq_s32_f32(x), vdupq_n_s32(zero));
+  const uint16x4_t words = vqmovun_s32(v);
+  const uint8x8_t bytes = vqmovn_u16(vcombine_u16(words, words));
+  vst1_lane_u32(reinterpret_cast<uint32_t *>(q), vreinterpret_u32_u8(bytes), 0);
+}
+
+#define RS_VECTOR_PART
+#include "rs.cpp"  // NOLINT(bugprone-suspicious-include)
+#undef RS_VECTOR_PART
+
+// The dot product takes signed bytes on both sides: activations less 128, and 128 times the sum of the weights put back at the end.
+RS_INLINE int8x16_t broadcast4(const uint8_t *a) {
+  uint32_t four;
+  memcpy(&four, a, 4);
+  return vreinterpretq_s8_u32(vdupq_n_u32(four ^ 0x80808080u));
+}
+
+template <int R>
+RS_TARGET void w8_rows(const uint8_t *a, size_t kp, int rows, const int8_t *w, int32_t *acc_out) {
+  for (; rows >= R; rows -= R, a += R * kp, acc_out += R * panel_n) {
+    int32x4_t acc[R][4], sum[4];
+    for (int h = 0; h < 4; h++) {
+      sum[h] = vdupq_n_s32(0);
+      for (int r = 0; r < R; r++) acc[r][h] = vdupq_n_s32(0);
+    }
+    for (size_t k = 0; k < kp; k += panel_k) {
+      int8x16_t b[4];
+      for (int h = 0; h < 4; h++) {
+        b[h] = vld1q_s8(w + k * panel_n + 16 * h);
+        sum[h] = vdotq_s32(sum[h], b[h], vdupq_n_s8(1));
+      }
+#pragma GCC unroll 8
+      for (int r = 0; r < R; r++) {
+        const int8x16_t x = broadcast4(a + r * kp + k);
+        for (int h = 0; h < 4; h++) acc[r][h] = vdotq_s32(acc[r][h], x, b[h]);
+      }
+    }
+    for (int r = 0; r < R; r++)
+      for (int h = 0; h < 4; h++) vst1q_s32(acc_out + r * panel_n + 4 * h, vaddq_s32(acc[r][h], vshlq_n_s32(sum[h], 7)));
+  }
+  if constexpr (R > 1)
+    if (rows) w8_rows<R / 2>(a, kp, rows, w, acc_out);
+}
+void w8_panel(const uint8_t *a, size_t kp, int rows, const int8_t *w, int32_t *acc) { w8_rows<4>(a, kp, rows, w, acc); }
+
+template <int R>
+RS_TARGET void w4_rows(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const uint8_t *mult, int32_t *acc_out) {
+  for (; rows >= R; rows -= R, a += R * kp, acc_out += R * panel_n) {
+    memset(acc_out, 0, R * panel_n * sizeof *acc_out);
+    for (size_t group = 0; group < kp; group += group_k) {
+      int32x4_t acc[R][4], sum[4];
+      for (int h = 0; h < 4; h++) {
+        sum[h] = vdupq_n_s32(0);
+        for (int r = 0; r < R; r++) acc[r][h] = vdupq_n_s32(0);
+      }
+      for (size_t k = group; k < group + group_k; k += panel_k) {
+        int8x16_t b[4];
+        for (int h = 0; h < 2; h++) {
+          const uint8x16_t nibbles = vld1q_u8(w + k * 8 + 16 * h);
+          b[h] = vsubq_s8(vreinterpretq_s8_u8(vandq_u8(nibbles, vdupq_n_u8(15))), vdupq_n_s8(8));
+          b[h + 2] = vsubq_s8(vreinterpretq_s8_u8(vshrq_n_u8(nibbles, 4)), vdupq_n_s8(8));
+        }
+        for (int h = 0; h < 4; h++) sum[h] = vdotq_s32(sum[h], b[h], vdupq_n_s8(1));
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++) {
+          const int8x16_t x = broadcast4(a + r * kp + k);
+          for (int h = 0; h < 4; h++) acc[r][h] = vdotq_s32(acc[r][h], x, b[h]);
+        }
+      }
+      const uint8x16_t m8 = vld1q_u8(mult + group / group_k * panel_n);
+      const uint16x8_t m16[2] = {vmovl_u8(vget_low_u8(m8)), vmovl_u8(vget_high_u8(m8))};
+      for (int h = 0; h < 4; h++) {
+        const uint16x8_t half = m16[h / 2];
+        const int32x4_t m = vreinterpretq_s32_u32(vmovl_u16(h % 2 ? vget_high_u16(half) : vget_low_u16(half)));
+        for (int r = 0; r < R; r++) {
+          int32_t *out = acc_out + r * panel_n + 4 * h;
+          vst1q_s32(out, vmlaq_s32(vld1q_s32(out), vaddq_s32(acc[r][h], vshlq_n_s32(sum[h], 7)), m));
+        }
+      }
+    }
+  }
+  if constexpr (R > 1)
+    if (rows) w4_rows<R / 2>(a, kp, rows, w, mult, acc_out);
+}
+void w4_panel(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const uint8_t *mult, int32_t *acc) {
+  w4_rows<4>(a, kp, rows, w, mult, acc);
+}
+
+constexpr kernel_row row = {"neon",   available,  f32_panel, f16_panel,  w8_panel, w4_panel,
+                            quantize, dequantize, activate,  layer_norm, max_of,   exp_sum};
+
+#undef RS_TARGET
+#undef RS_INLINE
+
+}  // namespace neon
 
 }  // namespace
 #endif
@@ -1546,7 +2055,10 @@ namespace {
 // Best first.
 const kernel_row *const kernel_rows[] = {
 #ifdef RS_X86
-    &avx2_row,
+    &amx::row,   &avx512vnni::row, &avxvnni::row, &avx2::row,
+#endif
+#ifdef RS_NEON
+    &neon::row,
 #endif
     &scalar_row,
 };
@@ -1937,7 +2449,7 @@ void add_cpu(const op_run &r, const worker &me) {
 // Work is cut into units of a block of rows by a run of panels.  A block of rows stays in L2 while the panels go by; a panel stays
 // in L1 while the tiles of the block go by.  Quantized weights: every row of x is quantized once, then all threads meet.
 
-constexpr int64_t linear_block_rows = 48;
+constexpr int64_t linear_block_rows = 192;
 
 bool is_quantized(rs_type type) { return type == RS_W8 || type == RS_W4; }
 
@@ -1958,10 +2470,13 @@ matrix linear_weight(const op_run &r) {
   return {static_cast<size_t>(r.t->src[1]->shape[0]), static_cast<size_t>(r.t->src[1]->shape[1])};
 }
 
+// The quantized rows of x end on a multiple of 16: kernel_row.
+size_t linear_padded_rows(size_t rows) { return round_up(rows, 16); }
+
 work_bytes linear_work(const op_run &r) {
   if (!is_quantized(r.t->src[1]->type)) return {0, 0};
   const size_t rows = static_cast<size_t>(r.out.rows);
-  return {round_up(rows * linear_weight(r).kp(), align_data) + rows * sizeof(row_quant), 0};
+  return {linear_padded_rows(rows) * linear_weight(r).kp() + rows * sizeof(row_quant), 0};
 }
 
 double linear_macs(const op_run &r) {
@@ -1974,7 +2489,7 @@ struct quantized_rows {
   row_quant *rq;  // [T]
   quantized_rows(const op_run &r, matrix m)
       : q(reinterpret_cast<uint8_t *>(r.shared)),
-        rq(reinterpret_cast<row_quant *>(r.shared + round_up(static_cast<size_t>(r.out.rows) * m.kp(), align_data))) {}
+        rq(reinterpret_cast<row_quant *>(r.shared + linear_padded_rows(static_cast<size_t>(r.out.rows)) * m.kp())) {}
 };
 
 // y [rows][16] = x w^T for `rows` rows from row `i` and panel `p`, with bias [16] or nullptr.
@@ -3839,3 +4354,5 @@ rs_status rs_tensor_encode_calibrated(const rs_calibration *c, const char *name,
     return encode(type, layout, rank, shape, src, &r, dst, capacity);
   });
 }
+
+#endif  // RS_VECTOR_PART

@@ -61,7 +61,7 @@ RS_API const char *rs_last_error(void);
 RS_API const char *rs_status_name(rs_status status); /* "format error", … */
 RS_API const char *rs_version(void);
 
-/* The row of kernels that this process uses: "scalar", "avx2", …  Chosen by what the CPU offers; the environment variable
+/* The row of kernels that this process uses: "amx", "avx2", "scalar" …  Chosen by what the CPU offers; the environment variable
  * RS_ISA forces one (and an unknown or unavailable name is an error of rs_session_create). */
 RS_API const char *rs_isa(void);
 /* Names of all rows in this build that this CPU can run, best first; NULL past the end. */

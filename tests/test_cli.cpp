@@ -678,6 +678,14 @@ TEST_F(Cli, OutputAppearsWholeOrNotAtAll) {
   EXPECT_EQ(read_file(out), embed({"hello"}).out);
 }
 
+TEST_F(Cli, ClosedStandardStreams) {
+  const std::string rs_embed = "'" + program() + "' embed -m '" + weights() + "' ";
+  expect_failure(run(rs_embed + "<&-"), 1, "cannot read 'stdin': Bad file descriptor");
+  expect_failure(run(rs_embed + "hello >&-"), 1, "cannot write to standard output: Bad file descriptor");
+  EXPECT_EQ(run("printf 'a\\377\\nb\\n' | " + rs_embed + "-o '" + (dir_ / "out") + "' >&- 2>&-").code, 1);
+  EXPECT_EQ(read_file(dir_ / "out"), embed({"b"}).out) << "and no messages in it";
+}
+
 TEST_F(Cli, OutputThatCannotBe) {
   expect_failure(embed({"-o", dir_.path(), "hello"}), 1, "it is a folder");
   expect_failure(embed({"-o", dir_ / "absent/out", "hello"}), 1, "absent");
@@ -821,7 +829,8 @@ TEST_F(Cli, Similarity) {
   EXPECT_NE(lines_of(r.out)[1].find("1.0000"), std::string::npos);
   EXPECT_NE(lines_of(r.out)[2].find("a kitten"), std::string::npos);
   EXPECT_EQ(lines_of(similarity({"--table", "a", "b"}).out).size(), 3u);
-  expect_failure(similarity({}, "a\n\xff\n"), 1, "");
+  expect_failure(similarity({}, "a\nb\n\xff\n"), 1, "rs: stdin:3: invalid UTF-8");
+  expect_failure(similarity({"a", "\xff"}), 1, "rs: text 2: invalid UTF-8");
 }
 
 // ------------------------------------------------------------------------------------------------ info, verify

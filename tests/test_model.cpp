@@ -52,10 +52,17 @@ double cosine(const float *a, const float *b, size_t n) {
 
 // ---- the real model
 
+// Under sanitizers the real model is some twenty times slower: quality is measured on fewer texts there.
+#if defined(__SANITIZE_ADDRESS__)
+constexpr size_t most_golden_texts = 12;
+#else
+constexpr size_t most_golden_texts = SIZE_MAX;
+#endif
+
 std::vector<std::string> golden_texts() {
   std::vector<std::string> texts;
   std::ifstream in(shared_file("golden/minilm_texts.jsonl"));
-  for (std::string line; std::getline(in, line);) texts.push_back(json::parse(line)["text"]);
+  for (std::string line; std::getline(in, line) && texts.size() < most_golden_texts;) texts.push_back(json::parse(line)["text"]);
   return texts;
 }
 
@@ -64,7 +71,8 @@ TEST(minilm, vectors_match_the_reference) {
   std::vector<int64_t> shape;
   const std::vector<float> wanted = read_npy_f32(shared_file("golden/minilm_embeddings_f32.npy"), &shape);
   const std::vector<std::string> texts = golden_texts();
-  ASSERT_EQ(shape, (std::vector<int64_t>{static_cast<int64_t>(texts.size()), 384}));
+  ASSERT_TRUE(shape.size() == 2 && shape[1] == 384);
+  ASSERT_EQ(texts.size(), std::min(static_cast<size_t>(shape[0]), most_golden_texts));
   // From the issue: f32 each text, the others on average.
   for (const auto &[type, mean, least] : std::vector<std::tuple<std::string, double, double>>{
            {"f32", 0.99999, 0.99999}, {"f16", 0.9999, 0.9999}, {"q8", 0.997, 0.98}, {"q4", 0.97, 0.9}}) {
@@ -140,6 +148,7 @@ double spearman(const std::vector<double> &a, const std::vector<double> &b) {
 }
 
 TEST(minilm, quantized_ranks_as_f32_does) {
+  if (most_golden_texts < SIZE_MAX) GTEST_SKIP() << "8,274 vectors take too long under sanitizers; the plain build measures it";
   RS_NEED_SHARED("data/stsb-test.csv");
   std::vector<std::string> texts;
   std::vector<double> scores;
@@ -171,7 +180,7 @@ TEST(minilm, quantized_ranks_as_f32_does) {
 TEST(minilm, batch_equals_single_on_every_type_isa_and_thread_count) {
   RS_NEED_SHARED("golden/minilm_texts.jsonl");
   std::vector<std::string> texts = golden_texts();
-  texts.resize(40);
+  texts.resize(std::min<size_t>(texts.size(), 40));
   texts.push_back("");
   texts.push_back(std::string(3000, 'x') + " and a lot of words" + std::string(900, '.'));
   for (const char *type : {"f32", "f16", "q8", "q4"}) {

@@ -94,7 +94,7 @@ class embedder {
       if (status == RS_OK) return;
       size_t culprit = rs_encode_failed(session_.get());
       if (culprit >= good_.size()) check(status);
-      items_[good_[culprit]].error = without_index(rs_last_error());
+      items_[good_[culprit]].error = rs_last_error();
       good_.erase(good_.begin() + ptrdiff_t(culprit));
     }
   }
@@ -107,14 +107,6 @@ class embedder {
     infos_.assign(good_.size(), rs_text_info());
     return rs_encode(session_.get(), texts_.data(), texts_.size(), &encoding_.params, values_.data(), values_.size(),
                      infos_.data());
-  }
-
-  // "text 3: not UTF-8" counts within the batch, which says nothing to the user; the line does.
-  static std::string without_index(const std::string &message) {
-    size_t colon = message.find(": ");
-    bool indexed =
-        message.compare(0, 5, "text ") == 0 && colon != std::string::npos && message.find_first_not_of("0123456789", 5) == colon;
-    return indexed ? message.substr(colon + 2) : message;
   }
 
   void write_batch() {

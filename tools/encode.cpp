@@ -2,15 +2,19 @@
 
 #include <algorithm>
 
-encoded_texts encode_texts(rs_session *session, const std::vector<std::string> &texts, const rs_encode_params &params,
-                           int64_t dim) {
+encoded_texts encode_texts(rs_session *session, const std::vector<std::string> &texts, const rs_encode_params &params, int64_t dim,
+                           const std::vector<std::string> &places) {
   std::vector<rs_text> views;
   for (const std::string &text : texts) views.push_back(view_of(text));
   encoded_texts result;
   result.dim = dim;
   result.values.resize(texts.size() * size_t(dim));
   result.infos.resize(texts.size());
-  check(rs_encode(session, views.data(), views.size(), &params, result.values.data(), result.values.size(), result.infos.data()));
+  rs_status status =
+      rs_encode(session, views.data(), views.size(), &params, result.values.data(), result.values.size(), result.infos.data());
+  size_t culprit = rs_encode_failed(session);
+  if (status != RS_OK && culprit < places.size()) fail(places[culprit], ": ", rs_last_error());
+  check(status);
   return result;
 }
 

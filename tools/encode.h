@@ -9,8 +9,10 @@ struct encoded_texts {
   const float *row(size_t i) const { return values.data() + i * size_t(dim); }
 };
 
-// With pooling; throws failure.
-encoded_texts encode_texts(rs_session *session, const std::vector<std::string> &texts, const rs_encode_params &params, int64_t dim);
+// With pooling.  Throws failure, which begins with what `places` calls the text at fault, or with its number where `places` is
+// empty.
+encoded_texts encode_texts(rs_session *session, const std::vector<std::string> &texts, const rs_encode_params &params, int64_t dim,
+                           const std::vector<std::string> &places = {});
 
 // What was cut, for standard error: empty when nothing was.
 struct truncation_count {

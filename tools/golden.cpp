@@ -1,7 +1,6 @@
 #include "golden.h"
-#include "encode.h"
-
 #include <utility>
+#include "encode.h"
 
 // Questions, statements, several scripts, numbers, code, and one of more than a hundred tokens.
 const std::vector<std::string> golden_texts = {

@@ -8,7 +8,6 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
-
 #include <utility>
 
 static constexpr size_t read_bytes = size_t(1) << 16;

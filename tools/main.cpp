@@ -3,6 +3,8 @@
 // Exit status: 0 all went well, 1 something failed, 2 the command line makes no sense.
 #include "options.h"
 
+#include <fcntl.h>
+#include <unistd.h>
 #include <algorithm>
 #include <csignal>
 #include <new>
@@ -81,7 +83,15 @@ static int run_program(CLI::App &app, int argc, char **argv) {
   return 1;
 }
 
+// A program may be started with a standard stream closed.  The next file that is opened would get its number, and error messages
+// would go into a weight file.  Opened the wrong way round, using the stream is the error that it should be.
+static void fill_standard_streams() {
+  for (int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO})
+    if (fcntl(fd, F_GETFD) < 0) open("/dev/null", fd == STDIN_FILENO ? O_WRONLY : O_RDONLY);
+}
+
 int main(int argc, char **argv) {
+  fill_standard_streams();
   signal(SIGPIPE, SIG_IGN);  // a closed pipe is an error of write(), reported like any other
   CLI::App app("Texts to vectors with transformer encoders, from one weight file.", "rs");
   app.set_version_flag("--version", std::string("rs ") + rs_version(), "print the version");

@@ -1,7 +1,6 @@
 #include "options.h"
 
 #include <unistd.h>
-
 #include <cctype>
 
 static constexpr int max_threads = 1024;

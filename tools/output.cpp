@@ -9,7 +9,6 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
-
 #include <utility>
 
 static constexpr size_t buffer_bytes = size_t(1) << 18;
@@ -41,6 +40,7 @@ void output_file::open_path(const std::string &path) {
     return;
   }
   temporary_ = temporary_beside(target_);
+  held_signals held;
   fd_ = mkostemp(temporary_.data(), O_CLOEXEC);
   if (fd_ < 0) fail_errno("write in", folder_of(target_));
   guard_ = std::make_unique<removed_on_signal>(temporary_);

@@ -4,11 +4,9 @@
 #include <unistd.h>
 #include <cerrno>
 #include <chrono>
-#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
-
 #include <utility>
 
 namespace fs = std::filesystem;
@@ -35,6 +33,20 @@ static void set_handler(int number, void (*handler)(int)) {
   action.sa_flags = SA_RESTART;
   sigaction(number, &action, nullptr);
 }
+
+static sigset_t ending_set() {
+  sigset_t set;
+  sigemptyset(&set);
+  for (int number : ending_signals) sigaddset(&set, number);
+  return set;
+}
+
+held_signals::held_signals() {
+  sigset_t set = ending_set();
+  pthread_sigmask(SIG_BLOCK, &set, &before_);
+}
+
+held_signals::~held_signals() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
 
 removed_on_signal::removed_on_signal(std::string path) : path_(std::move(path)) {
   if (pipe2(signal_pipe, O_CLOEXEC) != 0) fail("cannot make a pipe");
@@ -70,12 +82,15 @@ void removed_on_signal::watch() {
     std::this_thread::sleep_for(std::chrono::milliseconds(5));
   }
   set_handler(number, SIG_DFL);
+  sigset_t set = ending_set();
+  pthread_sigmask(SIG_UNBLOCK, &set, nullptr);
   raise(number);
 }
 
 // ---------------------------------------------------------------------------------------------- files
 
 scratch_folder::scratch_folder(const std::string &target) : path_(temporary_beside(target)) {
+  held_signals held;
   if (!mkdtemp(path_.data())) fail_errno("write in", folder_of(target));
   guard_ = std::make_unique<removed_on_signal>(path_);
 }

@@ -2,7 +2,20 @@
 #pragma once
 #include "common.h"
 
+#include <csignal>
 #include <thread>
+
+// Signals that end the program wait while it lives: between making a file and telling removed_on_signal of it.
+class held_signals {
+ public:
+  held_signals();
+  ~held_signals();
+  held_signals(const held_signals &) = delete;
+  held_signals &operator=(const held_signals &) = delete;
+
+ private:
+  sigset_t before_;
+};
 
 // While it lives, SIGINT, SIGTERM and SIGHUP remove `path` (a file, or a folder with all in it) before they end the program.
 class removed_on_signal {

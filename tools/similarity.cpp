@@ -25,13 +25,14 @@ struct similarity_options {
   std::string format = "text";
 };
 
-std::vector<std::string> read_texts(const text_options &options) {
+std::vector<std::string> read_texts(const text_options &options, std::vector<std::string> *places) {
   std::unique_ptr<text_source> source = options.open();
   std::vector<std::string> texts;
   text_item item;
   while (source->next(&item)) {
     if (!item.error.empty()) fail(source->place(item), ": ", item.error);
     if (texts.size() == max_table) fail("more than ", max_table, " texts; rs embed writes their vectors");
+    places->push_back(source->place(item));
     texts.push_back(std::move(item.text));
   }
   if (texts.size() < 2) fail_usage("two texts are needed, got ", texts.size());
@@ -71,12 +72,12 @@ std::string json_of(const matrix &cosines, const std::vector<std::string> &texts
 }
 
 int run_similarity(const similarity_options &options) {
-  std::vector<std::string> texts = read_texts(options.texts);
+  std::vector<std::string> places, texts = read_texts(options.texts, &places);
   model_ptr model = load_model(options.model, !options.no_check);
   encoding how(options.encode, model.get());
   if (how.per_token()) fail_usage("--pooling none gives no vector to compare");
   session_ptr session = create_session(model.get(), options.threads, false);
-  encoded_texts encoded = encode_texts(session.get(), texts, how.params, how.dim);
+  encoded_texts encoded = encode_texts(session.get(), texts, how.params, how.dim, places);
   matrix cosines = all_cosines(encoded, texts.size());
   if (options.format == "json") print(json_of(cosines, texts));
   else if (texts.size() == 2 && !options.table) print(format("%.4f\n", cosines[0][1]));
