@@ -2,6 +2,7 @@
 
 // Short and long, statements and questions, many subjects, some code, numbers and other languages: a layer's inputs should vary
 // here as they do in use.  None of the golden sentences, which measure the result, is among them.
+// NOLINTBEGIN(bugprone-suspicious-missing-comma): long texts take several lines
 const std::vector<std::string> calibration_texts = {
     "A man is playing a guitar on the street.",
     "Two children are building a sand castle near the water.",
@@ -151,3 +152,4 @@ const std::vector<std::string> calibration_texts = {
     "such positions by heart, and computers have by now listed every position with seven pieces or fewer together with its "
     "outcome.",
 };
+// NOLINTEND(bugprone-suspicious-missing-comma)

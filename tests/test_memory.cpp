@@ -1,0 +1,48 @@
+// No allocation in a run after warm-up.  A program of its own, since it replaces operator new.
+#include "../rs.h"
+#include "test_util.h"
+#include "tiny_bert.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <new>
+
+static std::atomic<size_t> allocations{0};
+
+// Not inlined: the compiler would see free() of what it thinks came from the usual operator new.
+__attribute__((noinline)) void *operator new(size_t bytes) {
+  allocations++;
+  if (void *p = std::malloc(bytes)) return p;
+  throw std::bad_alloc();
+}
+__attribute__((noinline)) void operator delete(void *p) noexcept { std::free(p); }
+__attribute__((noinline)) void operator delete(void *p, size_t) noexcept { std::free(p); }
+
+namespace {
+
+TEST(memory, nothing_is_allocated_after_warm_up) {
+  const temp_dir dir;
+  tiny_bert tiny(6);
+  for (const char *type : {"f32", "f16", "q8", "q4"}) {
+    ASSERT_EQ(tiny.convert(dir / "tiny.rsw", type), RS_OK) << rs_last_error();
+    const loaded m(dir / "tiny.rsw");
+    const std::string long_text(900, '.');
+    const rs_text texts[] = {
+        {"the cat sat on the mat", RS_NUL_TERMINATED}, {"", 0}, {"hello", 5}, {long_text.data(), long_text.size()}};
+    std::vector<float> out(4 * 32);
+    rs_text_info infos[4];
+    rs_encode_params params = {};
+    params.size = sizeof params;
+    params.prompt = "a ";
+    params.long_text = RS_LONG_CHUNK;
+    const auto run = [&] { return rs_encode(m.session, texts, 4, &params, out.data(), out.size(), infos); };
+    ASSERT_EQ(run(), RS_OK) << rs_last_error();
+    ASSERT_EQ(run(), RS_OK) << rs_last_error();
+    const size_t before = allocations, arena = rs_session_arena_bytes(m.session);
+    for (int i = 0; i < 3; i++) ASSERT_EQ(run(), RS_OK) << rs_last_error();
+    EXPECT_EQ(allocations, before) << type;
+    EXPECT_EQ(rs_session_arena_bytes(m.session), arena) << type;
+  }
+}
+
+}  // namespace
