@@ -1,14 +1,7 @@
 // The reader of Hugging Face folders: what it makes of good ones, and that bad ones end in one clear error.
+#include "../tools/hf.h"
+#include "../tools/safetensors.h"
 #include "tiny_model.h"
-
-// The reader belongs to the program, not to the library, so its sources are compiled in here.
-// NOLINTBEGIN(bugprone-suspicious-include)
-#include "tools/common.cpp"
-#include "tools/hf.cpp"
-#include "tools/hf_tokenizer.cpp"
-#include "tools/json.cpp"
-#include "tools/safetensors.cpp"
-// NOLINTEND(bugprone-suspicious-include)
 
 namespace {
 

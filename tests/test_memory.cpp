@@ -15,6 +15,10 @@ __attribute__((noinline)) void *operator new(size_t bytes) {
   if (void *p = std::malloc(bytes)) return p;
   throw std::bad_alloc();
 }
+__attribute__((noinline)) void *operator new(size_t bytes, const std::nothrow_t &) noexcept {
+  allocations++;
+  return std::malloc(bytes);
+}
 __attribute__((noinline)) void operator delete(void *p) noexcept { std::free(p); }
 __attribute__((noinline)) void operator delete(void *p, size_t) noexcept { std::free(p); }
 
