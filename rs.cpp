@@ -2547,7 +2547,11 @@ void linear_cpu(const op_run &r, const worker &me) {
       alignas(align_data) float y[linear_block_rows * panel_n];
       linear_panel(r, m, x, i, rows, static_cast<size_t>(p), bias ? padded_bias : nullptr, y);
       if (r.t->params.act != RS_ACT_NONE) r.kernels->activate(r.t->params.act, y, static_cast<size_t>(rows) * panel_n);
-      for (int j = 0; j < rows; j++) memcpy(r.result() + (i + j) * r.out.stride + p * panel_n, y + j * panel_n, n * 4);
+      float *to = r.result() + i * r.out.stride + p * panel_n;
+      for (int j = 0; j < rows; j++, to += r.out.stride) {
+        if (n == panel_n) memcpy(to, y + j * panel_n, panel_n * 4);  // of known size: a register or two, no call
+        else memcpy(to, y + j * panel_n, n * 4);
+      }
     }
   }
 }
@@ -2641,6 +2645,27 @@ void attn_product(const kernel_row &k, const float *a, size_t lda, int64_t rows,
     k.f32_panel(a, lda, static_cast<int>(rows), b + p * panel_stride, steps, c + p * panel_n, ldc, add);
 }
 
+// n keys [n][d] to panels [np / 16][d][16], the keys that fill up the last panel zero.
+void pack_keys(const float *from, int64_t stride, int64_t n, size_t d, float *to) {
+  for (; n > 0; n -= panel_n, from += panel_n * stride, to += d * panel_n) {
+    const int64_t here = std::min<int64_t>(n, panel_n);
+    if (here < panel_n) memset(to, 0, d * panel_n * 4);
+    for (size_t i = 0; i < d; i++)
+      for (int64_t j = 0; j < here; j++) to[i * panel_n + static_cast<size_t>(j)] = from[j * stride + static_cast<int64_t>(i)];
+  }
+}
+
+// n values [n][d] to panels [dp / 16][attn_keys][16], the columns that fill up the last panel zero.
+void pack_values(const float *from, int64_t stride, int64_t n, size_t d, size_t dp, float *to) {
+  for (size_t i = 0; i < dp; i += panel_n, to += attn_keys * panel_n)
+    for (int64_t j = 0; j < n; j++) {
+      const float *x = from + j * stride + i;
+      if (i + panel_n <= d) memcpy(to + j * panel_n, x, panel_n * 4);
+      else
+        for (size_t c = 0; c < panel_n; c++) to[static_cast<size_t>(j) * panel_n + c] = i + c < d ? x[c] : 0;
+    }
+}
+
 void attn_unit(const op_run &r, const attn_scratch &s, int64_t head, int64_t seq_begin, int64_t seq_end, int64_t query) {
   const kernel_row &k = *r.kernels;
   const size_t d = head_size(r);
@@ -2649,15 +2674,8 @@ void attn_unit(const op_run &r, const attn_scratch &s, int64_t head, int64_t seq
   for (int64_t key = seq_begin; key < seq_end; key += attn_keys) {
     const int64_t n = std::min(attn_keys, seq_end - key);
     const size_t np = round_up(static_cast<size_t>(n), panel_n);
-    for (size_t j = 0; j < np; j++) {
-      float *to_key = s.keys + j / panel_n * d * panel_n + j % panel_n, *to_value = s.values + j * panel_n;
-      const bool real = static_cast<int64_t>(j) < n;
-      const int64_t row = key + static_cast<int64_t>(j);
-      const float *from_key = r.f32(1) + row * r.in[1].stride + column, *from_value = r.f32(2) + row * r.in[2].stride + column;
-      for (size_t i = 0; i < d; i++) to_key[i * panel_n] = real ? from_key[i] : 0;
-      for (size_t i = 0; i < s.dp; i++)
-        to_value[i / panel_n * attn_keys * panel_n + i % panel_n] = real && i < d ? from_value[i] : 0;
-    }
+    pack_keys(r.f32(1) + key * r.in[1].stride + column, r.in[1].stride, n, d, s.keys);
+    pack_values(r.f32(2) + key * r.in[2].stride + column, r.in[2].stride, n, d, s.dp, s.values);
     attn_product(k, q, static_cast<size_t>(r.in[0].stride), rows, s.keys, np / panel_n, d * panel_n, d, s.scores, attn_keys, false);
     const bool first = key == seq_begin;
     const float scale = r.t->params.scale;
