@@ -25,28 +25,42 @@
 // Compiled once an ISA, inside of its namespace, by section 7, which says what vf, load, fma … are.  `lanes` floats at a time; the
 // last few of a row take the same way as the others, so that a value does not depend on its place.
 
-// Tiles of R rows by 16 channels; what is left over takes tiles of half as many rows, down to one.
-template <int R, class Load>
-RS_TARGET void float_panel(const float *a, size_t lda, int rows, Load load_b, size_t k, float *c, size_t ldc, bool add_to) {
+// Tiles of R rows by P panels of 16 channels; what is left over takes a tile of fewer rows or panels.  Each element
+// is a chain over k in order, whatever the tile.
+template <int R, int P, class Load>
+RS_TARGET void float_rows(const float *a, size_t lda, int rows, Load load_b, size_t stride, size_t k, float *c, size_t ldc,
+                          bool add) {
   constexpr int width = panel_n / lanes;
   for (; rows >= R; rows -= R, a += R * lda, c += R * ldc) {
-    vf acc[R][width];
+    vf acc[R][P * width];
     for (int r = 0; r < R; r++)
-      for (int h = 0; h < width; h++) acc[r][h] = add_to ? load(c + r * ldc + h * lanes) : set1(0);
+      for (int h = 0; h < P * width; h++) acc[r][h] = add ? load(c + r * ldc + h * lanes) : set1(0);
     for (size_t i = 0; i < k; i++) {
-      vf b[width];
-      for (int h = 0; h < width; h++) b[h] = load_b(i * panel_n + h * lanes);
-#pragma GCC unroll 24
+      vf b[P * width];
+      for (int h = 0; h < P * width; h++) b[h] = load_b(h / width * stride + i * panel_n + h % width * lanes);
+#pragma GCC unroll 8
       for (int r = 0; r < R; r++) {
         const vf x = set1(a[r * lda + i]);
-        for (int h = 0; h < width; h++) acc[r][h] = fma(x, b[h], acc[r][h]);
+        for (int h = 0; h < P * width; h++) acc[r][h] = fma(x, b[h], acc[r][h]);
       }
     }
     for (int r = 0; r < R; r++)
-      for (int h = 0; h < width; h++) store(c + r * ldc + h * lanes, acc[r][h]);
+      for (int h = 0; h < P * width; h++) store(c + r * ldc + h * lanes, acc[r][h]);
   }
   if constexpr (R > 1)
-    if (rows) float_panel<R / 2>(a, lda, rows, load_b, k, c, ldc, add_to);
+    if (rows) float_rows<R - 1, P>(a, lda, rows, load_b, stride, k, c, ldc, add);
+}
+// K goes by in parts, so that the panels' part stays in L1 while the rows go by.
+template <int P, class Load>
+RS_TARGET void float_panels(const float *a, size_t lda, int rows, Load load_b, size_t stride, int panels, size_t k, float *c,
+                            size_t ldc, bool add) {
+  constexpr size_t part = l1_steps / P;
+  for (; panels >= P; panels -= P, load_b.b += P * stride, c += P * panel_n)
+    for (size_t i = 0; i == 0 || i < k; i += part)
+      float_rows<float_tile_rows, P>(a + i, lda, rows, Load{load_b.b + i * panel_n}, stride, std::min(part, k - i), c, ldc,
+                                     add || i > 0);
+  if constexpr (P > 1)
+    if (panels) float_panels<P - 1>(a, lda, rows, load_b, stride, panels, k, c, ldc, add);
 }
 
 struct load_f32 {
@@ -57,11 +71,13 @@ struct load_f16 {
   const uint16_t *b;
   RS_INLINE vf operator()(size_t i) const { return load_half(b + i); }
 };
-void f32_panel(const float *a, size_t lda, int rows, const float *b, size_t k, float *c, size_t ldc, bool add_to) {
-  float_panel<float_tile_rows>(a, lda, rows, load_f32{b}, k, c, ldc, add_to);
+void f32_panels(const float *a, size_t lda, int rows, const float *b, size_t stride, int panels, size_t k, float *c, size_t ldc,
+                bool add) {
+  float_panels<float_tile_panels>(a, lda, rows, load_f32{b}, stride, panels, k, c, ldc, add);
 }
-void f16_panel(const float *a, size_t lda, int rows, const uint16_t *b, size_t k, float *c, size_t ldc) {
-  float_panel<float_tile_rows>(a, lda, rows, load_f16{b}, k, c, ldc, false);
+void f16_panels(const float *a, size_t lda, int rows, const uint16_t *b, size_t stride, int panels, size_t k, float *c,
+                size_t ldc) {
+  float_panels<float_tile_panels>(a, lda, rows, load_f16{b}, stride, panels, k, c, ldc, false);
 }
 
 RS_TARGET row_quant quantize(const float *x, size_t k, size_t kp, uint8_t *q) {
@@ -88,15 +104,6 @@ RS_TARGET row_quant quantize(const float *x, size_t k, size_t kp, uint8_t *q) {
   return rq;
 }
 
-RS_TARGET void dequantize(const int32_t *acc, row_quant rq, const float *scale, const int32_t *colsum, const float *bias,
-                          float *y) {
-  for (int j = 0; j < panel_n; j += lanes) {
-    // Multiply, then add: a fused operation would round otherwise than the scalar row.
-    const vf v = mul(centred(acc + j, rq.zero, colsum + j), mul(set1(rq.scale), load(scale + j)));
-    store(y + j, bias ? add(v, load(bias + j)) : v);
-  }
-}
-
 // e^x: x = n ln 2 + r, |r| <= ln 2 / 2, e^r by a minimax polynomial of degree 6 (relative error 3e-9).  Below -87.3 the result is 0
 // (no denormals), above 88.7 infinite.  NaN stays NaN.
 RS_INLINE vf exp(vf x) {
@@ -109,10 +116,7 @@ RS_INLINE vf exp(vf x) {
   p = fma(p, r, set1(0.166665206f));
   p = fma(p, r, set1(0.499999934f));
   p = fma(mul(r, r), p, add(r, set1(1)));
-  // 2^n in two factors, so that n = 128 does not overflow before its time
-  const vf cut = min(max(n, set1(-200)), set1(200)), half = round(mul(cut, set1(0.5f)));
-  const vf y = mul(mul(p, pow2(half)), pow2(sub(cut, half)));
-  return if_less(x, set1(-87.33654f), set1(0), if_less(set1(88.72284f), x, set1(INFINITY), y));
+  return if_less(x, set1(-87.33654f), set1(0), scale2(p, n));
 }
 
 // erf(x) = x P(x^2) / Q(x^2), both of degree 5, minimax on [0, 4] (relative error 2.5e-8; measured 5 ULP), constant beyond.
@@ -161,19 +165,35 @@ RS_INLINE vf activate_one(rs_activation act, vf x) {
   return x;
 }
 
-RS_TARGET void activate(rs_activation act, float *x, size_t n) {
-  size_t i = 0;
-  for (; i + lanes <= n; i += lanes) store(x + i, activate_one(act, load(x + i)));
-  if (i < n) {
-    float tail[lanes] = {};
-    memcpy(tail, x + i, (n - i) * 4);
-    store(tail, activate_one(act, load(tail)));
-    memcpy(x + i, tail, (n - i) * 4);
-  }
+template <rs_activation act>
+RS_TARGET void finish_as(const int32_t *acc, int rows, const row_quant *rq, const channel_block &c, float *y, size_t ldy) {
+  for (int r = 0; r < rows; r++)
+    for (int j = 0; j < panel_n; j += lanes) {
+      // Multiply, then add: a fused operation would round otherwise than the scalar row.
+      vf v = mul(centred(acc + r * panel_n + j, rq[r].zero, c.colsum + j), mul(set1(rq[r].scale), load(c.scale + j)));
+      if (c.bias) v = add(v, load(c.bias + j));
+      store(y + r * ldy + j, activate_one(act, v));
+    }
 }
 
-RS_TARGET void layer_norm(const float *x, const float *residual, const float *gamma, const float *beta, float eps, size_t n,
-                          float *y) {
+template <rs_activation act>
+RS_TARGET void finish_f32_as(const float *bias, int rows, float *y, size_t ldy) {
+  for (int r = 0; r < rows; r++)
+    for (int j = 0; j < panel_n; j += lanes) {
+      const vf v = load(y + r * ldy + j);
+      store(y + r * ldy + j, activate_one(act, bias ? add(v, load(bias + j)) : v));
+    }
+}
+
+// The activation is chosen once a panel.
+void finish(const int32_t *acc, int rows, const row_quant *rq, const channel_block &c, rs_activation act, float *y, size_t ldy) {
+  RS_FOR_ACTIVATION(act, finish_as, acc, rows, rq, c, y, ldy)
+}
+void finish_f32(const float *bias, int rows, rs_activation act, float *y,
+                size_t ldy){RS_FOR_ACTIVATION(act, finish_f32_as, bias, rows, y, ldy)}
+
+RS_TARGET
+    void layer_norm(const float *x, const float *residual, const float *gamma, const float *beta, float eps, size_t n, float *y) {
   vf total = set1(0), squares = set1(0);
   float tail = 0;
   size_t i = 0;
@@ -223,6 +243,96 @@ RS_TARGET float exp_sum(float *x, size_t n, float scale, float shift) {
     for (size_t j = 0; i < n; i++, j++) total += x[i] = tail[j];
   }
   return total;
+}
+
+#elif defined(RS_INTEGER_PART)
+// ================================================================================ the part of section 7 that the vector units of
+// x86 share: integer products
+//
+// Compiled like the part above, against `vi`, an integer register, of which a panel's step takes panel_width.
+
+// acc [panels][acc_rows][16] from tiles of R rows by P panels.
+template <int R, int P>
+RS_TARGET void w8_rows(const uint8_t *a, size_t kp, int rows, const int8_t *w, int32_t *acc_out, size_t acc_stride) {
+  constexpr int width = P * panel_width, lanes = panel_n / panel_width;
+  for (; rows >= R; rows -= R, a += R * kp, acc_out += R * panel_n) {
+    vi acc[R][width];
+    for (int r = 0; r < R; r++)
+      for (int h = 0; h < width; h++) acc[r][h] = zero_int();
+    for (size_t k = 0; k < kp; k += panel_k) {
+      vi b[width];
+      for (int h = 0; h < width; h++)
+        b[h] = load_int(w + static_cast<size_t>(h / panel_width) * kp * panel_n + k * panel_n + h % panel_width * sizeof(vi));
+#pragma GCC unroll 8
+      for (int r = 0; r < R; r++) {
+        const vi x = broadcast4(a + r * kp + k);
+        for (int h = 0; h < width; h++) acc[r][h] = dot(acc[r][h], x, b[h]);
+      }
+    }
+    for (int r = 0; r < R; r++)
+      for (int h = 0; h < width; h++)
+        store_int(acc_out + static_cast<size_t>(h / panel_width) * acc_stride + r * panel_n + h % panel_width * lanes, acc[r][h]);
+  }
+  if constexpr (R > 1)
+    if (rows) w8_rows<R - 1, P>(a, kp, rows, w, acc_out, acc_stride);
+}
+template <int R, int P>
+RS_TARGET void w8_tiles(const uint8_t *a, size_t kp, int rows, const int8_t *w, int panels, int32_t *acc) {
+  const size_t stride = acc_panel(rows);
+  for (; panels >= P; panels -= P, w += P * kp * panel_n, acc += P * stride) w8_rows<R, P>(a, kp, rows, w, acc, stride);
+  if constexpr (P > 1)
+    if (panels) w8_tiles<R, P - 1>(a, kp, rows, w, panels, acc);
+}
+void w8_panels(const uint8_t *a, size_t kp, int rows, const int8_t *w, int panels, int32_t *acc) {
+  w8_tiles<w8_tile_rows, w8_tile_panels>(a, kp, rows, w, panels, acc);
+}
+
+// A part of one panel's steps, nibbles to bytes.
+RS_TARGET void w4_bytes(const uint8_t *w, size_t n, int8_t *to) {
+  for (size_t k = 0; k < n; k += panel_k) unpack_step(w + k * 8, to + k * panel_n);
+}
+
+// Sums over a group of 32, then multiplied by the group's scale: += over `n` inputs of a panel in bytes.
+template <int R>
+RS_TARGET void w4_rows(const uint8_t *a, size_t kp, size_t n, int rows, const int8_t *w, const uint8_t *mult, bool first,
+                       int32_t *acc_out) {
+  constexpr int lanes = panel_n / panel_width;
+  for (; rows >= R; rows -= R, a += R * kp, acc_out += R * panel_n) {
+    vi acc[R][panel_width];
+    for (int r = 0; r < R; r++)
+      for (int h = 0; h < panel_width; h++) acc[r][h] = first ? zero_int() : load_int(acc_out + r * panel_n + h * lanes);
+    for (size_t group = 0; group < n; group += group_k) {
+      vi sum[R][panel_width];
+      for (int r = 0; r < R; r++)
+        for (int h = 0; h < panel_width; h++) sum[r][h] = zero_int();
+      for (size_t k = group; k < group + group_k; k += panel_k) {
+        vi b[panel_width];
+        for (int h = 0; h < panel_width; h++) b[h] = load_int(w + k * panel_n + h * sizeof(vi));
+#pragma GCC unroll 12
+        for (int r = 0; r < R; r++) {
+          const vi x = broadcast4(a + r * kp + k);
+          for (int h = 0; h < panel_width; h++) sum[r][h] = group_dot(sum[r][h], x, b[h]);
+        }
+      }
+      for (int h = 0; h < panel_width; h++) {
+        const vi m = group_scale(mult + group / group_k * panel_n + h * lanes);
+        for (int r = 0; r < R; r++) acc[r][h] = group_add(acc[r][h], sum[r][h], m);
+      }
+    }
+    for (int r = 0; r < R; r++)
+      for (int h = 0; h < panel_width; h++) store_int(acc_out + r * panel_n + h * lanes, acc[r][h]);
+  }
+  if constexpr (R > 1)
+    if (rows) w4_rows<R - 1>(a, kp, n, rows, w, mult, first, acc_out);
+}
+void w4_panels(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const uint8_t *mult, int panels, int32_t *acc) {
+  alignas(align_data) int8_t bytes[w4_part * panel_n];
+  for (int p = 0; p < panels; p++, w += kp * panel_n / 2, mult += kp / group_k * panel_n, acc += acc_panel(rows))
+    for (size_t k = 0; k < kp; k += w4_part) {
+      const size_t n = std::min(w4_part, kp - k);
+      w4_bytes(w + k * 8, n, bytes);
+      w4_rows<w4_tile_rows>(a + k, kp, n, rows, bytes, mult + k / group_k * panel_n, k == 0, acc);
+    }
 }
 
 #else  // the file as a whole
@@ -309,7 +419,7 @@ namespace {
 // What the CPU offers and the operating system saves (XCR0).  Asked once; not __builtin_cpu_supports, which does not know all of
 // these in every compiler.
 struct cpu_features {
-  bool sse42, avx2, fma, f16c, avxvnni, avx512vnni, amx;
+  bool sse42, avx2, fma, f16c, avxvnni, avx512vnni, avx512bf16, amx;
   cpu_features() {
     unsigned a, b, c = 0, d, b7 = 0, c7 = 0, d7 = 0, a71 = 0;
     __get_cpuid(1, &a, &b, &c, &d);
@@ -323,7 +433,8 @@ struct cpu_features {
     avxvnni = os_saves_ymm && (a71 >> 4 & 1);
     const unsigned avx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;  // F, DQ, BW, VL
     avx512vnni = os_saves_zmm && (b7 & avx512) == avx512 && (c7 >> 11 & 1);
-    amx = os_saves_tiles && (d7 >> 24 & 1) && (d7 >> 25 & 1);  // tiles, int8
+    avx512bf16 = os_saves_zmm && (a71 >> 5 & 1);
+    amx = os_saves_tiles && (d7 >> 24 & 1) && (d7 >> 25 & 1) && (d7 >> 22 & 1);  // tiles, int8, bf16
   }
 
  private:
@@ -580,6 +691,7 @@ class meeting_point {
     const unsigned round = rounds.load(std::memory_order_acquire);
     if (arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == threads) {
       arrived.store(0, std::memory_order_relaxed);
+      dealt.store(0, std::memory_order_relaxed);
       rounds.store(round + 1, std::memory_order_release);
       return;
     }
@@ -589,6 +701,8 @@ class meeting_point {
     }
   }
 
+  int64_t deal() { return dealt.fetch_add(1, std::memory_order_relaxed); }
+
  private:
   static void pause() {
 #ifdef RS_X86
@@ -597,6 +711,7 @@ class meeting_point {
   }
   alignas(align_data) std::atomic<int> arrived{0};
   alignas(align_data) std::atomic<unsigned> rounds{0};
+  alignas(align_data) std::atomic<int64_t> dealt{0};
 };
 
 // One thread of a team, as operators see it.
@@ -611,6 +726,10 @@ struct worker {
     int64_t begin, end;
   };
   range share(int64_t n) const { return {n * thread / threads, n * (thread + 1) / threads}; }
+  // Units dealt out to whoever is free, so that a thread which the system has put aside keeps nobody waiting for long:
+  // for (unit = next(-1); unit < n; unit = next(unit)).  One such loop between two barriers.
+  int64_t next(int64_t done) const { return threads > 1 ? team.deal() : done + 1; }
+  worker alone() const { return {team, 0, 1}; }
 };
 
 // Run f(worker) on every thread of a team.
@@ -1274,71 +1393,92 @@ struct row_quant {  // an activation row as u8: x = scale (q - zero)
   int32_t zero;
 };
 
+constexpr int product_rows = 64;
+constexpr size_t acc_panel(int rows) { return round_up(static_cast<size_t>(rows), 16) * panel_n; }
+constexpr size_t l1_steps = 384;  // steps of an f32 panel that take 24 KiB
+constexpr size_t w4_part = 512;   // inputs of a w4 panel that are unpacked at a time: 8 KiB as bytes
+
+struct channel_block {  // what belongs to the 16 channels of a panel of quantized weights
+  const float *scale;
+  const int32_t *colsum;
+  const float *bias;  // or nullptr
+};
+
 struct kernel_row {
   const char *name;
   bool (*available)();
 
-  // Products of any number of rows and one panel.
-  // c [rows][ldc] (+)= a [rows][lda] times k steps of 16 values, f32 or f16.  Each element is a chain over k in order, whatever the
-  // number of rows: a result does not depend on its neighbours.
-  void (*f32_panel)(const float *a, size_t lda, int rows, const float *b, size_t k, float *c, size_t ldc, bool add);
-  void (*f16_panel)(const float *a, size_t lda, int rows, const uint16_t *b, size_t k, float *c, size_t ldc);
-  // acc [rows][16] = sum over k of a [rows][kp] u8 times a w8 panel.  A kernel may read rows of `a`, and write rows of `acc`, up to
-  // the next multiple of 16: there is memory, of no meaning.
-  void (*w8_panel)(const uint8_t *a, size_t kp, int rows, const int8_t *w, int32_t *acc);
-  // The same for a w4 panel and its multipliers [kp / 32][16].
-  void (*w4_panel)(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const uint8_t *mult, int32_t *acc);
+  // Products of at most product_rows rows and any number of panels.
+  // c [rows][ldc] (+)= a [rows][lda] times k steps of 16 values, f32 or f16; a panel begins `stride` values after the one before.
+  // An element does not depend on the other rows and panels of the call.
+  void (*f32_panels)(const float *a, size_t lda, int rows, const float *b, size_t stride, int panels, size_t k, float *c,
+                     size_t ldc, bool add);
+  void (*f16_panels)(const float *a, size_t lda, int rows, const uint16_t *b, size_t stride, int panels, size_t k, float *c,
+                     size_t ldc);
+  // acc, acc_panel(rows) values a panel: [rows][16] = sum over k of a [rows][kp] u8 times a w8 panel.  A kernel may read rows of
+  // `a`, and write rows of `acc`, up to the next multiple of 16: there is memory, of no meaning.
+  void (*w8_panels)(const uint8_t *a, size_t kp, int rows, const int8_t *w, int panels, int32_t *acc);
+  // The same for w4 panels and their multipliers [kp / 32][16].
+  void (*w4_panels)(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const uint8_t *mult, int panels, int32_t *acc);
 
   // x [k] to q [kp], the padding filled with the zero point (any value would do: the weights there are zero).
   row_quant (*quantize)(const float *x, size_t k, size_t kp, uint8_t *q);
-  // y [16] = (acc - zero colsum) (row scale x channel scale) + bias; bias may be nullptr.
-  void (*dequantize)(const int32_t *acc, row_quant rq, const float *scale, const int32_t *colsum, const float *bias, float *y);
+  // y [rows][ldy] = act((acc - zero colsum) (row scale x channel scale) + bias), 16 channels: what follows an integer product.
+  void (*finish)(const int32_t *acc, int rows, const row_quant *rq, const channel_block &c, rs_activation act, float *y,
+                 size_t ldy);
+  // y [rows][ldy] = act(y + bias), 16 channels, in place: what follows a product of floats.  bias may be nullptr.
+  void (*finish_f32)(const float *bias, int rows, rs_activation act, float *y, size_t ldy);
 
-  void (*activate)(rs_activation act, float *x, size_t n);  // in place
   void (*layer_norm)(const float *x, const float *residual, const float *gamma, const float *beta, float eps, size_t n, float *y);
   float (*max)(const float *x, size_t n);
   float (*exp_sum)(float *x, size_t n, float scale, float shift);  // x = exp(scale x - shift) in place; returns the sum
 };
 
-void f32_panel_scalar(const float *a, size_t lda, int rows, const float *b, size_t k, float *c, size_t ldc, bool add) {
-  for (int r = 0; r < rows; r++) {
-    float acc[panel_n] = {};
-    if (add) memcpy(acc, c + r * ldc, sizeof acc);
-    for (size_t i = 0; i < k; i++)
-      for (int j = 0; j < panel_n; j++) acc[j] += a[r * lda + i] * b[i * panel_n + j];
-    memcpy(c + r * ldc, acc, sizeof acc);
-  }
+void f32_panels_scalar(const float *a, size_t lda, int rows, const float *b, size_t stride, int panels, size_t k, float *c,
+                       size_t ldc, bool add) {
+  for (int p = 0; p < panels; p++, b += stride, c += panel_n)
+    for (int r = 0; r < rows; r++) {
+      float acc[panel_n] = {};
+      if (add) memcpy(acc, c + r * ldc, sizeof acc);
+      for (size_t i = 0; i < k; i++)
+        for (int j = 0; j < panel_n; j++) acc[j] += a[r * lda + i] * b[i * panel_n + j];
+      memcpy(c + r * ldc, acc, sizeof acc);
+    }
 }
 
-void f16_panel_scalar(const float *a, size_t lda, int rows, const uint16_t *b, size_t k, float *c, size_t ldc) {
+void f16_panels_scalar(const float *a, size_t lda, int rows, const uint16_t *b, size_t stride, int panels, size_t k, float *c,
+                       size_t ldc) {
   float wide[256 * panel_n];  // as f32, some steps at a time
-  for (size_t i = 0; i < k; i += 256) {
-    const size_t steps = std::min<size_t>(256, k - i);
-    for (size_t j = 0; j < steps * panel_n; j++) wide[j] = half_to_float(b[i * panel_n + j]);
-    f32_panel_scalar(a + i, lda, rows, wide, steps, c, ldc, i > 0);
-  }
+  for (int p = 0; p < panels; p++, b += stride, c += panel_n)
+    for (size_t i = 0; i < k; i += 256) {
+      const size_t steps = std::min<size_t>(256, k - i);
+      for (size_t j = 0; j < steps * panel_n; j++) wide[j] = half_to_float(b[i * panel_n + j]);
+      f32_panels_scalar(a + i, lda, rows, wide, 0, 1, steps, c, ldc, i > 0);
+    }
 }
 
-void w8_panel_scalar(const uint8_t *a, size_t kp, int rows, const int8_t *w, int32_t *acc) {
-  for (int r = 0; r < rows; r++) {
-    uint32_t sum[panel_n] = {};  // unsigned: weights of a hostile file may wrap, which must not be undefined
-    for (size_t k = 0; k < kp; k++)
-      for (int j = 0; j < panel_n; j++)
-        sum[j] += static_cast<uint32_t>(a[r * kp + k] * w[(k / panel_k * panel_n + j) * panel_k + k % panel_k]);
-    memcpy(acc + r * panel_n, sum, sizeof sum);
-  }
+void w8_panels_scalar(const uint8_t *a, size_t kp, int rows, const int8_t *w, int panels, int32_t *acc) {
+  for (int p = 0; p < panels; p++, w += kp * panel_n, acc += acc_panel(rows))
+    for (int r = 0; r < rows; r++) {
+      uint32_t sum[panel_n] = {};  // unsigned: weights of a hostile file may wrap, which must not be undefined
+      for (size_t k = 0; k < kp; k++)
+        for (int j = 0; j < panel_n; j++)
+          sum[j] += static_cast<uint32_t>(a[r * kp + k] * w[(k / panel_k * panel_n + j) * panel_k + k % panel_k]);
+      memcpy(acc + r * panel_n, sum, sizeof sum);
+    }
 }
 
-void w4_panel_scalar(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const uint8_t *mult, int32_t *acc) {
-  for (int r = 0; r < rows; r++) {
-    uint32_t sum[panel_n] = {};
-    for (size_t k = 0; k < kp; k++)
-      for (int j = 0; j < panel_n; j++) {
-        const int nibble = w[k / panel_k * 32 + j % 8 * panel_k + k % panel_k] >> (j < 8 ? 0 : 4) & 15;
-        sum[j] += static_cast<uint32_t>(a[r * kp + k] * (nibble - 8) * mult[k / group_k * panel_n + j]);
-      }
-    memcpy(acc + r * panel_n, sum, sizeof sum);
-  }
+void w4_panels_scalar(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const uint8_t *mult, int panels, int32_t *acc) {
+  for (int p = 0; p < panels; p++, w += kp * panel_n / 2, mult += kp / group_k * panel_n, acc += acc_panel(rows))
+    for (int r = 0; r < rows; r++) {
+      uint32_t sum[panel_n] = {};
+      for (size_t k = 0; k < kp; k++)
+        for (int j = 0; j < panel_n; j++) {
+          const int nibble = w[k / panel_k * 32 + j % 8 * panel_k + k % panel_k] >> (j < 8 ? 0 : 4) & 15;
+          sum[j] += static_cast<uint32_t>(a[r * kp + k] * (nibble - 8) * mult[k / group_k * panel_n + j]);
+        }
+      memcpy(acc + r * panel_n, sum, sizeof sum);
+    }
 }
 
 // 255 steps from the smallest to the largest value (low <= 0 <= high, so that zero stays exact).  Shared by all rows of kernels:
@@ -1370,14 +1510,6 @@ row_quant quantize_scalar(const float *x, size_t k, size_t kp, uint8_t *q) {
   return rq;
 }
 
-void dequantize_scalar(const int32_t *acc, row_quant rq, const float *scale, const int32_t *colsum, const float *bias, float *y) {
-  for (int j = 0; j < panel_n; j++) {
-    const uint32_t centred = static_cast<uint32_t>(acc[j]) - static_cast<uint32_t>(rq.zero) * static_cast<uint32_t>(colsum[j]);
-    const float v = static_cast<float>(static_cast<int32_t>(centred)) * (rq.scale * scale[j]);
-    y[j] = bias ? v + bias[j] : v;
-  }
-}
-
 float activate_one(rs_activation act, float x) {
   switch (act) {
     case RS_ACT_NONE:
@@ -1398,8 +1530,20 @@ float activate_one(rs_activation act, float x) {
   return x;
 }
 
-void activate_scalar(rs_activation act, float *x, size_t n) {
-  for (size_t i = 0; i < n; i++) x[i] = activate_one(act, x[i]);
+void finish_scalar(const int32_t *acc, int rows, const row_quant *rq, const channel_block &c, rs_activation act, float *y,
+                   size_t ldy) {
+  for (int r = 0; r < rows; r++)
+    for (int j = 0; j < panel_n; j++) {
+      const uint32_t centred =
+          static_cast<uint32_t>(acc[r * panel_n + j]) - static_cast<uint32_t>(rq[r].zero) * static_cast<uint32_t>(c.colsum[j]);
+      const float v = static_cast<float>(static_cast<int32_t>(centred)) * (rq[r].scale * c.scale[j]);
+      y[r * ldy + j] = activate_one(act, c.bias ? v + c.bias[j] : v);
+    }
+}
+
+void finish_f32_scalar(const float *bias, int rows, rs_activation act, float *y, size_t ldy) {
+  for (int r = 0; r < rows; r++)
+    for (int j = 0; j < panel_n; j++) y[r * ldy + j] = activate_one(act, y[r * ldy + j] + (bias ? bias[j] : 0));
 }
 
 void layer_norm_scalar(const float *x, const float *residual, const float *gamma, const float *beta, float eps, size_t n,
@@ -1429,9 +1573,28 @@ float exp_sum_scalar(float *x, size_t n, float scale, float shift) {
 
 bool always() { return true; }
 
+// Call f<act>(...) of the activation that `act` is.
+#define RS_FOR_ACTIVATION(act, f, ...) \
+  switch (act) { \
+    case RS_ACT_NONE: \
+      return f<RS_ACT_NONE>(__VA_ARGS__); \
+    case RS_ACT_GELU: \
+      return f<RS_ACT_GELU>(__VA_ARGS__); \
+    case RS_ACT_GELU_TANH: \
+      return f<RS_ACT_GELU_TANH>(__VA_ARGS__); \
+    case RS_ACT_RELU: \
+      return f<RS_ACT_RELU>(__VA_ARGS__); \
+    case RS_ACT_SILU: \
+      return f<RS_ACT_SILU>(__VA_ARGS__); \
+    case RS_ACT_TANH: \
+      return f<RS_ACT_TANH>(__VA_ARGS__); \
+    case RS_ACT_QUICK_GELU: \
+      return f<RS_ACT_QUICK_GELU>(__VA_ARGS__); \
+  }
+
 constexpr kernel_row scalar_row = {
-    "scalar",          always,          f32_panel_scalar,  f16_panel_scalar, w8_panel_scalar, w4_panel_scalar, quantize_scalar,
-    dequantize_scalar, activate_scalar, layer_norm_scalar, max_scalar,       exp_sum_scalar,
+    "scalar",        always,        f32_panels_scalar, f16_panels_scalar, w8_panels_scalar, w4_panels_scalar,
+    quantize_scalar, finish_scalar, finish_f32_scalar, layer_norm_scalar, max_scalar,       exp_sum_scalar,
 };
 
 }  // namespace
@@ -1457,7 +1620,7 @@ bool available() { return cpu().avx2 && cpu().fma && cpu().f16c; }
 #define RS_INLINE RS_AVX2 inline __attribute__((always_inline))
 using vf = __m256;
 constexpr int lanes = 8;
-constexpr int float_tile_rows = 6;  // 12 accumulators, two of b, one of a: all 16 registers
+constexpr int float_tile_rows = 6, float_tile_panels = 1;  // 12 sums, two of b, one of a: of 16 registers
 
 RS_INLINE vf set1(float x) { return _mm256_set1_ps(x); }
 RS_INLINE vf load(const float *p) { return _mm256_loadu_ps(p); }
@@ -1473,8 +1636,13 @@ RS_INLINE vf min(vf a, vf b) { return _mm256_min_ps(a, b); }
 RS_INLINE vf max(vf a, vf b) { return _mm256_max_ps(a, b); }
 RS_INLINE vf round(vf x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 RS_INLINE vf if_less(vf a, vf b, vf yes, vf no) { return _mm256_blendv_ps(no, yes, _mm256_cmp_ps(a, b, _CMP_LT_OQ)); }
-RS_INLINE vf pow2(vf n) {  // for whole n from -126 to 127
+RS_INLINE vf pow2(vf n) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
+}
+// p 2^n for whole n, in two factors, so that n = 128 does not overflow before its time.
+RS_INLINE vf scale2(vf p, vf n) {
+  const vf cut = min(max(n, set1(-200)), set1(200)), half = round(mul(cut, set1(0.5f)));
+  return mul(mul(p, pow2(half)), pow2(sub(cut, half)));
 }
 RS_INLINE bool any_nan(vf x) { return _mm256_movemask_ps(_mm256_cmp_ps(x, x, _CMP_UNORD_Q)) != 0; }
 RS_INLINE float largest(vf x) {
@@ -1504,78 +1672,41 @@ RS_INLINE void store_u8(uint8_t *q, vf x, int32_t zero) {
 #include "rs.cpp"  // NOLINT(bugprone-suspicious-include)
 #undef RS_VECTOR_PART
 
-RS_INLINE __m256i broadcast4(const uint8_t *a) {
+using vi = __m256i;
+constexpr int panel_width = 2;
+constexpr int w8_tile_rows = 4, w8_tile_panels = 1;  // 8 sums
+constexpr int w4_tile_rows = 4;                      // 8 sums of 16 bits; those of 32 bits go through the cache
+
+RS_INLINE vi zero_int() { return _mm256_setzero_si256(); }
+RS_INLINE vi load_int(const void *p) { return _mm256_loadu_si256(static_cast<const vi *>(p)); }
+RS_INLINE void store_int(void *p, vi x) { _mm256_storeu_si256(static_cast<vi *>(p), x); }
+RS_INLINE vi broadcast4(const uint8_t *a) {
   int32_t four;
   memcpy(&four, a, 4);
   return _mm256_set1_epi32(four);
 }
-RS_INLINE __m256i load_int(const void *p) { return _mm256_loadu_si256(static_cast<const __m256i *>(p)); }
-RS_INLINE void store_int(void *p, __m256i x) { _mm256_storeu_si256(static_cast<__m256i *>(p), x); }
-
-template <int R>
-RS_TARGET void w8_rows(const uint8_t *a, size_t kp, int rows, const int8_t *w, int32_t *acc_out) {
-  const __m256i ones = _mm256_set1_epi16(1);
-  for (; rows >= R; rows -= R, a += R * kp, acc_out += R * panel_n) {
-    __m256i acc[R][2];
-    for (int r = 0; r < R; r++) acc[r][0] = acc[r][1] = _mm256_setzero_si256();
-    for (size_t k = 0; k < kp; k += panel_k) {
-      const __m256i b0 = load_int(w + k * panel_n), b1 = load_int(w + k * panel_n + 32);
-#pragma GCC unroll 8
-      for (int r = 0; r < R; r++) {
-        const __m256i x = broadcast4(a + r * kp + k);
-        acc[r][0] = _mm256_add_epi32(acc[r][0], _mm256_madd_epi16(_mm256_maddubs_epi16(x, b0), ones));
-        acc[r][1] = _mm256_add_epi32(acc[r][1], _mm256_madd_epi16(_mm256_maddubs_epi16(x, b1), ones));
-      }
-    }
-    for (int r = 0; r < R; r++)
-      for (int h = 0; h < 2; h++) store_int(acc_out + r * panel_n + 8 * h, acc[r][h]);
-  }
-  if constexpr (R > 1)
-    if (rows) w8_rows<R / 2>(a, kp, rows, w, acc_out);
+RS_INLINE void unpack_step(const uint8_t *w, int8_t *to) {
+  const vi low = _mm256_set1_epi8(15), eight = _mm256_set1_epi8(8), nibbles = load_int(w);
+  store_int(to, _mm256_sub_epi8(_mm256_and_si256(nibbles, low), eight));
+  store_int(to + 32, _mm256_sub_epi8(_mm256_and_si256(_mm256_srli_epi16(nibbles, 4), low), eight));
 }
-void w8_panel(const uint8_t *a, size_t kp, int rows, const int8_t *w, int32_t *acc) { w8_rows<4>(a, kp, rows, w, acc); }
-
-// 16-bit sums over a group of 32, then one vpmaddwd that multiplies by the group's scale and widens.  The 32-bit sums live in
-// `acc_out`: there are not registers enough for both.
-template <int R>
-RS_TARGET void w4_rows(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const uint8_t *mult, int32_t *acc_out) {
-  const __m256i low = _mm256_set1_epi8(15), eight = _mm256_set1_epi8(8);
-  for (; rows >= R; rows -= R, a += R * kp, acc_out += R * panel_n) {
-    memset(acc_out, 0, R * panel_n * sizeof *acc_out);
-    for (size_t group = 0; group < kp; group += group_k) {
-      __m256i sum[R][2];
-      for (int r = 0; r < R; r++) sum[r][0] = sum[r][1] = _mm256_setzero_si256();
-      for (size_t k = group; k < group + group_k; k += panel_k) {
-        const __m256i nibbles = load_int(w + k * 8);
-        const __m256i b0 = _mm256_sub_epi8(_mm256_and_si256(nibbles, low), eight);
-        const __m256i b1 = _mm256_sub_epi8(_mm256_and_si256(_mm256_srli_epi16(nibbles, 4), low), eight);
-#pragma GCC unroll 8
-        for (int r = 0; r < R; r++) {
-          const __m256i x = broadcast4(a + r * kp + k);
-          sum[r][0] = _mm256_add_epi16(sum[r][0], _mm256_maddubs_epi16(x, b0));
-          sum[r][1] = _mm256_add_epi16(sum[r][1], _mm256_maddubs_epi16(x, b1));
-        }
-      }
-      for (int h = 0; h < 2; h++) {  // each 32-bit lane: m twice, once for either 16-bit sum of the channel
-        const uint8_t *m8 = mult + group / group_k * panel_n + 8 * h;
-        const __m256i m = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(m8)));
-        const __m256i mm = _mm256_or_si256(m, _mm256_slli_epi32(m, 16));
-        for (int r = 0; r < R; r++) {
-          int32_t *out = acc_out + r * panel_n + 8 * h;
-          store_int(out, _mm256_add_epi32(load_int(out), _mm256_madd_epi16(sum[r][h], mm)));
-        }
-      }
-    }
-  }
-  if constexpr (R > 1)
-    if (rows) w4_rows<R / 2>(a, kp, rows, w, mult, acc_out);
+RS_INLINE vi dot(vi acc, vi x, vi b) {
+  return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(x, b), _mm256_set1_epi16(1)));
 }
-void w4_panel(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const uint8_t *mult, int32_t *acc) {
-  w4_rows<4>(a, kp, rows, w, mult, acc);
+// A group of 32 sums up in 16 bits; vpmaddwd, which widens them, multiplies by the group's scale.
+RS_INLINE vi group_dot(vi sum, vi x, vi b) { return _mm256_add_epi16(sum, _mm256_maddubs_epi16(x, b)); }
+RS_INLINE vi group_scale(const uint8_t *mult) {  // twice in a lane, once for either 16-bit sum of the channel
+  const vi m = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(mult)));
+  return _mm256_or_si256(m, _mm256_slli_epi32(m, 16));
 }
+RS_INLINE vi group_add(vi acc, vi sum, vi m) { return _mm256_add_epi32(acc, _mm256_madd_epi16(sum, m)); }
 
-constexpr kernel_row row = {"avx2",   available,  f32_panel, f16_panel,  w8_panel, w4_panel,
-                            quantize, dequantize, activate,  layer_norm, max_of,   exp_sum};
+#define RS_INTEGER_PART
+#include "rs.cpp"  // NOLINT(bugprone-suspicious-include)
+#undef RS_INTEGER_PART
+
+constexpr kernel_row row = {"avx2",   available, f32_panels, f16_panels, w8_panels, w4_panels,
+                            quantize, finish,    finish_f32, layer_norm, max_of,    exp_sum};
 
 #undef RS_TARGET
 #undef RS_INLINE
@@ -1589,69 +1720,27 @@ namespace avxvnni {
 bool available() { return avx2::available() && cpu().avxvnni; }
 
 #define RS_TARGET __attribute__((target("avx2,fma,f16c,avxvnni")))
+#define RS_INLINE RS_TARGET inline __attribute__((always_inline))
+using avx2::broadcast4, avx2::load_int, avx2::panel_width, avx2::store_int, avx2::unpack_step, avx2::vi, avx2::zero_int;
+constexpr int w8_tile_rows = 6, w8_tile_panels = 1;  // 12 sums
+constexpr int w4_tile_rows = 6;
 
-template <int R>
-RS_TARGET void w8_rows(const uint8_t *a, size_t kp, int rows, const int8_t *w, int32_t *acc_out) {
-  for (; rows >= R; rows -= R, a += R * kp, acc_out += R * panel_n) {
-    __m256i acc[R][2];
-    for (int r = 0; r < R; r++) acc[r][0] = acc[r][1] = _mm256_setzero_si256();
-    for (size_t k = 0; k < kp; k += panel_k) {
-      const __m256i b0 = avx2::load_int(w + k * panel_n), b1 = avx2::load_int(w + k * panel_n + 32);
-#pragma GCC unroll 8
-      for (int r = 0; r < R; r++) {
-        const __m256i x = avx2::broadcast4(a + r * kp + k);
-        acc[r][0] = _mm256_dpbusd_avx_epi32(acc[r][0], x, b0);
-        acc[r][1] = _mm256_dpbusd_avx_epi32(acc[r][1], x, b1);
-      }
-    }
-    for (int r = 0; r < R; r++)
-      for (int h = 0; h < 2; h++) avx2::store_int(acc_out + r * panel_n + 8 * h, acc[r][h]);
-  }
-  if constexpr (R > 1)
-    if (rows) w8_rows<R / 2>(a, kp, rows, w, acc_out);
+RS_INLINE vi dot(vi acc, vi x, vi b) { return _mm256_dpbusd_avx_epi32(acc, x, b); }
+RS_INLINE vi group_dot(vi sum, vi x, vi b) { return _mm256_dpbusd_avx_epi32(sum, x, b); }
+RS_INLINE vi group_scale(const uint8_t *mult) {
+  return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(mult)));
 }
-void w8_panel(const uint8_t *a, size_t kp, int rows, const int8_t *w, int32_t *acc) { w8_rows<6>(a, kp, rows, w, acc); }
+RS_INLINE vi group_add(vi acc, vi sum, vi m) { return _mm256_add_epi32(acc, _mm256_mullo_epi32(sum, m)); }
 
-template <int R>
-RS_TARGET void w4_rows(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const uint8_t *mult, int32_t *acc_out) {
-  const __m256i low = _mm256_set1_epi8(15), eight = _mm256_set1_epi8(8);
-  for (; rows >= R; rows -= R, a += R * kp, acc_out += R * panel_n) {
-    memset(acc_out, 0, R * panel_n * sizeof *acc_out);
-    for (size_t group = 0; group < kp; group += group_k) {
-      __m256i sum[R][2];
-      for (int r = 0; r < R; r++) sum[r][0] = sum[r][1] = _mm256_setzero_si256();
-      for (size_t k = group; k < group + group_k; k += panel_k) {
-        const __m256i nibbles = avx2::load_int(w + k * 8);
-        const __m256i b0 = _mm256_sub_epi8(_mm256_and_si256(nibbles, low), eight);
-        const __m256i b1 = _mm256_sub_epi8(_mm256_and_si256(_mm256_srli_epi16(nibbles, 4), low), eight);
-#pragma GCC unroll 8
-        for (int r = 0; r < R; r++) {
-          const __m256i x = avx2::broadcast4(a + r * kp + k);
-          sum[r][0] = _mm256_dpbusd_avx_epi32(sum[r][0], x, b0);
-          sum[r][1] = _mm256_dpbusd_avx_epi32(sum[r][1], x, b1);
-        }
-      }
-      for (int h = 0; h < 2; h++) {
-        const uint8_t *m8 = mult + group / group_k * panel_n + 8 * h;
-        const __m256i m = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(m8)));
-        for (int r = 0; r < R; r++) {
-          int32_t *out = acc_out + r * panel_n + 8 * h;
-          avx2::store_int(out, _mm256_add_epi32(avx2::load_int(out), _mm256_mullo_epi32(sum[r][h], m)));
-        }
-      }
-    }
-  }
-  if constexpr (R > 1)
-    if (rows) w4_rows<R / 2>(a, kp, rows, w, mult, acc_out);
-}
-void w4_panel(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const uint8_t *mult, int32_t *acc) {
-  w4_rows<6>(a, kp, rows, w, mult, acc);
-}
+#define RS_INTEGER_PART
+#include "rs.cpp"  // NOLINT(bugprone-suspicious-include)
+#undef RS_INTEGER_PART
 
-constexpr kernel_row row = {"avxvnni",      available,        avx2::f32_panel, avx2::f16_panel,  w8_panel,     w4_panel,
-                            avx2::quantize, avx2::dequantize, avx2::activate,  avx2::layer_norm, avx2::max_of, avx2::exp_sum};
+constexpr kernel_row row = {"avxvnni",      available,    avx2::f32_panels, avx2::f16_panels, w8_panels,    w4_panels,
+                            avx2::quantize, avx2::finish, avx2::finish_f32, avx2::layer_norm, avx2::max_of, avx2::exp_sum};
 
 #undef RS_TARGET
+#undef RS_INLINE
 
 }  // namespace avxvnni
 
@@ -1665,7 +1754,7 @@ bool available() { return avx2::available() && cpu().avx512vnni; }
 #define RS_INLINE RS_TARGET inline __attribute__((always_inline))
 using vf = __m512;
 constexpr int lanes = 16;
-constexpr int float_tile_rows = 24;  // of 32 registers
+constexpr int float_tile_rows = 8, float_tile_panels = 3;  // 24 sums, three of b, one of a: of 32 registers
 
 RS_INLINE vf set1(float x) { return _mm512_set1_ps(x); }
 RS_INLINE vf load(const float *p) { return _mm512_loadu_ps(p); }
@@ -1681,9 +1770,7 @@ RS_INLINE vf min(vf a, vf b) { return _mm512_min_ps(a, b); }
 RS_INLINE vf max(vf a, vf b) { return _mm512_max_ps(a, b); }
 RS_INLINE vf round(vf x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 RS_INLINE vf if_less(vf a, vf b, vf yes, vf no) { return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), no, yes); }
-RS_INLINE vf pow2(vf n) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23));
-}
+RS_INLINE vf scale2(vf p, vf n) { return _mm512_scalef_ps(p, n); }
 RS_INLINE bool any_nan(vf x) { return _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q) != 0; }
 RS_INLINE float largest(vf x) { return _mm512_reduce_max_ps(x); }
 RS_INLINE float sum(vf x) { return _mm512_reduce_add_ps(x); }
@@ -1701,65 +1788,40 @@ RS_INLINE void store_u8(uint8_t *q, vf x, int32_t zero) {
 #include "rs.cpp"  // NOLINT(bugprone-suspicious-include)
 #undef RS_VECTOR_PART
 
-RS_INLINE __m512i broadcast4(const uint8_t *a) {
+using vi = __m512i;
+constexpr int panel_width = 1;
+constexpr int w8_tile_rows = 8, w8_tile_panels = 3;  // 24 sums, three of weights, one of inputs: of 32 registers
+constexpr int w4_tile_rows = 12;                     // 12 sums, 12 of groups
+
+RS_INLINE vi zero_int() { return _mm512_setzero_si512(); }
+RS_INLINE vi load_int(const void *p) { return _mm512_loadu_si512(p); }
+RS_INLINE void store_int(void *p, vi x) { _mm512_storeu_si512(p, x); }
+RS_INLINE vi broadcast4(const uint8_t *a) {
   int32_t four;
   memcpy(&four, a, 4);
   return _mm512_set1_epi32(four);
 }
-
-template <int R>
-RS_TARGET void w8_rows(const uint8_t *a, size_t kp, int rows, const int8_t *w, int32_t *acc_out) {
-  for (; rows >= R; rows -= R, a += R * kp, acc_out += R * panel_n) {
-    __m512i acc[R];
-    for (int r = 0; r < R; r++) acc[r] = _mm512_setzero_si512();
-    for (size_t k = 0; k < kp; k += panel_k) {
-      const __m512i b = _mm512_loadu_si512(w + k * panel_n);
-#pragma GCC unroll 24
-      for (int r = 0; r < R; r++) acc[r] = _mm512_dpbusd_epi32(acc[r], broadcast4(a + r * kp + k), b);
-    }
-    for (int r = 0; r < R; r++) _mm512_storeu_si512(acc_out + r * panel_n, acc[r]);
-  }
-  if constexpr (R > 1)
-    if (rows) w8_rows<R / 2>(a, kp, rows, w, acc_out);
-}
-void w8_panel(const uint8_t *a, size_t kp, int rows, const int8_t *w, int32_t *acc) { w8_rows<24>(a, kp, rows, w, acc); }
-
 // The 64 weights of a step, from nibbles: -8 … 7.
-RS_INLINE __m512i unpack_step(const uint8_t *w) {
+RS_INLINE vi step_bytes(const uint8_t *w) {
   const __m256i low = _mm256_set1_epi8(15), nibbles = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(w));
-  const __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_and_si256(nibbles, low)),
-                                          _mm256_and_si256(_mm256_srli_epi16(nibbles, 4), low), 1);
+  const vi both = _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_and_si256(nibbles, low)),
+                                     _mm256_and_si256(_mm256_srli_epi16(nibbles, 4), low), 1);
   return _mm512_sub_epi8(both, _mm512_set1_epi8(8));
 }
-
-template <int R>
-RS_TARGET void w4_rows(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const uint8_t *mult, int32_t *acc_out) {
-  for (; rows >= R; rows -= R, a += R * kp, acc_out += R * panel_n) {
-    __m512i acc[R];
-    for (int r = 0; r < R; r++) acc[r] = _mm512_setzero_si512();
-    for (size_t group = 0; group < kp; group += group_k) {
-      __m512i sum[R];
-      for (int r = 0; r < R; r++) sum[r] = _mm512_setzero_si512();
-      for (size_t k = group; k < group + group_k; k += panel_k) {
-        const __m512i b = unpack_step(w + k * 8);
-#pragma GCC unroll 24
-        for (int r = 0; r < R; r++) sum[r] = _mm512_dpbusd_epi32(sum[r], broadcast4(a + r * kp + k), b);
-      }
-      const __m512i m = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(mult + group / group_k * panel_n)));
-#pragma GCC unroll 24
-      for (int r = 0; r < R; r++) acc[r] = _mm512_add_epi32(acc[r], _mm512_mullo_epi32(sum[r], m));
-    }
-    for (int r = 0; r < R; r++) _mm512_storeu_si512(acc_out + r * panel_n, acc[r]);
-  }
-  if constexpr (R > 1)
-    if (rows) w4_rows<R / 2>(a, kp, rows, w, mult, acc_out);
+RS_INLINE void unpack_step(const uint8_t *w, int8_t *to) { store_int(to, step_bytes(w)); }
+RS_INLINE vi dot(vi acc, vi x, vi b) { return _mm512_dpbusd_epi32(acc, x, b); }
+RS_INLINE vi group_dot(vi sum, vi x, vi b) { return _mm512_dpbusd_epi32(sum, x, b); }
+RS_INLINE vi group_scale(const uint8_t *mult) {
+  return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(mult)));
 }
-void w4_panel(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const uint8_t *mult, int32_t *acc) {
-  w4_rows<12>(a, kp, rows, w, mult, acc);
-}
+RS_INLINE vi group_add(vi acc, vi sum, vi m) { return _mm512_add_epi32(acc, _mm512_mullo_epi32(sum, m)); }
 
-constexpr kernel_row row = {"avx512vnni", available,  f32_panel, f16_panel,  w8_panel, w4_panel,
-                            quantize,     dequantize, activate,  layer_norm, max_of,   exp_sum};
+#define RS_INTEGER_PART
+#include "rs.cpp"  // NOLINT(bugprone-suspicious-include)
+#undef RS_INTEGER_PART
+
+constexpr kernel_row row = {"avx512vnni", available, f32_panels, f16_panels, w8_panels, w4_panels,
+                            quantize,     finish,    finish_f32, layer_norm, max_of,    exp_sum};
 
 #undef RS_TARGET
 #undef RS_INLINE
@@ -1773,16 +1835,17 @@ constexpr kernel_row row = {"avx512vnni", available,  f32_panel, f16_panel,  w8_
 
 namespace amx {
 
-constexpr int tile_rows = 16, most_tiles = 3;  // rows of tiles whose sums are kept at once
+constexpr int tile_rows = 16;
 
 // Linux gives the 8 KiB of tile registers to a process that asks.
 bool available() {
-  static const bool permitted =
-      avx512vnni::available() && cpu().amx && syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tile data */) == 0;
+  static const bool permitted = avx512vnni::available() && cpu().avx512bf16 && cpu().amx &&
+                                syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tile data */) == 0;
   return permitted;
 }
 
-#define RS_TARGET __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,amx-tile,amx-int8")))
+#define RS_TARGET \
+  __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,amx-tile,amx-int8,amx-bf16")))
 
 struct alignas(64) tile_config {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -1790,58 +1853,68 @@ struct alignas(64) tile_config {
   uint8_t rows[16] = {};
 };
 
-// Sums 0 … 5, a 6, b 7.  `k` inputs an instruction: 64, or 32 where Kp is no multiple of 64.
-RS_TARGET void configure(size_t k) {
+// Sums in tiles 0 … 3, of two rows of tiles by two panels; inputs in 4 and 5, weights in 6 and 7.  `bytes` of K an instruction: 64,
+// or 32 where Kp is no multiple of 64.
+RS_TARGET void configure(size_t bytes) {
   tile_config c;
   for (int i = 0; i < 8; i++) c.row_bytes[i] = 64, c.rows[i] = tile_rows;
-  c.row_bytes[6] = static_cast<uint16_t>(k);
-  c.rows[7] = static_cast<uint8_t>(k / panel_k);
+  c.row_bytes[4] = c.row_bytes[5] = static_cast<uint16_t>(bytes);
+  c.rows[6] = c.rows[7] = static_cast<uint8_t>(bytes / 4);
+  __asm__ volatile("" : : "m"(c));  // GCC 12 believes that the instruction reads no more than 8 bytes
   _tile_loadconfig(&c);
 }
 
-template <int T>
-RS_TARGET void w8_tiles(const uint8_t *a, size_t kp, size_t step, const int8_t *w, int32_t *acc) {
+// R rows of tiles by P panels.
+template <int R, int P>
+RS_TARGET void w8_tiles(const uint8_t *a, size_t kp, size_t step, const int8_t *w, int32_t *acc, size_t acc_stride) {
+  const int8_t *w1 = w + kp * panel_n;
   _tile_zero(0);
-  if (T > 1) _tile_zero(1);
-  if (T > 2) _tile_zero(2);
+  if (P > 1) _tile_zero(1);
+  if (R > 1) _tile_zero(2);
+  if (R > 1 && P > 1) _tile_zero(3);
   for (size_t k = 0; k < kp; k += step) {
-    _tile_loadd(7, w + k * panel_n, 64);
-    _tile_loadd(6, a + k, kp);
-    _tile_dpbusd(0, 6, 7);
-    if (T > 1) {
-      _tile_loadd(6, a + 16 * kp + k, kp);
-      _tile_dpbusd(1, 6, 7);
+    _tile_loadd(6, w + k * panel_n, 64);
+    _tile_loadd(4, a + k, kp);
+    _tile_dpbusd(0, 4, 6);
+    if (P > 1) {
+      _tile_loadd(7, w1 + k * panel_n, 64);
+      _tile_dpbusd(1, 4, 7);
     }
-    if (T > 2) {
-      _tile_loadd(6, a + 32 * kp + k, kp);
-      _tile_dpbusd(2, 6, 7);
+    if (R > 1) {
+      _tile_loadd(5, a + tile_rows * kp + k, kp);
+      _tile_dpbusd(2, 5, 6);
     }
+    if (R > 1 && P > 1) _tile_dpbusd(3, 5, 7);
   }
   _tile_stored(0, acc, 64);
-  if (T > 1) _tile_stored(1, acc + 16 * panel_n, 64);
-  if (T > 2) _tile_stored(2, acc + 32 * panel_n, 64);
+  if (P > 1) _tile_stored(1, acc + acc_stride, 64);
+  if (R > 1) _tile_stored(2, acc + tile_rows * panel_n, 64);
+  if (R > 1 && P > 1) _tile_stored(3, acc + acc_stride + tile_rows * panel_n, 64);
 }
 
-RS_TARGET void w8_panel(const uint8_t *a, size_t kp, int rows, const int8_t *w, int32_t *acc) {
-  const size_t step = kp % 64 ? 32 : 64;
+RS_TARGET void w8_panels(const uint8_t *a, size_t kp, int rows, const int8_t *w, int panels, int32_t *acc) {
+  const size_t step = kp % 64 ? 32 : 64, stride = acc_panel(rows);
   configure(step);
-  for (; rows > 0; rows -= most_tiles * tile_rows, a += most_tiles * tile_rows * kp, acc += most_tiles * tile_rows * panel_n) {
-    if (rows > 2 * tile_rows) w8_tiles<3>(a, kp, step, w, acc);
-    else if (rows > tile_rows) w8_tiles<2>(a, kp, step, w, acc);
-    else w8_tiles<1>(a, kp, step, w, acc);
-  }
+  for (int p = 0; p < panels; p += 2, w += 2 * kp * panel_n, acc += 2 * stride)
+    for (int i = 0; i < rows; i += 2 * tile_rows) {
+      const uint8_t *x = a + static_cast<size_t>(i) * kp;
+      int32_t *to = acc + i * panel_n;
+      const bool two_rows = rows - i > tile_rows, two_panels = panels - p > 1;
+      if (two_rows && two_panels) w8_tiles<2, 2>(x, kp, step, w, to, stride);
+      else if (two_panels) w8_tiles<1, 2>(x, kp, step, w, to, stride);
+      else if (two_rows) w8_tiles<2, 1>(x, kp, step, w, to, stride);
+      else w8_tiles<1, 1>(x, kp, step, w, to, stride);
+    }
   _tile_release();
 }
 
 // m w, 12 bits, is split into two int8 panels: 64 high + low.  Both are multiplied, which is exact.
-constexpr size_t w4_part = 512;  // inputs that are unpacked at a time: 16 KiB
-
 RS_TARGET void w4_unpack(const uint8_t *w, const uint8_t *mult, size_t k_begin, size_t k_end, int8_t *high, int8_t *low) {
   for (size_t group = k_begin; group < k_end; group += group_k) {
     const __m512i m32 = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(mult + group / group_k * panel_n)));
     const __m512i m = _mm512_or_si512(m32, _mm512_slli_epi32(m32, 16));  // each channel's, twice, in 16 bits
     for (size_t k = group; k < group + group_k; k += panel_k) {
-      const __m512i b = avx512vnni::unpack_step(w + k * 8);
+      const __m512i b = avx512vnni::step_bytes(w + k * 8);
       // Even and odd bytes as 16-bit lanes, in place: no shuffling.
       const __m512i odd = _mm512_mullo_epi16(_mm512_srai_epi16(b, 8), m);
       const __m512i even = _mm512_mullo_epi16(_mm512_srai_epi16(_mm512_slli_epi16(b, 8), 8), m);
@@ -1858,49 +1931,66 @@ RS_TARGET void w4_unpack(const uint8_t *w, const uint8_t *mult, size_t k_begin, 
   }
 }
 
-// One row of tiles: += 64 (a high) + a low over a part of K.
-RS_TARGET void w4_tile(const uint8_t *a, size_t kp, size_t n, size_t step, const int8_t *high, const int8_t *low, bool first,
-                       int32_t *acc) {
+// One row of tiles, or two: += 64 (a high) + a low over a part of K.
+template <int R>
+RS_TARGET void w4_tiles(const uint8_t *a, size_t kp, size_t n, size_t step, const int8_t *high, const int8_t *low, bool first,
+                        int32_t *acc) {
   _tile_zero(0);
   _tile_zero(1);
+  if (R > 1) _tile_zero(2);
+  if (R > 1) _tile_zero(3);
   for (size_t k = 0; k < n; k += step) {
-    _tile_loadd(6, a + k, kp);
-    _tile_loadd(7, high + k * panel_n, 64);
-    _tile_dpbusd(0, 6, 7);
+    _tile_loadd(6, high + k * panel_n, 64);
+    _tile_loadd(4, a + k, kp);
+    _tile_dpbusd(0, 4, 6);
     _tile_loadd(7, low + k * panel_n, 64);
-    _tile_dpbusd(1, 6, 7);
+    _tile_dpbusd(1, 4, 7);
+    if (R > 1) {
+      _tile_loadd(5, a + tile_rows * kp + k, kp);
+      _tile_dpbusd(2, 5, 6);
+      _tile_dpbusd(3, 5, 7);
+    }
   }
-  alignas(64) int32_t sums[2][tile_rows * panel_n];
+  alignas(64) int32_t sums[2 * R][tile_rows * panel_n];
   _tile_stored(0, sums[0], 64);
   _tile_stored(1, sums[1], 64);
-  for (int i = 0; i < tile_rows * panel_n; i += panel_n) {
-    const __m512i sum = _mm512_add_epi32(_mm512_slli_epi32(_mm512_load_si512(sums[0] + i), 6), _mm512_load_si512(sums[1] + i));
-    _mm512_storeu_si512(acc + i, first ? sum : _mm512_add_epi32(sum, _mm512_loadu_si512(acc + i)));
-  }
+  if (R > 1) _tile_stored(2, sums[2 * R - 2], 64);
+  if (R > 1) _tile_stored(3, sums[2 * R - 1], 64);
+  for (int r = 0; r < R; r++)
+    for (int i = 0; i < tile_rows * panel_n; i += panel_n) {
+      const __m512i wide = _mm512_slli_epi32(_mm512_load_si512(sums[2 * r] + i), 6);
+      const __m512i sum = _mm512_add_epi32(wide, _mm512_load_si512(sums[2 * r + 1] + i));
+      int32_t *to = acc + r * tile_rows * panel_n + i;
+      _mm512_storeu_si512(to, first ? sum : _mm512_add_epi32(sum, _mm512_loadu_si512(to)));
+    }
 }
 
-RS_TARGET void w4_panel(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const uint8_t *mult, int32_t *acc) {
+RS_TARGET void w4_panels(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const uint8_t *mult, int panels, int32_t *acc) {
   alignas(64) int8_t high[w4_part * panel_n], low[w4_part * panel_n];
   const size_t step = kp % 64 ? 32 : 64;
   configure(step);
-  for (size_t k = 0; k < kp; k += w4_part) {
-    const size_t end = std::min(kp, k + w4_part);
-    w4_unpack(w, mult, k, end, high, low);
-    for (int i = 0; i < rows; i += tile_rows)
-      w4_tile(a + static_cast<size_t>(i) * kp + k, kp, end - k, step, high, low, k == 0, acc + i * panel_n);
-  }
+  for (int p = 0; p < panels; p++, w += kp * panel_n / 2, mult += kp / group_k * panel_n, acc += acc_panel(rows))
+    for (size_t k = 0; k < kp; k += w4_part) {
+      const size_t end = std::min(kp, k + w4_part);
+      w4_unpack(w, mult, k, end, high, low);
+      for (int i = 0; i < rows; i += 2 * tile_rows) {
+        const uint8_t *x = a + static_cast<size_t>(i) * kp + k;
+        if (rows - i > tile_rows) w4_tiles<2>(x, kp, end - k, step, high, low, k == 0, acc + i * panel_n);
+        else w4_tiles<1>(x, kp, end - k, step, high, low, k == 0, acc + i * panel_n);
+      }
+    }
   _tile_release();
 }
 
 constexpr kernel_row row = {"amx",
                             available,
-                            avx512vnni::f32_panel,
-                            avx512vnni::f16_panel,
-                            w8_panel,
-                            w4_panel,
+                            avx512vnni::f32_panels,
+                            avx512vnni::f16_panels,
+                            w8_panels,
+                            w4_panels,
                             avx512vnni::quantize,
-                            avx512vnni::dequantize,
-                            avx512vnni::activate,
+                            avx512vnni::finish,
+                            avx512vnni::finish_f32,
                             avx512vnni::layer_norm,
                             avx512vnni::max_of,
                             avx512vnni::exp_sum};
@@ -1925,7 +2015,7 @@ bool available() { return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0; }
 #define RS_INLINE RS_TARGET inline __attribute__((always_inline))
 using vf = float32x4_t;
 constexpr int lanes = 4;
-constexpr int float_tile_rows = 6;  // 24 accumulators, four of b, one of a: of 32 registers
+constexpr int float_tile_rows = 6, float_tile_panels = 1;  // 24 sums, four of b, one of a: of 32 registers
 
 RS_INLINE vf set1(float x) { return vdupq_n_f32(x); }
 RS_INLINE vf load(const float *p) { return vld1q_f32(p); }
@@ -1942,6 +2032,10 @@ RS_INLINE vf max(vf a, vf b) { return vmaxq_f32(a, b); }
 RS_INLINE vf round(vf x) { return vrndnq_f32(x); }
 RS_INLINE vf if_less(vf a, vf b, vf yes, vf no) { return vbslq_f32(vcltq_f32(a, b), yes, no); }
 RS_INLINE vf pow2(vf n) { return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127)), 23)); }
+RS_INLINE vf scale2(vf p, vf n) {
+  const vf cut = min(max(n, set1(-200)), set1(200)), half = round(mul(cut, set1(0.5f)));
+  return mul(mul(p, pow2(half)), pow2(sub(cut, half)));
+}
 RS_INLINE bool any_nan(vf x) { return vminvq_u32(vceqq_f32(x, x)) == 0; }
 RS_INLINE float largest(vf x) { return vmaxvq_f32(x); }
 RS_INLINE float sum(vf x) { return vaddvq_f32(x); }
@@ -1992,7 +2086,9 @@ RS_TARGET void w8_rows(const uint8_t *a, size_t kp, int rows, const int8_t *w, i
   if constexpr (R > 1)
     if (rows) w8_rows<R / 2>(a, kp, rows, w, acc_out);
 }
-void w8_panel(const uint8_t *a, size_t kp, int rows, const int8_t *w, int32_t *acc) { w8_rows<4>(a, kp, rows, w, acc); }
+void w8_panels(const uint8_t *a, size_t kp, int rows, const int8_t *w, int panels, int32_t *acc) {
+  for (int p = 0; p < panels; p++, w += kp * panel_n, acc += acc_panel(rows)) w8_rows<4>(a, kp, rows, w, acc);
+}
 
 template <int R>
 RS_TARGET void w4_rows(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const uint8_t *mult, int32_t *acc_out) {
@@ -2031,14 +2127,15 @@ RS_TARGET void w4_rows(const uint8_t *a, size_t kp, int rows, const uint8_t *w, 
     }
   }
   if constexpr (R > 1)
-    if (rows) w4_rows<R / 2>(a, kp, rows, w, mult, acc_out);
+    if (rows) w4_rows<R - 1>(a, kp, rows, w, mult, acc_out);
 }
-void w4_panel(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const uint8_t *mult, int32_t *acc) {
-  w4_rows<4>(a, kp, rows, w, mult, acc);
+void w4_panels(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const uint8_t *mult, int panels, int32_t *acc) {
+  for (int p = 0; p < panels; p++, w += kp * panel_n / 2, mult += kp / group_k * panel_n, acc += acc_panel(rows))
+    w4_rows<4>(a, kp, rows, w, mult, acc);
 }
 
-constexpr kernel_row row = {"neon",   available,  f32_panel, f16_panel,  w8_panel, w4_panel,
-                            quantize, dequantize, activate,  layer_norm, max_of,   exp_sum};
+constexpr kernel_row row = {"neon",   available, f32_panels, f16_panels, w8_panels, w4_panels,
+                            quantize, finish,    finish_f32, layer_norm, max_of,    exp_sum};
 
 #undef RS_TARGET
 #undef RS_INLINE
@@ -2093,19 +2190,20 @@ const char *rs_isa(void) {
 
 namespace {
 
-// Every operator: X(ENUM, name, inputs).  The list makes the enum, the names and the table of functions; section 10 has one block
-// for each, with name##_infer, name##_work, name##_macs and name##_cpu.
+// Every operator: X(ENUM, name, inputs, whether row i of the result needs no more than row i of the inputs).  The list makes the
+// enum, the names and the table of functions; section 10 has one block for each, with name##_infer, name##_work, name##_macs and
+// name##_cpu.
 #define RS_OPS(X) \
-  X(EMBED, embed, 2) \
-  X(ADD, add, 2) \
-  X(LINEAR, linear, 3) \
-  X(LAYER_NORM, layer_norm, 4) \
-  X(FLASH_ATTN, flash_attn, 4) \
-  X(POOL, pool, 2) \
-  X(L2_NORMALIZE, l2_normalize, 1)
+  X(EMBED, embed, 2, true) \
+  X(ADD, add, 2, true) \
+  X(LINEAR, linear, 3, true) \
+  X(LAYER_NORM, layer_norm, 4, true) \
+  X(FLASH_ATTN, flash_attn, 4, false) \
+  X(POOL, pool, 2, false) \
+  X(L2_NORMALIZE, l2_normalize, 1, true)
 
 enum op_code {
-#define X(op, name, n) OP_##op,
+#define X(op, name, n, by_rows) OP_##op,
   RS_OPS(X)
 #undef X
       op_count
@@ -2145,12 +2243,25 @@ struct rs_tensor {
   const void *data;  // tensor_weight
   rs_tensor *base;   // tensor_view: columns [first, first + shape[rank - 1]) of it
   int64_t first;
+
+  // Set by rs_graph_finish.
+  int last_use;   // id of the last operator that reads it, INT_MAX for outputs
+  int stage;      // tensor_op: index in rs_graph.stages
+  bool in_block;  // made and read in one chain
+};
+
+struct graph_stage {  // operators [begin, end) of the graph, in order
+  int begin, end;
+  bool by_rows;  // a chain
 };
 
 struct rs_graph {
+  uint64_t id;  // not used by another graph before or after: a session knows its plan by it
   const rs_model *model;
   std::vector<std::unique_ptr<rs_tensor>> tensors;
   bool finished = false;
+  std::vector<graph_stage> stages;
+  int ops = 0;
   rs_status status = RS_OK;  // of the first call that failed, and what it said
   std::string error;
 };
@@ -2160,13 +2271,14 @@ namespace {
 struct op_row {
   const char *name;
   int inputs;
+  bool by_rows;
   rs_status (*infer)(rs_tensor &out);
   work_bytes (*work)(const op_run &);
   double (*macs)(const op_run &);
   void (*cpu)(const op_run &, const worker &me);
 };
 
-#define X(op, name, n) \
+#define X(op, name, n, by_rows) \
   rs_status name##_infer(rs_tensor &out); \
   work_bytes name##_work(const op_run &); \
   double name##_macs(const op_run &); \
@@ -2175,7 +2287,7 @@ RS_OPS(X)
 #undef X
 
 constexpr op_row op_rows[op_count] = {
-#define X(op, name, n) {#name, n, name##_infer, name##_work, name##_macs, name##_cpu},
+#define X(op, name, n, by_rows) {#name, n, by_rows, name##_infer, name##_work, name##_macs, name##_cpu},
     RS_OPS(X)
 #undef X
 };
@@ -2266,7 +2378,9 @@ rs_status result_like(rs_tensor &out, const rs_tensor &x) { return set_shape(&ou
 
 rs_status rs_graph_create(const rs_model *model, rs_graph **out) {
   return guarded([&] {
+    static std::atomic<uint64_t> graphs{0};
     *out = new rs_graph();
+    (*out)->id = ++graphs;
     (*out)->model = model;
     return RS_OK;
   });
@@ -2367,8 +2481,9 @@ struct op_run {
   const rs_tensor *t;
   const kernel_row *kernels;
   value out, in[max_sources];
-  char *shared;  // scratch of all threads
-  char *each;    // scratch of thread i at each + i * each_bytes
+  int64_t first_row;  // of `out` and `in` where they are a block of a larger tensor
+  char *shared;       // scratch of all threads
+  char *each;         // scratch of thread i at each + i * each_bytes
   size_t each_bytes;
   struct run_error *error;
 
@@ -2414,8 +2529,8 @@ void embed_cpu(const op_run &r, const worker &me) {
   for (int64_t i = begin; i < end; i++) {
     const int32_t id = r.i32(0)[i];
     if (id < 0 || static_cast<size_t>(id) >= m.n) {
-      rs_fail(RS_ERR_ARGUMENT, "embed: id %d at position %lld is outside of '%s' [0,%zu)", id, static_cast<long long>(i),
-              table.name.c_str(), m.n);
+      rs_fail(RS_ERR_ARGUMENT, "embed: id %d at position %lld is outside of '%s' [0,%zu)", id,
+              static_cast<long long>(r.first_row + i), table.name.c_str(), m.n);
       return r.error->set(RS_ERR_ARGUMENT);
     }
     c->decode(static_cast<const char *>(table.data) + static_cast<size_t>(id) * stride, row, r.result() + i * r.out.stride);
@@ -2449,7 +2564,8 @@ void add_cpu(const op_run &r, const worker &me) {
 // Work is cut into units of a block of rows by a run of panels.  A block of rows stays in L2 while the panels go by; a panel stays
 // in L1 while the tiles of the block go by.  Quantized weights: every row of x is quantized once, then all threads meet.
 
-constexpr int64_t linear_block_rows = 192;
+constexpr int64_t linear_block_rows = product_rows;
+constexpr int linear_group = 6, linear_float_group = 24;  // panels a product: what its sums take stays in L1, or in L2
 
 bool is_quantized(rs_type type) { return type == RS_W8 || type == RS_W4; }
 
@@ -2492,67 +2608,81 @@ struct quantized_rows {
         rq(reinterpret_cast<row_quant *>(r.shared + linear_padded_rows(static_cast<size_t>(r.out.rows)) * m.kp())) {}
 };
 
-// y [rows][16] = x w^T for `rows` rows from row `i` and panel `p`, with bias [16] or nullptr.
-void linear_panel(const op_run &r, matrix m, const quantized_rows &x, int64_t i, int rows, size_t p, const float *bias, float *y) {
+// y [rows][ldy] = act(x w^T + bias) for `rows` rows from row `i` and `panels` panels from panel `p`.
+void linear_float_panels(const op_run &r, matrix m, int64_t i, int rows, int64_t p, int panels, const float *bias, float *y,
+                         size_t ldy) {
   const kernel_row &k = *r.kernels;
   const rs_tensor &w = *r.t->src[1];
-  if (!is_quantized(w.type)) {
-    const float *a = r.f32(0) + i * r.in[0].stride;
-    const auto lda = static_cast<size_t>(r.in[0].stride);
-    const size_t at = p * panel_n * m.kp();
-    if (w.type == RS_F32) k.f32_panel(a, lda, rows, static_cast<const float *>(w.data) + at, m.k, y, panel_n, false);
-    else k.f16_panel(a, lda, rows, static_cast<const uint16_t *>(w.data) + at, m.k, y, panel_n);
-    for (int j = 0; bias && j < rows; j++)
-      for (int n = 0; n < panel_n; n++) y[j * panel_n + n] += bias[n];
-    return;
-  }
-  alignas(align_data) int32_t acc[linear_block_rows * panel_n];
+  const float *a = r.f32(0) + i * r.in[0].stride;
+  const auto lda = static_cast<size_t>(r.in[0].stride);
+  const size_t stride = panel_n * m.kp(), at = static_cast<size_t>(p) * stride;
+  if (w.type == RS_F32) k.f32_panels(a, lda, rows, static_cast<const float *>(w.data) + at, stride, panels, m.k, y, ldy, false);
+  else k.f16_panels(a, lda, rows, static_cast<const uint16_t *>(w.data) + at, stride, panels, m.k, y, ldy);
+  for (int q = 0; q < panels; q++) k.finish_f32(bias ? bias + q * panel_n : nullptr, rows, r.t->params.act, y + q * panel_n, ldy);
+}
+
+void linear_quantized_panels(const op_run &r, matrix m, const quantized_rows &x, int64_t i, int rows, int64_t p, int panels,
+                             const float *bias, float *y, size_t ldy) {
+  const kernel_row &k = *r.kernels;
+  const rs_tensor &w = *r.t->src[1];
+  alignas(align_data) int32_t acc[linear_group * acc_panel(linear_block_rows)];
   const uint8_t *a = x.q + static_cast<size_t>(i) * m.kp();
-  const float *scale;
-  const int32_t *colsum;
+  const auto at = static_cast<size_t>(p);
+  channel_block c = {nullptr, nullptr, bias};
   if (w.type == RS_W8) {
-    const w8_panels panels(w.data, m);
-    k.w8_panel(a, m.kp(), rows, panels.w + p * panel_n * m.kp(), acc);
-    scale = panels.scale + p * panel_n, colsum = panels.colsum + p * panel_n;
+    const w8_panels weights(w.data, m);
+    k.w8_panels(a, m.kp(), rows, weights.w + at * panel_n * m.kp(), panels, acc);
+    c.scale = weights.scale + at * panel_n, c.colsum = weights.colsum + at * panel_n;
   } else {
-    const w4_panels panels(w.data, m);
-    k.w4_panel(a, m.kp(), rows, panels.w + p * panel_n * m.kp() / 2, panels.mult + p * panel_n * m.kp() / group_k, acc);
-    scale = panels.scale + p * panel_n, colsum = panels.colsum + p * panel_n;
+    const w4_panels weights(w.data, m);
+    k.w4_panels(a, m.kp(), rows, weights.w + at * panel_n * m.kp() / 2, weights.mult + at * panel_n * m.kp() / group_k, panels,
+                acc);
+    c.scale = weights.scale + at * panel_n, c.colsum = weights.colsum + at * panel_n;
   }
-  for (int j = 0; j < rows; j++) k.dequantize(acc + j * panel_n, x.rq[i + j], scale, colsum, bias, y + j * panel_n);
+  for (int q = 0; q < panels; q++) {
+    k.finish(acc + static_cast<size_t>(q) * acc_panel(rows), rows, x.rq + i, c, r.t->params.act, y + q * panel_n, ldy);
+    c.scale += panel_n, c.colsum += panel_n;
+    if (bias) c.bias += panel_n;
+  }
 }
 
 void linear_cpu(const op_run &r, const worker &me) {
   const matrix m = linear_weight(r);
   const quantized_rows x(r, m);
-  if (is_quantized(r.t->src[1]->type)) {
+  const bool quantized = is_quantized(r.t->src[1]->type);
+  if (quantized) {
     const auto [begin, end] = me.share(r.out.rows);
     for (int64_t i = begin; i < end; i++)
       x.rq[i] = r.kernels->quantize(r.f32(0) + i * r.in[0].stride, m.k, m.kp(), x.q + static_cast<size_t>(i) * m.kp());
     me.barrier();
   }
   const float *bias = r.t->src[2] ? r.f32(2) : nullptr;
-  const auto panels = static_cast<int64_t>(m.np() / panel_n), blocks = ceil_div(r.out.rows, linear_block_rows);
+  const auto product = [&](int64_t i, int rows, int64_t p, int panels, const float *b, float *y, size_t ldy) {
+    if (quantized) linear_quantized_panels(r, m, x, i, rows, p, panels, b, y, ldy);
+    else linear_float_panels(r, m, i, rows, p, panels, b, y, ldy);
+  };
+  const int64_t panels = static_cast<int64_t>(m.np() / panel_n), whole = static_cast<int64_t>(m.n / panel_n);
+  const int64_t blocks = ceil_div(r.out.rows, linear_block_rows), group = quantized ? linear_group : linear_float_group;
   // A few units a thread, so that shares come out even; one column of units where there are blocks enough.
   const int64_t runs = std::min(panels, ceil_div(4 * me.threads, std::max<int64_t>(1, blocks)));
-  const auto [first, last] = me.share(blocks * runs);
-  for (int64_t unit = first; unit < last; unit++) {
-    const int64_t i = unit / runs * linear_block_rows;
+  for (int64_t unit = me.next(-1); unit < blocks * runs; unit = me.next(unit)) {
+    const int64_t i = unit / runs * linear_block_rows, end = (unit % runs + 1) * panels / runs;
     const int rows = static_cast<int>(std::min(r.out.rows - i, linear_block_rows));
-    const auto [panel_begin, panel_end] = worker{me.team, static_cast<int>(unit % runs), static_cast<int>(runs)}.share(panels);
-    for (int64_t p = panel_begin; p < panel_end; p++) {
-      const auto n = static_cast<size_t>(std::min<int64_t>(panel_n, static_cast<int64_t>(m.n) - p * panel_n));
-      float padded_bias[panel_n] = {};
-      if (bias) memcpy(padded_bias, bias + p * panel_n, n * 4);
-      alignas(align_data) float y[linear_block_rows * panel_n];
-      linear_panel(r, m, x, i, rows, static_cast<size_t>(p), bias ? padded_bias : nullptr, y);
-      if (r.t->params.act != RS_ACT_NONE) r.kernels->activate(r.t->params.act, y, static_cast<size_t>(rows) * panel_n);
-      float *to = r.result() + i * r.out.stride + p * panel_n;
-      for (int j = 0; j < rows; j++, to += r.out.stride) {
-        if (n == panel_n) memcpy(to, y + j * panel_n, panel_n * 4);  // of known size: a register or two, no call
-        else memcpy(to, y + j * panel_n, n * 4);
-      }
+    float *y = r.result() + i * r.out.stride;
+    int64_t p = unit % runs * panels / runs;
+    for (int64_t n; p < std::min(end, whole); p += n) {
+      n = std::min(group, std::min(end, whole) - p);
+      product(i, rows, p, static_cast<int>(n), bias ? bias + p * panel_n : nullptr, y + p * panel_n,
+              static_cast<size_t>(r.out.stride));
     }
+    if (p == end) continue;
+    // The last panel, of fewer than 16 channels.
+    const size_t n = m.n % panel_n;
+    float padded_bias[panel_n] = {};
+    if (bias) memcpy(padded_bias, bias + p * panel_n, n * 4);
+    alignas(align_data) float part[linear_block_rows * panel_n];
+    product(i, rows, p, 1, padded_bias, part, panel_n);
+    for (int j = 0; j < rows; j++) memcpy(y + j * r.out.stride + p * panel_n, part + j * panel_n, n * 4);
   }
 }
 
@@ -2638,13 +2768,6 @@ double flash_attn_macs(const op_run &r) {
   return 2 * pairs * static_cast<double>(r.out.cols);
 }
 
-// c [rows, ldc] (+)= a [rows, lda] times `panels` panels of k steps, each `panel_stride` floats after the one before.
-void attn_product(const kernel_row &k, const float *a, size_t lda, int64_t rows, const float *b, size_t panels, size_t panel_stride,
-                  size_t steps, float *c, size_t ldc, bool add) {
-  for (size_t p = 0; p < panels; p++)
-    k.f32_panel(a, lda, static_cast<int>(rows), b + p * panel_stride, steps, c + p * panel_n, ldc, add);
-}
-
 // n keys [n][d] to panels [np / 16][d][16], the keys that fill up the last panel zero.
 void pack_keys(const float *from, int64_t stride, int64_t n, size_t d, float *to) {
   for (; n > 0; n -= panel_n, from += panel_n * stride, to += d * panel_n) {
@@ -2676,7 +2799,8 @@ void attn_unit(const op_run &r, const attn_scratch &s, int64_t head, int64_t seq
     const size_t np = round_up(static_cast<size_t>(n), panel_n);
     pack_keys(r.f32(1) + key * r.in[1].stride + column, r.in[1].stride, n, d, s.keys);
     pack_values(r.f32(2) + key * r.in[2].stride + column, r.in[2].stride, n, d, s.dp, s.values);
-    attn_product(k, q, static_cast<size_t>(r.in[0].stride), rows, s.keys, np / panel_n, d * panel_n, d, s.scores, attn_keys, false);
+    k.f32_panels(q, static_cast<size_t>(r.in[0].stride), static_cast<int>(rows), s.keys, d * panel_n,
+                 static_cast<int>(np / panel_n), d, s.scores, attn_keys, false);
     const bool first = key == seq_begin;
     const float scale = r.t->params.scale;
     for (int64_t i = 0; i < rows; i++) {
@@ -2690,8 +2814,8 @@ void attn_unit(const op_run &r, const attn_scratch &s, int64_t head, int64_t seq
       if (!first)
         for (size_t j = 0; j < s.dp; j++) out[j] *= correction;
     }
-    attn_product(k, s.scores, attn_keys, rows, s.values, s.dp / panel_n, attn_keys * panel_n, static_cast<size_t>(n), s.out, s.dp,
-                 !first);
+    k.f32_panels(s.scores, attn_keys, static_cast<int>(rows), s.values, attn_keys * panel_n, static_cast<int>(s.dp / panel_n),
+                 static_cast<size_t>(n), s.out, s.dp, !first);
   }
   for (int64_t i = 0; i < rows; i++) {
     const float inverse = 1 / s.sum[i], *from = s.out + i * static_cast<int64_t>(s.dp);
@@ -2704,12 +2828,14 @@ void flash_attn_cpu(const op_run &r, const worker &me) {
   const attn_scratch scratch(r.scratch(me.thread), head_size(r));
   const int32_t *cu = r.i32(3);
   const int64_t sequences = r.in[3].cols - 1, heads = r.t->params.heads;
-  // Lengths differ, so contiguous shares would not be even: units are dealt out like cards.
-  int64_t unit = 0;
+  int64_t unit = 0, mine = me.next(-1);
   for (int64_t b = 0; b < sequences; b++)
     for (int64_t head = 0; head < heads; head++)
       for (int64_t query = cu[b]; query < cu[b + 1]; query += attn_queries, unit++)
-        if (unit % me.threads == me.thread) attn_unit(r, scratch, head, cu[b], cu[b + 1], query);
+        if (unit == mine) {
+          attn_unit(r, scratch, head, cu[b], cu[b + 1], query);
+          mine = me.next(mine);
+        }
 }
 
 // ---- pool: [T, C] -> [B, C]
@@ -2812,14 +2938,48 @@ rs_tensor *rs_l2_normalize(rs_graph *g, rs_tensor *x) { return add_op(g, OP_L2_N
 
 // ================================================================================ 11  graph: validate, plan, run, profile
 
-rs_status rs_graph_finish(rs_graph *g) {
-  if (g->status != RS_OK) return rs_fail(g->status, "%s", g->error.c_str());
+namespace {
+
+const rs_tensor *storage_of(const rs_tensor *t) {
+  while (t->kind == tensor_view) t = t->base;
+  return t;
+}
+
+// Operators that follow each other and work row by row on tokens form a chain: a block of rows can go through all of them before
+// the next one starts, by one thread, while its intermediate results stay in the cache.  Every other operator is a stage of its
+// own.
+void find_stages(rs_graph *g) {
+  for (const auto &t : g->tensors) {
+    t->last_use = t->output ? INT_MAX : t->id;
+    if (t->kind != tensor_op) continue;
+    for (rs_tensor *s : t->src)
+      if (s) {
+        int &last = g->tensors[static_cast<size_t>(storage_of(s)->id)]->last_use;
+        last = std::max(last, t->id);
+      }
+    const bool by_rows = op_rows[t->op].by_rows && t->shape[0] == RS_DIM_TOKENS;
+    if (!by_rows || g->stages.empty() || !g->stages.back().by_rows) g->stages.push_back({g->ops, g->ops, by_rows});
+    g->stages.back().end = ++g->ops;
+    t->stage = static_cast<int>(g->stages.size()) - 1;
+  }
+  // What only the operators of one chain read exists a block at a time.
   for (const auto &t : g->tensors)
-    if (t->output) {
-      g->finished = true;
-      return RS_OK;
-    }
-  return rs_fail(RS_ERR_ARGUMENT, "the graph has no output: mark one by rs_output");
+    if (t->kind == tensor_op && t->last_use != INT_MAX)
+      t->in_block =
+          g->stages[static_cast<size_t>(t->stage)].by_rows && g->tensors[static_cast<size_t>(t->last_use)]->stage == t->stage;
+}
+
+}  // namespace
+
+rs_status rs_graph_finish(rs_graph *g) {
+  return guarded([&] {
+    if (g->status != RS_OK) return rs_fail(g->status, "%s", g->error.c_str());
+    if (g->finished) return RS_OK;
+    for (const auto &t : g->tensors) g->finished |= t->output;
+    if (!g->finished) return rs_fail(RS_ERR_ARGUMENT, "the graph has no output: mark one by rs_output");
+    find_stages(g);
+    return RS_OK;
+  });
 }
 
 namespace {
@@ -2835,16 +2995,20 @@ struct profile_entry {
 // What a session keeps of a graph that it runs: sizes and places for the last (T, B).  Its vectors are made once a graph.
 struct graph_plan {
   const rs_graph *graph;
+  uint64_t graph_id;
   int64_t tokens = -1, sequences = -1;
   std::vector<value> values;    // by tensor id
-  std::vector<size_t> offsets;  // in the arena
+  std::vector<size_t> offsets;  // in the arena, or in a block
   std::vector<size_t> bytes;
-  std::vector<int> last_use;    // id of the last operator that reads it
   std::vector<void *> bound;    // memory of the caller's for inputs and outputs, or nullptr
   std::vector<op_run> ops;      // in order
   std::vector<int> live;        // while planning: tensors in the arena, by offset
   std::vector<size_t> profile;  // index into the session's profile, by op
-  size_t tensor_bytes = 0, shared_bytes = 0, each_bytes = 0;
+  int64_t block_rows = 0;       // of a chain's blocks; 0: chains run operator by operator
+  // Of the arena: tensors, scratch of all threads, then for each thread: scratch, block (tensors, scratch of all operators).
+  size_t tensor_bytes = 0, shared_bytes = 0, scratch_bytes = 0, block_tensor_bytes = 0, each_bytes = 0;
+
+  bool in_block(const rs_tensor &t) const { return block_rows && t.in_block; }
 };
 
 int64_t dim_at(int64_t dim, int64_t tokens, int64_t sequences) {
@@ -2860,11 +3024,6 @@ int64_t dim_at(int64_t dim, int64_t tokens, int64_t sequences) {
   }
 }
 
-const rs_tensor *storage_of(const rs_tensor *t) {
-  while (t->kind == tensor_view) t = t->base;
-  return t;
-}
-
 void plan_shapes(graph_plan &p) {
   for (const auto &t : p.graph->tensors) {
     value &v = p.values[t->id];
@@ -2876,36 +3035,56 @@ void plan_shapes(graph_plan &p) {
   }
 }
 
-// Places in the arena by liveness: in the order of execution, each result goes to the lowest gap between the tensors that are
-// still to be read.  Results are never written over an input of the same operator.
-void plan_places(graph_plan &p) {
-  const auto &tensors = p.graph->tensors;
-  for (const auto &t : tensors) {
-    p.last_use[t->id] = t->output ? INT_MAX : t->id;
-    if (t->kind != tensor_op) continue;
-    for (const rs_tensor *s : t->src)
-      if (s) p.last_use[storage_of(s)->id] = std::max(p.last_use[storage_of(s)->id], t->id);
+// Rows of a block: few enough that what a chain makes of them stays in the L2 cache, enough that the weights, which go by once a
+// block, are not what it waits for; and so many blocks that no thread gets one more than the others, if that can be had.  Fewer
+// rows than threads can share: operator by operator, cut along channels.
+constexpr int64_t least_block_rows = 32, most_block_rows = 64, usual_block_rows = 48;
+
+int64_t choose_block_rows(int64_t tokens, int threads) {
+  if (threads > 1 && tokens <= least_block_rows * (threads - 1)) return 0;
+  if (tokens <= least_block_rows) return std::max<int64_t>(tokens, 1);
+  int64_t best = 0;
+  double least = 0;
+  for (int64_t rows = least_block_rows; rows <= most_block_rows; rows += 16) {
+    const auto steps = static_cast<double>(ceil_div(ceil_div(tokens, rows), threads));
+    const double cost = steps * static_cast<double>(rows) * (rows == usual_block_rows ? 1 : 1.02);
+    if (!best || cost < least) best = rows, least = cost;
   }
+  return best;
+}
+
+// Places by liveness, in the arena or in a block: in the order of execution, each result goes to the lowest gap between the tensors
+// that are still to be read.  Results are never written over an input of the same operator.  Returns the bytes in use at most.
+size_t plan_places(graph_plan &p, bool in_block) {
+  const auto &tensors = p.graph->tensors;
+  const auto bytes_of = [&](int id) { return in_block ? static_cast<size_t>(p.block_rows * p.values[id].cols) * 4 : p.bytes[id]; };
   p.live.clear();
-  p.tensor_bytes = 0;
+  size_t most = 0;
   for (const auto &t : tensors) {
-    if (t->kind != tensor_op || p.bound[t->id]) continue;
-    p.live.erase(std::remove_if(p.live.begin(), p.live.end(), [&](int id) { return p.last_use[id] < t->id; }), p.live.end());
+    if (t->kind != tensor_op || p.bound[t->id] || p.in_block(*t) != in_block) continue;
+    // Blocks are at different operators of a chain at one time, so a place in the arena is free when the stage is done.
+    const auto over = [&](int id) {
+      const int last = tensors[id]->last_use;
+      return last < t->id && (!p.block_rows || in_block || tensors[last]->stage < t->stage);
+    };
+    p.live.erase(std::remove_if(p.live.begin(), p.live.end(), over), p.live.end());
     size_t offset = 0, at = 0;
     for (; at < p.live.size(); at++) {
       const int id = p.live[at];
-      if (p.offsets[id] >= offset + p.bytes[t->id]) break;
-      offset = round_up(p.offsets[id] + p.bytes[id], align_data);
+      if (p.offsets[id] >= offset + bytes_of(t->id)) break;
+      offset = round_up(p.offsets[id] + bytes_of(id), align_data);
     }
     p.offsets[t->id] = offset;
     p.live.insert(p.live.begin() + static_cast<std::ptrdiff_t>(at), t->id);
-    p.tensor_bytes = std::max(p.tensor_bytes, round_up(offset + p.bytes[t->id], align_data));
+    most = std::max(most, round_up(offset + bytes_of(t->id), align_data));
   }
+  return most;
 }
 
 void plan_ops(graph_plan &p) {
   p.ops.clear();
-  p.shared_bytes = p.each_bytes = 0;
+  p.shared_bytes = p.scratch_bytes = 0;
+  size_t block_shared = 0;
   for (const auto &t : p.graph->tensors) {
     if (t->kind != tensor_op) continue;
     op_run r = {};
@@ -2913,11 +3092,15 @@ void plan_ops(graph_plan &p) {
     r.out = p.values[t->id];
     for (int i = 0; i < max_sources; i++)
       if (t->src[i]) r.in[i] = p.values[t->src[i]->id];
-    const work_bytes work = op_rows[t->op].work(r);
-    p.shared_bytes = std::max(p.shared_bytes, round_up(work.shared, align_data));
-    p.each_bytes = std::max(p.each_bytes, round_up(work.each_thread, align_data));
     p.ops.push_back(r);
+    const bool blocks = p.block_rows && p.graph->stages[static_cast<size_t>(t->stage)].by_rows;
+    if (blocks) r.out.rows = p.block_rows;
+    const work_bytes work = op_rows[t->op].work(r);
+    size_t &shared = blocks ? block_shared : p.shared_bytes;
+    shared = std::max(shared, round_up(work.shared, align_data));
+    p.scratch_bytes = std::max(p.scratch_bytes, round_up(work.each_thread, align_data));
   }
+  p.each_bytes = p.scratch_bytes + p.block_tensor_bytes + block_shared;
 }
 
 rs_status check_cu_seqlens(const rs_tensor &t, const int32_t *cu, int64_t tokens, int64_t sequences) {
@@ -2949,14 +3132,16 @@ namespace {
 
 graph_plan *plan_of(rs_session *s, const rs_graph *g) {
   for (const auto &p : s->plans)
-    if (p->graph == g) return p.get();
+    if (p->graph_id == g->id) return p.get();
+  // A graph at this address before was freed.
+  s->plans.erase(std::remove_if(s->plans.begin(), s->plans.end(), [&](const auto &p) { return p->graph == g; }), s->plans.end());
   auto p = std::make_unique<graph_plan>();
   const size_t n = g->tensors.size();
   p->graph = g;
+  p->graph_id = g->id;
   p->values.resize(n);
   p->offsets.resize(n);
   p->bytes.resize(n);
-  p->last_use.resize(n);
   p->bound.resize(n);
   p->live.reserve(n);
   p->ops.reserve(n);
@@ -3006,7 +3191,7 @@ void place(rs_session *s, graph_plan &p, run_error *error) {
       case tensor_input:
         v.data = static_cast<char *>(p.bound[t->id]);
         break;
-      case tensor_op:
+      case tensor_op:  // what is in a block: run_block moves it there
         v.data = p.bound[t->id] ? static_cast<char *>(p.bound[t->id]) : s->arena + p.offsets[t->id];
         break;
       case tensor_view:
@@ -3026,7 +3211,7 @@ void place(rs_session *s, graph_plan &p, run_error *error) {
   }
 }
 
-void profile_op(rs_session *s, graph_plan &p, size_t i, double seconds) {
+profile_entry &profile_of(rs_session *s, graph_plan &p, size_t i) {
   const op_run &r = p.ops[i];
   if (i == p.profile.size()) {  // the first run of this graph: find the row of that name, or make one
     size_t at = 0;
@@ -3034,11 +3219,64 @@ void profile_op(rs_session *s, graph_plan &p, size_t i, double seconds) {
     if (at == s->profile_rows.size()) s->profile_rows.push_back({r.t->name, op_rows[r.t->op].name, 0, 0, 0});
     p.profile.push_back(at);
   }
-  profile_entry &e = s->profile_rows[p.profile[i]];
-  e.calls++;
-  e.seconds += seconds;
-  e.macs += op_rows[r.t->op].macs(r);
+  return s->profile_rows[p.profile[i]];
 }
+
+// One thread's way through a graph.
+struct graph_runner {
+  rs_session *s;
+  graph_plan &p;
+  const worker &me;
+
+  void run() const {
+    for (const graph_stage &stage : p.graph->stages) {
+      if (p.block_rows && stage.by_rows) {
+        for (int64_t b = me.next(-1); b * p.block_rows < p.tokens; b = me.next(b)) run_block(stage, b * p.block_rows);
+        me.barrier();
+        continue;
+      }
+      for (int i = stage.begin; i < stage.end; i++)
+        timed(i, [&] {
+          const op_run &r = p.ops[static_cast<size_t>(i)];
+          op_rows[r.t->op].cpu(r, me);
+          me.barrier();
+        });
+    }
+  }
+
+ private:
+  // Rows [first, first + block_rows) through all operators of a chain.
+  void run_block(const graph_stage &stage, int64_t first) const {
+    const int64_t rows = std::min(p.block_rows, p.tokens - first);
+    char *scratch = p.ops[0].scratch(me.thread), *block = scratch + p.scratch_bytes;
+    const auto slice = [&](const rs_tensor &t, value *v) {
+      const rs_tensor &whole = *storage_of(&t);
+      (t.rank == 1 ? v->cols : v->rows) = rows;
+      if (p.in_block(whole)) v->data = block + p.offsets[whole.id] + (v->data - p.values[whole.id].data);
+      else v->data += first * (t.rank == 1 ? 1 : v->stride) * 4;
+    };
+    for (int i = stage.begin; i < stage.end; i++)
+      timed(i, [&] {
+        op_run r = p.ops[static_cast<size_t>(i)];
+        slice(*r.t, &r.out);
+        for (int j = 0; j < max_sources; j++)
+          if (r.t->src[j] && r.t->src[j]->kind != tensor_weight) slice(*r.t->src[j], &r.in[j]);
+        r.first_row = first;
+        r.shared = block + p.block_tensor_bytes;
+        r.each = scratch;
+        op_rows[r.t->op].cpu(r, me.alone());
+      });
+  }
+
+  // The first thread's time stands for all.
+  template <class F>
+  void timed(int i, F f) const {
+    if (!s->profile || me.thread) return f();
+    const double start = now_seconds();
+    f();
+    profile_of(s, p, static_cast<size_t>(i)).seconds += now_seconds() - start;
+  }
+};
 
 }  // namespace
 
@@ -3051,21 +3289,22 @@ rs_status rs_graph_run(rs_session *s, rs_graph *graph, int64_t tokens, int64_t s
                      static_cast<long long>(sequences));
     graph_plan &p = *plan_of(s, graph);
     p.tokens = tokens, p.sequences = sequences;
+    p.block_rows = choose_block_rows(tokens, s->threads);
     plan_shapes(p);
     RS_CHECK(bind(p, bindings, n_bindings));
-    plan_places(p);
+    p.tensor_bytes = plan_places(p, false);
+    p.block_tensor_bytes = p.block_rows ? plan_places(p, true) : 0;
     plan_ops(p);
     RS_CHECK(reserve_arena(s, p.tensor_bytes + p.shared_bytes + p.each_bytes * static_cast<size_t>(s->threads)));
     run_error error;
     place(s, p, &error);
-    run_team(s->threads, [&](const worker &me) {
+    if (s->profile)
       for (size_t i = 0; i < p.ops.size(); i++) {
-        const double start = s->profile && me.thread == 0 ? now_seconds() : 0;
-        op_rows[p.ops[i].t->op].cpu(p.ops[i], me);
-        me.barrier();
-        if (s->profile && me.thread == 0) profile_op(s, p, i, now_seconds() - start);
+        profile_entry &e = profile_of(s, p, i);
+        e.calls++;
+        e.macs += op_rows[p.ops[i].t->op].macs(p.ops[i]);
       }
-    });
+    run_team(s->threads, [&](const worker &me) { graph_runner{s, p, me}.run(); });
     return error.taken ? rs_fail(error.status, "%s", error.text) : RS_OK;
   });
 }
@@ -4264,8 +4503,9 @@ void add_second_moment(const kernel_row &k, const value &x, int threads, rs_cali
   run_team(threads, [&](const worker &me) {
     const auto [begin, end] = me.share(static_cast<int64_t>(to->stride / panel_n));
     for (auto p = static_cast<size_t>(begin); p < static_cast<size_t>(end); p++)
-      attn_product(k, transposed.data(), rows, static_cast<int64_t>(to->stride), panels.data() + p * rows * panel_n, 1, 0, rows,
-                   to->h.data() + p * panel_n, to->stride, true);
+      for (size_t j = 0; j < to->stride; j += product_rows)
+        k.f32_panels(transposed.data() + j * rows, rows, static_cast<int>(std::min<size_t>(product_rows, to->stride - j)),
+                     panels.data() + p * rows * panel_n, 0, 1, rows, to->h.data() + j * to->stride + p * panel_n, to->stride, true);
   });
 }
 

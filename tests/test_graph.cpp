@@ -495,7 +495,7 @@ TEST(graph, every_operator_has_a_test) {
 
 // A chain whose intermediate results share memory gives the same as one that keeps them all.
 TEST(graph, memory_is_shared_only_between_tensors_that_do_not_meet) {
-  const int64_t c = 24, t = 37;
+  const int64_t c = 24, t = 1037;
   const vec x = normal(t * c, 1);
   vec results[2];
   size_t arena[2];
@@ -518,6 +518,51 @@ TEST(graph, memory_is_shared_only_between_tensors_that_do_not_meet) {
   }
   EXPECT_EQ(results[0], results[1]);
   EXPECT_LT(arena[0] * 3, arena[1]);
+}
+
+// Blocks of rows are at different operators of a chain at one time: what one block still reads must not be another's result.
+TEST(graph, blocks_of_a_chain_do_not_write_over_each_other) {
+  const int64_t c = 32, t = 700;
+  const vec x = normal(t * c, 1);
+  std::vector<int32_t> cu = {0, 100, 350, 700};
+  vec results[2];
+  for (bool keep : {false, true}) {
+    session s("", 3);
+    harness h;
+    rs_tensor *in = h.input("x", RS_F32, {RS_DIM_TOKENS, c}, x), *y = in;
+    rs_tensor *starts = h.input("cu", RS_I32, {RS_DIM_CU_SEQLENS}, cu);
+    unsigned n = 0;
+    const auto linear = [&](rs_tensor *from, int64_t out, int64_t in_features) {
+      n++;
+      rs_tensor *w =
+          h.weight(("w" + std::to_string(n)).c_str(), RS_W8, RS_PANELS, {out, in_features}, normal(out * in_features, n, 0.2f));
+      rs_tensor *result = rs_linear(h.g, from, w, nullptr, RS_ACT_NONE);
+      return keep ? rs_output(h.g, result) : result;
+    };
+    for (int i = 0; i < 3; i++) {
+      rs_tensor *qkv = linear(y, 3 * c, c);
+      rs_tensor *mixed = rs_flash_attn(h.g, rs_columns(h.g, qkv, 0, c), rs_columns(h.g, qkv, c, c), rs_columns(h.g, qkv, 2 * c, c),
+                                       starts, 2, 0.25f);
+      rs_tensor *mid = rs_add(h.g, linear(mixed, c, c), y);
+      y = rs_add(h.g, linear(linear(mid, 4 * c, c), c, 4 * c), mid);
+      if (keep) rs_output(h.g, y);
+    }
+    results[keep] = h.run(s.s, y, t, 3, t * c);
+  }
+  EXPECT_EQ(results[0], results[1]);
+}
+
+// The next graph may lie where the last one did.
+TEST(graph, a_session_forgets_a_freed_graph) {
+  session s;
+  for (int depth : {1, 12, 2, 30}) {
+    harness h;
+    const vec x = normal(40 * 8, 1);
+    rs_tensor *in = h.input("x", RS_F32, {RS_DIM_TOKENS, 8}, x), *y = in;
+    for (int i = 0; i < depth; i++) y = rs_add(h.g, y, in);
+    const vec got = h.run(s.s, y, 40, 1, 40 * 8);
+    for (size_t i = 0; i < got.size(); i++) ASSERT_TRUE(std::fabs(got[i] - float(depth + 1) * x[i]) <= 1e-5f * float(depth)) << i;
+  }
 }
 
 TEST(graph, one_plan_serves_changing_sizes) {
