@@ -225,6 +225,21 @@ RS_TARGET float exp_sum(float *x, size_t n, float scale, float shift) {
   return total;
 }
 
+// For rs_measure_peak: chains of fused multiply-adds, as many as there are registers for.
+RS_TARGET double f32_peak(size_t steps) {
+  constexpr int chains = lanes == 8 ? 12 : 24;
+  vf acc[chains], x = set1(0.5f), b = set1(0.25f);
+#pragma GCC unroll 24
+  for (vf &sum : acc) hide(sum = set1(0));
+  for (size_t i = 0; i < steps; i++) {
+#pragma GCC unroll 24
+    for (vf &sum : acc) sum = fma(x, b, sum);
+  }
+#pragma GCC unroll 24
+  for (vf &sum : acc) hide(sum);
+  return static_cast<double>(steps) * chains * lanes;
+}
+
 #else  // the file as a whole
 #include "rs.h"
 
@@ -245,6 +260,7 @@ RS_TARGET float exp_sum(float *x, size_t n, float scale, float shift) {
 #include <ctime>
 #include <memory>
 #include <new>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -1298,6 +1314,10 @@ struct kernel_row {
   void (*layer_norm)(const float *x, const float *residual, const float *gamma, const float *beta, float eps, size_t n, float *y);
   float (*max)(const float *x, size_t n);
   float (*exp_sum)(float *x, size_t n, float scale, float shift);  // x = exp(scale x - shift) in place; returns the sum
+
+  // `steps` times the instructions that products with weights of that type (F32, W8, W4) cannot do without, on registers, in chains
+  // enough to hide their latency.  Returns the multiply-accumulates that this is worth.
+  double (*peak)(rs_type type, size_t steps);
 };
 
 void f32_panel_scalar(const float *a, size_t lda, int rows, const float *b, size_t k, float *c, size_t ldc, bool add) {
@@ -1427,11 +1447,29 @@ float exp_sum_scalar(float *x, size_t n, float scale, float shift) {
   return sum;
 }
 
+// The compiler chooses the instructions of this row, so its kernels themselves are measured, on data in L1.
+double peak_scalar(rs_type type, size_t steps) {
+  constexpr int rows = 4, k = 2 * group_k;
+  struct {
+    float a[rows * k], b[k * panel_n], c[rows * panel_n];
+    uint8_t q[rows * k], w4[k * panel_n / 2], mult[k / group_k * panel_n];
+    int8_t w8[k * panel_n];
+    int32_t acc[rows * panel_n];
+  } data = {};
+  for (size_t i = 0; i < steps; i++) {
+    __asm__ volatile("" : : "r"(&data) : "memory");  // to the compiler, every step has new operands and a reader of its results
+    if (type == RS_W8) w8_panel_scalar(data.q, k, rows, data.w8, data.acc);
+    else if (type == RS_W4) w4_panel_scalar(data.q, k, rows, data.w4, data.mult, data.acc);
+    else f32_panel_scalar(data.a, k, rows, data.b, k, data.c, panel_n, false);
+  }
+  return static_cast<double>(steps) * rows * k * panel_n;
+}
+
 bool always() { return true; }
 
 constexpr kernel_row scalar_row = {
     "scalar",          always,          f32_panel_scalar,  f16_panel_scalar, w8_panel_scalar, w4_panel_scalar, quantize_scalar,
-    dequantize_scalar, activate_scalar, layer_norm_scalar, max_scalar,       exp_sum_scalar,
+    dequantize_scalar, activate_scalar, layer_norm_scalar, max_scalar,       exp_sum_scalar,  peak_scalar,
 };
 
 }  // namespace
@@ -1498,6 +1536,12 @@ RS_INLINE void store_u8(uint8_t *q, vf x, int32_t zero) {
   const __m256i v = _mm256_add_epi32(_mm256_cvtps_epi32(x), _mm256_set1_epi32(zero));
   const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
   _mm_storel_epi64(reinterpret_cast<__m128i *>(q), _mm_packus_epi16(words, words));
+}
+// To the compiler, x is changed and read here: what rs_measure_peak times must be computed, and neither once for all steps nor once
+// for all chains.
+template <class V>
+RS_INLINE void hide(V &x) {
+  __asm__ volatile("" : "+x"(x));
 }
 
 #define RS_VECTOR_PART
@@ -1574,8 +1618,55 @@ void w4_panel(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const uin
   w4_rows<4>(a, kp, rows, w, mult, acc);
 }
 
-constexpr kernel_row row = {"avx2",   available,  f32_panel, f16_panel,  w8_panel, w4_panel,
-                            quantize, dequantize, activate,  layer_norm, max_of,   exp_sum};
+RS_TARGET double w8_peak(size_t steps) {
+  constexpr int chains = 10;
+  const __m256i ones = _mm256_set1_epi16(1), b = _mm256_set1_epi8(3);
+  __m256i acc[chains], x = _mm256_set1_epi8(5);
+#pragma GCC unroll 10
+  for (__m256i &sum : acc) hide(sum = _mm256_setzero_si256());
+  for (size_t i = 0; i < steps; i++) {
+#pragma GCC unroll 10
+    for (__m256i &sum : acc) {
+      hide(x);
+      sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(x, b), ones));
+    }
+  }
+#pragma GCC unroll 10
+  for (__m256i &sum : acc) hide(sum);
+  return static_cast<double>(steps) * chains * 32;
+}
+
+RS_TARGET double w4_peak(size_t steps) {  // a step: a group
+  constexpr int chains = 5;
+  const __m256i b = _mm256_set1_epi8(3), m = _mm256_set1_epi16(7);
+  __m256i acc[chains], sum[chains], x = _mm256_set1_epi8(5);
+#pragma GCC unroll 5
+  for (__m256i &total : acc) hide(total = _mm256_setzero_si256());
+  for (size_t i = 0; i < steps; i++) {
+#pragma GCC unroll 8
+    for (int k = 0; k < group_k; k += panel_k) {
+#pragma GCC unroll 5
+      for (int c = 0; c < chains; c++) {
+        hide(x);
+        const __m256i products = _mm256_maddubs_epi16(x, b);
+        sum[c] = k ? _mm256_add_epi16(sum[c], products) : products;
+        hide(sum[c]);  // or the compiler makes a tree of the chain, and runs out of registers
+      }
+    }
+#pragma GCC unroll 5
+    for (int c = 0; c < chains; c++) acc[c] = _mm256_add_epi32(acc[c], _mm256_madd_epi16(sum[c], m));
+  }
+#pragma GCC unroll 5
+  for (__m256i &total : acc) hide(total);
+  return static_cast<double>(steps) * chains * 8 * group_k;
+}
+
+double peak(rs_type type, size_t steps) {
+  return type == RS_W8 ? w8_peak(steps) : type == RS_W4 ? w4_peak(steps) : f32_peak(steps);
+}
+
+constexpr kernel_row row = {"avx2",     available, f32_panel,  f16_panel, w8_panel, w4_panel, quantize,
+                            dequantize, activate,  layer_norm, max_of,    exp_sum,  peak};
 
 #undef RS_TARGET
 #undef RS_INLINE
@@ -1648,8 +1739,50 @@ void w4_panel(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const uin
   w4_rows<6>(a, kp, rows, w, mult, acc);
 }
 
-constexpr kernel_row row = {"avxvnni",      available,        avx2::f32_panel, avx2::f16_panel,  w8_panel,     w4_panel,
-                            avx2::quantize, avx2::dequantize, avx2::activate,  avx2::layer_norm, avx2::max_of, avx2::exp_sum};
+RS_TARGET double w8_peak(size_t steps) {
+  constexpr int chains = 12;
+  const __m256i x = _mm256_set1_epi8(5), b = _mm256_set1_epi8(3);
+  __m256i acc[chains];
+#pragma GCC unroll 12
+  for (__m256i &sum : acc) avx2::hide(sum = _mm256_setzero_si256());
+  for (size_t i = 0; i < steps; i++) {
+#pragma GCC unroll 12
+    for (__m256i &sum : acc) sum = _mm256_dpbusd_avx_epi32(sum, x, b);
+  }
+#pragma GCC unroll 12
+  for (__m256i &sum : acc) avx2::hide(sum);
+  return static_cast<double>(steps) * chains * 8 * panel_k;
+}
+
+RS_TARGET double w4_peak(size_t steps) {  // a step: a group
+  constexpr int chains = 6;
+  const __m256i x = _mm256_set1_epi8(5), b = _mm256_set1_epi8(3), m = _mm256_set1_epi32(7);
+  __m256i acc[chains], sum[chains];
+#pragma GCC unroll 6
+  for (__m256i &total : acc) avx2::hide(total = _mm256_setzero_si256());
+  for (size_t i = 0; i < steps; i++) {
+#pragma GCC unroll 6
+    for (__m256i &part : sum) avx2::hide(part = _mm256_setzero_si256());
+#pragma GCC unroll 8
+    for (int k = 0; k < group_k; k += panel_k) {
+#pragma GCC unroll 6
+      for (__m256i &part : sum) part = _mm256_dpbusd_avx_epi32(part, x, b);
+    }
+#pragma GCC unroll 6
+    for (int c = 0; c < chains; c++) acc[c] = _mm256_add_epi32(acc[c], _mm256_mullo_epi32(sum[c], m));
+  }
+#pragma GCC unroll 6
+  for (__m256i &total : acc) avx2::hide(total);
+  return static_cast<double>(steps) * chains * 8 * group_k;
+}
+
+double peak(rs_type type, size_t steps) {
+  return type == RS_W8 ? w8_peak(steps) : type == RS_W4 ? w4_peak(steps) : avx2::f32_peak(steps);
+}
+
+constexpr kernel_row row = {
+    "avxvnni",        available,      avx2::f32_panel,  avx2::f16_panel, w8_panel,      w4_panel, avx2::quantize,
+    avx2::dequantize, avx2::activate, avx2::layer_norm, avx2::max_of,    avx2::exp_sum, peak};
 
 #undef RS_TARGET
 
@@ -1695,6 +1828,10 @@ RS_INLINE void store_u8(uint8_t *q, vf x, int32_t zero) {
   const __m512i v = _mm512_add_epi32(_mm512_cvtps_epi32(x), _mm512_set1_epi32(zero));
   const __m512i cut = _mm512_min_epi32(_mm512_max_epi32(v, _mm512_setzero_si512()), _mm512_set1_epi32(255));
   _mm_storeu_si128(reinterpret_cast<__m128i *>(q), _mm512_cvtepi32_epi8(cut));
+}
+template <class V>
+RS_INLINE void hide(V &x) {
+  __asm__ volatile("" : "+v"(x));
 }
 
 #define RS_VECTOR_PART
@@ -1758,8 +1895,49 @@ void w4_panel(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const uin
   w4_rows<12>(a, kp, rows, w, mult, acc);
 }
 
-constexpr kernel_row row = {"avx512vnni", available,  f32_panel, f16_panel,  w8_panel, w4_panel,
-                            quantize,     dequantize, activate,  layer_norm, max_of,   exp_sum};
+RS_TARGET double w8_peak(size_t steps) {
+  constexpr int chains = 24;
+  const __m512i x = _mm512_set1_epi8(5), b = _mm512_set1_epi8(3);
+  __m512i acc[chains];
+#pragma GCC unroll 24
+  for (__m512i &sum : acc) hide(sum = _mm512_setzero_si512());
+  for (size_t i = 0; i < steps; i++) {
+#pragma GCC unroll 24
+    for (__m512i &sum : acc) sum = _mm512_dpbusd_epi32(sum, x, b);
+  }
+#pragma GCC unroll 24
+  for (__m512i &sum : acc) hide(sum);
+  return static_cast<double>(steps) * chains * 16 * panel_k;
+}
+
+RS_TARGET double w4_peak(size_t steps) {  // a step: a group
+  constexpr int chains = 12;
+  const __m512i x = _mm512_set1_epi8(5), b = _mm512_set1_epi8(3), m = _mm512_set1_epi32(7);
+  __m512i acc[chains], sum[chains];
+#pragma GCC unroll 12
+  for (__m512i &total : acc) hide(total = _mm512_setzero_si512());
+  for (size_t i = 0; i < steps; i++) {
+#pragma GCC unroll 12
+    for (__m512i &part : sum) hide(part = _mm512_setzero_si512());
+#pragma GCC unroll 8
+    for (int k = 0; k < group_k; k += panel_k) {
+#pragma GCC unroll 12
+      for (__m512i &part : sum) part = _mm512_dpbusd_epi32(part, x, b);
+    }
+#pragma GCC unroll 12
+    for (int c = 0; c < chains; c++) acc[c] = _mm512_add_epi32(acc[c], _mm512_mullo_epi32(sum[c], m));
+  }
+#pragma GCC unroll 12
+  for (__m512i &total : acc) hide(total);
+  return static_cast<double>(steps) * chains * 16 * group_k;
+}
+
+double peak(rs_type type, size_t steps) {
+  return type == RS_W8 ? w8_peak(steps) : type == RS_W4 ? w4_peak(steps) : f32_peak(steps);
+}
+
+constexpr kernel_row row = {"avx512vnni", available, f32_panel,  f16_panel, w8_panel, w4_panel, quantize,
+                            dequantize,   activate,  layer_norm, max_of,    exp_sum,  peak};
 
 #undef RS_TARGET
 #undef RS_INLINE
@@ -1796,6 +1974,7 @@ RS_TARGET void configure(size_t k) {
   for (int i = 0; i < 8; i++) c.row_bytes[i] = 64, c.rows[i] = tile_rows;
   c.row_bytes[6] = static_cast<uint16_t>(k);
   c.rows[7] = static_cast<uint8_t>(k / panel_k);
+  __asm__ volatile("" : : "r"(&c) : "memory");  // GCC 12's _tile_loadconfig reads 8 bytes as far as the compiler knows, not 64
   _tile_loadconfig(&c);
 }
 
@@ -1892,6 +2071,31 @@ RS_TARGET void w4_panel(const uint8_t *a, size_t kp, int rows, const uint8_t *w,
   _tile_release();
 }
 
+// Six sums of tiles, which is what a configuration has.  w4: two products for one.
+RS_TARGET double tile_peak(rs_type type, size_t steps) {
+  configure(64);
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  _tile_zero(4);
+  _tile_zero(5);
+  _tile_zero(6);
+  _tile_zero(7);
+  for (size_t i = 0; i < steps; i++) {
+    _tile_dpbusd(0, 6, 7);
+    _tile_dpbusd(1, 6, 7);
+    _tile_dpbusd(2, 6, 7);
+    _tile_dpbusd(3, 6, 7);
+    _tile_dpbusd(4, 6, 7);
+    _tile_dpbusd(5, 6, 7);
+  }
+  _tile_release();
+  return static_cast<double>(steps) * (type == RS_W4 ? 3 : 6) * tile_rows * 64 * panel_n;
+}
+
+double peak(rs_type type, size_t steps) { return type == RS_F32 ? avx512vnni::f32_peak(steps) : tile_peak(type, steps); }
+
 constexpr kernel_row row = {"amx",
                             available,
                             avx512vnni::f32_panel,
@@ -1903,7 +2107,8 @@ constexpr kernel_row row = {"amx",
                             avx512vnni::activate,
                             avx512vnni::layer_norm,
                             avx512vnni::max_of,
-                            avx512vnni::exp_sum};
+                            avx512vnni::exp_sum,
+                            peak};
 
 #undef RS_TARGET
 
@@ -1953,6 +2158,11 @@ RS_INLINE void store_u8(uint8_t *q, vf x, int32_t zero) {
   const uint16x4_t words = vqmovun_s32(v);
   const uint8x8_t bytes = vqmovn_u16(vcombine_u16(words, words));
   vst1_lane_u32(reinterpret_cast<uint32_t *>(q), vreinterpret_u32_u8(bytes), 0);
+}
+// To the compiler, x is changed and read here: see avx2.
+template <class V>
+RS_INLINE void hide(V &x) {
+  __asm__ volatile("" : "+w"(x));
 }
 
 #define RS_VECTOR_PART
@@ -2037,8 +2247,50 @@ void w4_panel(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const uin
   w4_rows<4>(a, kp, rows, w, mult, acc);
 }
 
-constexpr kernel_row row = {"neon",   available,  f32_panel, f16_panel,  w8_panel, w4_panel,
-                            quantize, dequantize, activate,  layer_norm, max_of,   exp_sum};
+RS_TARGET double w8_peak(size_t steps) {
+  constexpr int chains = 24;
+  const int8x16_t x = vdupq_n_s8(5), b = vdupq_n_s8(3);
+  int32x4_t acc[chains];
+#pragma GCC unroll 24
+  for (int32x4_t &sum : acc) hide(sum = vdupq_n_s32(0));
+  for (size_t i = 0; i < steps; i++) {
+#pragma GCC unroll 24
+    for (int32x4_t &sum : acc) sum = vdotq_s32(sum, x, b);
+  }
+#pragma GCC unroll 24
+  for (int32x4_t &sum : acc) hide(sum);
+  return static_cast<double>(steps) * chains * 4 * panel_k;
+}
+
+RS_TARGET double w4_peak(size_t steps) {  // a step: a group
+  constexpr int chains = 12;
+  const int8x16_t x = vdupq_n_s8(5), b = vdupq_n_s8(3);
+  const int32x4_t m = vdupq_n_s32(7);
+  int32x4_t acc[chains], sum[chains];
+#pragma GCC unroll 12
+  for (int32x4_t &total : acc) hide(total = vdupq_n_s32(0));
+  for (size_t i = 0; i < steps; i++) {
+#pragma GCC unroll 12
+    for (int32x4_t &part : sum) hide(part = vdupq_n_s32(0));
+#pragma GCC unroll 8
+    for (int k = 0; k < group_k; k += panel_k) {
+#pragma GCC unroll 12
+      for (int32x4_t &part : sum) part = vdotq_s32(part, x, b);
+    }
+#pragma GCC unroll 12
+    for (int c = 0; c < chains; c++) acc[c] = vmlaq_s32(acc[c], sum[c], m);
+  }
+#pragma GCC unroll 12
+  for (int32x4_t &total : acc) hide(total);
+  return static_cast<double>(steps) * chains * 4 * group_k;
+}
+
+double peak(rs_type type, size_t steps) {
+  return type == RS_W8 ? w8_peak(steps) : type == RS_W4 ? w4_peak(steps) : f32_peak(steps);
+}
+
+constexpr kernel_row row = {"neon",     available, f32_panel,  f16_panel, w8_panel, w4_panel, quantize,
+                            dequantize, activate,  layer_norm, max_of,    exp_sum,  peak};
 
 #undef RS_TARGET
 #undef RS_INLINE
@@ -2087,6 +2339,41 @@ const char *rs_isa_available(size_t i) {
 const char *rs_isa(void) {
   const kernel_row *row = choose_kernels();
   return row ? row->name : "none";
+}
+
+// All threads at once, each for itself: the best of bursts so short that even on a busy machine some run undisturbed.  The first
+// ones, which also wake the CPU up, find out how many steps that is.
+rs_status rs_measure_peak(rs_type type, int32_t threads, double *macs_per_second) {
+  return guarded([&] {
+    if (type != RS_F32 && type != RS_F16 && type != RS_W8 && type != RS_W4)
+      return rs_fail(RS_ERR_ARGUMENT, "type is %s (%d), expected a type of linear weights: f32, f16, w8 or w4", rs_type_name(type),
+                     static_cast<int>(type));
+    if (threads < 0 || threads > max_threads)
+      return rs_fail(RS_ERR_ARGUMENT, "threads is %d, expected 1 to %d, or 0 for all", threads, max_threads);
+    const kernel_row *kernels = choose_kernels();
+    if (!kernels) return RS_ERR_UNSUPPORTED;
+    constexpr double burst_seconds = 1e-3, all_seconds = 0.1;
+    const rs_type arithmetic = type == RS_F16 ? RS_F32 : type;
+    const int n = threads ? threads : default_threads();
+    std::vector<double> best(static_cast<size_t>(n));  // by thread
+    run_team(n, [&](const worker &me) {
+      size_t steps = 1024;
+      double most = 0;
+      me.barrier();
+      const double begin = now_seconds();
+      for (double start = begin, end; start < begin + all_seconds; start = end) {
+        const double macs = kernels->peak(arithmetic, steps);
+        end = now_seconds();
+        if (end - start < burst_seconds) steps *= 2;
+        else most = std::max(most, macs / (end - start));
+      }
+      best[static_cast<size_t>(me.thread)] = most;
+    });
+    const int cpus = affinity_cpus();
+    const double at_once = std::min(1.0, static_cast<double>(cgroup_cpus(cpus)) / n);  // of the threads, where they outnumber CPUs
+    *macs_per_second = at_once * std::accumulate(best.begin(), best.end(), 0.0);
+    return RS_OK;
+  });
 }
 
 // ================================================================================ 9  graph: tensors, builders
@@ -2830,6 +3117,7 @@ struct profile_entry {
   const char *op;
   uint64_t calls;
   double seconds, macs;
+  rs_type type;  // of the weight of a linear layer, f32 otherwise
 };
 
 // What a session keeps of a graph that it runs: sizes and places for the last (T, B).  Its vectors are made once a graph.
@@ -3031,7 +3319,8 @@ void profile_op(rs_session *s, graph_plan &p, size_t i, double seconds) {
   if (i == p.profile.size()) {  // the first run of this graph: find the row of that name, or make one
     size_t at = 0;
     while (at < s->profile_rows.size() && s->profile_rows[at].name != r.t->name) at++;
-    if (at == s->profile_rows.size()) s->profile_rows.push_back({r.t->name, op_rows[r.t->op].name, 0, 0, 0});
+    if (at == s->profile_rows.size())
+      s->profile_rows.push_back({r.t->name, op_rows[r.t->op].name, 0, 0, 0, r.t->op == OP_LINEAR ? r.t->src[1]->type : RS_F32});
     p.profile.push_back(at);
   }
   profile_entry &e = s->profile_rows[p.profile[i]];
@@ -3075,7 +3364,7 @@ size_t rs_session_profile_count(const rs_session *s) { return s->profile_rows.si
 rs_status rs_session_profile_at(const rs_session *s, size_t i, rs_profile_row *out) {
   if (i >= s->profile_rows.size()) return rs_fail(RS_ERR_ARGUMENT, "profile row %zu of %zu", i, s->profile_rows.size());
   const profile_entry &e = s->profile_rows[i];
-  *out = {e.name.c_str(), e.op, e.calls, e.seconds, e.macs};
+  *out = {e.name.c_str(), e.op, e.calls, e.seconds, e.macs, e.type};
   return RS_OK;
 }
 
