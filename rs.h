@@ -289,9 +289,9 @@ RS_API rs_status rs_session_profile_at(const rs_session *session, size_t i, rs_p
 /* What `macs / seconds` of a profile row can be at most: the multiply-accumulates a second that `threads` threads (0: as a session
  * has by default) reach together with the kernels of rs_isa() and weights of that type (RS_F32, RS_F16, RS_W8 or RS_W4), when the
  * instructions that the products need are all they do.  Nothing is loaded, quantized or unpacked.  For F16, that is the peak of
- * F32, since the halves are widened and multiplied as floats.  The scalar row, whose instructions the compiler chooses, is measured
- * on small blocks in the first cache.  Takes a tenth of a second and gives the best millisecond of it, so a machine that others
- * load seems a little slower than it is, never faster. */
+ * F32, since the halves are widened and multiplied as floats.  The scalar row, whose instructions the compiler chooses, is
+ * measured on small blocks in the first cache.  Takes a tenth of a second, and adds up the best millisecond of each thread, so that
+ * what else the machine does matters little; of more threads than there are CPUs, only as many count. */
 RS_API rs_status rs_measure_peak(rs_type type, int32_t threads, double *macs_per_second);
 
 /* ------------------------------------------------------------------------------------------------ graph */

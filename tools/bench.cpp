@@ -40,7 +40,7 @@ struct bench_options {
   std::string shapes = "1x16,1x128,8x128,32x128";
   int threads = 0;
   double seconds = 1;
-  uint64_t seed = 1;
+  int64_t seed = 1;
   bool json = false, no_check = false;
   std::string ops;  // how to sum up operators; empty: no table of them
 };
@@ -124,7 +124,7 @@ class bench_case {
         shape_(shape),
         session_(create_session(model.model.get(), options.threads, !options.ops.empty())),
         vectors_(shape.batch * size_t(model.info.dim)) {
-    std::mt19937_64 random(options.seed);
+    std::mt19937_64 random(uint64_t(options.seed));
     for (size_t i = 0; i < shape.batch; ++i) {
       ids_.insert(ids_.end(), model.before.begin(), model.before.end());
       size_t end = (i + 1) * shape.tokens - model.after.size();
@@ -293,7 +293,7 @@ void add_bench(CLI::App *app, command_line *line) {
       ->type_name("BxT,...");
   add_threads_option(sub, &options->threads);
   sub->add_option("--seconds", options->seconds, "time for each case (default: 1)")->type_name("S");
-  sub->add_option("--seed", options->seed, "of the random tokens (default: 1)")->type_name("N");
+  sub->add_option("--seed", options->seed, "of the random tokens (default: 1)")->type_name("N")->check(CLI::NonNegativeNumber);
   sub->add_flag("--json", options->json, "one JSON object a line for each case");
   add_op_times_flag(sub, "--ops", &options->ops, "where the time goes, operator by operator (timing them costs a little)");
   add_no_check_option(sub, &options->no_check);

@@ -20,6 +20,11 @@ static const char *const examples =
 // CLI11's help without the checks of each value, which the descriptions tell better.
 class help_formatter : public CLI::Formatter {
  public:
+  std::string make_option_name(const CLI::Option *option, bool positional) const override {
+    std::string name = CLI::Formatter::make_option_name(option, positional);
+    size_t value = name.find('{');  // of a flag that may have one: CLI11 writes --ops{op}
+    return value == std::string::npos ? name : name.substr(0, value) + "[=HOW]";
+  }
   std::string make_option_opts(const CLI::Option *option) const override {
     std::string type = option->get_type_name();
     type = type.substr(0, type.find(':'));
