@@ -2341,8 +2341,9 @@ const char *rs_isa(void) {
   return row ? row->name : "none";
 }
 
-// All threads at once, each for itself: the best of bursts so short that even on a busy machine some run undisturbed.  The first
-// ones, which also wake the CPU up, find out how many steps that is.
+// All threads at once, each for itself: the best of bursts so short that even on a busy machine some run undisturbed.  Bursts
+// before them, which also wake the CPU up, find out how many steps that is.  They are counted, not timed as a whole: one long
+// interruption must not take the place of all.
 rs_status rs_measure_peak(rs_type type, int32_t threads, double *macs_per_second) {
   return guarded([&] {
     if (type != RS_F32 && type != RS_F16 && type != RS_W8 && type != RS_W4)
@@ -2352,25 +2353,31 @@ rs_status rs_measure_peak(rs_type type, int32_t threads, double *macs_per_second
       return rs_fail(RS_ERR_ARGUMENT, "threads is %d, expected 1 to %d, or 0 for all", threads, max_threads);
     const kernel_row *kernels = choose_kernels();
     if (!kernels) return RS_ERR_UNSUPPORTED;
-    constexpr double burst_seconds = 1e-3, all_seconds = 0.1;
+    constexpr double burst_seconds = 0.5e-3;
     const rs_type arithmetic = type == RS_F16 ? RS_F32 : type;
-    const int n = threads ? threads : default_threads();
+    int n = threads ? threads : default_threads();
+#ifndef _OPENMP
+    n = 1;
+#endif
+    const int cpus = affinity_cpus();
+    const double at_once = std::min(1.0, static_cast<double>(cgroup_cpus(cpus)) / n);  // of the threads, where they outnumber CPUs
+    const int bursts = std::max(3, static_cast<int>(50 * at_once));
     std::vector<double> best(static_cast<size_t>(n));  // by thread
     run_team(n, [&](const worker &me) {
       size_t steps = 1024;
       double most = 0;
       me.barrier();
-      const double begin = now_seconds();
-      for (double start = begin, end; start < begin + all_seconds; start = end) {
-        const double macs = kernels->peak(arithmetic, steps);
-        end = now_seconds();
-        if (end - start < burst_seconds) steps *= 2;
-        else most = std::max(most, macs / (end - start));
+      for (int counted = 0; counted < bursts;) {
+        const double start = now_seconds(), macs = kernels->peak(arithmetic, steps), seconds = now_seconds() - start;
+        if (seconds < burst_seconds) {
+          steps *= 2;
+        } else {
+          most = std::max(most, macs / seconds);
+          counted++;
+        }
       }
       best[static_cast<size_t>(me.thread)] = most;
     });
-    const int cpus = affinity_cpus();
-    const double at_once = std::min(1.0, static_cast<double>(cgroup_cpus(cpus)) / n);  // of the threads, where they outnumber CPUs
     *macs_per_second = at_once * std::accumulate(best.begin(), best.end(), 0.0);
     return RS_OK;
   });

@@ -290,8 +290,8 @@ RS_API rs_status rs_session_profile_at(const rs_session *session, size_t i, rs_p
  * has by default) reach together with the kernels of rs_isa() and weights of that type (RS_F32, RS_F16, RS_W8 or RS_W4), when the
  * instructions that the products need are all they do.  Nothing is loaded, quantized or unpacked.  For F16, that is the peak of
  * F32, since the halves are widened and multiplied as floats.  The scalar row, whose instructions the compiler chooses, is
- * measured on small blocks in the first cache.  Takes a tenth of a second, and adds up the best millisecond of each thread, so that
- * what else the machine does matters little; of more threads than there are CPUs, only as many count. */
+ * measured on small blocks in the first cache.  Takes some tens of milliseconds and adds up the best of many
+ * short bursts of each thread, so that what else runs matters little; of more threads than there are CPUs, only as many count. */
 RS_API rs_status rs_measure_peak(rs_type type, int32_t threads, double *macs_per_second);
 
 /* ------------------------------------------------------------------------------------------------ graph */
