@@ -245,6 +245,21 @@ RS_TARGET float exp_sum(float *x, size_t n, float scale, float shift) {
   return total;
 }
 
+// For rs_measure_peak: chains of fused multiply-adds, as many as there are registers for.
+RS_TARGET double f32_peak(size_t steps) {
+  constexpr int chains = lanes == 8 ? 12 : 24;
+  vf acc[chains], x = set1(0.5f), b = set1(0.25f);
+#pragma GCC unroll 24
+  for (vf &sum : acc) hide(sum = set1(0));
+  for (size_t i = 0; i < steps; i++) {
+#pragma GCC unroll 24
+    for (vf &sum : acc) sum = fma(x, b, sum);
+  }
+#pragma GCC unroll 24
+  for (vf &sum : acc) hide(sum);
+  return static_cast<double>(steps) * chains * lanes;
+}
+
 #elif defined(RS_INTEGER_PART)
 // ================================================================================ the part of section 7 that the vector units of
 // x86 share: integer products
@@ -335,6 +350,52 @@ void w4_panels(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const ui
     }
 }
 
+// For rs_measure_peak: what a tile needs in any case, on registers.
+RS_TARGET double w8_peak(size_t steps) {
+  const uint8_t inputs[4] = {5, 5, 5, 5}, weights[4] = {3, 3, 3, 3};
+  vi acc[peak_chains], x = broadcast4(inputs);
+  const vi b = broadcast4(weights);
+#pragma GCC unroll 24
+  for (vi &sum : acc) hide(sum = zero_int());
+  for (size_t i = 0; i < steps; i++) {
+#pragma GCC unroll 24
+    for (vi &sum : acc) {
+      hide(x);  // or the product is made once
+      sum = dot(sum, x, b);
+    }
+  }
+#pragma GCC unroll 24
+  for (vi &sum : acc) hide(sum);
+  return static_cast<double>(steps) * peak_chains * sizeof(vi);
+}
+
+RS_TARGET double w4_peak(size_t steps) {  // a step: a group
+  constexpr int chains = peak_chains / 2;
+  const uint8_t inputs[4] = {5, 5, 5, 5}, weights[4] = {3, 3, 3, 3}, scales[panel_n] = {7, 7, 7, 7, 7, 7, 7, 7};
+  vi acc[chains], sum[chains], x = broadcast4(inputs);
+  const vi b = broadcast4(weights), m = group_scale(scales);
+#pragma GCC unroll 12
+  for (vi &total : acc) hide(total = zero_int());
+  for (size_t i = 0; i < steps; i++) {
+#pragma GCC unroll 12
+    for (vi &part : sum) part = zero_int();
+#pragma GCC unroll 8
+    for (int k = 0; k < group_k; k += panel_k) {
+#pragma GCC unroll 12
+      for (vi &part : sum) {
+        hide(x);
+        part = group_dot(part, x, b);
+        hide(part);  // or the compiler makes a tree of the chain, and runs out of registers
+      }
+    }
+#pragma GCC unroll 12
+    for (int c = 0; c < chains; c++) acc[c] = group_add(acc[c], sum[c], m);
+  }
+#pragma GCC unroll 12
+  for (vi &total : acc) hide(total);
+  return static_cast<double>(steps) * chains * (sizeof(vi) / panel_k) * group_k;
+}
+
 #else  // the file as a whole
 #include "rs.h"
 
@@ -355,6 +416,7 @@ void w4_panels(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const ui
 #include <ctime>
 #include <memory>
 #include <new>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -1432,6 +1494,10 @@ struct kernel_row {
   void (*layer_norm)(const float *x, const float *residual, const float *gamma, const float *beta, float eps, size_t n, float *y);
   float (*max)(const float *x, size_t n);
   float (*exp_sum)(float *x, size_t n, float scale, float shift);  // x = exp(scale x - shift) in place; returns the sum
+
+  // `steps` times the instructions that products with weights of that type (F32, W8, W4) cannot do without, on registers, in chains
+  // enough to hide their latency.  Returns the multiply-accumulates that this is worth.
+  double (*peak)(rs_type type, size_t steps);
 };
 
 void f32_panels_scalar(const float *a, size_t lda, int rows, const float *b, size_t stride, int panels, size_t k, float *c,
@@ -1571,6 +1637,24 @@ float exp_sum_scalar(float *x, size_t n, float scale, float shift) {
   return sum;
 }
 
+// The compiler chooses the instructions of this row, so its kernels themselves are measured, on data in L1.
+double peak_scalar(rs_type type, size_t steps) {
+  constexpr int rows = 4, k = 2 * group_k;
+  struct {
+    float a[rows * k], b[k * panel_n], c[rows * panel_n];
+    uint8_t q[rows * k], w4[k * panel_n / 2], mult[k / group_k * panel_n];
+    int8_t w8[k * panel_n];
+    int32_t acc[rows * panel_n];
+  } data = {};
+  for (size_t i = 0; i < steps; i++) {
+    __asm__ volatile("" : : "r"(&data) : "memory");  // to the compiler, every step has new operands and a reader of its results
+    if (type == RS_W8) w8_panels_scalar(data.q, k, rows, data.w8, 1, data.acc);
+    else if (type == RS_W4) w4_panels_scalar(data.q, k, rows, data.w4, data.mult, 1, data.acc);
+    else f32_panels_scalar(data.a, k, rows, data.b, 0, 1, k, data.c, panel_n, false);
+  }
+  return static_cast<double>(steps) * rows * k * panel_n;
+}
+
 bool always() { return true; }
 
 // Call f<act>(...) of the activation that `act` is.
@@ -1593,8 +1677,9 @@ bool always() { return true; }
   }
 
 constexpr kernel_row scalar_row = {
-    "scalar",        always,        f32_panels_scalar, f16_panels_scalar, w8_panels_scalar, w4_panels_scalar,
-    quantize_scalar, finish_scalar, finish_f32_scalar, layer_norm_scalar, max_scalar,       exp_sum_scalar,
+    "scalar",         always,          f32_panels_scalar, f16_panels_scalar, w8_panels_scalar,
+    w4_panels_scalar, quantize_scalar, finish_scalar,     finish_f32_scalar, layer_norm_scalar,
+    max_scalar,       exp_sum_scalar,  peak_scalar,
 };
 
 }  // namespace
@@ -1667,6 +1752,12 @@ RS_INLINE void store_u8(uint8_t *q, vf x, int32_t zero) {
   const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
   _mm_storel_epi64(reinterpret_cast<__m128i *>(q), _mm_packus_epi16(words, words));
 }
+// To the compiler, x is changed and read here: what rs_measure_peak times must be computed, and neither once for all steps nor once
+// for all chains.
+template <class V>
+RS_INLINE void hide(V &x) {
+  __asm__ volatile("" : "+x"(x));
+}
 
 #define RS_VECTOR_PART
 #include "rs.cpp"  // NOLINT(bugprone-suspicious-include)
@@ -1675,7 +1766,8 @@ RS_INLINE void store_u8(uint8_t *q, vf x, int32_t zero) {
 using vi = __m256i;
 constexpr int panel_width = 2;
 constexpr int w8_tile_rows = 4, w8_tile_panels = 1;  // 8 sums
-constexpr int w4_tile_rows = 4;                      // 8 sums of 16 bits; those of 32 bits go through the cache
+constexpr int peak_chains = 10;
+constexpr int w4_tile_rows = 4;  // 8 sums of 16 bits; those of 32 bits go through the cache
 
 RS_INLINE vi zero_int() { return _mm256_setzero_si256(); }
 RS_INLINE vi load_int(const void *p) { return _mm256_loadu_si256(static_cast<const vi *>(p)); }
@@ -1705,8 +1797,12 @@ RS_INLINE vi group_add(vi acc, vi sum, vi m) { return _mm256_add_epi32(acc, _mm2
 #include "rs.cpp"  // NOLINT(bugprone-suspicious-include)
 #undef RS_INTEGER_PART
 
-constexpr kernel_row row = {"avx2",   available, f32_panels, f16_panels, w8_panels, w4_panels,
-                            quantize, finish,    finish_f32, layer_norm, max_of,    exp_sum};
+double peak(rs_type type, size_t steps) {
+  return type == RS_W8 ? w8_peak(steps) : type == RS_W4 ? w4_peak(steps) : f32_peak(steps);
+}
+
+constexpr kernel_row row = {"avx2", available,  f32_panels, f16_panels, w8_panels, w4_panels, quantize,
+                            finish, finish_f32, layer_norm, max_of,     exp_sum,   peak};
 
 #undef RS_TARGET
 #undef RS_INLINE
@@ -1721,9 +1817,9 @@ bool available() { return avx2::available() && cpu().avxvnni; }
 
 #define RS_TARGET __attribute__((target("avx2,fma,f16c,avxvnni")))
 #define RS_INLINE RS_TARGET inline __attribute__((always_inline))
-using avx2::broadcast4, avx2::load_int, avx2::panel_width, avx2::store_int, avx2::unpack_step, avx2::vi, avx2::zero_int;
+using avx2::broadcast4, avx2::hide, avx2::load_int, avx2::panel_width, avx2::store_int, avx2::unpack_step, avx2::vi, avx2::zero_int;
 constexpr int w8_tile_rows = 6, w8_tile_panels = 1;  // 12 sums
-constexpr int w4_tile_rows = 6;
+constexpr int w4_tile_rows = 6, peak_chains = 12;
 
 RS_INLINE vi dot(vi acc, vi x, vi b) { return _mm256_dpbusd_avx_epi32(acc, x, b); }
 RS_INLINE vi group_dot(vi sum, vi x, vi b) { return _mm256_dpbusd_avx_epi32(sum, x, b); }
@@ -1736,8 +1832,13 @@ RS_INLINE vi group_add(vi acc, vi sum, vi m) { return _mm256_add_epi32(acc, _mm2
 #include "rs.cpp"  // NOLINT(bugprone-suspicious-include)
 #undef RS_INTEGER_PART
 
-constexpr kernel_row row = {"avxvnni",      available,    avx2::f32_panels, avx2::f16_panels, w8_panels,    w4_panels,
-                            avx2::quantize, avx2::finish, avx2::finish_f32, avx2::layer_norm, avx2::max_of, avx2::exp_sum};
+double peak(rs_type type, size_t steps) {
+  return type == RS_W8 ? w8_peak(steps) : type == RS_W4 ? w4_peak(steps) : avx2::f32_peak(steps);
+}
+
+constexpr kernel_row row = {
+    "avxvnni",    available,        avx2::f32_panels, avx2::f16_panels, w8_panels,     w4_panels, avx2::quantize,
+    avx2::finish, avx2::finish_f32, avx2::layer_norm, avx2::max_of,     avx2::exp_sum, peak};
 
 #undef RS_TARGET
 #undef RS_INLINE
@@ -1783,6 +1884,10 @@ RS_INLINE void store_u8(uint8_t *q, vf x, int32_t zero) {
   const __m512i cut = _mm512_min_epi32(_mm512_max_epi32(v, _mm512_setzero_si512()), _mm512_set1_epi32(255));
   _mm_storeu_si128(reinterpret_cast<__m128i *>(q), _mm512_cvtepi32_epi8(cut));
 }
+template <class V>
+RS_INLINE void hide(V &x) {
+  __asm__ volatile("" : "+v"(x));
+}
 
 #define RS_VECTOR_PART
 #include "rs.cpp"  // NOLINT(bugprone-suspicious-include)
@@ -1791,7 +1896,8 @@ RS_INLINE void store_u8(uint8_t *q, vf x, int32_t zero) {
 using vi = __m512i;
 constexpr int panel_width = 1;
 constexpr int w8_tile_rows = 8, w8_tile_panels = 3;  // 24 sums, three of weights, one of inputs: of 32 registers
-constexpr int w4_tile_rows = 12;                     // 12 sums, 12 of groups
+constexpr int peak_chains = 24;
+constexpr int w4_tile_rows = 12;  // 12 sums, 12 of groups
 
 RS_INLINE vi zero_int() { return _mm512_setzero_si512(); }
 RS_INLINE vi load_int(const void *p) { return _mm512_loadu_si512(p); }
@@ -1820,8 +1926,12 @@ RS_INLINE vi group_add(vi acc, vi sum, vi m) { return _mm512_add_epi32(acc, _mm5
 #include "rs.cpp"  // NOLINT(bugprone-suspicious-include)
 #undef RS_INTEGER_PART
 
-constexpr kernel_row row = {"avx512vnni", available, f32_panels, f16_panels, w8_panels, w4_panels,
-                            quantize,     finish,    finish_f32, layer_norm, max_of,    exp_sum};
+double peak(rs_type type, size_t steps) {
+  return type == RS_W8 ? w8_peak(steps) : type == RS_W4 ? w4_peak(steps) : f32_peak(steps);
+}
+
+constexpr kernel_row row = {"avx512vnni", available,  f32_panels, f16_panels, w8_panels, w4_panels, quantize,
+                            finish,       finish_f32, layer_norm, max_of,     exp_sum,   peak};
 
 #undef RS_TARGET
 #undef RS_INLINE
@@ -1982,6 +2092,31 @@ RS_TARGET void w4_panels(const uint8_t *a, size_t kp, int rows, const uint8_t *w
   _tile_release();
 }
 
+// Six sums of tiles, which is what a configuration has.  w4: two products for one.
+RS_TARGET double tile_peak(rs_type type, size_t steps) {
+  configure(64);
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  _tile_zero(4);
+  _tile_zero(5);
+  _tile_zero(6);
+  _tile_zero(7);
+  for (size_t i = 0; i < steps; i++) {
+    _tile_dpbusd(0, 6, 7);
+    _tile_dpbusd(1, 6, 7);
+    _tile_dpbusd(2, 6, 7);
+    _tile_dpbusd(3, 6, 7);
+    _tile_dpbusd(4, 6, 7);
+    _tile_dpbusd(5, 6, 7);
+  }
+  _tile_release();
+  return static_cast<double>(steps) * (type == RS_W4 ? 3 : 6) * tile_rows * 64 * panel_n;
+}
+
+double peak(rs_type type, size_t steps) { return type == RS_F32 ? avx512vnni::f32_peak(steps) : tile_peak(type, steps); }
+
 constexpr kernel_row row = {"amx",
                             available,
                             avx512vnni::f32_panels,
@@ -1993,7 +2128,8 @@ constexpr kernel_row row = {"amx",
                             avx512vnni::finish_f32,
                             avx512vnni::layer_norm,
                             avx512vnni::max_of,
-                            avx512vnni::exp_sum};
+                            avx512vnni::exp_sum,
+                            peak};
 
 #undef RS_TARGET
 
@@ -2047,6 +2183,11 @@ RS_INLINE void store_u8(uint8_t *q, vf x, int32_t zero) {
   const uint16x4_t words = vqmovun_s32(v);
   const uint8x8_t bytes = vqmovn_u16(vcombine_u16(words, words));
   vst1_lane_u32(reinterpret_cast<uint32_t *>(q), vreinterpret_u32_u8(bytes), 0);
+}
+// To the compiler, x is changed and read here: see avx2.
+template <class V>
+RS_INLINE void hide(V &x) {
+  __asm__ volatile("" : "+w"(x));
 }
 
 #define RS_VECTOR_PART
@@ -2134,8 +2275,50 @@ void w4_panels(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const ui
     w4_rows<4>(a, kp, rows, w, mult, acc);
 }
 
-constexpr kernel_row row = {"neon",   available, f32_panels, f16_panels, w8_panels, w4_panels,
-                            quantize, finish,    finish_f32, layer_norm, max_of,    exp_sum};
+RS_TARGET double w8_peak(size_t steps) {
+  constexpr int chains = 24;
+  const int8x16_t x = vdupq_n_s8(5), b = vdupq_n_s8(3);
+  int32x4_t acc[chains];
+#pragma GCC unroll 24
+  for (int32x4_t &sum : acc) hide(sum = vdupq_n_s32(0));
+  for (size_t i = 0; i < steps; i++) {
+#pragma GCC unroll 24
+    for (int32x4_t &sum : acc) sum = vdotq_s32(sum, x, b);
+  }
+#pragma GCC unroll 24
+  for (int32x4_t &sum : acc) hide(sum);
+  return static_cast<double>(steps) * chains * 4 * panel_k;
+}
+
+RS_TARGET double w4_peak(size_t steps) {  // a step: a group
+  constexpr int chains = 12;
+  const int8x16_t x = vdupq_n_s8(5), b = vdupq_n_s8(3);
+  const int32x4_t m = vdupq_n_s32(7);
+  int32x4_t acc[chains], sum[chains];
+#pragma GCC unroll 12
+  for (int32x4_t &total : acc) hide(total = vdupq_n_s32(0));
+  for (size_t i = 0; i < steps; i++) {
+#pragma GCC unroll 12
+    for (int32x4_t &part : sum) hide(part = vdupq_n_s32(0));
+#pragma GCC unroll 8
+    for (int k = 0; k < group_k; k += panel_k) {
+#pragma GCC unroll 12
+      for (int32x4_t &part : sum) part = vdotq_s32(part, x, b);
+    }
+#pragma GCC unroll 12
+    for (int c = 0; c < chains; c++) acc[c] = vmlaq_s32(acc[c], sum[c], m);
+  }
+#pragma GCC unroll 12
+  for (int32x4_t &total : acc) hide(total);
+  return static_cast<double>(steps) * chains * 4 * group_k;
+}
+
+double peak(rs_type type, size_t steps) {
+  return type == RS_W8 ? w8_peak(steps) : type == RS_W4 ? w4_peak(steps) : f32_peak(steps);
+}
+
+constexpr kernel_row row = {"neon", available,  f32_panels, f16_panels, w8_panels, w4_panels, quantize,
+                            finish, finish_f32, layer_norm, max_of,     exp_sum,   peak};
 
 #undef RS_TARGET
 #undef RS_INLINE
@@ -2184,6 +2367,48 @@ const char *rs_isa_available(size_t i) {
 const char *rs_isa(void) {
   const kernel_row *row = choose_kernels();
   return row ? row->name : "none";
+}
+
+// All threads at once, each for itself: the best of bursts so short that even on a busy machine some run undisturbed.  Bursts
+// before them, which also wake the CPU up, find out how many steps that is.  They are counted, not timed as a whole: one long
+// interruption must not take the place of all.
+rs_status rs_measure_peak(rs_type type, int32_t threads, double *macs_per_second) {
+  return guarded([&] {
+    if (type != RS_F32 && type != RS_F16 && type != RS_W8 && type != RS_W4)
+      return rs_fail(RS_ERR_ARGUMENT, "type is %s (%d), expected a type of linear weights: f32, f16, w8 or w4", rs_type_name(type),
+                     static_cast<int>(type));
+    if (threads < 0 || threads > max_threads)
+      return rs_fail(RS_ERR_ARGUMENT, "threads is %d, expected 1 to %d, or 0 for all", threads, max_threads);
+    const kernel_row *kernels = choose_kernels();
+    if (!kernels) return RS_ERR_UNSUPPORTED;
+    constexpr double burst_seconds = 0.5e-3;
+    const rs_type arithmetic = type == RS_F16 ? RS_F32 : type;
+    int n = threads ? threads : default_threads();
+#ifndef _OPENMP
+    n = 1;
+#endif
+    const int cpus = affinity_cpus();
+    const double at_once = std::min(1.0, static_cast<double>(cgroup_cpus(cpus)) / n);  // of the threads, where they outnumber CPUs
+    const int bursts = std::max(3, static_cast<int>(50 * at_once));
+    std::vector<double> best(static_cast<size_t>(n));  // by thread
+    run_team(n, [&](const worker &me) {
+      size_t steps = 1024;
+      double most = 0;
+      me.barrier();
+      for (int counted = 0; counted < bursts;) {
+        const double start = now_seconds(), macs = kernels->peak(arithmetic, steps), seconds = now_seconds() - start;
+        if (seconds < burst_seconds) {
+          steps *= 2;
+        } else {
+          most = std::max(most, macs / seconds);
+          counted++;
+        }
+      }
+      best[static_cast<size_t>(me.thread)] = most;
+    });
+    *macs_per_second = at_once * std::accumulate(best.begin(), best.end(), 0.0);
+    return RS_OK;
+  });
 }
 
 // ================================================================================ 9  graph: tensors, builders
@@ -2990,6 +3215,7 @@ struct profile_entry {
   const char *op;
   uint64_t calls;
   double seconds, macs;
+  rs_type type;  // of the weight of a linear layer, f32 otherwise
 };
 
 // What a session keeps of a graph that it runs: sizes and places for the last (T, B).  Its vectors are made once a graph.
@@ -3216,7 +3442,8 @@ profile_entry &profile_of(rs_session *s, graph_plan &p, size_t i) {
   if (i == p.profile.size()) {  // the first run of this graph: find the row of that name, or make one
     size_t at = 0;
     while (at < s->profile_rows.size() && s->profile_rows[at].name != r.t->name) at++;
-    if (at == s->profile_rows.size()) s->profile_rows.push_back({r.t->name, op_rows[r.t->op].name, 0, 0, 0});
+    if (at == s->profile_rows.size())
+      s->profile_rows.push_back({r.t->name, op_rows[r.t->op].name, 0, 0, 0, r.t->op == OP_LINEAR ? r.t->src[1]->type : RS_F32});
     p.profile.push_back(at);
   }
   return s->profile_rows[p.profile[i]];
@@ -3314,7 +3541,7 @@ size_t rs_session_profile_count(const rs_session *s) { return s->profile_rows.si
 rs_status rs_session_profile_at(const rs_session *s, size_t i, rs_profile_row *out) {
   if (i >= s->profile_rows.size()) return rs_fail(RS_ERR_ARGUMENT, "profile row %zu of %zu", i, s->profile_rows.size());
   const profile_entry &e = s->profile_rows[i];
-  *out = {e.name.c_str(), e.op, e.calls, e.seconds, e.macs};
+  *out = {e.name.c_str(), e.op, e.calls, e.seconds, e.macs, e.type};
   return RS_OK;
 }
 

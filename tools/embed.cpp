@@ -1,12 +1,11 @@
 // rs embed: texts to vectors, in the order of the input and in constant memory, however long it is.
 #include "encode.h"
+#include "op_times.h"
 #include "options.h"
 #include "output.h"
 #include "progress.h"
-#include "table.h"
 
 #include <filesystem>
-#include <map>
 
 namespace {
 
@@ -29,12 +28,13 @@ const char *const examples =
 struct embed_options {
   std::string model;
   int threads = 0;
-  bool no_check = false, profile = false;
+  bool no_check = false;
   text_options texts;
   error_options errors;
   encode_options encode;
   std::string output, format = "jsonl";
   int batch = 64;
+  std::string profile;  // how to sum it up; empty: no profile
 };
 
 class embedder {
@@ -45,7 +45,7 @@ class embedder {
         model_(load_model(options.model, !options.no_check)),
         info_(model_info(model_.get())),
         encoding_(options.encode, model_.get()),
-        session_(create_session(model_.get(), options.threads, options.profile)),
+        session_(create_session(model_.get(), options.threads, !options.profile.empty())),
         out_(checked_output(options)),
         writer_(make_vector_writer(options.format, encoding_.dim, &out_)),
         progress_(progress::wanted_beside(out_.fd())) {}
@@ -144,43 +144,13 @@ class embedder {
     if (!cut.empty()) say(cut);
     if (failed_ > 0)
       say(join(failed_, " of ", texts_seen_, texts_seen_ == 1 ? " text" : " texts", " failed", stopped_ ? "; stopped there" : ""));
-    if (options_.profile) print_profile();
-  }
-
-  // "blk.3.attn.qkv" of all layers becomes one line.
-  static std::string layer_name(const std::string &name) {
-    std::string result;
-    for (size_t i = 0; i < name.size(); ++i) {
-      bool digit = name[i] >= '0' && name[i] <= '9';
-      if (!digit) result += name[i];
-      else if (result.empty() || result.back() != '*') result += '*';
-    }
-    return result;
+    if (!options_.profile.empty()) print_profile();
   }
 
   void print_profile() {
-    struct total {
-      uint64_t calls = 0;
-      double seconds = 0, macs = 0;
-    };
-    std::map<std::pair<std::string, std::string>, total> totals;
-    double all = 0;
-    for (size_t i = 0; i < rs_session_profile_count(session_.get()); ++i) {
-      rs_profile_row row;
-      check(rs_session_profile_at(session_.get(), i, &row));
-      total &t = totals[{row.op, layer_name(row.name)}];
-      t.calls += row.calls;
-      t.seconds += row.seconds;
-      t.macs += row.macs;
-      all += row.seconds;
-    }
-    text_table table({"operator", "result", "calls", "ms", "share", "GMAC/s"});
-    for (const auto &[key, t] : totals) {
-      std::string rate = t.macs > 0 && t.seconds > 0 ? format("%.1f", t.macs / t.seconds / 1e9) : "";
-      table.add({key.first, key.second, std::to_string(t.calls), format("%.1f", 1e3 * t.seconds),
-                 format("%.1f %%", all > 0 ? 100 * t.seconds / all : 0), rate});
-    }
-    fputs(table.str().c_str(), stderr);
+    peak_rates peaks(rs_session_threads(session_.get()));
+    std::string table = op_table(op_times(session_.get()), options_.profile, 1, &peaks);
+    fputs((table + peaks.str()).c_str(), stderr);
   }
 
   const embed_options &options_;
@@ -224,5 +194,5 @@ void add_embed(CLI::App *app, command_line *line) {
   add_encode_options(sub, &options->encode);
   add_error_options(sub, &options->errors);
   add_no_check_option(sub, &options->no_check);
-  sub->add_flag("--profile", options->profile, "print the time of each operator at the end, to standard error");
+  add_op_times_flag(sub, "--profile", &options->profile, "print the time of each operator at the end, to standard error");
 }

@@ -20,6 +20,11 @@ static const char *const examples =
 // CLI11's help without the checks of each value, which the descriptions tell better.
 class help_formatter : public CLI::Formatter {
  public:
+  std::string make_option_name(const CLI::Option *option, bool positional) const override {
+    std::string name = CLI::Formatter::make_option_name(option, positional);
+    size_t value = name.find('{');  // of a flag that may have one: CLI11 writes --ops{op}
+    return value == std::string::npos ? name : name.substr(0, value) + "[=HOW]";
+  }
   std::string make_option_opts(const CLI::Option *option) const override {
     std::string type = option->get_type_name();
     type = type.substr(0, type.find(':'));
@@ -63,7 +68,7 @@ static int usage_error(const CLI::App &app, const std::string &message) {
 
 static int run_program(CLI::App &app, int argc, char **argv) {
   command_line line;
-  for (auto add : {add_convert, add_embed, add_tokenize, add_similarity, add_info, add_verify}) add(&app, &line);
+  for (auto add : {add_convert, add_embed, add_tokenize, add_similarity, add_info, add_verify, add_bench}) add(&app, &line);
   try {
     app.parse(split_arguments(app, argc, argv, &line));
     return line.run();

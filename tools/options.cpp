@@ -1,5 +1,7 @@
 #include "options.h"
 
+#include "op_times.h"
+
 #include <unistd.h>
 #include <cctype>
 
@@ -18,6 +20,13 @@ void add_threads_option(CLI::App *sub, int *threads) {
 
 void add_no_check_option(CLI::App *sub, bool *no_check) {
   sub->add_flag("--no-check", *no_check, "skip the checksums of the weight file: starts faster");
+}
+
+void add_op_times_flag(CLI::App *sub, const std::string &name, std::string *grouping, const std::string &what) {
+  sub->add_flag(name + "{op}", *grouping,
+                what + "\n" + name + "=op (default): summed by operator\n" + name +
+                    "=layer: by what it makes, all layers together\n" + name + "=each: one by one")
+      ->check(CLI::IsMember(op_groupings));
 }
 
 // ---------------------------------------------------------------------------------------------- texts

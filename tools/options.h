@@ -12,6 +12,7 @@ struct command_line {
 };
 
 // Each adds its subcommand.
+void add_bench(CLI::App *app, command_line *line);
 void add_convert(CLI::App *app, command_line *line);
 void add_embed(CLI::App *app, command_line *line);
 void add_info(CLI::App *app, command_line *line);
@@ -32,6 +33,8 @@ CLI::App *add_command(CLI::App *app, const std::string &name, const std::string 
 void add_model_option(CLI::App *sub, std::string *file, bool positional);  // positional: `rs info FILE` as well as -m FILE
 void add_threads_option(CLI::App *sub, int *threads);
 void add_no_check_option(CLI::App *sub, bool *no_check);
+// name or name=GROUPING, one of op_groupings; `grouping` stays empty without it.
+void add_op_times_flag(CLI::App *sub, const std::string &name, std::string *grouping, const std::string &what);
 
 // Where texts come from.  Texts that are arguments are what CLI11 makes nothing of: its own lists of arguments would take "[MASK]"
 // apart, and look for options after "--".
