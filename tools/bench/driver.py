@@ -2,6 +2,7 @@
 
 import array
 import base64
+import hashlib
 import json
 import os
 import random
@@ -206,6 +207,19 @@ def model_facts(folder):
     limit = config["max_position_embeddings"]
     return {"pooling": known[modes[0]], "pad_id": config.get("pad_token_id", 0), "vocab": config["vocab_size"], "positions": limit,
             "max_tokens": min(read("sentence_bert_config.json", {}).get("max_seq_length") or limit, limit)}
+
+
+def model_digest(folder):
+    digest = hashlib.sha256()
+    with open(os.path.join(folder, "model.safetensors"), "rb") as f:
+        for block in iter(lambda: f.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def weights_folder(build, model, digest):
+    """Where all weights made from a model are kept."""
+    return os.path.abspath(os.path.join(build, "bench", "%s-%s" % (os.path.basename(os.path.abspath(model)), digest[:8])))
 
 
 def rs_weights(build, model, folder, kinds):
