@@ -123,7 +123,7 @@ def vectors(worker, name, count):
     return [values[i * dim:(i + 1) * dim] for i in range(count)]
 
 
-def take_turns(workers, name, rounds, seconds, warm=2, least=2, every_warm=True):
+def take_turns(workers, name, rounds, seconds, warm=2, least=2, every_warm=True, cpu_time=False):
     """Ask the workers in turn, round after round, for calls of a case; each round begins with another one.
     {engine: [times of calls, or None, a round]} and {engine: reason} of those that failed; one that fails once is not asked again."""
     out = {w.name: [] for w in workers}
@@ -134,7 +134,8 @@ def take_turns(workers, name, rounds, seconds, warm=2, least=2, every_warm=True)
             times = None
             if w.name not in failed:
                 try:
-                    times = w.ask("run", name=name, warm=warm if every_warm or r == 0 else 0, seconds=seconds, least=least)["times"]
+                    times = w.ask("run", name=name, warm=warm if every_warm or r == 0 else 0, seconds=seconds, least=least,
+                                  **{"cpu time": cpu_time})["times"]
                 except EngineError as e:
                     failed[w.name] = str(e)
             out[w.name].append(times)
