@@ -237,7 +237,9 @@ class LlamaCpp(Peer):
         self.silent = c.llama_log_callback(lambda *_: None)
         c.llama_log_set(self.silent, None)
         c.llama_backend_init()
-        self.model = c.llama_model_load_from_file(os.fsencode(self.config["weights"]), c.llama_model_default_params())
+        params = c.llama_model_default_params()
+        params.use_extra_bufts = self.config.get("repack", True)
+        self.model = c.llama_model_load_from_file(os.fsencode(self.config["weights"]), params)
         if not self.model:
             raise RuntimeError("llama.cpp cannot load %s" % self.config["weights"])
         p = c.llama_context_default_params()
