@@ -301,14 +301,14 @@ def svg(results):
         raise ValueError("nothing measured, nothing to plot")
     names = [n for n in results["engines"] if any(n in measured(results, c) for c in cases)]
     columns = min(2, len(cases))
-    label_w, plot_w, bar, gap, top, head = 210, 240, 13, 4, 74, 30
+    label_w, plot_w, bar, gap, top, head = 240, 240, 13, 4, 74, 30
     panel_w, panel_h = label_w + plot_w + 60, head + len(names) * (bar + gap) + 46
-    width, height = columns * panel_w + 20, top + -(-len(cases) // columns) * panel_h
+    width, height = max(columns * panel_w + 20, 800), top + -(-len(cases) // columns) * panel_h
     out = ['<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" viewBox="0 0 %d %d" font-family="sans-serif" font-size="11" '
            'fill="%s" role="img">' % (width, height, width, height, INK)]
     title = "Tokens a second, %s, %d threads, %s" % (results["model"], results["settings"]["threads"], results["machine"]["cpu"])
     out.append("<title>%s</title>" % escape(title))
-    out.append('<text x="10" y="22" font-size="16" font-weight="bold">%s</text>' % escape(title))
+    out.append('<text x="10" y="22" font-size="14" font-weight="bold">%s</text>' % escape(title))
     x = 10
     for key, (colour, text) in COLOURS.items():
         if not any(colour_key(results["engines"][n]) == key for n in names):

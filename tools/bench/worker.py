@@ -15,8 +15,6 @@ usage: worker.py CONFIG      CONFIG: a JSON object with engine, build, weights, 
 import base64
 import ctypes
 import gc
-import hashlib
-import importlib.metadata
 import json
 import os
 import signal
@@ -371,11 +369,13 @@ class Worker:
         self.cases = {}
         self.engine = CLASSES[name.split("-")[0]](config)
         self.versions = {}
-        for package in (engines.find(name).packages if name != "reference" else ()):
-            try:
-                self.versions[package] = importlib.metadata.version(package)
-            except importlib.metadata.PackageNotFoundError:
-                self.versions[package] = None  # a tool of prepare.py that this engine does not need to run
+        if name != "reference" and engines.find(name).packages:
+            import importlib.metadata  # megabytes that would count as memory of rs
+            for package in engines.find(name).packages:
+                try:
+                    self.versions[package] = importlib.metadata.version(package)
+                except importlib.metadata.PackageNotFoundError:
+                    self.versions[package] = None  # a tool of prepare.py that this engine does not need to run
         self.import_seconds = time.perf_counter() - begin
 
     def do_load(self, _):
@@ -415,6 +415,7 @@ class Worker:
         return {"floats": base64.b64encode(rslib.floats(self.cases[q["name"]]())).decode("ascii")}
 
     def do_tokenize(self, q):
+        import hashlib  # with the whole of OpenSSL
         call, each = self.engine.tokenizer(q["texts"])
         h = hashlib.sha256()
         tokens = 0
