@@ -16,7 +16,7 @@ SOURCES = $(wildcard *.h *.cpp models/*.h models/*.cpp tools/*.h tools/*.cpp tes
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := all
-.PHONY: all deps demo test test-asan lint format install uninstall clean distclean help
+.PHONY: all deps demo test test-asan bench-peers bench-check lint format install uninstall clean distclean help
 
 # Targets that need more than a compiler install it first; all does not, so it says what is missing.
 all: ## build build/rs, build/librs.a and build/librs.so
@@ -56,6 +56,16 @@ test-asan: ## the same with AddressSanitizer and UndefinedBehaviorSanitizer, in 
 	+@cmake --build build-asan $(jobs)
 	@$(CTEST) build-asan
 
+bench-peers: ## measure rs and its peers in turns, into docs/benchmarks.md (installs the peers, some GB; ARGS=--quick: a trial)
+	@OPENMP=$(OPENMP) tools/install-deps build demo bench
+	+@$(MAKE) all
+	@tools/bench-peers --rs $(BUILD) $(ARGS)
+
+bench-check: ## fail where rs is more than 10 % slower than tests/bench-baseline.json says (ARGS=--update stores anew)
+	@OPENMP=$(OPENMP) tools/install-deps build demo bench
+	+@$(MAKE) all
+	@tools/bench-check --rs $(BUILD) $(ARGS)
+
 lint: ## check the layout of every source (clang-format) and look for mistakes (clang-tidy, shellcheck)
 	@OPENMP=$(OPENMP) tools/install-deps build test lint
 	clang-format-14 --dry-run -Werror $(SOURCES)
@@ -82,5 +92,5 @@ distclean: clean ## remove the fetched models too
 	rm -rf $(BUILD)
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 	@echo "  settings: BUILD=build PREFIX=/usr/local DESTDIR= OPENMP=1 WERROR=0 JOBS=$(JOBS)"

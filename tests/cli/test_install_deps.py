@@ -102,6 +102,15 @@ done""")
         _, calls = self.run_tool("demo")
         self.assertEqual(self.installed(calls), {"python3-pip"})
 
+    def test_bench(self):
+        result, calls = self.run_tool("bench")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertEqual(self.installed(calls), {"valgrind"})
+        self.program("valgrind", "exit 0")
+        self.program("python3", '[ "$2" != "import ensurepip" ]')
+        _, calls = self.run_tool("bench")
+        self.assertEqual(self.installed(calls), {"python3-venv"})
+
     def test_clang_wants_its_openmp(self):
         self.program("clang++", '[ "$1" = --version ] && { echo clang version 14; exit 0; }; exec c++ "$@"')
         self.header("omp.h")

