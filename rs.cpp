@@ -217,32 +217,31 @@ RS_TARGET
   for (; i < n; i++) y[i] = (y[i] - mean) * factor * gamma[i] + beta[i];
 }
 
-RS_TARGET float max_of(const float *x, size_t n) {
-  vf m = set1(-INFINITY);
-  size_t i = 0;
-  for (; i + lanes <= n; i += lanes) m = max(m, load(x + i));
-  float most = largest(m);
-  for (; i < n; i++) most = std::max(most, x[i]);
-  return most;
+// Lanes at and behind n - i become `other`.
+RS_INLINE vf first_lanes(vf x, size_t i, size_t n, float other) {
+  static const float index[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  return n - i >= lanes ? x : if_less(load(index), set1(static_cast<float>(n - i)), x, set1(other));
 }
 
-RS_TARGET float exp_sum(float *x, size_t n, float scale, float shift) {
-  const vf a = set1(scale), b = set1(-shift);
-  vf all = set1(0);
-  size_t i = 0;
-  for (; i + lanes <= n; i += lanes) {
-    const vf e = exp(fma(load(x + i), a, b));
-    store(x + i, e);
-    all = add(all, e);
+RS_TARGET void softmax(float *scores, size_t ld, int rows, size_t n, float scale, bool first, float *most, float *total,
+                       float *correction) {
+  const vf a = set1(scale);
+  for (int r = 0; r < rows; r++, scores += ld) {
+    vf m = set1(-INFINITY), all = set1(0);
+    for (size_t i = 0; i < n; i += lanes) m = max(m, first_lanes(load(scores + i), i, n, -INFINITY));
+    const float here = scale * largest(m), before = first ? here : most[r], now = std::max(before, here);
+    const vf b = set1(-now);
+    for (size_t i = 0; i < n; i += lanes) {
+      const vf e = first_lanes(exp(fma(load(scores + i), a, b)), i, n, 0);
+      store(scores + i, e);
+      all = add(all, e);
+    }
+    alignas(align_data) float change[lanes];
+    store(change, exp(set1(before - now)));
+    correction[r] = change[0];
+    total[r] = first ? sum(all) : total[r] * change[0] + sum(all);
+    most[r] = now;
   }
-  float total = sum(all);
-  if (i < n) {
-    float tail[lanes] = {};
-    memcpy(tail, x + i, (n - i) * 4);
-    store(tail, exp(fma(load(tail), a, b)));
-    for (size_t j = 0; i < n; i++, j++) total += x[i] = tail[j];
-  }
-  return total;
 }
 
 // For rs_measure_peak: chains of fused multiply-adds, as many as there are registers for.
@@ -1466,6 +1465,18 @@ struct channel_block {  // what belongs to the 16 channels of a panel of quantiz
   const float *bias;  // or nullptr
 };
 
+// Products of attention for q, k and v that are 8-bit layers' results, where the ISA has something faster than f32 for what is
+// noisy anyway.  A block holds up to attn_keys keys and values of one head; d: its size.
+constexpr int attn_keys = 128, attn_rows = 64;
+struct attn_kernels {
+  size_t (*block_bytes)(size_t d);
+  void (*pack)(const float *k, size_t ldk, const float *v, size_t ldv, int n, size_t d, void *block);
+  // scores [attn_rows][attn_keys] = q k^T, of `rows` rows.
+  void (*scores)(const float *q, size_t ldq, int rows, const void *block, int n, size_t d, float *scores);
+  // out [attn_rows][ldo] (+)= p v, p [attn_rows][attn_keys] with zeros from n to the next multiple of 16.
+  void (*mix)(const float *p, int rows, const void *block, int n, size_t d, float *out, size_t ldo, bool add);
+};
+
 struct kernel_row {
   const char *name;
   bool (*available)();
@@ -1492,8 +1503,13 @@ struct kernel_row {
   void (*finish_f32)(const float *bias, int rows, rs_activation act, float *y, size_t ldy);
 
   void (*layer_norm)(const float *x, const float *residual, const float *gamma, const float *beta, float eps, size_t n, float *y);
-  float (*max)(const float *x, size_t n);
-  float (*exp_sum)(float *x, size_t n, float scale, float shift);  // x = exp(scale x - shift) in place; returns the sum
+
+  // A block of keys in an online softmax (arXiv 1805.02867).  scores [rows][ld], ld a multiple of 16: the first n of a row become
+  // exp(scale score - m), those up to the next multiple of 16 zero.  most [rows]: m, the largest scale score so far.  correction:
+  // exp(old m - m), by which what was made of earlier blocks has to be multiplied.  total: the sum of all.
+  void (*softmax)(float *scores, size_t ld, int rows, size_t n, float scale, bool first, float *most, float *total,
+                  float *correction);
+  const attn_kernels *coarse_attn;  // for q, k, v of quantized layers; nullptr: as for others
 
   // `steps` times the instructions that products with weights of that type (F32, W8, W4) cannot do without, on registers, in chains
   // enough to hide their latency.  Returns the multiply-accumulates that this is worth.
@@ -1625,16 +1641,18 @@ void layer_norm_scalar(const float *x, const float *residual, const float *gamma
   for (size_t i = 0; i < n; i++) y[i] = y[i] * factor * gamma[i] + beta[i];
 }
 
-float max_scalar(const float *x, size_t n) {
-  float m = -INFINITY;
-  for (size_t i = 0; i < n; i++) m = std::max(m, x[i]);
-  return m;
-}
-
-float exp_sum_scalar(float *x, size_t n, float scale, float shift) {
-  float sum = 0;
-  for (size_t i = 0; i < n; i++) sum += x[i] = std::exp(scale * x[i] - shift);
-  return sum;
+void softmax_scalar(float *scores, size_t ld, int rows, size_t n, float scale, bool first, float *most, float *total,
+                    float *correction) {
+  for (int r = 0; r < rows; r++, scores += ld) {
+    float here = -INFINITY, sum = 0;
+    for (size_t i = 0; i < n; i++) here = std::max(here, scores[i]);
+    here *= scale;
+    const float before = first ? here : most[r], now = std::max(before, here);
+    for (size_t i = 0; i < round_up(n, panel_n); i++) sum += scores[i] = i < n ? std::exp(scale * scores[i] - now) : 0;
+    correction[r] = std::exp(before - now);
+    total[r] = first ? sum : total[r] * correction[r] + sum;
+    most[r] = now;
+  }
 }
 
 // The compiler chooses the instructions of this row, so its kernels themselves are measured, on data in L1.
@@ -1679,7 +1697,7 @@ bool always() { return true; }
 constexpr kernel_row scalar_row = {
     "scalar",         always,          f32_panels_scalar, f16_panels_scalar, w8_panels_scalar,
     w4_panels_scalar, quantize_scalar, finish_scalar,     finish_f32_scalar, layer_norm_scalar,
-    max_scalar,       exp_sum_scalar,  peak_scalar,
+    softmax_scalar,   nullptr,         peak_scalar,
 };
 
 }  // namespace
@@ -1802,7 +1820,7 @@ double peak(rs_type type, size_t steps) {
 }
 
 constexpr kernel_row row = {"avx2", available,  f32_panels, f16_panels, w8_panels, w4_panels, quantize,
-                            finish, finish_f32, layer_norm, max_of,     exp_sum,   peak};
+                            finish, finish_f32, layer_norm, softmax,    nullptr,   peak};
 
 #undef RS_TARGET
 #undef RS_INLINE
@@ -1837,8 +1855,8 @@ double peak(rs_type type, size_t steps) {
 }
 
 constexpr kernel_row row = {
-    "avxvnni",    available,        avx2::f32_panels, avx2::f16_panels, w8_panels,     w4_panels, avx2::quantize,
-    avx2::finish, avx2::finish_f32, avx2::layer_norm, avx2::max_of,     avx2::exp_sum, peak};
+    "avxvnni",    available,        avx2::f32_panels, avx2::f16_panels, w8_panels, w4_panels, avx2::quantize,
+    avx2::finish, avx2::finish_f32, avx2::layer_norm, avx2::softmax,    nullptr,   peak};
 
 #undef RS_TARGET
 #undef RS_INLINE
@@ -1931,7 +1949,7 @@ double peak(rs_type type, size_t steps) {
 }
 
 constexpr kernel_row row = {"avx512vnni", available,  f32_panels, f16_panels, w8_panels, w4_panels, quantize,
-                            finish,       finish_f32, layer_norm, max_of,     exp_sum,   peak};
+                            finish,       finish_f32, layer_norm, softmax,    nullptr,   peak};
 
 #undef RS_TARGET
 #undef RS_INLINE
@@ -2117,6 +2135,170 @@ RS_TARGET double tile_peak(rs_type type, size_t steps) {
 
 double peak(rs_type type, size_t steps) { return type == RS_F32 ? avx512vnni::f32_peak(steps) : tile_peak(type, steps); }
 
+// ---- attention in bf16.  q and k are sums of two bf16 numbers each, of whose products the smallest is left out: 16 bits.  p and v
+// are rounded to one: their errors of up to 2^-9 average out over the keys.  docs/design.md has the measured effect.
+
+// A block: tiles of 16 keys by 32 of d, high and low; then tiles of 32 keys by 16 of d.
+constexpr size_t tile_values = 512;
+size_t attn_steps(size_t d) { return ceil_div(static_cast<int64_t>(d), 32); }
+size_t attn_value_tiles(size_t d) { return round_up(d, panel_n) / panel_n; }
+size_t attn_block_bytes(size_t d) {
+  return (2 * attn_steps(d) * (attn_keys / 16) + attn_value_tiles(d) * (attn_keys / 32)) * tile_values * 2;
+}
+
+// 32 floats from x as bf16, and what is left of them as bf16; those behind n are zero.
+__attribute__((always_inline)) RS_TARGET inline __m512i split_32(const float *x, size_t n, __m512i *low) {
+  const __mmask32 valid = n >= 32 ? ~0u : (1u << n) - 1;
+  const __m512 a = _mm512_maskz_loadu_ps(static_cast<__mmask16>(valid), x);
+  const __m512 b = _mm512_maskz_loadu_ps(static_cast<__mmask16>(valid >> 16), x + 16);
+  const auto high = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(b, a));
+  const __m512i ha = _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(high)), 16);
+  const __m512i hb = _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(high, 1)), 16);
+  *low = reinterpret_cast<__m512i>(
+      _mm512_cvtne2ps_pbh(_mm512_sub_ps(b, _mm512_castsi512_ps(hb)), _mm512_sub_ps(a, _mm512_castsi512_ps(ha))));
+  return high;
+}
+
+// 16 rows of 16 pairs become columns.
+RS_TARGET void transpose_pairs(const __m512i *rows, uint16_t *to) {
+  __m512i t[16], u[16];
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4)
+    for (int j = 0; j < 2; j++) {
+      u[i + 2 * j] = _mm512_unpacklo_epi64(t[i + j], t[i + j + 2]);
+      u[i + 2 * j + 1] = _mm512_unpackhi_epi64(t[i + j], t[i + j + 2]);
+    }
+  // u[4 a + c]: in its 128-bit part b, column 4 b + c of rows 4 a … 4 a + 3
+  for (int c = 0; c < 4; c++) {
+    const __m512i a01 = _mm512_shuffle_i32x4(u[c], u[4 + c], 0x88), a23 = _mm512_shuffle_i32x4(u[8 + c], u[12 + c], 0x88);
+    const __m512i b01 = _mm512_shuffle_i32x4(u[c], u[4 + c], 0xdd), b23 = _mm512_shuffle_i32x4(u[8 + c], u[12 + c], 0xdd);
+    _mm512_storeu_si512(to + 32 * c, _mm512_shuffle_i32x4(a01, a23, 0x88));
+    _mm512_storeu_si512(to + 32 * (4 + c), _mm512_shuffle_i32x4(b01, b23, 0x88));
+    _mm512_storeu_si512(to + 32 * (8 + c), _mm512_shuffle_i32x4(a01, a23, 0xdd));
+    _mm512_storeu_si512(to + 32 * (12 + c), _mm512_shuffle_i32x4(b01, b23, 0xdd));
+  }
+}
+
+RS_TARGET void attn_pack(const float *k, size_t ldk, const float *v, size_t ldv, int n, size_t d, void *block) {
+  auto *tile = static_cast<uint16_t *>(block);
+  for (int key = 0; key < attn_keys; key += 16)
+    for (size_t i = 0; i < attn_steps(d); i++, tile += 2 * tile_values) {
+      if (key >= n) continue;
+      __m512i high[16], low[16];
+      for (int j = 0; j < 16; j++) {
+        high[j] = low[j] = _mm512_setzero_si512();
+        if (key + j < n) high[j] = split_32(k + static_cast<size_t>(key + j) * ldk + 32 * i, d - 32 * i, &low[j]);
+      }
+      transpose_pairs(high, tile);
+      transpose_pairs(low, tile + tile_values);
+    }
+  // (key, key + 1) of each of 16 columns, from the halves of a register
+  const __m512i pairs = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4,
+                                         19, 3, 18, 2, 17, 1, 16, 0);
+  const int padded = static_cast<int>(round_up(static_cast<size_t>(n), 32));
+  for (size_t c = 0; c < attn_value_tiles(d); c++)
+    for (int key = 0; key < attn_keys; key += 2, tile += 32) {
+      if (key >= padded) continue;
+      const size_t left = d - c * panel_n;
+      const auto valid = static_cast<__mmask16>(left >= 16 ? 0xffff : (1u << left) - 1);
+      const float *at = v + static_cast<size_t>(key) * ldv + c * panel_n;
+      const __m512 a = key < n ? _mm512_maskz_loadu_ps(valid, at) : _mm512_setzero_ps();
+      const __m512 b = key + 1 < n ? _mm512_maskz_loadu_ps(valid, at + ldv) : _mm512_setzero_ps();
+      _mm512_storeu_si512(tile, _mm512_permutexvar_epi16(pairs, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(b, a))));
+    }
+}
+
+RS_TARGET void attn_scores(const float *q, size_t ldq, int rows, const void *block, int n, size_t d, float *scores) {
+  const auto *keys = static_cast<const uint16_t *>(block);
+  const size_t steps = attn_steps(d);
+  configure(64);
+  for (int r = 0; r < rows; r += tile_rows)
+    for (int key = 0; key < n; key += 32) {
+      float *to = scores + r * attn_keys + key;
+      const uint16_t *b0 = keys + static_cast<size_t>(key / 16) * steps * 2 * tile_values, *b1 = b0 + steps * 2 * tile_values;
+      _tile_zero(0);
+      _tile_zero(1);
+      for (size_t i = 0; i < steps; i++, b0 += 2 * tile_values, b1 += 2 * tile_values) {
+        alignas(64) static thread_local uint16_t high[tile_rows][32], low[tile_rows][32];
+        if (key == 0 || steps > 1)
+          for (int j = 0; j < std::min(tile_rows, rows - r); j++) {
+            __m512i rest;
+            _mm512_store_si512(high[j], split_32(q + static_cast<size_t>(r + j) * ldq + 32 * i, d - 32 * i, &rest));
+            _mm512_store_si512(low[j], rest);
+          }
+        _tile_loadd(4, high, 64);
+        _tile_loadd(5, low, 64);
+        _tile_loadd(6, b0, 64);
+        _tile_loadd(7, b1, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(0, 5, 6);
+        _tile_dpbf16ps(1, 5, 7);
+        _tile_loadd(6, b0 + tile_values, 64);
+        _tile_loadd(7, b1 + tile_values, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+      }
+      _tile_stored(0, to, attn_keys * 4);
+      _tile_stored(1, to + 16, attn_keys * 4);
+    }
+  _tile_release();
+}
+
+RS_TARGET void attn_mix(const float *p, int rows, const void *block, int n, size_t d, float *out, size_t ldo, bool add) {
+  const auto *values = static_cast<const uint16_t *>(block) + 2 * attn_steps(d) * (attn_keys / 16) * tile_values;
+  alignas(64) uint16_t rounded[attn_rows][attn_keys];
+  const size_t used = round_up(static_cast<size_t>(n), panel_n), padded = round_up(used, 32);
+  for (int r = 0; r < rows; r++)
+    for (size_t i = 0; i < padded; i += 32) {
+      const __m512 a = _mm512_loadu_ps(p + r * attn_keys + i);
+      const __m512 b = i + 16 < used ? _mm512_loadu_ps(p + r * attn_keys + i + 16) : _mm512_setzero_ps();
+      _mm512_store_si512(rounded[r] + i, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(b, a)));
+    }
+  configure(64);
+  const size_t bytes = ldo * 4, columns = attn_value_tiles(d), next = attn_keys / 32 * tile_values;
+  for (int r = 0; r < rows; r += 2 * tile_rows)
+    for (size_t c = 0; c < columns; c += 2) {
+      float *to = out + static_cast<size_t>(r) * ldo + c * panel_n, *below = to + tile_rows * ldo;
+      const bool two_rows = rows - r > tile_rows, two_columns = columns - c > 1;
+      const uint16_t *b = values + c * next;
+      _tile_zero(0);
+      _tile_zero(1);
+      _tile_zero(2);
+      _tile_zero(3);
+      if (add) {
+        _tile_loadd(0, to, bytes);
+        if (two_columns) _tile_loadd(1, to + panel_n, bytes);
+        if (two_rows) _tile_loadd(2, below, bytes);
+        if (two_rows && two_columns) _tile_loadd(3, below + panel_n, bytes);
+      }
+      for (size_t i = 0; i < padded; i += 32, b += tile_values) {
+        _tile_loadd(4, rounded[r] + i, attn_keys * 2);
+        _tile_loadd(6, b, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        if (two_columns) {
+          _tile_loadd(7, b + next, 64);
+          _tile_dpbf16ps(1, 4, 7);
+        }
+        if (two_rows) {
+          _tile_loadd(5, rounded[r + tile_rows] + i, attn_keys * 2);
+          _tile_dpbf16ps(2, 5, 6);
+          if (two_columns) _tile_dpbf16ps(3, 5, 7);
+        }
+      }
+      _tile_stored(0, to, bytes);
+      if (two_columns) _tile_stored(1, to + panel_n, bytes);
+      if (two_rows) _tile_stored(2, below, bytes);
+      if (two_rows && two_columns) _tile_stored(3, below + panel_n, bytes);
+    }
+  _tile_release();
+}
+
+constexpr attn_kernels attention = {attn_block_bytes, attn_pack, attn_scores, attn_mix};
+
 constexpr kernel_row row = {"amx",
                             available,
                             avx512vnni::f32_panels,
@@ -2127,8 +2309,8 @@ constexpr kernel_row row = {"amx",
                             avx512vnni::finish,
                             avx512vnni::finish_f32,
                             avx512vnni::layer_norm,
-                            avx512vnni::max_of,
-                            avx512vnni::exp_sum,
+                            avx512vnni::softmax,
+                            &attention,
                             peak};
 
 #undef RS_TARGET
@@ -2318,7 +2500,7 @@ double peak(rs_type type, size_t steps) {
 }
 
 constexpr kernel_row row = {"neon", available,  f32_panels, f16_panels, w8_panels, w4_panels, quantize,
-                            finish, finish_f32, layer_norm, max_of,     exp_sum,   peak};
+                            finish, finish_f32, layer_norm, softmax,    nullptr,   peak};
 
 #undef RS_TARGET
 #undef RS_INLINE
@@ -2474,6 +2656,13 @@ struct rs_tensor {
   int stage;      // tensor_op: index in rs_graph.stages
   bool in_block;  // made and read in one chain
 };
+
+namespace {
+const rs_tensor *storage_of(const rs_tensor *t) {
+  while (t->kind == tensor_view) t = t->base;
+  return t;
+}
+}  // namespace
 
 struct graph_stage {  // operators [begin, end) of the graph, in order
   int begin, end;
@@ -2940,12 +3129,9 @@ void layer_norm_cpu(const op_run &r, const worker &me) {
 
 // ---- flash_attn: softmax(q k^T scale) v, varlen
 //
-// A unit is one head of a block of queries of one sequence.  Keys and values go by in blocks, packed into panels, so that scores
-// and output are products of the same tile kernel as linear layers.  Blocks are counted from the start of the sequence: the order
-// of all sums depends on the sequence alone.  The softmax is online (arXiv 1805.02867): row maximum m and sum l are corrected
-// whenever a later block raises m; a sequence of one block is an ordinary softmax.
-
-constexpr int64_t attn_queries = 64, attn_keys = 128;
+// A unit is one head of some queries of one sequence.  Keys and values go by in blocks, packed once for all queries of the unit;
+// queries go by in parts of attn_rows, whose scores stay in L1.  Blocks are counted from the start of the sequence: the order of
+// all sums depends on the sequence alone.  The softmax is online; a sequence of one block is an ordinary softmax.
 
 rs_status flash_attn_infer(rs_tensor &out) {
   const rs_tensor &q = *out.src[0];
@@ -2963,29 +3149,49 @@ rs_status flash_attn_infer(rs_tensor &out) {
   return result_like(out, q);
 }
 
-struct attn_scratch {  // of a thread
-  float *keys;         // [attn_keys / 16][D][16]
-  float *values;       // [Dp / 16][attn_keys][16]
-  float *scores;       // [attn_queries][attn_keys]
-  float *out;          // [attn_queries][Dp]
-  float *max, *sum;    // [attn_queries]
-  size_t dp;
-  static size_t floats(size_t d) {
-    const size_t dp = round_up(d, panel_n);
-    return attn_keys * (d + dp) + attn_queries * (attn_keys + dp + 2);
-  }
-  attn_scratch(char *memory, size_t d) : dp(round_up(d, panel_n)) {
-    keys = reinterpret_cast<float *>(memory);
-    values = keys + attn_keys * d;
-    scores = values + attn_keys * dp;
-    out = scores + attn_queries * attn_keys;
-    max = out + attn_queries * dp;
-    sum = max + attn_queries;
+constexpr int64_t attn_unit_queries = 256;
+
+// Are the values of t results of a layer with quantized weights, so that they carry its noise?
+bool from_quantized(const rs_tensor &t) {
+  const rs_tensor &made = *storage_of(&t);
+  return made.kind == tensor_op && made.op == OP_LINEAR && is_quantized(made.src[1]->type);
+}
+
+// Products of f32 for every ISA, by the tile kernel of linear layers: keys [attn_keys / 16][D][16], values [Dp /
+// 16][attn_keys][16].
+const attn_kernels *coarse_kernels(const op_run &r) {
+  for (int i = 0; i < 3; i++)
+    if (!from_quantized(*r.t->src[i])) return nullptr;
+  return r.kernels->coarse_attn;
+}
+
+size_t head_size(const op_run &r) { return static_cast<size_t>(r.out.cols / r.t->params.heads); }
+
+struct attn_scratch {                // of a thread
+  char *block;                       // keys and values
+  float *scores;                     // [attn_rows][attn_keys]
+  float *out;                        // [attn_unit_queries][Dp]
+  float *most, *total, *correction;  // [attn_unit_queries]
+  size_t dp, bytes;
+
+  attn_scratch(char *memory, const op_run &r) : block(memory), dp(round_up(head_size(r), panel_n)) {
+    const attn_kernels *coarse = coarse_kernels(r);
+    const size_t packed = coarse ? coarse->block_bytes(head_size(r)) : attn_keys * (head_size(r) + dp) * 4;
+    const auto take = [&](size_t floats) {
+      float *at = reinterpret_cast<float *>(memory + bytes);
+      bytes += round_up(floats * 4, align_data);
+      return at;
+    };
+    bytes = round_up(packed, align_data);
+    scores = take(attn_rows * attn_keys);
+    out = take(attn_unit_queries * dp);
+    most = take(attn_unit_queries);
+    total = take(attn_unit_queries);
+    correction = take(attn_unit_queries);
   }
 };
 
-size_t head_size(const op_run &r) { return static_cast<size_t>(r.out.cols / r.t->params.heads); }
-work_bytes flash_attn_work(const op_run &r) { return {0, attn_scratch::floats(head_size(r)) * 4}; }
+work_bytes flash_attn_work(const op_run &r) { return {0, attn_scratch(nullptr, r).bytes}; }
 double flash_attn_macs(const op_run &r) {
   double pairs = 0;
   if (const int32_t *cu = r.i32(3))
@@ -2998,7 +3204,22 @@ void pack_keys(const float *from, int64_t stride, int64_t n, size_t d, float *to
   for (; n > 0; n -= panel_n, from += panel_n * stride, to += d * panel_n) {
     const int64_t here = std::min<int64_t>(n, panel_n);
     if (here < panel_n) memset(to, 0, d * panel_n * 4);
-    for (size_t i = 0; i < d; i++)
+    size_t done = 0;
+#ifdef RS_X86
+    for (; here == panel_n && done + 4 <= d; done += 4)
+      for (int64_t j = 0; j < panel_n; j += 4) {
+        const float *x = from + j * stride + done;
+        __m128 a = _mm_loadu_ps(x), b = _mm_loadu_ps(x + stride), c = _mm_loadu_ps(x + 2 * stride),
+               e = _mm_loadu_ps(x + 3 * stride);
+        _MM_TRANSPOSE4_PS(a, b, c, e);
+        float *y = to + done * panel_n + j;
+        _mm_storeu_ps(y, a);
+        _mm_storeu_ps(y + panel_n, b);
+        _mm_storeu_ps(y + 2 * panel_n, c);
+        _mm_storeu_ps(y + 3 * panel_n, e);
+      }
+#endif
+    for (size_t i = done; i < d; i++)
       for (int64_t j = 0; j < here; j++) to[i * panel_n + static_cast<size_t>(j)] = from[j * stride + static_cast<int64_t>(i)];
   }
 }
@@ -3014,51 +3235,59 @@ void pack_values(const float *from, int64_t stride, int64_t n, size_t d, size_t 
     }
 }
 
-void attn_unit(const op_run &r, const attn_scratch &s, int64_t head, int64_t seq_begin, int64_t seq_end, int64_t query) {
+void attn_unit(const op_run &r, const attn_scratch &s, int64_t head, int64_t seq_begin, int64_t seq_end, int64_t query_begin,
+               int64_t query_end) {
   const kernel_row &k = *r.kernels;
+  const attn_kernels *coarse = coarse_kernels(r);
   const size_t d = head_size(r);
-  const int64_t column = head * static_cast<int64_t>(d), rows = std::min(attn_queries, seq_end - query);
-  const float *q = r.f32(0) + query * r.in[0].stride + column;
+  const int64_t column = head * static_cast<int64_t>(d);
+  const auto ldq = static_cast<size_t>(r.in[0].stride);
+  float *keys = reinterpret_cast<float *>(s.block), *values = keys + attn_keys * d;
   for (int64_t key = seq_begin; key < seq_end; key += attn_keys) {
-    const int64_t n = std::min(attn_keys, seq_end - key);
-    const size_t np = round_up(static_cast<size_t>(n), panel_n);
-    pack_keys(r.f32(1) + key * r.in[1].stride + column, r.in[1].stride, n, d, s.keys);
-    pack_values(r.f32(2) + key * r.in[2].stride + column, r.in[2].stride, n, d, s.dp, s.values);
-    k.f32_panels(q, static_cast<size_t>(r.in[0].stride), static_cast<int>(rows), s.keys, d * panel_n,
-                 static_cast<int>(np / panel_n), d, s.scores, attn_keys, false);
+    const int n = static_cast<int>(std::min<int64_t>(attn_keys, seq_end - key));
+    const int key_panels = static_cast<int>(ceil_div(n, panel_n)), value_panels = static_cast<int>(s.dp / panel_n);
+    const float *from_k = r.f32(1) + key * r.in[1].stride + column, *from_v = r.f32(2) + key * r.in[2].stride + column;
     const bool first = key == seq_begin;
-    const float scale = r.t->params.scale;
-    for (int64_t i = 0; i < rows; i++) {
-      float *score = s.scores + i * attn_keys, *out = s.out + i * static_cast<int64_t>(s.dp);
-      const float here = scale * k.max(score, static_cast<size_t>(n));
-      const float most = first ? here : std::max(s.max[i], here);
-      const float sum = k.exp_sum(score, static_cast<size_t>(n), scale, most);
-      const float correction = first ? 0 : std::exp(s.max[i] - most);
-      s.sum[i] = first ? sum : s.sum[i] * correction + sum;
-      s.max[i] = most;
-      if (!first)
-        for (size_t j = 0; j < s.dp; j++) out[j] *= correction;
+    if (coarse) {
+      coarse->pack(from_k, static_cast<size_t>(r.in[1].stride), from_v, static_cast<size_t>(r.in[2].stride), n, d, s.block);
+    } else {
+      pack_keys(from_k, r.in[1].stride, n, d, keys);
+      pack_values(from_v, r.in[2].stride, n, d, s.dp, values);
     }
-    k.f32_panels(s.scores, attn_keys, static_cast<int>(rows), s.values, attn_keys * panel_n, static_cast<int>(s.dp / panel_n),
-                 static_cast<size_t>(n), s.out, s.dp, !first);
+    for (int64_t query = query_begin; query < query_end; query += attn_rows) {
+      const int rows = static_cast<int>(std::min<int64_t>(attn_rows, query_end - query));
+      const int64_t at = query - query_begin;
+      const float *q = r.f32(0) + query * r.in[0].stride + column;
+      float *out = s.out + at * static_cast<int64_t>(s.dp), *correction = s.correction + at;
+      if (coarse) coarse->scores(q, ldq, rows, s.block, n, d, s.scores);
+      else k.f32_panels(q, ldq, rows, keys, d * panel_n, key_panels, d, s.scores, attn_keys, false);
+      k.softmax(s.scores, attn_keys, rows, static_cast<size_t>(n), r.t->params.scale, first, s.most + at, s.total + at, correction);
+      for (int i = 0; !first && i < rows; i++)
+        for (size_t j = 0; j < s.dp; j++) out[static_cast<size_t>(i) * s.dp + j] *= correction[i];
+      if (coarse) coarse->mix(s.scores, rows, s.block, n, d, out, s.dp, !first);
+      else
+        k.f32_panels(s.scores, attn_keys, rows, values, attn_keys * panel_n, value_panels, static_cast<size_t>(n), out, s.dp,
+                     !first);
+    }
   }
-  for (int64_t i = 0; i < rows; i++) {
-    const float inverse = 1 / s.sum[i], *from = s.out + i * static_cast<int64_t>(s.dp);
-    float *to = r.result() + (query + i) * r.out.stride + column;
+  for (int64_t i = 0; i < query_end - query_begin; i++) {
+    const float inverse = 1 / s.total[i], *from = s.out + i * static_cast<int64_t>(s.dp);
+    float *to = r.result() + (query_begin + i) * r.out.stride + column;
     for (size_t j = 0; j < d; j++) to[j] = from[j] * inverse;
   }
 }
 
 void flash_attn_cpu(const op_run &r, const worker &me) {
-  const attn_scratch scratch(r.scratch(me.thread), head_size(r));
+  const attn_scratch scratch(r.scratch(me.thread), r);
   const int32_t *cu = r.i32(3);
   const int64_t sequences = r.in[3].cols - 1, heads = r.t->params.heads;
+  const int64_t queries = heads * sequences >= 4 * me.threads ? attn_unit_queries : attn_rows;
   int64_t unit = 0, mine = me.next(-1);
   for (int64_t b = 0; b < sequences; b++)
     for (int64_t head = 0; head < heads; head++)
-      for (int64_t query = cu[b]; query < cu[b + 1]; query += attn_queries, unit++)
+      for (int64_t query = cu[b]; query < cu[b + 1]; query += queries, unit++)
         if (unit == mine) {
-          attn_unit(r, scratch, head, cu[b], cu[b + 1], query);
+          attn_unit(r, scratch, head, cu[b], cu[b + 1], query, std::min<int64_t>(query + queries, cu[b + 1]));
           mine = me.next(mine);
         }
 }
@@ -3164,11 +3393,6 @@ rs_tensor *rs_l2_normalize(rs_graph *g, rs_tensor *x) { return add_op(g, OP_L2_N
 // ================================================================================ 11  graph: validate, plan, run, profile
 
 namespace {
-
-const rs_tensor *storage_of(const rs_tensor *t) {
-  while (t->kind == tensor_view) t = t->base;
-  return t;
-}
 
 // Operators that follow each other and work row by row on tokens form a chain: a block of rows can go through all of them before
 // the next one starts, by one thread, while its intermediate results stay in the cache.  Every other operator is a stage of its
@@ -3307,7 +3531,7 @@ size_t plan_places(graph_plan &p, bool in_block) {
   return most;
 }
 
-void plan_ops(graph_plan &p) {
+void plan_ops(graph_plan &p, const kernel_row *kernels) {
   p.ops.clear();
   p.shared_bytes = p.scratch_bytes = 0;
   size_t block_shared = 0;
@@ -3315,6 +3539,7 @@ void plan_ops(graph_plan &p) {
     if (t->kind != tensor_op) continue;
     op_run r = {};
     r.t = t.get();
+    r.kernels = kernels;
     r.out = p.values[t->id];
     for (int i = 0; i < max_sources; i++)
       if (t->src[i]) r.in[i] = p.values[t->src[i]->id];
@@ -3426,7 +3651,6 @@ void place(rs_session *s, graph_plan &p, run_error *error) {
     }
   }
   for (op_run &r : p.ops) {
-    r.kernels = s->kernels;
     r.out = p.values[r.t->id];
     for (int i = 0; i < max_sources; i++)
       if (r.t->src[i]) r.in[i] = p.values[r.t->src[i]->id];
@@ -3521,7 +3745,7 @@ rs_status rs_graph_run(rs_session *s, rs_graph *graph, int64_t tokens, int64_t s
     RS_CHECK(bind(p, bindings, n_bindings));
     p.tensor_bytes = plan_places(p, false);
     p.block_tensor_bytes = p.block_rows ? plan_places(p, true) : 0;
-    plan_ops(p);
+    plan_ops(p, s->kernels);
     RS_CHECK(reserve_arena(s, p.tensor_bytes + p.shared_bytes + p.each_bytes * static_cast<size_t>(s->threads)));
     run_error error;
     place(s, p, &error);
