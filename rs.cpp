@@ -2979,7 +2979,7 @@ void add_cpu(const op_run &r, const worker &me) {
 // in L1 while the tiles of the block go by.  Quantized weights: every row of x is quantized once, then all threads meet.
 
 constexpr int64_t linear_block_rows = product_rows;
-constexpr int linear_group = 6, linear_float_group = 24;  // panels a product: what its sums take stays in L1, or in L2
+constexpr int linear_group = 3, linear_float_group = 24;  // panels a product: what its sums take stays in L1, or in L2
 
 bool is_quantized(rs_type type) { return type == RS_W8 || type == RS_W4; }
 
@@ -3488,7 +3488,7 @@ void plan_shapes(graph_plan &p) {
 // Rows of a block: few enough that what a chain makes of them stays in the L2 cache, enough that the weights, which go by once a
 // block, are not what it waits for; and so many blocks that no thread gets one more than the others, if that can be had.  Fewer
 // rows than threads can share: operator by operator, cut along channels.
-constexpr int64_t least_block_rows = 32, most_block_rows = 64, usual_block_rows = 48;
+constexpr int64_t least_block_rows = 32, most_block_rows = 64, block_cost = 2;  // cost: in rows
 
 int64_t choose_block_rows(int64_t tokens, int threads) {
   if (threads > 1 && tokens <= least_block_rows * (threads - 1)) return 0;
@@ -3497,7 +3497,7 @@ int64_t choose_block_rows(int64_t tokens, int threads) {
   double least = 0;
   for (int64_t rows = least_block_rows; rows <= most_block_rows; rows += 16) {
     const auto steps = static_cast<double>(ceil_div(ceil_div(tokens, rows), threads));
-    const double cost = steps * static_cast<double>(rows) * (rows == usual_block_rows ? 1 : 1.02);
+    const double cost = steps * static_cast<double>(rows + block_cost);
     if (!best || cost < least) best = rows, least = cost;
   }
   return best;
