@@ -16,7 +16,7 @@ SOURCES = $(wildcard *.h *.cpp models/*.h models/*.cpp tools/*.h tools/*.cpp tes
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := all
-.PHONY: all deps demo test test-asan bench-peers bench-check lint format install uninstall clean distclean help
+.PHONY: all deps demo test test-asan test-arm bench-peers bench-check lint format install uninstall clean distclean help
 
 # Targets that need more than a compiler install it first; all does not, so it says what is missing.
 all: ## build build/rs, build/librs.a and build/librs.so
@@ -66,10 +66,13 @@ bench-check: ## fail where rs is more than 10 % slower than tests/bench-baseline
 	+@$(MAKE) all
 	@tools/bench-check --rs $(BUILD) $(ARGS)
 
+test-arm: ## the NEON row of kernels: cross-compiled, run under qemu (skips where these cannot be had)
+	@JOBS=$(JOBS) WERROR=$(WERROR) tests/test-arm build-arm
+
 lint: ## check the layout of every source (clang-format) and look for mistakes (clang-tidy, shellcheck)
 	@OPENMP=$(OPENMP) tools/install-deps build test lint
 	clang-format-14 --dry-run -Werror $(SOURCES)
-	shellcheck tools/install-deps tools/run-ctest .ci/run
+	shellcheck tools/install-deps tools/run-ctest tests/test-arm .ci/run
 	@CC=clang-14 CXX=clang++-14 $(CONFIGURE) -B build-lint -DRS_TESTS=ON -DCMAKE_EXPORT_COMPILE_COMMANDS=ON $(quiet)
 	printf '%s\n' $(filter %.cpp %.c,$(SOURCES)) | xargs -P $(JOBS) -n 1 clang-tidy-14 -p build-lint --quiet
 
@@ -85,7 +88,7 @@ uninstall: ## remove what the last install put there
 	xargs -d '\n' -I{} rm -fv "$(DESTDIR){}" < $(BUILD)/install_manifest.txt
 
 clean: ## remove all that was built; fetched models stay
-	rm -rf build-asan build-lint
+	rm -rf build-arm build-asan build-lint
 	[ ! -d $(BUILD) ] || find $(BUILD) -mindepth 1 -maxdepth 1 ! -name models -exec rm -rf {} +
 
 distclean: clean ## remove the fetched models too

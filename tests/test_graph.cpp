@@ -642,6 +642,20 @@ TEST(graph, bindings_are_checked) {
   EXPECT_EQ(rs_graph_run(s.s, h.g, 3, 3, b, 2), RS_ERR_ARGUMENT);
 }
 
+// RS_TEST_ISAS: the rows that must be there, for builds that are meant to run a certain one.
+TEST(session, rows_of_kernels_are_those_expected) {
+  std::string names;
+  for (const std::string &isa : isas()) {
+    names += (names.empty() ? "" : " ") + isa;
+    setenv("RS_ISA", isa.c_str(), 1);
+    EXPECT_EQ(rs_isa(), isa);
+    unsetenv("RS_ISA");
+  }
+  printf("rows of kernels: %s\n", names.c_str());
+  EXPECT_EQ(isas().back(), "scalar");
+  EXPECT_EQ(names, env_or("RS_TEST_ISAS", names));
+}
+
 TEST(session, rs_isa_is_obeyed) {
   setenv("RS_ISA", "scalar", 1);
   EXPECT_STREQ(rs_isa(), "scalar");

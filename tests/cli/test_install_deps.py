@@ -92,6 +92,13 @@ done""")
         result, calls = self.run_tool("test")
         self.assertEqual(self.installed(calls), {"libutf8proc-dev", "cmake", "libgtest-dev"})
 
+    def test_arm(self):
+        _, calls = self.run_tool("arm")
+        self.assertEqual(self.installed(calls), {"g++-aarch64-linux-gnu", "gcc-aarch64-linux-gnu", "qemu-user"})
+        for name in ("aarch64-linux-gnu-g++", "aarch64-linux-gnu-gcc", "qemu-aarch64"):
+            self.program(name, "exit 0")
+        self.assertEqual(self.run_tool("arm")[1], [])
+
     def test_no_compiler(self):
         self.remove("c++")
         _, calls = self.run_tool("build")
