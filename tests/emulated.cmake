@@ -2,7 +2,7 @@
 
 find_path(NLOHMANN_JSON_INCLUDE_DIR nlohmann/json.hpp)
 add_custom_target(arm_tests)
-foreach(name test_graph test_types test_memory test_model)
+foreach(name test_graph test_types test_ulp test_memory test_model)
   add_executable(${name} ${name}.cpp $<TARGET_OBJECTS:rs_objects>)
   set_target_properties(${name} PROPERTIES CXX_EXTENSIONS OFF)
   target_include_directories(${name} PRIVATE ${PROJECT_SOURCE_DIR})
