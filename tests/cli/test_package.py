@@ -70,6 +70,19 @@ class Symbols(Case):
         self.assertIn("[librs.so.0]", self.call(["readelf", "-d", os.path.join(BUILD, "librs.so")]))
 
 
+class Sizes(Case):
+    def test_stripped(self):
+        """Program and library together stay small enough to be shipped with anything."""
+        total = 0
+        with tempfile.TemporaryDirectory(prefix="rs-size-") as tmp:
+            for name in (PROGRAM, os.path.join(BUILD, "librs.so")):
+                to = os.path.join(tmp, os.path.basename(name))
+                self.call([cache("CMAKE_STRIP") or "strip", "-o", to, name])
+                total += os.path.getsize(to)
+        self.assertLessEqual(total, 2 << 20)
+        print("program and library, stripped: %.2f MiB" % (total / (1 << 20)))
+
+
 class Install(Case):
     @classmethod
     def setUpClass(cls):
