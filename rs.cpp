@@ -329,6 +329,7 @@ RS_TARGET void w4_rows(const uint8_t *a, size_t kp, size_t n, int rows, const in
       vi sum[R][panel_width];
       for (int r = 0; r < R; r++)
         for (int h = 0; h < panel_width; h++) sum[r][h] = zero_int();
+#pragma GCC unroll w4_unroll
       for (size_t k = group; k < group + group_k; k += panel_k) {
         vi b[panel_width];
         for (int h = 0; h < panel_width; h++) b[h] = load_int(w + k * panel_n + h * sizeof(vi));
@@ -1795,7 +1796,7 @@ using vi = __m256i;
 constexpr int panel_width = 2;
 constexpr int w8_tile_rows = 4, w8_tile_panels = 1;  // 8 sums
 constexpr int peak_chains = 10;
-constexpr int w4_tile_rows = 4;  // 8 sums of 16 bits; those of 32 bits go through the cache
+constexpr int w4_tile_rows = 4, w4_unroll = 2;  // 8 sums of 16 bits; those of 32 bits go through the cache
 
 RS_INLINE vi zero_int() { return _mm256_setzero_si256(); }
 RS_INLINE vi load_int(const void *p) { return _mm256_loadu_si256(static_cast<const vi *>(p)); }
@@ -1847,7 +1848,7 @@ bool available() { return avx2::available() && cpu().avxvnni; }
 #define RS_INLINE RS_TARGET inline __attribute__((always_inline))
 using avx2::broadcast4, avx2::hide, avx2::load_int, avx2::panel_width, avx2::store_int, avx2::unpack_step, avx2::vi, avx2::zero_int;
 constexpr int w8_tile_rows = 6, w8_tile_panels = 1;  // 12 sums
-constexpr int w4_tile_rows = 6, peak_chains = 12;
+constexpr int w4_tile_rows = 6, w4_unroll = 8, peak_chains = 12;
 
 RS_INLINE vi dot(vi acc, vi x, vi b) { return _mm256_dpbusd_avx_epi32(acc, x, b); }
 RS_INLINE vi group_dot(vi sum, vi x, vi b) { return _mm256_dpbusd_avx_epi32(sum, x, b); }
@@ -1925,7 +1926,7 @@ using vi = __m512i;
 constexpr int panel_width = 1;
 constexpr int w8_tile_rows = 8, w8_tile_panels = 3;  // 24 sums, three of weights, one of inputs: of 32 registers
 constexpr int peak_chains = 24;
-constexpr int w4_tile_rows = 12;  // 12 sums, 12 of groups
+constexpr int w4_tile_rows = 8, w4_unroll = 8;  // 8 sums, 8 of groups
 
 RS_INLINE vi zero_int() { return _mm512_setzero_si512(); }
 RS_INLINE vi load_int(const void *p) { return _mm512_loadu_si512(p); }
