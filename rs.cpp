@@ -2047,30 +2047,25 @@ RS_TARGET void w8_panels(const uint8_t *a, size_t kp, int rows, const int8_t *w,
   _tile_release();
 }
 
-// m w, 12 bits, is split into two int8 panels: 64 high + low.  Both are multiplied, which is exact.
+// m w, 12 bits, is split into two panels of bytes, 256 high + low, low without a sign.  Both are multiplied, which is exact.
 RS_TARGET void w4_unpack(const uint8_t *w, const uint8_t *mult, size_t k_begin, size_t k_end, int8_t *high, int8_t *low) {
+  constexpr __mmask64 evens = 0x5555555555555555;
   for (size_t group = k_begin; group < k_end; group += group_k) {
-    const __m512i m32 = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(mult + group / group_k * panel_n)));
+    const __m512i m32 = avx512vnni::group_scale(mult + group / group_k * panel_n);
     const __m512i m = _mm512_or_si512(m32, _mm512_slli_epi32(m32, 16));  // each channel's, twice, in 16 bits
     for (size_t k = group; k < group + group_k; k += panel_k) {
       const __m512i b = avx512vnni::step_bytes(w + k * 8);
       // Even and odd bytes as 16-bit lanes, in place: no shuffling.
       const __m512i odd = _mm512_mullo_epi16(_mm512_srai_epi16(b, 8), m);
       const __m512i even = _mm512_mullo_epi16(_mm512_srai_epi16(_mm512_slli_epi16(b, 8), 8), m);
-      const __m512i half = _mm512_set1_epi16(32);
-      const __m512i odd_high = _mm512_srai_epi16(_mm512_add_epi16(odd, half), 6);
-      const __m512i even_high = _mm512_srai_epi16(_mm512_add_epi16(even, half), 6);
-      const __m512i odd_low = _mm512_sub_epi16(odd, _mm512_slli_epi16(odd_high, 6));
-      const __m512i even_low = _mm512_sub_epi16(even, _mm512_slli_epi16(even_high, 6));
-      const __mmask64 evens = 0x5555555555555555;
       const size_t at = (k - k_begin) * panel_n;
-      _mm512_storeu_si512(high + at, _mm512_mask_mov_epi8(_mm512_slli_epi16(odd_high, 8), evens, even_high));
-      _mm512_storeu_si512(low + at, _mm512_mask_mov_epi8(_mm512_slli_epi16(odd_low, 8), evens, even_low));
+      _mm512_storeu_si512(high + at, _mm512_mask_mov_epi8(odd, evens, _mm512_srli_epi16(even, 8)));
+      _mm512_storeu_si512(low + at, _mm512_mask_mov_epi8(_mm512_slli_epi16(odd, 8), evens, even));
     }
   }
 }
 
-// One row of tiles, or two: += 64 (a high) + a low over a part of K.
+// One row of tiles, or two: += 256 (a high) + a low over a part of K.
 template <int R>
 RS_TARGET void w4_tiles(const uint8_t *a, size_t kp, size_t n, size_t step, const int8_t *high, const int8_t *low, bool first,
                         int32_t *acc) {
@@ -2083,11 +2078,11 @@ RS_TARGET void w4_tiles(const uint8_t *a, size_t kp, size_t n, size_t step, cons
     _tile_loadd(4, a + k, kp);
     _tile_dpbusd(0, 4, 6);
     _tile_loadd(7, low + k * panel_n, 64);
-    _tile_dpbusd(1, 4, 7);
+    _tile_dpbuud(1, 4, 7);
     if (R > 1) {
       _tile_loadd(5, a + tile_rows * kp + k, kp);
       _tile_dpbusd(2, 5, 6);
-      _tile_dpbusd(3, 5, 7);
+      _tile_dpbuud(3, 5, 7);
     }
   }
   alignas(64) int32_t sums[2 * R][tile_rows * panel_n];
@@ -2097,7 +2092,7 @@ RS_TARGET void w4_tiles(const uint8_t *a, size_t kp, size_t n, size_t step, cons
   if (R > 1) _tile_stored(3, sums[2 * R - 1], 64);
   for (int r = 0; r < R; r++)
     for (int i = 0; i < tile_rows * panel_n; i += panel_n) {
-      const __m512i wide = _mm512_slli_epi32(_mm512_load_si512(sums[2 * r] + i), 6);
+      const __m512i wide = _mm512_slli_epi32(_mm512_load_si512(sums[2 * r] + i), 8);
       const __m512i sum = _mm512_add_epi32(wide, _mm512_load_si512(sums[2 * r + 1] + i));
       int32_t *to = acc + r * tile_rows * panel_n + i;
       _mm512_storeu_si512(to, first ? sum : _mm512_add_epi32(sum, _mm512_loadu_si512(to)));
