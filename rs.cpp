@@ -414,6 +414,7 @@ RS_TARGET double w4_peak(size_t steps) {  // a step: a group
 #include "models/text.h"
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cerrno>
 #include <cfloat>
@@ -3566,6 +3567,13 @@ rs_status check_cu_seqlens(const rs_tensor &t, const int32_t *cu, int64_t tokens
   return ok ? RS_OK : rs_fail(RS_ERR_ARGUMENT, "'%s' must rise from 0 to %lld", t.name.c_str(), static_cast<long long>(tokens));
 }
 
+// What one run needs for itself: memory and plans.  A session has one, and one a thread where parts of a batch run side by side.
+struct lane {
+  char *arena = nullptr;
+  size_t arena_bytes = 0;
+  std::vector<std::unique_ptr<graph_plan>> plans;
+};
+
 }  // namespace
 
 struct rs_session {
@@ -3573,12 +3581,11 @@ struct rs_session {
   const kernel_row *kernels;
   int threads;
   int64_t max_batch_tokens;
+  rs_thread_mode thread_mode;
   rs_allocator allocator;
   bool profile;
 
-  char *arena = nullptr;
-  size_t arena_bytes = 0;
-  std::vector<std::unique_ptr<graph_plan>> plans;
+  std::vector<std::unique_ptr<lane>> lanes;  // the first, and one a thread once parts ran side by side
   std::vector<profile_entry> profile_rows;
   std::unique_ptr<struct encoder> encoder;  // section 15; nullptr without a model
 
@@ -3587,11 +3594,11 @@ struct rs_session {
 
 namespace {
 
-graph_plan *plan_of(rs_session *s, const rs_graph *g) {
-  for (const auto &p : s->plans)
+graph_plan *plan_of(lane *l, const rs_graph *g) {
+  for (const auto &p : l->plans)
     if (p->graph_id == g->id) return p.get();
   // A graph at this address before was freed.
-  s->plans.erase(std::remove_if(s->plans.begin(), s->plans.end(), [&](const auto &p) { return p->graph == g; }), s->plans.end());
+  l->plans.erase(std::remove_if(l->plans.begin(), l->plans.end(), [&](const auto &p) { return p->graph == g; }), l->plans.end());
   auto p = std::make_unique<graph_plan>();
   const size_t n = g->tensors.size();
   p->graph = g;
@@ -3602,8 +3609,8 @@ graph_plan *plan_of(rs_session *s, const rs_graph *g) {
   p->bound.resize(n);
   p->live.reserve(n);
   p->ops.reserve(n);
-  s->plans.push_back(std::move(p));
-  return s->plans.back().get();
+  l->plans.push_back(std::move(p));
+  return l->plans.back().get();
 }
 
 rs_status bind(graph_plan &p, const rs_binding *bindings, size_t n) {
@@ -3628,17 +3635,17 @@ rs_status bind(graph_plan &p, const rs_binding *bindings, size_t n) {
   return RS_OK;
 }
 
-rs_status reserve_arena(rs_session *s, size_t bytes) {
-  if (bytes <= s->arena_bytes) return RS_OK;
-  if (s->arena) s->allocator.free(s->allocator.ctx, s->arena, s->arena_bytes);
-  s->arena_bytes = 0;
-  s->arena = static_cast<char *>(s->allocator.alloc(s->allocator.ctx, bytes, align_data));
-  if (!s->arena) return rs_fail(RS_ERR_MEMORY, "no memory for %zu bytes of activations", bytes);
-  s->arena_bytes = bytes;
+rs_status reserve_arena(rs_session *s, lane *l, size_t bytes) {
+  if (bytes <= l->arena_bytes) return RS_OK;
+  if (l->arena) s->allocator.free(s->allocator.ctx, l->arena, l->arena_bytes);
+  l->arena_bytes = 0;
+  l->arena = static_cast<char *>(s->allocator.alloc(s->allocator.ctx, bytes, align_data));
+  if (!l->arena) return rs_fail(RS_ERR_MEMORY, "no memory for %zu bytes of activations", bytes);
+  l->arena_bytes = bytes;
   return RS_OK;
 }
 
-void place(rs_session *s, graph_plan &p, run_error *error) {
+void place(const lane &l, graph_plan &p, run_error *error) {
   for (const auto &t : p.graph->tensors) {
     value &v = p.values[t->id];
     switch (t->kind) {
@@ -3649,7 +3656,7 @@ void place(rs_session *s, graph_plan &p, run_error *error) {
         v.data = static_cast<char *>(p.bound[t->id]);
         break;
       case tensor_op:  // what is in a block: run_block moves it there
-        v.data = p.bound[t->id] ? static_cast<char *>(p.bound[t->id]) : s->arena + p.offsets[t->id];
+        v.data = p.bound[t->id] ? static_cast<char *>(p.bound[t->id]) : l.arena + p.offsets[t->id];
         break;
       case tensor_view:
         v.data = p.values[t->base->id].data + t->first * 4;
@@ -3660,7 +3667,7 @@ void place(rs_session *s, graph_plan &p, run_error *error) {
     r.out = p.values[r.t->id];
     for (int i = 0; i < max_sources; i++)
       if (r.t->src[i]) r.in[i] = p.values[r.t->src[i]->id];
-    r.shared = s->arena + p.tensor_bytes;
+    r.shared = l.arena + p.tensor_bytes;
     r.each = r.shared + p.shared_bytes;
     r.each_bytes = p.each_bytes;
     r.error = error;
@@ -3683,7 +3690,7 @@ profile_entry &profile_of(rs_session *s, graph_plan &p, size_t i) {
 struct graph_runner {
   rs_session *s;
   graph_plan &p;
-  const worker &me;
+  const worker me;
 
   void run() const {
     for (const graph_stage &stage : p.graph->stages) {
@@ -3735,6 +3742,64 @@ struct graph_runner {
   }
 };
 
+// One run: T tokens, B sequences and what is bound.
+struct run_request {
+  const rs_graph *graph;
+  int64_t tokens, sequences;
+  const rs_binding *bindings;
+  size_t n_bindings;
+};
+
+// What a part of a batch binds: ids, type ids, positions, cu_seqlens, vectors.
+using part_bindings = std::array<rs_binding, 5>;
+
+// All but memory.  Allocates nothing.
+rs_status make_plan(const rs_session *s, int threads, graph_plan &p, const run_request &q) {
+  p.tokens = q.tokens, p.sequences = q.sequences;
+  p.block_rows = choose_block_rows(q.tokens, threads);
+  plan_shapes(p);
+  RS_CHECK(bind(p, q.bindings, q.n_bindings));
+  p.tensor_bytes = plan_places(p, false);
+  p.block_tensor_bytes = p.block_rows ? plan_places(p, true) : 0;
+  plan_ops(p, s->kernels);
+  return RS_OK;
+}
+
+size_t arena_bytes_of(const graph_plan &p, int threads) {
+  return p.tensor_bytes + p.shared_bytes + p.each_bytes * static_cast<size_t>(threads);
+}
+
+// Throughput: every thread takes the next of n independent parts of a graph and runs it alone, with no one to wait for.
+// request(i, bindings) says what part i is; any thread may ask.
+template <class F>
+rs_status run_parts(rs_session *s, const rs_graph *graph, int64_t n, const F &request) {
+  while (s->lanes.size() < static_cast<size_t>(s->threads)) s->lanes.push_back(std::make_unique<lane>());
+  // Memory and plans are made here, since the caller's allocator is not to be called on other threads.
+  size_t bytes = 0;
+  for (int64_t i = 0; i < n; i++) {
+    graph_plan &p = *plan_of(s->lanes[0].get(), graph);
+    part_bindings bindings;
+    RS_CHECK(make_plan(s, 1, p, request(i, &bindings)));
+    bytes = std::max(bytes, arena_bytes_of(p, 1));
+  }
+  for (const auto &l : s->lanes) {
+    plan_of(l.get(), graph);
+    RS_CHECK(reserve_arena(s, l.get(), bytes));
+  }
+  run_error error;
+  run_team(s->threads, [&](const worker &me) {
+    lane *l = s->lanes[static_cast<size_t>(me.thread)].get();
+    graph_plan &p = *plan_of(l, graph);
+    for (int64_t i = me.next(-1); i < n && !error.taken; i = me.next(i)) {
+      part_bindings bindings;
+      if (const rs_status status = make_plan(s, 1, p, request(i, &bindings))) return error.set(status);
+      place(*l, p, &error);
+      graph_runner{s, p, me.alone()}.run();
+    }
+  });
+  return error.taken ? rs_fail(error.status, "%s", error.text) : RS_OK;
+}
+
 }  // namespace
 
 rs_status rs_graph_run(rs_session *s, rs_graph *graph, int64_t tokens, int64_t sequences, const rs_binding *bindings,
@@ -3744,17 +3809,12 @@ rs_status rs_graph_run(rs_session *s, rs_graph *graph, int64_t tokens, int64_t s
     if (tokens < 0 || sequences < 0 || tokens > INT32_MAX || sequences > INT32_MAX)
       return rs_fail(RS_ERR_ARGUMENT, "%lld tokens, %lld sequences", static_cast<long long>(tokens),
                      static_cast<long long>(sequences));
-    graph_plan &p = *plan_of(s, graph);
-    p.tokens = tokens, p.sequences = sequences;
-    p.block_rows = choose_block_rows(tokens, s->threads);
-    plan_shapes(p);
-    RS_CHECK(bind(p, bindings, n_bindings));
-    p.tensor_bytes = plan_places(p, false);
-    p.block_tensor_bytes = p.block_rows ? plan_places(p, true) : 0;
-    plan_ops(p, s->kernels);
-    RS_CHECK(reserve_arena(s, p.tensor_bytes + p.shared_bytes + p.each_bytes * static_cast<size_t>(s->threads)));
+    lane *l = s->lanes[0].get();
+    graph_plan &p = *plan_of(l, graph);
+    RS_CHECK(make_plan(s, s->threads, p, {graph, tokens, sequences, bindings, n_bindings}));
+    RS_CHECK(reserve_arena(s, l, arena_bytes_of(p, s->threads)));
     run_error error;
-    place(s, p, &error);
+    place(*l, p, &error);
     if (s->profile)
       for (size_t i = 0; i < p.ops.size(); i++) {
         profile_entry &e = profile_of(s, p, i);
@@ -4607,6 +4667,12 @@ struct window {
   bool first, last;  // of its text
 };
 
+// Windows that run together: [begin, end) of those that wait, from `token` on; their starts are at cu_seqlens[begin + index].
+struct batch_part {
+  size_t begin, end;
+  int64_t token, tokens;
+};
+
 }  // namespace
 
 // Everything that rs_encode needs from call to call, so that it allocates nothing after warm-up.
@@ -4617,6 +4683,8 @@ struct encoder {
   rs_tokens tokens, wrapped;
   std::vector<int32_t> ids, type_ids, positions, cu_seqlens;
   std::vector<window> windows;
+  std::vector<batch_part> parts;
+  std::vector<int64_t> busy;
   std::vector<float> vectors;  // of the windows, before they are joined
   size_t failed = SIZE_MAX;
 
@@ -4626,7 +4694,8 @@ struct encoder {
 };
 
 rs_session::~rs_session() {
-  if (arena) allocator.free(allocator.ctx, arena, arena_bytes);
+  for (const auto &l : lanes)
+    if (l->arena) allocator.free(allocator.ctx, l->arena, l->arena_bytes);
 }
 
 namespace {
@@ -4643,6 +4712,8 @@ rs_status rs_session_create(const rs_model *model, const rs_session_params *para
     if (p.threads < 0 || p.threads > max_threads)
       return rs_fail(RS_ERR_ARGUMENT, "threads is %d, expected 1 to %d, or 0 for all", p.threads, max_threads);
     if (p.max_batch_tokens < 0) return rs_fail(RS_ERR_ARGUMENT, "max_batch_tokens is %d", p.max_batch_tokens);
+    if (p.thread_mode < RS_THREADS_AUTO || p.thread_mode > RS_THREADS_THROUGHPUT)
+      return rs_fail(RS_ERR_ARGUMENT, "thread_mode is %d", static_cast<int>(p.thread_mode));
     if (p.allocator && (!p.allocator->alloc || !p.allocator->free))
       return rs_fail(RS_ERR_ARGUMENT, "the allocator lacks alloc or free");
     auto s = std::make_unique<rs_session>();
@@ -4656,6 +4727,8 @@ rs_status rs_session_create(const rs_model *model, const rs_session_params *para
     s->max_batch_tokens = p.max_batch_tokens ? p.max_batch_tokens : 1024;
     s->allocator = p.allocator ? *p.allocator : rs_allocator{default_alloc, default_free, nullptr};
     s->profile = p.profile;
+    s->thread_mode = s->profile || s->threads == 1 ? RS_THREADS_LATENCY : p.thread_mode;
+    s->lanes.push_back(std::make_unique<lane>());
     if (model) {
       s->encoder = std::make_unique<encoder>();
       s->encoder->scratch = rs_tokenizer_scratch_new();
@@ -4667,7 +4740,11 @@ rs_status rs_session_create(const rs_model *model, const rs_session_params *para
 
 void rs_session_free(rs_session *session) { delete session; }
 int32_t rs_session_threads(const rs_session *s) { return s->threads; }
-size_t rs_session_arena_bytes(const rs_session *s) { return s->arena_bytes; }
+size_t rs_session_arena_bytes(const rs_session *s) {
+  size_t bytes = 0;
+  for (const auto &l : s->lanes) bytes += l->arena_bytes;
+  return bytes;
+}
 size_t rs_encode_failed(const rs_session *s) { return s->encoder ? s->encoder->failed : SIZE_MAX; }
 
 namespace {
@@ -4747,42 +4824,51 @@ rs_status resolve(const rs_session &s, const rs_encode_params *params, encode_se
   return RS_OK;
 }
 
-// Packs sequences, runs them when the token budget is reached, and joins the vectors of a text's windows.
+// Packs sequences, runs them in parts of the token budget, and joins the vectors of a text's windows.
 class batch {
  public:
   batch(rs_session *session, const encode_settings &settings, float *out, size_t capacity)
       : s(session), e(*session->encoder), set(settings), out(out), capacity(capacity) {
     e.failed = SIZE_MAX;
+    // Threads that take parts of their own share a supply of them.  A vector a token would make that large.
+    supply = s->thread_mode == RS_THREADS_LATENCY || set.pooling == RS_POOL_NONE ? s->max_batch_tokens : 4 * s->max_batch_tokens;
     clear();
   }
 
   rs_status add(const window &w, const int32_t *ids, const int32_t *type_ids) {
-    if (!e.windows.empty() && static_cast<int64_t>(e.ids.size()) + w.tokens > s->max_batch_tokens) RS_CHECK(flush());
+    if (!e.windows.empty() && static_cast<int64_t>(e.ids.size()) + w.tokens > supply) RS_CHECK(flush());
     e.ids.insert(e.ids.end(), ids, ids + w.tokens);
     if (type_ids) e.type_ids.insert(e.type_ids.end(), type_ids, type_ids + w.tokens);
     else e.type_ids.resize(e.ids.size(), 0);
     for (int32_t i = 0; i < w.tokens; i++) e.positions.push_back(i);
-    e.cu_seqlens.push_back(static_cast<int32_t>(e.ids.size()));
     e.windows.push_back(w);
     return RS_OK;
   }
 
   rs_status flush() {
     if (e.windows.empty()) return RS_OK;
-    const encoder_graph *g;
-    RS_CHECK(get_encoder_graph(s, set.layers, set.pooling, &g));
+    RS_CHECK(get_encoder_graph(s, set.layers, set.pooling, &graph));
     const size_t width = static_cast<size_t>(s->model->info.dim),
                  rows = set.pooling == RS_POOL_NONE ? e.ids.size() : e.windows.size();
     e.vectors.resize(rows * width);
-    const rs_binding bindings[] = {
-        {g->ids, e.ids.data(), e.ids.size() * 4},
-        {g->type_ids, e.type_ids.data(), e.ids.size() * 4},
-        {g->positions, e.positions.data(), e.ids.size() * 4},
-        {g->cu_seqlens, e.cu_seqlens.data(), e.cu_seqlens.size() * 4},
-        {g->result, e.vectors.data(), rows * width * 4},
-    };
-    RS_CHECK(rs_graph_run(s, g->graph, static_cast<int64_t>(e.ids.size()), static_cast<int64_t>(e.windows.size()), bindings,
-                          std::size(bindings)));
+    const bool side_by_side = cut_for_throughput();
+    if (!side_by_side) cut(s->max_batch_tokens);
+    // Each part has starts of its own, from 0.
+    e.cu_seqlens.clear();
+    for (const batch_part &p : e.parts) {
+      e.cu_seqlens.push_back(0);
+      for (size_t i = p.begin; i < p.end; i++) e.cu_seqlens.push_back(e.cu_seqlens.back() + e.windows[i].tokens);
+    }
+    if (side_by_side) {
+      RS_CHECK(run_parts(s, graph->graph, static_cast<int64_t>(e.parts.size()),
+                         [&](int64_t i, part_bindings *bindings) { return request(static_cast<size_t>(i), bindings); }));
+    } else {
+      for (size_t i = 0; i < e.parts.size(); i++) {
+        part_bindings bindings;
+        const run_request q = request(i, &bindings);
+        RS_CHECK(rs_graph_run(s, graph->graph, q.tokens, q.sequences, q.bindings, q.n_bindings));
+      }
+    }
     size_t row = 0;
     for (const window &w : e.windows) {
       const size_t n = set.pooling == RS_POOL_NONE ? static_cast<size_t>(w.tokens) : 1;
@@ -4794,9 +4880,58 @@ class batch {
   }
 
  private:
-  void clear() {
-    e.ids.clear(), e.type_ids.clear(), e.positions.clear(), e.windows.clear();
-    e.cu_seqlens.assign(1, 0);
+  void clear() { e.ids.clear(), e.type_ids.clear(), e.positions.clear(), e.windows.clear(); }
+
+  // Parts of at most `most` tokens, or one window.
+  void cut(int64_t most) {
+    e.parts.clear();
+    int64_t token = 0;
+    for (size_t i = 0; i < e.windows.size(); i++) {
+      const int64_t n = e.windows[i].tokens;
+      if (e.parts.empty() || e.parts.back().tokens + n > most) e.parts.push_back({i, i, token, 0});
+      e.parts.back().end++;
+      e.parts.back().tokens += n;
+      token += n;
+    }
+  }
+
+  // Parts for all threads to take from; false where all threads had better work on one part after the other.
+  bool cut_for_throughput() {
+    if (s->thread_mode == RS_THREADS_LATENCY) return false;
+    // Some parts a thread, so that all end together, neither so small that weights are fetched for little work nor so large that
+    // activations leave the cache.
+    constexpr int64_t least = 64, most = 192, parts_a_thread = 4;
+    const auto total = static_cast<int64_t>(e.ids.size());
+    const int64_t budget = std::max<int64_t>(1, s->max_batch_tokens / s->threads);
+    cut(std::min(budget, std::clamp(ceil_div(total, parts_a_thread * s->threads), least, most)));
+    if (s->thread_mode == RS_THREADS_THROUGHPUT) return true;
+    // The last thread ends at most one part after the others.  All threads on one part lose a tenth or more to waiting.
+    int64_t largest = 0;
+    for (const batch_part &p : e.parts) largest = std::max(largest, p.tokens);
+    return largest <= budget && 10 * makespan() * s->threads <= 11 * total;
+  }
+
+  // Tokens of the busiest thread, when each takes the next part as it becomes free.
+  int64_t makespan() {
+    e.busy.assign(static_cast<size_t>(s->threads), 0);
+    for (const batch_part &p : e.parts) *std::min_element(e.busy.begin(), e.busy.end()) += p.tokens;
+    return *std::max_element(e.busy.begin(), e.busy.end());
+  }
+
+  // The run of part i; bindings is where its bindings go.
+  run_request request(size_t i, part_bindings *bindings) const {
+    const batch_part &p = e.parts[i];
+    const size_t width = static_cast<size_t>(s->model->info.dim), n = p.end - p.begin, bytes = static_cast<size_t>(p.tokens) * 4,
+                 first = set.pooling == RS_POOL_NONE ? static_cast<size_t>(p.token) : p.begin,
+                 rows = set.pooling == RS_POOL_NONE ? static_cast<size_t>(p.tokens) : n;
+    *bindings = {{
+        {graph->ids, e.ids.data() + p.token, bytes},
+        {graph->type_ids, e.type_ids.data() + p.token, bytes},
+        {graph->positions, e.positions.data() + p.token, bytes},
+        {graph->cu_seqlens, e.cu_seqlens.data() + p.begin + i, (n + 1) * 4},
+        {graph->result, e.vectors.data() + first * width, rows * width * 4},
+    }};
+    return {graph->graph, p.tokens, static_cast<int64_t>(n), bindings->data(), bindings->size()};
   }
 
   rs_status deliver(const window &w, const float *x) {
@@ -4824,6 +4959,8 @@ class batch {
   rs_session *s;
   encoder &e;
   const encode_settings &set;
+  const encoder_graph *graph = nullptr;
+  int64_t supply;  // tokens that wait at most
   float *out;
   size_t capacity, written = 0;
   float weights = 0;  // of the windows so far of the text that is being joined

@@ -186,13 +186,22 @@ typedef struct rs_allocator {
   void *ctx;
 } rs_allocator;
 
+/* How the threads of a session share the work of rs_encode.  It never changes a result. */
+typedef enum rs_thread_mode {
+  RS_THREADS_AUTO = 0,  /* throughput where a batch can be cut into even parts that keep to max_batch_tokens, else latency */
+  RS_THREADS_LATENCY,   /* all threads on one part of the batch, operator by operator: a single text takes the shortest time */
+  RS_THREADS_THROUGHPUT /* each thread takes parts of its own, of at most max_batch_tokens / threads tokens (or one sequence), and
+                           waits for no one: most texts a second, above all on a busy machine */
+} rs_thread_mode;
+
 typedef struct rs_session_params {
   uint32_t size;
   int32_t threads;          /* 0: OMP_NUM_THREADS where set, else the CPUs that affinity and cgroup limits leave to the process */
   int32_t max_batch_tokens; /* larger batches are run in parts of at most this many tokens (or one sequence); 0: 1024.  It bounds
                          memory, never changes a result. */
   const rs_allocator *allocator; /* NULL: the C library's */
-  bool profile;                  /* time every operator: rs_session_profile_at */
+  bool profile;                  /* time every operator: rs_session_profile_at.  Threads are then in latency mode */
+  rs_thread_mode thread_mode;
 } rs_session_params;
 
 /* model may be NULL for a session that runs graphs without a weight file. */

@@ -207,6 +207,7 @@ TEST_F(Cli, WrongUsageExitsWithTwo) {
       {{"embed", "-m", m, "-t", "99999999999999999999", "x"}, "range 1 to 1024"},
       {{"embed", "-m", m, "-t", "two", "x"}, "range 1 to 1024"},
       {{"embed", "-m", m, "-b", "0", "x"}, "range 1 to 65536"},
+      {{"embed", "-m", m, "--thread-mode", "fast", "x"}, "fast"},
       {{"embed", "-m", m, "--format", "xml", "x"}, "xml"},
       {{"embed", "-m", m, "--input", "xml", "x"}, "xml"},
       {{"embed", "-m", m, "--long", "cut", "x"}, "cut"},

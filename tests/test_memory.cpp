@@ -27,9 +27,10 @@ namespace {
 TEST(memory, nothing_is_allocated_after_warm_up) {
   const temp_dir dir;
   tiny_bert tiny(6);
-  for (const char *type : {"f32", "f16", "q8", "q4"}) {
+  for (const auto &[type, mode] : {std::pair("f32", RS_THREADS_AUTO), std::pair("f16", RS_THREADS_LATENCY),
+                                   std::pair("q8", RS_THREADS_THROUGHPUT), std::pair("q4", RS_THREADS_THROUGHPUT)}) {
     ASSERT_EQ(tiny.convert(dir / "tiny.rsw", type), RS_OK) << rs_last_error();
-    const loaded m(dir / "tiny.rsw");
+    const loaded m(dir / "tiny.rsw", 2, 0, mode);
     const std::string long_text(900, '.');
     const rs_text texts[] = {
         {"the cat sat on the mat", RS_NUL_TERMINATED}, {"", 0}, {"hello", 5}, {long_text.data(), long_text.size()}};

@@ -147,12 +147,13 @@ struct tiny_bert {
 struct loaded {
   rs_model *model = nullptr;
   rs_session *session = nullptr;
-  explicit loaded(const std::string &path, int threads = 2, int max_batch_tokens = 0) {
+  explicit loaded(const std::string &path, int threads = 2, int max_batch_tokens = 0, rs_thread_mode mode = RS_THREADS_AUTO) {
     EXPECT_EQ(rs_model_load(path.c_str(), nullptr, &model), RS_OK) << rs_last_error();
     rs_session_params p = {};
     p.size = sizeof p;
     p.threads = threads;
     p.max_batch_tokens = max_batch_tokens;
+    p.thread_mode = mode;
     if (model) {
       EXPECT_EQ(rs_session_create(model, &p, &session), RS_OK) << rs_last_error();
     }

@@ -56,10 +56,11 @@ model_ptr load_model(const std::string &path, bool check_data) {
   return model_ptr(model);
 }
 
-session_ptr create_session(const rs_model *model, int threads, bool profile) {
+session_ptr create_session(const rs_model *model, int threads, bool profile, rs_thread_mode mode) {
   auto params = sized<rs_session_params>();
   params.threads = threads;
   params.profile = profile;
+  params.thread_mode = mode;
   rs_session *session = nullptr;
   check(rs_session_create(model, &params, &session));
   return session_ptr(session);

@@ -67,7 +67,7 @@ T sized() {
 }
 
 model_ptr load_model(const std::string &path, bool check_data);
-session_ptr create_session(const rs_model *model, int threads, bool profile);
+session_ptr create_session(const rs_model *model, int threads, bool profile, rs_thread_mode mode = RS_THREADS_AUTO);
 writer_ptr open_writer(const std::string &path);
 rs_model_info model_info(const rs_model *model);
 bool find_meta(const rs_model *model, const char *key, rs_meta *meta);  // false when the file has no such key

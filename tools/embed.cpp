@@ -25,9 +25,13 @@ const char *const examples =
     "  raw    float32, little endian, nothing else\n"
     "With -o the file appears whole at the end, or not at all when something fails that --on-error cannot skip.";
 
+const std::map<std::string, rs_thread_mode> thread_modes = {
+    {"auto", RS_THREADS_AUTO}, {"latency", RS_THREADS_LATENCY}, {"throughput", RS_THREADS_THROUGHPUT}};
+
 struct embed_options {
   std::string model;
   int threads = 0;
+  std::string thread_mode = "auto";
   bool no_check = false;
   text_options texts;
   error_options errors;
@@ -45,7 +49,7 @@ class embedder {
         model_(load_model(options.model, !options.no_check)),
         info_(model_info(model_.get())),
         encoding_(options.encode, model_.get()),
-        session_(create_session(model_.get(), options.threads, !options.profile.empty())),
+        session_(create_session(model_.get(), options.threads, !options.profile.empty(), thread_modes.at(options.thread_mode))),
         out_(checked_output(options)),
         writer_(make_vector_writer(options.format, encoding_.dim, &out_)),
         progress_(progress::wanted_beside(out_.fd())) {}
@@ -191,6 +195,11 @@ void add_embed(CLI::App *app, command_line *line) {
       ->type_name("N")
       ->check(CLI::Range(1, 65536));
   add_threads_option(sub, &options->threads);
+  sub->add_option("--thread-mode", options->thread_mode,
+                  "latency: all threads work on the same texts; throughput: each on texts of its own\n"
+                  "(default: auto, throughput where a batch can be shared evenly); does not change the result")
+      ->type_name("MODE")
+      ->check(CLI::IsMember(thread_modes));
   add_encode_options(sub, &options->encode);
   add_error_options(sub, &options->errors);
   add_no_check_option(sub, &options->no_check);
