@@ -1478,8 +1478,8 @@ struct channel_block {  // what belongs to the 16 channels of a panel of quantiz
 };
 
 // Products of attention for q, k and v that are 8-bit layers' results, where the ISA has something faster than f32 for what is
-// noisy anyway.  A block holds up to attn_keys keys and values of one head; d: its size.
-constexpr int attn_keys = 128, attn_rows = 64;
+// noisy anyway.  A block holds up to attn_keys keys and values of one head; d: its size, at most attn_most_d.
+constexpr int attn_keys = 128, attn_rows = 64, attn_most_d = 128;
 struct attn_kernels {
   size_t (*block_bytes)(size_t d);
   void (*pack)(const float *k, size_t ldk, const float *v, size_t ldv, int n, size_t d, void *block);
@@ -2219,39 +2219,40 @@ RS_TARGET void attn_pack(const float *k, size_t ldk, const float *v, size_t ldv,
 }
 
 RS_TARGET void attn_scores(const float *q, size_t ldq, int rows, const void *block, int n, size_t d, float *scores) {
-  const auto *keys = static_cast<const uint16_t *>(block);
   const size_t steps = attn_steps(d);
+  alignas(64) uint16_t high[attn_most_d / 32][tile_rows][32], low[attn_most_d / 32][tile_rows][32];
   configure(64);
-  for (int r = 0; r < rows; r += tile_rows)
-    for (int key = 0; key < n; key += 32) {
-      float *to = scores + r * attn_keys + key;
-      const uint16_t *b0 = keys + static_cast<size_t>(key / 16) * steps * 2 * tile_values, *b1 = b0 + steps * 2 * tile_values;
+  for (int r = 0; r < rows; r += tile_rows) {
+    for (size_t i = 0; i < steps; i++)
+      for (int j = 0; j < std::min(tile_rows, rows - r); j++) {
+        __m512i rest;
+        _mm512_store_si512(high[i][j], split_32(q + static_cast<size_t>(r + j) * ldq + 32 * i, d - 32 * i, &rest));
+        _mm512_store_si512(low[i][j], rest);
+      }
+    const auto *b0 = static_cast<const uint16_t *>(block);
+    for (int key = 0; key < n; key += 32, b0 += 2 * steps * 2 * tile_values) {
       _tile_zero(0);
       _tile_zero(1);
-      for (size_t i = 0; i < steps; i++, b0 += 2 * tile_values, b1 += 2 * tile_values) {
-        alignas(64) static thread_local uint16_t high[tile_rows][32], low[tile_rows][32];
-        if (key == 0 || steps > 1)
-          for (int j = 0; j < std::min(tile_rows, rows - r); j++) {
-            __m512i rest;
-            _mm512_store_si512(high[j], split_32(q + static_cast<size_t>(r + j) * ldq + 32 * i, d - 32 * i, &rest));
-            _mm512_store_si512(low[j], rest);
-          }
-        _tile_loadd(4, high, 64);
-        _tile_loadd(5, low, 64);
-        _tile_loadd(6, b0, 64);
-        _tile_loadd(7, b1, 64);
+      for (size_t i = 0; i < steps; i++) {
+        const uint16_t *left = b0 + i * 2 * tile_values, *right = left + steps * 2 * tile_values;
+        _tile_loadd(4, high[i], 64);
+        _tile_loadd(5, low[i], 64);
+        _tile_loadd(6, left, 64);
+        _tile_loadd(7, right, 64);
         _tile_dpbf16ps(0, 4, 6);
         _tile_dpbf16ps(1, 4, 7);
         _tile_dpbf16ps(0, 5, 6);
         _tile_dpbf16ps(1, 5, 7);
-        _tile_loadd(6, b0 + tile_values, 64);
-        _tile_loadd(7, b1 + tile_values, 64);
+        _tile_loadd(6, left + tile_values, 64);
+        _tile_loadd(7, right + tile_values, 64);
         _tile_dpbf16ps(0, 4, 6);
         _tile_dpbf16ps(1, 4, 7);
       }
+      float *to = scores + r * attn_keys + key;
       _tile_stored(0, to, attn_keys * 4);
       _tile_stored(1, to + 16, attn_keys * 4);
     }
+  }
   _tile_release();
 }
 
@@ -3158,6 +3159,8 @@ rs_status flash_attn_infer(rs_tensor &out) {
 
 constexpr int64_t attn_unit_queries = 256;
 
+size_t head_size(const op_run &r) { return static_cast<size_t>(r.out.cols / r.t->params.heads); }
+
 // Are the values of t results of a layer with quantized weights, so that they carry its noise?
 bool from_quantized(const rs_tensor &t) {
   const rs_tensor &made = *storage_of(&t);
@@ -3169,10 +3172,8 @@ bool from_quantized(const rs_tensor &t) {
 const attn_kernels *coarse_kernels(const op_run &r) {
   for (int i = 0; i < 3; i++)
     if (!from_quantized(*r.t->src[i])) return nullptr;
-  return r.kernels->coarse_attn;
+  return head_size(r) <= attn_most_d ? r.kernels->coarse_attn : nullptr;
 }
-
-size_t head_size(const op_run &r) { return static_cast<size_t>(r.out.cols / r.t->params.heads); }
 
 struct attn_scratch {                // of a thread
   char *block;                       // keys and values
@@ -4727,7 +4728,7 @@ rs_status rs_session_create(const rs_model *model, const rs_session_params *para
     s->max_batch_tokens = p.max_batch_tokens ? p.max_batch_tokens : 1024;
     s->allocator = p.allocator ? *p.allocator : rs_allocator{default_alloc, default_free, nullptr};
     s->profile = p.profile;
-    s->thread_mode = s->profile || s->threads == 1 ? RS_THREADS_LATENCY : p.thread_mode;
+    s->thread_mode = s->profile ? RS_THREADS_LATENCY : p.thread_mode;
     s->lanes.push_back(std::make_unique<lane>());
     if (model) {
       s->encoder = std::make_unique<encoder>();
@@ -4899,8 +4900,9 @@ class batch {
   bool cut_for_throughput() {
     if (s->thread_mode == RS_THREADS_LATENCY) return false;
     // Some parts a thread, so that all end together, neither so small that weights are fetched for little work nor so large that
-    // activations leave the cache.
-    constexpr int64_t least = 64, most = 192, parts_a_thread = 4;
+    // activations leave the cache: that gains even where there is one thread.
+    constexpr int64_t least = 64, most = 192;
+    const int64_t parts_a_thread = s->threads > 1 ? 4 : 1;
     const auto total = static_cast<int64_t>(e.ids.size());
     const int64_t budget = std::max<int64_t>(1, s->max_batch_tokens / s->threads);
     cut(std::min(budget, std::clamp(ceil_div(total, parts_a_thread * s->threads), least, most)));

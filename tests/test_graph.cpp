@@ -483,6 +483,39 @@ TEST(graph, memory_is_shared_only_between_tensors_that_do_not_meet) {
   EXPECT_LT(arena[0] * 3, arena[1]);
 }
 
+// Attention of quantized layers may be coarser than f32 (bf16 tiles), but by far less than their own noise, which is near 1 %: 2e-3
+// of the largest value, from bf16's 2^-9 for p and for v.
+TEST(flash_attn, of_quantized_layers_is_near_to_exact) {
+  for (const auto &[c, heads] : {std::pair<int64_t, int>(64, 2), {48, 3}, {160, 2}, {300, 2}})
+    for (const std::vector<int32_t> &cu : {std::vector<int32_t>{0, 1, 18, 50}, {0, 64, 200}, {0, 300}}) {
+      const int64_t t = cu.back(), b = static_cast<int64_t>(cu.size()) - 1;
+      const vec x = normal(static_cast<size_t>(t * c), 3);
+      vec wanted;
+      for (size_t isa = 0; rs_isa_available(isa); isa++) {
+        // Last is the scalar row, whose attention is f32: start there.
+        size_t rows = 0;
+        while (rs_isa_available(rows)) rows++;
+        const char *name = rs_isa_available(rows - 1 - isa);
+        session s(name);
+        harness h;
+        rs_tensor *in = h.input("x", RS_F32, {RS_DIM_TOKENS, c}, x);
+        rs_tensor *starts = h.input("cu", RS_I32, {RS_DIM_CU_SEQLENS}, cu);
+        rs_tensor *w = h.weight("w", RS_W8, RS_PANELS, {3 * c, c}, normal(static_cast<size_t>(3 * c * c), 4, 0.2f));
+        rs_tensor *qkv = rs_linear(h.g, in, w, nullptr, RS_ACT_NONE);
+        rs_tensor *y = rs_flash_attn(h.g, rs_columns(h.g, qkv, 0, c), rs_columns(h.g, qkv, c, c), rs_columns(h.g, qkv, 2 * c, c),
+                                     starts, heads, 0.3f);
+        const vec got = h.run(s.s, y, t, b, static_cast<size_t>(t * c));
+        if (wanted.empty()) wanted = got;
+        float largest = 0, worst = 0;
+        for (float v : wanted) largest = std::max(largest, std::fabs(v));
+        for (size_t i = 0; i < got.size(); i++)
+          worst = std::fabs(got[i] - wanted[i]) <= worst ? worst : std::fabs(got[i] - wanted[i]);
+        EXPECT_TRUE(worst <= largest / 256) << name << " heads " << heads << " c " << c << " t " << t << ": " << worst << " of "
+                                            << largest;
+      }
+    }
+}
+
 // Blocks of rows are at different operators of a chain at one time: what one block still reads must not be another's result.
 TEST(graph, blocks_of_a_chain_do_not_write_over_each_other) {
   const int64_t c = 32, t = 700;
