@@ -2129,6 +2129,15 @@ RS_TARGET double tile_peak(rs_type type, size_t steps) {
   _tile_zero(6);
   _tile_zero(7);
   for (size_t i = 0; i < steps; i++) {
+    if (type == RS_BF16) {
+      _tile_dpbf16ps(0, 6, 7);
+      _tile_dpbf16ps(1, 6, 7);
+      _tile_dpbf16ps(2, 6, 7);
+      _tile_dpbf16ps(3, 6, 7);
+      _tile_dpbf16ps(4, 6, 7);
+      _tile_dpbf16ps(5, 6, 7);
+      continue;
+    }
     _tile_dpbusd(0, 6, 7);
     _tile_dpbusd(1, 6, 7);
     _tile_dpbusd(2, 6, 7);
@@ -2137,7 +2146,9 @@ RS_TARGET double tile_peak(rs_type type, size_t steps) {
     _tile_dpbusd(5, 6, 7);
   }
   _tile_release();
-  return static_cast<double>(steps) * (type == RS_W4 ? 3 : 6) * tile_rows * 64 * panel_n;
+  // w4 takes two products, and so does attention on average (three for scores, one for values), of half as many bf16.
+  const double products = type == RS_W4 ? 3 : type == RS_BF16 ? 1.5 : 6;
+  return static_cast<double>(steps) * products * tile_rows * 64 * panel_n;
 }
 
 double peak(rs_type type, size_t steps) { return type == RS_F32 ? avx512vnni::f32_peak(steps) : tile_peak(type, steps); }
@@ -2564,15 +2575,15 @@ const char *rs_isa(void) {
 // interruption must not take the place of all.
 rs_status rs_measure_peak(rs_type type, int32_t threads, double *macs_per_second) {
   return guarded([&] {
-    if (type != RS_F32 && type != RS_F16 && type != RS_W8 && type != RS_W4)
-      return rs_fail(RS_ERR_ARGUMENT, "type is %s (%d), expected a type of linear weights: f32, f16, w8 or w4", rs_type_name(type),
+    if (type != RS_F32 && type != RS_F16 && type != RS_BF16 && type != RS_W8 && type != RS_W4)
+      return rs_fail(RS_ERR_ARGUMENT, "type is %s (%d), expected f32, f16, bf16, w8 or w4", rs_type_name(type),
                      static_cast<int>(type));
     if (threads < 0 || threads > max_threads)
       return rs_fail(RS_ERR_ARGUMENT, "threads is %d, expected 1 to %d, or 0 for all", threads, max_threads);
     const kernel_row *kernels = choose_kernels();
     if (!kernels) return RS_ERR_UNSUPPORTED;
     constexpr double burst_seconds = 0.5e-3;
-    const rs_type arithmetic = type == RS_F16 ? RS_F32 : type;
+    const rs_type arithmetic = type == RS_F16 || (type == RS_BF16 && !kernels->coarse_attn) ? RS_F32 : type;
     int n = threads ? threads : default_threads();
 #ifndef _OPENMP
     n = 1;
@@ -3447,7 +3458,7 @@ struct profile_entry {
   const char *op;
   uint64_t calls;
   double seconds, macs;
-  rs_type type;  // of the weight of a linear layer, f32 otherwise
+  rs_type type;  // of the arithmetic
 };
 
 // What a session keeps of a graph that it runs: sizes and places for the last (T, B).  Its vectors are made once a graph.
@@ -3675,13 +3686,17 @@ void place(const lane &l, graph_plan &p, run_error *error) {
   }
 }
 
+rs_type arithmetic_of(const op_run &r) {
+  if (r.t->op == OP_LINEAR) return r.t->src[1]->type;
+  return r.t->op == OP_FLASH_ATTN && coarse_kernels(r) ? RS_BF16 : RS_F32;
+}
+
 profile_entry &profile_of(rs_session *s, graph_plan &p, size_t i) {
   const op_run &r = p.ops[i];
   if (i == p.profile.size()) {  // the first run of this graph: find the row of that name, or make one
     size_t at = 0;
     while (at < s->profile_rows.size() && s->profile_rows[at].name != r.t->name) at++;
-    if (at == s->profile_rows.size())
-      s->profile_rows.push_back({r.t->name, op_rows[r.t->op].name, 0, 0, 0, r.t->op == OP_LINEAR ? r.t->src[1]->type : RS_F32});
+    if (at == s->profile_rows.size()) s->profile_rows.push_back({r.t->name, op_rows[r.t->op].name, 0, 0, 0, arithmetic_of(r)});
     p.profile.push_back(at);
   }
   return s->profile_rows[p.profile[i]];

@@ -290,7 +290,7 @@ typedef struct rs_profile_row {
   uint64_t calls;
   double seconds;
   double macs;  /* multiply-accumulates */
-  rs_type type; /* whose arithmetic they are: of the weight of a linear layer, RS_F32 of everything else */
+  rs_type type; /* whose arithmetic they are: of the weight of a linear layer; attention: RS_BF16 or RS_F32; RS_F32 of all else */
 } rs_profile_row;
 RS_API size_t rs_session_profile_count(const rs_session *session);
 RS_API rs_status rs_session_profile_at(const rs_session *session, size_t i, rs_profile_row *out);
@@ -298,7 +298,8 @@ RS_API rs_status rs_session_profile_at(const rs_session *session, size_t i, rs_p
 /* What `macs / seconds` of a profile row can be at most: the multiply-accumulates a second that `threads` threads (0: as a session
  * has by default) reach together with the kernels of rs_isa() and weights of that type (RS_F32, RS_F16, RS_W8 or RS_W4), when the
  * instructions that the products need are all they do.  Nothing is loaded, quantized or unpacked.  For F16, that is the peak of
- * F32, since the halves are widened and multiplied as floats.  The scalar row, whose instructions the compiler chooses, is
+ * F32, since the halves are widened and multiplied as floats.  RS_BF16 is for attention of quantized models, where the kernels have
+ * something faster than f32 for it, else the same as F32.  The scalar row, whose instructions the compiler chooses, is
  * measured on small blocks in the first cache.  Takes some tens of milliseconds and adds up the best of many
  * short bursts of each thread, so that what else runs matters little; of more threads than there are CPUs, only as many count. */
 RS_API rs_status rs_measure_peak(rs_type type, int32_t threads, double *macs_per_second);
