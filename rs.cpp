@@ -406,6 +406,10 @@ RS_TARGET double w4_peak(size_t steps) {  // a step: a group
   return static_cast<double>(steps) * chains * (sizeof(vi) / panel_k) * group_k;
 }
 
+double peak(rs_type type, size_t steps) {
+  return type == RS_W8 ? w8_peak(steps) : type == RS_W4 ? w4_peak(steps) : f32_peak(steps);
+}
+
 #else  // the file as a whole
 #include "rs.h"
 
@@ -1827,10 +1831,6 @@ RS_INLINE vi group_add(vi acc, vi sum, vi m) { return _mm256_add_epi32(acc, _mm2
 #include "rs.cpp"  // NOLINT(bugprone-suspicious-include)
 #undef RS_INTEGER_PART
 
-double peak(rs_type type, size_t steps) {
-  return type == RS_W8 ? w8_peak(steps) : type == RS_W4 ? w4_peak(steps) : f32_peak(steps);
-}
-
 constexpr kernel_row row = {"avx2", available,  f32_panels, f16_panels, w8_panels, w4_panels, quantize,
                             finish, finish_f32, layer_norm, softmax,    nullptr,   peak};
 
@@ -1847,7 +1847,8 @@ bool available() { return avx2::available() && cpu().avxvnni; }
 
 #define RS_TARGET __attribute__((target("avx2,fma,f16c,avxvnni")))
 #define RS_INLINE RS_TARGET inline __attribute__((always_inline))
-using avx2::broadcast4, avx2::hide, avx2::load_int, avx2::panel_width, avx2::store_int, avx2::unpack_step, avx2::vi, avx2::zero_int;
+using avx2::broadcast4, avx2::f32_peak, avx2::hide, avx2::load_int, avx2::panel_width, avx2::store_int, avx2::unpack_step, avx2::vi,
+    avx2::zero_int;
 constexpr int w8_tile_rows = 6, w8_tile_panels = 1;  // 12 sums
 constexpr int w4_tile_rows = 6, w4_unroll = 8, peak_chains = 12;
 
@@ -1861,10 +1862,6 @@ RS_INLINE vi group_add(vi acc, vi sum, vi m) { return _mm256_add_epi32(acc, _mm2
 #define RS_INTEGER_PART
 #include "rs.cpp"  // NOLINT(bugprone-suspicious-include)
 #undef RS_INTEGER_PART
-
-double peak(rs_type type, size_t steps) {
-  return type == RS_W8 ? w8_peak(steps) : type == RS_W4 ? w4_peak(steps) : avx2::f32_peak(steps);
-}
 
 constexpr kernel_row row = {
     "avxvnni",    available,        avx2::f32_panels, avx2::f16_panels, w8_panels, w4_panels, avx2::quantize,
@@ -1955,10 +1952,6 @@ RS_INLINE vi group_add(vi acc, vi sum, vi m) { return _mm512_add_epi32(acc, _mm5
 #define RS_INTEGER_PART
 #include "rs.cpp"  // NOLINT(bugprone-suspicious-include)
 #undef RS_INTEGER_PART
-
-double peak(rs_type type, size_t steps) {
-  return type == RS_W8 ? w8_peak(steps) : type == RS_W4 ? w4_peak(steps) : f32_peak(steps);
-}
 
 constexpr kernel_row row = {"avx512vnni", available,  f32_panels, f16_panels, w8_panels, w4_panels, quantize,
                             finish,       finish_f32, layer_norm, softmax,    nullptr,   peak};
@@ -2644,7 +2637,11 @@ struct op_params {  // each operator uses its own
   int heads;
 };
 
-struct op_run;       // one operator at run time: section 11
+struct op_run;    // one operator at run time: section 11
+struct op_macs {  // multiply-accumulates, and the type whose arithmetic they are (rs_measure_peak)
+  double count;
+  rs_type type;
+};
 struct work_bytes {  // memory that an operator needs beside its result
   size_t shared, each_thread;
 };
@@ -2707,14 +2704,14 @@ struct op_row {
   bool by_rows;
   rs_status (*infer)(rs_tensor &out);
   work_bytes (*work)(const op_run &);
-  double (*macs)(const op_run &);
+  op_macs (*macs)(const op_run &);
   void (*cpu)(const op_run &, const worker &me);
 };
 
 #define X(op, name, n, by_rows) \
   rs_status name##_infer(rs_tensor &out); \
   work_bytes name##_work(const op_run &); \
-  double name##_macs(const op_run &); \
+  op_macs name##_macs(const op_run &); \
   void name##_cpu(const op_run &, const worker &me);
 RS_OPS(X)
 #undef X
@@ -2950,7 +2947,7 @@ rs_status embed_infer(rs_tensor &out) {
   return set_shape(&out, 2, shape);
 }
 work_bytes embed_work(const op_run &) { return {0, 0}; }
-double embed_macs(const op_run &) { return 0; }
+op_macs embed_macs(const op_run &) { return {0, RS_F32}; }
 void embed_cpu(const op_run &r, const worker &me) {
   const rs_tensor &table = *r.t->src[1];
   matrix m = {};
@@ -2982,7 +2979,7 @@ rs_status add_infer(rs_tensor &out) {
   return result_like(out, a);
 }
 work_bytes add_work(const op_run &) { return {0, 0}; }
-double add_macs(const op_run &) { return 0; }
+op_macs add_macs(const op_run &) { return {0, RS_F32}; }
 void add_cpu(const op_run &r, const worker &me) {
   const auto [begin, end] = me.share(r.out.rows);
   for (int64_t i = begin; i < end; i++) {
@@ -3028,8 +3025,9 @@ work_bytes linear_work(const op_run &r) {
   return {linear_padded_rows(rows) * linear_weight(r).kp() + rows * sizeof(row_quant), 0};
 }
 
-double linear_macs(const op_run &r) {
-  return static_cast<double>(r.out.rows) * static_cast<double>(r.t->src[1]->shape[0]) * static_cast<double>(r.t->src[1]->shape[1]);
+op_macs linear_macs(const op_run &r) {
+  const rs_tensor &w = *r.t->src[1];
+  return {static_cast<double>(r.out.rows) * static_cast<double>(w.shape[0]) * static_cast<double>(w.shape[1]), w.type};
 }
 
 // Where the quantized rows of x are, in the shared scratch.
@@ -3138,7 +3136,7 @@ rs_status layer_norm_infer(rs_tensor &out) {
   return result_like(out, x);
 }
 work_bytes layer_norm_work(const op_run &) { return {0, 0}; }
-double layer_norm_macs(const op_run &) { return 0; }
+op_macs layer_norm_macs(const op_run &) { return {0, RS_F32}; }
 void layer_norm_cpu(const op_run &r, const worker &me) {
   const auto [begin, end] = me.share(r.out.rows);
   for (int64_t i = begin; i < end; i++)
@@ -3186,11 +3184,12 @@ const attn_kernels *coarse_kernels(const op_run &r) {
   return head_size(r) <= attn_most_d ? r.kernels->coarse_attn : nullptr;
 }
 
-struct attn_scratch {                // of a thread
-  char *block;                       // keys and values
-  float *scores;                     // [attn_rows][attn_keys]
-  float *out;                        // [attn_unit_queries][Dp]
-  float *most, *total, *correction;  // [attn_unit_queries]
+struct attn_scratch {   // of a thread
+  char *block;          // keys and values
+  float *scores;        // [attn_rows][attn_keys]
+  float *out;           // [attn_unit_queries][Dp]
+  float *most, *total;  // [attn_unit_queries]
+  float *correction;    // [attn_rows]
   size_t dp, bytes;
 
   attn_scratch(char *memory, const op_run &r) : block(memory), dp(round_up(head_size(r), panel_n)) {
@@ -3206,16 +3205,16 @@ struct attn_scratch {                // of a thread
     out = take(attn_unit_queries * dp);
     most = take(attn_unit_queries);
     total = take(attn_unit_queries);
-    correction = take(attn_unit_queries);
+    correction = take(attn_rows);
   }
 };
 
 work_bytes flash_attn_work(const op_run &r) { return {0, attn_scratch(nullptr, r).bytes}; }
-double flash_attn_macs(const op_run &r) {
+op_macs flash_attn_macs(const op_run &r) {
   double pairs = 0;
   if (const int32_t *cu = r.i32(3))
     for (int64_t b = 0; b + 1 < r.in[3].cols; b++) pairs += static_cast<double>(cu[b + 1] - cu[b]) * (cu[b + 1] - cu[b]);
-  return 2 * pairs * static_cast<double>(r.out.cols);
+  return {2 * pairs * static_cast<double>(r.out.cols), coarse_kernels(r) ? RS_BF16 : RS_F32};
 }
 
 // n keys [n][d] to panels [np / 16][d][16], the keys that fill up the last panel zero.
@@ -3277,7 +3276,7 @@ void attn_unit(const op_run &r, const attn_scratch &s, int64_t head, int64_t seq
       const int rows = static_cast<int>(std::min<int64_t>(attn_rows, query_end - query));
       const int64_t at = query - query_begin;
       const float *q = r.f32(0) + query * r.in[0].stride + column;
-      float *out = s.out + at * static_cast<int64_t>(s.dp), *correction = s.correction + at;
+      float *out = s.out + at * static_cast<int64_t>(s.dp), *correction = s.correction;
       if (coarse) coarse->scores(q, ldq, rows, s.block, n, d, s.scores);
       else k.f32_panels(q, ldq, rows, keys, d * panel_n, key_panels, d, s.scores, attn_keys, false);
       k.softmax(s.scores, attn_keys, rows, static_cast<size_t>(n), r.t->params.scale, first, s.most + at, s.total + at, correction);
@@ -3323,7 +3322,7 @@ rs_status pool_infer(rs_tensor &out) {
   return set_shape(&out, 2, shape);
 }
 work_bytes pool_work(const op_run &) { return {0, 0}; }
-double pool_macs(const op_run &) { return 0; }
+op_macs pool_macs(const op_run &) { return {0, RS_F32}; }
 void pool_cpu(const op_run &r, const worker &me) {
   const int32_t *cu = r.i32(1);
   const auto [begin, end] = me.share(r.out.rows);
@@ -3372,7 +3371,7 @@ rs_status l2_normalize_infer(rs_tensor &out) {
   return result_like(out, *out.src[0]);
 }
 work_bytes l2_normalize_work(const op_run &) { return {0, 0}; }
-double l2_normalize_macs(const op_run &) { return 0; }
+op_macs l2_normalize_macs(const op_run &) { return {0, RS_F32}; }
 void l2_normalize_cpu(const op_run &r, const worker &me) {
   const auto [begin, end] = me.share(r.out.rows);
   for (int64_t i = begin; i < end; i++) l2_normalize_row(r.f32(0) + i * r.in[0].stride, r.out.cols, r.result() + i * r.out.stride);
@@ -3686,17 +3685,13 @@ void place(const lane &l, graph_plan &p, run_error *error) {
   }
 }
 
-rs_type arithmetic_of(const op_run &r) {
-  if (r.t->op == OP_LINEAR) return r.t->src[1]->type;
-  return r.t->op == OP_FLASH_ATTN && coarse_kernels(r) ? RS_BF16 : RS_F32;
-}
-
 profile_entry &profile_of(rs_session *s, graph_plan &p, size_t i) {
   const op_run &r = p.ops[i];
   if (i == p.profile.size()) {  // the first run of this graph: find the row of that name, or make one
     size_t at = 0;
     while (at < s->profile_rows.size() && s->profile_rows[at].name != r.t->name) at++;
-    if (at == s->profile_rows.size()) s->profile_rows.push_back({r.t->name, op_rows[r.t->op].name, 0, 0, 0, arithmetic_of(r)});
+    if (at == s->profile_rows.size())
+      s->profile_rows.push_back({r.t->name, op_rows[r.t->op].name, 0, 0, 0, op_rows[r.t->op].macs(r).type});
     p.profile.push_back(at);
   }
   return s->profile_rows[p.profile[i]];
@@ -3835,7 +3830,7 @@ rs_status rs_graph_run(rs_session *s, rs_graph *graph, int64_t tokens, int64_t s
       for (size_t i = 0; i < p.ops.size(); i++) {
         profile_entry &e = profile_of(s, p, i);
         e.calls++;
-        e.macs += op_rows[p.ops[i].t->op].macs(p.ops[i]);
+        e.macs += op_rows[p.ops[i].t->op].macs(p.ops[i]).count;
       }
     run_team(s->threads, [&](const worker &me) { graph_runner{s, p, me}.run(); });
     return error.taken ? rs_fail(error.status, "%s", error.text) : RS_OK;
