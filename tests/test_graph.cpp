@@ -356,17 +356,20 @@ TEST(embed, every_type_of_table) {
 }
 
 TEST(embed, an_id_outside_of_the_table_is_an_error) {
-  for (int32_t bad : {-1, 3, 1 << 30}) {
-    session s;
-    harness h;
-    const std::vector<int32_t> ids = {0, bad, 1};
-    rs_tensor *y = rs_embed(h.g, h.input("ids", RS_I32, {RS_DIM_TOKENS}, ids), h.weight("table", RS_F32, RS_ROWS, {3, 4}, vec(12)));
-    rs_output(h.g, y);
-    ASSERT_EQ(rs_graph_finish(h.g), RS_OK);
-    EXPECT_EQ(rs_graph_run(s.s, h.g, 3, 1, h.bindings.data(), 1), RS_ERR_ARGUMENT);
-    EXPECT_NE(std::string(rs_last_error()).find("id " + std::to_string(bad) + " at position 1"), std::string::npos)
-        << rs_last_error();
-  }
+  for (int32_t bad : {-1, 3, 1 << 30})
+    for (const auto &[tokens, at] : {std::pair(3, 1), std::pair(700, 500)}) {  // the position is of the batch, not of a block
+      session s;
+      harness h;
+      std::vector<int32_t> ids(static_cast<size_t>(tokens), 1);
+      ids[static_cast<size_t>(at)] = bad;
+      rs_tensor *y =
+          rs_embed(h.g, h.input("ids", RS_I32, {RS_DIM_TOKENS}, ids), h.weight("table", RS_F32, RS_ROWS, {3, 4}, vec(12)));
+      rs_output(h.g, y);
+      ASSERT_EQ(rs_graph_finish(h.g), RS_OK);
+      EXPECT_EQ(rs_graph_run(s.s, h.g, tokens, 1, h.bindings.data(), 1), RS_ERR_ARGUMENT);
+      const std::string wanted = "id " + std::to_string(bad) + " at position " + std::to_string(at) + " ";
+      EXPECT_NE(std::string(rs_last_error()).find(wanted), std::string::npos) << rs_last_error();
+    }
 }
 
 TEST(pool, every_way_matches_its_definition) {
@@ -516,34 +519,49 @@ TEST(flash_attn, of_quantized_layers_is_near_to_exact) {
     }
 }
 
-// Blocks of rows are at different operators of a chain at one time: what one block still reads must not be another's result.
+// Blocks of rows are at different operators of a chain at one time: what one block still reads must not be another's result. `wide`
+// would fit where `narrow` was, whose rows lie closer together: its first rows would hit those that later blocks have yet to read.
 TEST(graph, blocks_of_a_chain_do_not_write_over_each_other) {
   const int64_t c = 32, t = 700;
   const vec x = normal(t * c, 1);
-  std::vector<int32_t> cu = {0, 100, 350, 700};
+  const std::vector<int32_t> cu = {0, 100, 350, 700};
+  const auto columns = [&](harness &h, rs_tensor *from, int64_t i) { return rs_columns(h.g, from, i * c, c); };
+  for (int threads : {1, 3}) {
+    vec results[2];
+    for (bool keep : {false, true}) {
+      session s("", threads);
+      harness h;
+      rs_tensor *in = h.input("x", RS_F32, {RS_DIM_TOKENS, c}, x), *starts = h.input("cu", RS_I32, {RS_DIM_CU_SEQLENS}, cu);
+      const auto linear = [&](const char *name, rs_tensor *from, int64_t out) {
+        return rs_linear(h.g, from, h.weight(name, RS_W8, RS_PANELS, {out, c}, normal(static_cast<size_t>(out * c), 2, 0.2f)),
+                         nullptr, RS_ACT_NONE);
+      };
+      rs_tensor *narrow = linear("narrow", in, c);
+      rs_tensor *mixed = rs_flash_attn(h.g, in, in, in, starts, 2, 0.25f);
+      rs_tensor *wide = linear("wide", rs_add(h.g, narrow, mixed), 3 * c);
+      for (rs_tensor *kept : {narrow, mixed, wide})
+        if (keep) rs_output(h.g, kept);
+      rs_tensor *y = rs_flash_attn(h.g, columns(h, wide, 0), columns(h, wide, 1), columns(h, wide, 2), starts, 2, 0.25f);
+      results[keep] = h.run(s.s, y, t, 3, t * c);
+    }
+    EXPECT_EQ(results[0], results[1]) << threads << " threads";
+  }
+}
+
+// Columns of what exists a block at a time.
+TEST(graph, views_inside_of_a_chain) {
+  const int64_t c = 20, t = 300;
+  const vec x = normal(t * c, 1);
   vec results[2];
   for (bool keep : {false, true}) {
-    session s("", 3);
+    session s;
     harness h;
-    rs_tensor *in = h.input("x", RS_F32, {RS_DIM_TOKENS, c}, x), *y = in;
-    rs_tensor *starts = h.input("cu", RS_I32, {RS_DIM_CU_SEQLENS}, cu);
-    unsigned n = 0;
-    const auto linear = [&](rs_tensor *from, int64_t out, int64_t in_features) {
-      n++;
-      rs_tensor *w =
-          h.weight(("w" + std::to_string(n)).c_str(), RS_W8, RS_PANELS, {out, in_features}, normal(out * in_features, n, 0.2f));
-      rs_tensor *result = rs_linear(h.g, from, w, nullptr, RS_ACT_NONE);
-      return keep ? rs_output(h.g, result) : result;
-    };
-    for (int i = 0; i < 3; i++) {
-      rs_tensor *qkv = linear(y, 3 * c, c);
-      rs_tensor *mixed = rs_flash_attn(h.g, rs_columns(h.g, qkv, 0, c), rs_columns(h.g, qkv, c, c), rs_columns(h.g, qkv, 2 * c, c),
-                                       starts, 2, 0.25f);
-      rs_tensor *mid = rs_add(h.g, linear(mixed, c, c), y);
-      y = rs_add(h.g, linear(linear(mid, 4 * c, c), c, 4 * c), mid);
-      if (keep) rs_output(h.g, y);
-    }
-    results[keep] = h.run(s.s, y, t, 3, t * c);
+    rs_tensor *in = h.input("x", RS_F32, {RS_DIM_TOKENS, c}, x);
+    rs_tensor *w = h.weight("w", RS_F32, RS_PANELS, {3 * c, c}, normal(3 * c * c, 2));
+    rs_tensor *three = rs_linear(h.g, in, w, nullptr, RS_ACT_NONE);
+    if (keep) rs_output(h.g, three);
+    rs_tensor *y = rs_add(h.g, rs_columns(h.g, three, c, c), rs_columns(h.g, rs_columns(h.g, three, c, 2 * c), c, c));
+    results[keep] = h.run(s.s, y, t, 1, t * c);
   }
   EXPECT_EQ(results[0], results[1]);
 }
