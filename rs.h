@@ -72,7 +72,7 @@ RS_API const char *rs_isa_available(size_t i);
 typedef enum rs_type {
   RS_F32 = 0,
   RS_F16 = 1,
-  RS_BF16 = 2, /* read by the converter only */
+  RS_BF16 = 2, /* of weights: read by the converter only */
   RS_I32 = 3,
   RS_W8 = 4, /* 8-bit weights, one f32 scale an output channel (a row) */
   RS_W4 = 5  /* 4-bit weights, an 8-bit scale each 32 along K, one f32 scale an output channel (a row) */
@@ -189,9 +189,9 @@ typedef struct rs_allocator {
 /* How the threads of a session share the work of rs_encode.  It never changes a result. */
 typedef enum rs_thread_mode {
   RS_THREADS_AUTO = 0,  /* throughput where a batch can be cut into even parts that keep to max_batch_tokens, else latency */
-  RS_THREADS_LATENCY,   /* all threads on one part of the batch, operator by operator: a single text takes the shortest time */
+  RS_THREADS_LATENCY,   /* all threads on one part of the batch: a single text takes the shortest time */
   RS_THREADS_THROUGHPUT /* each thread takes parts of its own, of at most max_batch_tokens / threads tokens (or one sequence), and
-                           waits for no one: most texts a second, above all on a busy machine */
+                           waits for no one: most texts a second */
 } rs_thread_mode;
 
 typedef struct rs_session_params {
