@@ -4576,7 +4576,8 @@ rs_status read_encode_settings(rs_model *m) {
 rs_status check_architecture(const rs_model &m) {
   rs_graph *g;
   RS_CHECK(rs_graph_create(&m, &g));
-  rs_status status = m.family->build(&m, g, m.info.layers);
+  rs_states states = {};
+  rs_status status = m.family->build(&m, g, m.info.layers, &states);
   if (status == RS_OK && g->status != RS_OK) status = rs_fail(g->status, "%s", g->error.c_str());
   rs_graph_free(g);
   return status == RS_OK ? RS_OK : rs_fail(status, "%s: %s", m.path.c_str(), std::string(last_error).c_str());
@@ -4773,16 +4774,15 @@ rs_status get_encoder_graph(rs_session *s, int layers, rs_pooling pooling, const
   s->encoder->graphs.push_back(e);  // owned from here on
   encoder_graph &kept = s->encoder->graphs.back();
   rs_graph *g = kept.graph;
-  rs_status status = s->model->family->build(s->model, g, layers);
+  rs_states states = {};
+  rs_status status = s->model->family->build(s->model, g, layers, &states);
   if (status == RS_OK) {
-    const std::string last = "blk." + std::to_string(layers - 1) + ".out";
-    rs_tensor *states = rs_graph_tensor(g, layers ? last.c_str() : "embeddings");
     kept.ids = rs_graph_tensor(g, "ids");
     kept.type_ids = rs_graph_tensor(g, "type_ids");
     kept.positions = rs_graph_tensor(g, "positions");
     kept.cu_seqlens = rs_graph_tensor(g, "cu_seqlens");
     kept.result =
-        rs_output(g, pooling == RS_POOL_NONE ? states : rs_name(g, rs_pool(g, states, kept.cu_seqlens, pooling), "pooled"));
+        rs_output(g, pooling == RS_POOL_NONE ? states.x : rs_name(g, rs_pool(g, states.x, states.cu_seqlens, pooling), "pooled"));
     status = rs_graph_finish(g);
   }
   if (status != RS_OK) {
@@ -5127,7 +5127,8 @@ struct calibration_graph {
 
   rs_status build(const rs_model *model) {
     RS_CHECK(rs_graph_create(model, &graph));
-    RS_CHECK(model->family->build(model, graph, model->info.layers));
+    rs_states states = {};
+    RS_CHECK(model->family->build(model, graph, model->info.layers, &states));
     for (const auto &t : graph->tensors)
       if (t->kind == tensor_op && t->op == OP_LINEAR) {
         rs_output(graph, t->src[0]);

@@ -211,7 +211,7 @@ rs_tensor *layer(rs_graph *g, const bert_settings &s, rs_tensor *x, rs_tensor *c
   return norm(g, s, down, h, at + "mlp.norm", at + "out");
 }
 
-rs_status bert_build(const rs_model *model, rs_graph *g, int layers) {
+rs_status bert_build(const rs_model *model, rs_graph *g, int layers, rs_states *out) {
   bert_settings s = {};
   RS_TRY(read_settings(model, &s));
   const int64_t tokens = RS_DIM_TOKENS, starts = RS_DIM_CU_SEQLENS;
@@ -225,7 +225,8 @@ rs_status bert_build(const rs_model *model, rs_graph *g, int layers) {
   rs_tensor *position = rs_embed(g, positions, weight2(g, "position.weight", s.positions, s.hidden));
   rs_tensor *x = norm(g, s, rs_add(g, word, type), position, "embeddings.norm", "embeddings");
   for (int i = 0; i < layers; i++) x = layer(g, s, x, cu_seqlens, "blk." + std::to_string(i) + ".");
-  return RS_OK;  // what failed on the way is told by rs_graph_finish
+  *out = {x, cu_seqlens};
+  return RS_OK;
 }
 
 const char *const architectures[] = {

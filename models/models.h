@@ -5,6 +5,12 @@
 
 class rs_importer;
 
+// What an encoder ends with.  What fails on the way is told by rs_graph_finish, so that tensors may be nullptr.
+struct rs_states {
+  rs_tensor *x;           // [T, C]
+  rs_tensor *cu_seqlens;  // [B + 1]
+};
+
 struct rs_family {
   const char *name;                  // general.architecture in the weight file, and model_type in config.json
   const char *const *architectures;  // class names of config.json that convert() can read; nullptr at the end
@@ -14,7 +20,7 @@ struct rs_family {
 
   // Build the encoder.  Inputs by name: "ids", "type_ids", "positions" [T] i32 and "cu_seqlens" [B+1] i32.  States by name:
   // "embeddings" and "blk.<i>.out" for each layer, [T, C].  Shapes are checked against the file's hyper-parameters here.
-  rs_status (*build)(const rs_model *model, rs_graph *graph, int layers);
+  rs_status (*build)(const rs_model *model, rs_graph *graph, int layers, rs_states *out);
 };
 
 const rs_family *rs_family_find(const char *name);  // nullptr when there is none
