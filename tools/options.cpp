@@ -78,13 +78,7 @@ void add_error_options(CLI::App *sub, error_options *options) {
 
 // ---------------------------------------------------------------------------------------------- encoding
 
-void add_encode_options(CLI::App *sub, encode_options *options) {
-  sub->add_option("--pooling", options->pooling,
-                  "mean, cls, max, mean_sqrt_len, weighted_mean, last,\n"
-                  "or none: a vector for every token (default: the model's)")
-      ->type_name("NAME");
-  CLI::Option *on = sub->add_flag("--normalize", options->normalize, "divide by the L2 norm (default: what the model does)");
-  sub->add_flag("--no-normalize", options->no_normalize, "do not")->excludes(on);
+void add_sequence_options(CLI::App *sub, encode_options *options) {
   sub->add_option("--max-tokens", options->max_tokens, "limit of a text, special tokens included (default: the model's)")
       ->type_name("N")
       ->check(CLI::PositiveNumber);
@@ -92,6 +86,16 @@ void add_encode_options(CLI::App *sub, encode_options *options) {
                                            "put in front of every text: the name of a stored prompt, or the\n"
                                            "prompt itself; '' for none (default: the model's)")
                                ->type_name("PROMPT");
+}
+
+void add_encode_options(CLI::App *sub, encode_options *options) {
+  sub->add_option("--pooling", options->pooling,
+                  "mean, cls, max, mean_sqrt_len, weighted_mean, last,\n"
+                  "or none: a vector for every token (default: the model's)")
+      ->type_name("NAME");
+  CLI::Option *on = sub->add_flag("--normalize", options->normalize, "divide by the L2 norm (default: what the model does)");
+  sub->add_flag("--no-normalize", options->no_normalize, "do not")->excludes(on);
+  add_sequence_options(sub, options);
   sub->add_option("--dim", options->dim, "keep the first N values and normalise again (Matryoshka)")
       ->type_name("N")
       ->check(CLI::PositiveNumber);

@@ -70,6 +70,8 @@ struct encode_options {
   int overlap = 0;
 };
 void add_encode_options(CLI::App *sub, encode_options *options);
+// Of these, --max-tokens and --prompt: for what makes sequences, but no vectors.
+void add_sequence_options(CLI::App *sub, encode_options *options);
 
 // The same, checked against a model.
 struct encoding {

@@ -1,0 +1,264 @@
+// rs trace: what it prints of a trace made by hand, and what the program finds in a tiny model.
+#include <algorithm>
+#include <cmath>
+
+#include "../tools/colour.h"
+#include "../tools/trace.h"
+#include "test_util.h"
+
+namespace {
+
+// "Über the hill" and an emoji, with a schedule that drops after layers 0 and 2 of four.
+traced_text example() {
+  traced_text t;
+  t.text = "Über  the \xF0\x9F\x9A\x80 hill";
+  const auto token = [&](const char *name, uint32_t byte, uint32_t byte_end, uint32_t begin, uint32_t end, int32_t left_at) {
+    traced_token made;
+    made.id = int32_t(t.tokens.size());
+    made.token = name;
+    made.bytes = {byte, byte_end};
+    made.characters = {begin, end};
+    made.left_at = left_at;
+    t.tokens.push_back(made);
+  };
+  token("[CLS]", 0, 0, 0, 0, -1);
+  token("uber", 0, 5, 0, 4, 2);
+  token("the", 7, 10, 6, 9, 0);
+  token("[UNK]", 11, 15, 10, 11, -1);
+  token("hill", 16, 20, 12, 16, -1);
+  token("[SEP]", 0, 0, 0, 0, 0);
+  t.layers.push_back({0, {0, 1, 2, 3, 4, 5}, {3, 2, 0.3f, 5, 4, 0.1f}, {1, 1, 0, 1, 1, 0}, {0, 1, 4, 3, 4, 0}});
+  t.layers.push_back({2, {0, 1, 3, 4}, {3, 1, 5, 4}, {1, 0, 1, 1}, {0, 4, 3, 4}});
+  t.kept = {0, 3, 4};
+  return t;
+}
+
+trace_setting setting() {
+  trace_setting s;
+  s.model = "a & b";
+  s.layers = 4;
+  s.drops = {0, 2};
+  s.schedule = "ratios=0.4,0,0.3 score=-mlp";
+  s.json = {{"text", s.schedule}};
+  return s;
+}
+
+// Of the same shape, with any text, whose tokens are its bytes' halves.
+traced_text of_text(const std::string &text, size_t middle) {
+  traced_text t = example();
+  t.text = text;
+  t.tokens[1].bytes = {0, uint32_t(middle)};
+  t.tokens[2].bytes = {uint32_t(middle), uint32_t(text.size())};
+  t.tokens[3].bytes = t.tokens[4].bytes = {uint32_t(text.size()), uint32_t(text.size())};
+  return t;
+}
+
+size_t count_of(const std::string &text, const std::string &part) {
+  size_t n = 0;
+  for (size_t at = text.find(part); at != std::string::npos; at = text.find(part, at + 1)) ++n;
+  return n;
+}
+
+std::string joined(const std::vector<text_piece> &pieces) {
+  std::string text;
+  for (const text_piece &piece : pieces) text += piece.text;
+  return text;
+}
+
+// ------------------------------------------------------------------------------------------------ the data
+
+TEST(Trace, PiecesInARowAreTheText) {
+  const traced_text t = example();
+  const std::vector<text_piece> pieces = text_pieces(t, 0);
+  EXPECT_EQ(joined(pieces), t.text);
+  ASSERT_EQ(pieces.size(), 7u);
+  EXPECT_EQ(pieces[1].text, "  ");
+  EXPECT_EQ(pieces[1].position, -1);
+  EXPECT_EQ(pieces[2].position, 2);
+}
+
+TEST(Trace, TokensOfOneCharacterShareItsPiece) {
+  traced_text t = example();
+  t.tokens[2].bytes = {0, 5};  // the same bytes as the token before
+  const std::vector<text_piece> pieces = text_pieces(t, 0);
+  EXPECT_EQ(joined(pieces), t.text);
+  EXPECT_TRUE(std::none_of(pieces.begin(), pieces.end(), [](const text_piece &p) { return p.position == 2; }));
+}
+
+TEST(Trace, TextBehindTheLimitIsMarked) {
+  traced_text t = example();
+  EXPECT_FALSE(text_pieces(t, 0).back().cut);
+  t.text += "  \n";
+  EXPECT_FALSE(text_pieces(t, 0).back().cut);
+  t.text += "and more";
+  EXPECT_TRUE(text_pieces(t, 0).back().cut);
+  EXPECT_EQ(joined(text_pieces(t, 0)), t.text);
+}
+
+TEST(Trace, PairsHaveTheirOwnPieces) {
+  traced_text t = example();
+  t.pair = "hill top";
+  t.has_pair = true;
+  t.tokens[4].segment = 1;
+  t.tokens[4].bytes = {0, 4};
+  EXPECT_EQ(joined(text_pieces(t, 0)), t.text);
+  EXPECT_EQ(joined(text_pieces(t, 1)), t.pair);
+  EXPECT_EQ(text_pieces(t, 1).front().position, 4);
+}
+
+TEST(Trace, CountsAndSaving) {
+  const traced_text t = example();
+  EXPECT_EQ(t.counts(4), (std::vector<size_t>{6, 4, 4, 3}));
+  EXPECT_DOUBLE_EQ(t.saved(4), 1 - 17.0 / 24);
+}
+
+TEST(Trace, CharactersAreCodePoints) {
+  character_counter counter("aé漢\xF0\x9F\x9A\x80z");
+  EXPECT_EQ(counter.at(0), 0u);
+  EXPECT_EQ(counter.at(1), 1u);
+  EXPECT_EQ(counter.at(3), 2u);
+  EXPECT_EQ(counter.at(6), 3u);
+  EXPECT_EQ(counter.at(10), 4u);
+  EXPECT_EQ(counter.at(99), 5u);
+  EXPECT_EQ(counter.at(3), 2u);  // and back
+}
+
+// ------------------------------------------------------------------------------------------------ JSON
+
+TEST(Trace, JsonSaysWhatLeftWhereAndWithWhatScore) {
+  traced_text t = example();
+  t.id = R"({"a": 1})";
+  const std::string line = trace_json(t, setting());
+  EXPECT_EQ(count_of(line, "\n"), 1u);
+  EXPECT_NE(line.find("0.3"), std::string::npos);
+  EXPECT_EQ(line.find("0.300000"), std::string::npos) << "a float's digits, not a double's";
+  const json root = json::parse(line);
+  EXPECT_EQ(root["id"]["a"], 1);
+  EXPECT_EQ(root["text"], t.text);
+  EXPECT_EQ(root["kept"], json({0, 3, 4}));
+  ASSERT_EQ(root["tokens"].size(), 6u);
+  EXPECT_EQ(root["tokens"][3]["begin"], 10);
+  EXPECT_EQ(root["tokens"][3]["bytes"], json({11, 15}));
+  EXPECT_EQ(root["tokens"][2]["left_at"], 0);
+  EXPECT_TRUE(root["tokens"][3]["left_at"].is_null());
+  const json &layer = root["layers"][0];
+  EXPECT_EQ(layer["n"], 6);
+  EXPECT_EQ(layer["kept"], json({0, 1, 3, 4}));
+  EXPECT_EQ(layer["dropped"][0], (json{{"position", 2}, {"token", "the"}, {"score", 0.3}, {"into", 4}}));
+  EXPECT_EQ(root["layers"][1]["scores"].size(), 4u);
+  EXPECT_EQ(root["schedule"]["text"], "ratios=0.4,0,0.3 score=-mlp");
+}
+
+TEST(Trace, JsonLeavesTheExtraTokenOfFoldOutOfThePositions) {
+  traced_text t = example();
+  t.layers[1].positions.push_back(-1);
+  t.layers[1].scores.push_back(9);
+  t.layers[1].kept.push_back(1);
+  for (traced_layer &layer : t.layers) layer.into.clear();
+  const json root = json::parse(trace_json(t, setting()));
+  EXPECT_EQ(root["layers"][1]["n"], 5);
+  EXPECT_EQ(root["layers"][1]["kept"], json({0, 3, 4}));
+  EXPECT_FALSE(root["layers"][0]["dropped"][0].contains("into"));
+  EXPECT_NE(trace_html({t}, setting()).find("\"p\":[0,1,3,4,-1]"), std::string::npos);
+}
+
+// ------------------------------------------------------------------------------------------------ terminal
+
+TEST(Trace, TerminalIsReadableWithoutColours) {
+  const std::string out = trace_terminal(example(), setting(), colours::none);
+  EXPECT_EQ(out.substr(0, out.find('\n')), "[CLS] Über₂  the₀ \xF0\x9F\x9A\x80 hill [SEP]₀");
+  EXPECT_EQ(out.find('\033'), std::string::npos);
+  EXPECT_NE(out.find("layer 0: 6 → 4 tokens"), std::string::npos) << out;
+  EXPECT_NE(out.find("layer 2: 4 → 3 tokens"), std::string::npos) << out;
+  EXPECT_NE(out.find("3 of 6 tokens left at the end, 29 % of the token-layers saved"), std::string::npos) << out;
+}
+
+TEST(Trace, TerminalColoursSayTheLayer) {
+  const std::string full = trace_terminal(example(), setting(), colours::full),
+                    cube = trace_terminal(example(), setting(), colours::cube);
+  const rgb first = ramp(0, 0.65), last = ramp(1, 0.65);
+  EXPECT_NE(full.find(format("\033[38;2;%d;%d;%dmthe\033[0m", first.r, first.g, first.b)), std::string::npos) << full;
+  EXPECT_NE(full.find(format("\033[38;2;%d;%d;%dmÜber\033[0m", last.r, last.g, last.b)), std::string::npos) << full;
+  EXPECT_NE(full.find("\033[1mhill\033[0m"), std::string::npos) << full;
+  EXPECT_NE(cube.find(format("\033[38;5;%dmthe\033[0m", terminal_colour(first))), std::string::npos) << cube;
+}
+
+TEST(Trace, TextCannotCommandTheTerminal) {
+  const std::string out = trace_terminal(of_text("a\033[31mb\r\x07 \x7f", 3), setting(), colours::none);
+  for (char c : {'\033', '\r', '\x07', '\x7f'}) EXPECT_EQ(out.find(c), std::string::npos) << int(c);
+  EXPECT_NE(out.find("␛"), std::string::npos);
+  EXPECT_NE(out.find("␡"), std::string::npos);
+}
+
+// ------------------------------------------------------------------------------------------------ HTML
+
+// What the script reads.
+json payload_of(const std::string &page) {
+  const std::string open = "<script type=\"application/json\" id=\"data\">";
+  const size_t begin = page.find(open);
+  EXPECT_NE(begin, std::string::npos);
+  const size_t end = page.find("</script>", begin);
+  return json::parse(page.substr(begin + open.size(), end - begin - open.size()));
+}
+
+TEST(Trace, PageIsSafeWhateverTheTextSays) {
+  const std::string evil =
+      "</script><script>alert('x')</script><!-- <img src=x onerror=\"y\"> &amp; \033[31m \xD7\xA9\xD7\x9C\xD7\x95\xD7\x9D 漢字 😀";
+  traced_text t = of_text(evil, 17);
+  t.id = R"("<b>id</b>")";
+  t.tokens[1].token = "</script>";
+  const std::string page = trace_html({t, example()}, setting());
+  EXPECT_EQ(count_of(page, "</script>"), 2u);
+  EXPECT_EQ(count_of(page, "<script"), 2u);
+  EXPECT_EQ(count_of(page, "<!--"), 0u);
+  EXPECT_EQ(count_of(page, "<img"), 0u);
+  EXPECT_EQ(count_of(page, "<b>id"), 0u);
+  EXPECT_EQ(count_of(page, "\033"), 0u);
+  EXPECT_NE(page.find("&lt;/script&gt;&lt;script&gt;"), std::string::npos);
+  EXPECT_NE(page.find("<p class=\"text\" dir=\"auto\">"), std::string::npos);
+  EXPECT_NE(page.find("漢字 😀"), std::string::npos);
+  EXPECT_NE(page.find("a &amp; b"), std::string::npos);
+  const json data = payload_of(page);
+  EXPECT_EQ(data["texts"][0]["tokens"][1][0], "</script>");
+}
+
+TEST(Trace, PageNeedsNothingElse) {
+  const std::string page = trace_html({example()}, setting());
+  for (const char *part : {"http:", "https:", "src=", "href=", "url(", "@import", "<link"})
+    EXPECT_EQ(count_of(page, part), 0u) << part;
+  EXPECT_NE(page.find("default-src 'none'"), std::string::npos);
+  for (const char *part : {"prefers-color-scheme:dark", "type=\"range\"", "<canvas"}) EXPECT_NE(page.find(part), std::string::npos);
+}
+
+TEST(Trace, PageHasEveryTokenWithItsLayer) {
+  const std::string page = trace_html({example()}, setting());
+  EXPECT_NE(page.find("<span class=\"t d1\" data-i=\"1\">Über</span>  <span class=\"t d0\" data-i=\"2\">the</span> "),
+            std::string::npos);
+  EXPECT_NE(page.find("<bdi dir=\"ltr\" class=\"t sp\" data-i=\"0\">[CLS]</bdi>"), std::string::npos);
+  EXPECT_NE(page.find("<bdi dir=\"ltr\" class=\"t sp d0\" data-i=\"5\">[SEP]</bdi></p>"), std::string::npos);
+  EXPECT_EQ(count_of(page, " data-i=\""), 6u);
+  const json text = payload_of(page)["texts"][0];
+  EXPECT_EQ(text["layers"][0]["k"], "110110");
+  EXPECT_EQ(text["layers"][0]["s"][2], 0.3);
+  EXPECT_EQ(text["tokens"][2], json({"the", 6, 9, 0}));
+  EXPECT_EQ(text["tokens"][4], json({"hill", 12, 16, -1}));
+}
+
+TEST(Trace, ColoursAreEquallyLightAndOnScreen) {
+  const auto luminance = [](const rgb &c) {
+    const auto linear = [](double v) { return v / 255 <= 0.04045 ? v / 255 / 12.92 : std::pow((v / 255 + 0.055) / 1.055, 2.4); };
+    return 0.2126 * linear(c.r) + 0.7152 * linear(c.g) + 0.0722 * linear(c.b);
+  };
+  double low = 1, high = 0;
+  for (int i = 0; i <= 10; ++i) {
+    low = std::min(low, luminance(ramp(i / 10.0, 0.65)));
+    high = std::max(high, luminance(ramp(i / 10.0, 0.65)));
+  }
+  EXPECT_GT(low, 0.18);
+  EXPECT_LT(high, 0.36);
+  EXPECT_NE(ramp(0, 0.65).hex(), ramp(1, 0.65).hex());
+  EXPECT_EQ(ramp(-5, 0.65).hex(), ramp(0, 0.65).hex());
+  EXPECT_EQ(terminal_colour({255, 0, 0}), 196);
+}
+
+}  // namespace
