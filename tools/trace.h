@@ -66,10 +66,6 @@ struct text_piece {
 };
 std::vector<text_piece> text_pieces(const traced_text &trace, int32_t segment);
 
-// Control characters, which a terminal would obey and a page may not hold, as the pictures that Unicode has for them.  Tabs and
-// line feeds stay.
-std::string visible(std::string_view text);
-
 std::string trace_json(const traced_text &trace, const trace_setting &setting);  // one line
 
 enum class colours { none, cube, full };  // cube: 256 colours

@@ -1,6 +1,7 @@
 // A trace as one page that needs nothing else.  The texts are plain HTML, each token a span with the class of the layer that it
 // left at, so that the page can be read and searched without its script; that moves through the layers, and draws the scores.
 #include "colour.h"
+#include "markup.h"
 #include "trace.h"
 
 #include <algorithm>
@@ -188,19 +189,6 @@ addEventListener('resize', () => articles.forEach(a => a.drawn && draw(a)));
 show(last);
 )js";
 
-std::string escaped(std::string_view text) {
-  std::string out;
-  for (char c : visible(text)) {
-    if (c == '&') out += "&amp;";
-    else if (c == '<') out += "&lt;";
-    else if (c == '>') out += "&gt;";
-    else if (c == '"') out += "&quot;";
-    else if (c == '\'') out += "&#39;";
-    else out += c;
-  }
-  return out;
-}
-
 // JSON that may stand in a script element: no "</script>" and no "<!--" is left in it.
 std::string script_json(const ordered &value) {
   std::string out;
@@ -223,7 +211,7 @@ class page {
            "<meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\n" +
            "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; script-src "
            "'unsafe-inline'\">\n<title>rs trace: " +
-           escaped(setting_.model) + "</title>\n<style>" + style + colour_rules() + "</style>\n</head>\n<body>\n";
+           markup(setting_.model) + "</title>\n<style>" + style + colour_rules() + "</style>\n</head>\n<body>\n";
     head();
     navigation();
     out_ += "<main>\n";
@@ -279,8 +267,8 @@ class page {
       for (size_t n : trace.counts(setting_.layers)) computed += double(n);
     }
     double all = double(tokens) * setting_.layers;
-    out_ += "<header>\n<div><h1>Which tokens left, and when</h1>\n<p>" + escaped(setting_.model) + "</p>\n<p><code>" +
-            escaped(setting_.schedule) + "</code></p></div>\n<dl class=\"facts\">";
+    out_ += "<header>\n<div><h1>Which tokens left, and when</h1>\n<p>" + markup(setting_.model) + "</p>\n<p><code>" +
+            markup(setting_.schedule) + "</code></p></div>\n<dl class=\"facts\">";
     fact(traces_.size() == 1 ? "text" : "texts", std::to_string(traces_.size()));
     fact("tokens", std::to_string(tokens));
     fact("left at the end", std::to_string(kept));
@@ -303,7 +291,7 @@ class page {
     const traced_text &trace = traces_[number];
     std::string name = trace.id.empty() ? std::to_string(number + 1) : trace.id;
     if (!trace.id.empty() && trace.id.front() == '"') name = ordered::parse(trace.id).get<std::string>();
-    out_ += "<article>\n<h2><b>" + escaped(one_line(name, 60)) + "</b><span>" +
+    out_ += "<article>\n<h2><b>" + markup(one_line(name, 60)) + "</b><span>" +
             format("%zu &rarr; %zu tokens</span><span>%.0f&thinsp;%% of the token-layers saved</span></h2>\n<div>",
                    trace.tokens.size(), trace.kept.size(), 100 * trace.saved(setting_.layers));
     size_t next = 0;  // token
@@ -314,11 +302,11 @@ class page {
         if (piece.position >= 0) {
           specials(trace, &next, size_t(piece.position));
           next = size_t(piece.position) + 1;
-          token(trace, size_t(piece.position), escaped(piece.text));
+          token(trace, size_t(piece.position), markup(piece.text));
         } else if (piece.cut) {
-          out_ += "<span class=\"cut\" title=\"behind the limit of tokens\">" + escaped(piece.text) + "</span>";
+          out_ += "<span class=\"cut\" title=\"behind the limit of tokens\">" + markup(piece.text) + "</span>";
         } else {
-          out_ += escaped(piece.text);
+          out_ += markup(piece.text);
         }
       }
       // What ends the first segment belongs to it, not to the second.
@@ -338,7 +326,7 @@ class page {
 
   void specials(const traced_text &trace, size_t *next, size_t end) {
     for (; *next < end; ++*next)
-      if (trace.tokens[*next].special()) token(trace, *next, escaped(trace.tokens[*next].token));
+      if (trace.tokens[*next].special()) token(trace, *next, markup(trace.tokens[*next].token));
   }
 
   void token(const traced_text &trace, size_t position, const std::string &html) {

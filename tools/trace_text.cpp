@@ -1,5 +1,6 @@
 // A trace as JSON and for a terminal.
 #include "colour.h"
+#include "markup.h"
 #include "output.h"
 #include "trace.h"
 
@@ -55,16 +56,6 @@ std::vector<text_piece> text_pieces(const traced_text &trace, int32_t segment) {
     pieces.push_back({rest, -1, rest.find_first_not_of(" \t\r\n") != std::string_view::npos});
   }
   return pieces;
-}
-
-std::string visible(std::string_view text) {
-  std::string out;
-  for (char c : text) {
-    auto byte = static_cast<unsigned char>(c);
-    if ((byte >= 0x20 && byte != 0x7f) || c == '\t' || c == '\n') out += c;
-    else out.append("\xe2\x90").append(1, char(byte == 0x7f ? 0xa1 : 0x80 + byte));  // U+2400 and on
-  }
-  return out;
 }
 
 // ---------------------------------------------------------------------------------------------- JSON
