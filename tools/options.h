@@ -15,6 +15,7 @@ struct command_line {
 void add_bench(CLI::App *app, command_line *line);
 void add_convert(CLI::App *app, command_line *line);
 void add_embed(CLI::App *app, command_line *line);
+void add_eval(CLI::App *app, command_line *line);
 void add_info(CLI::App *app, command_line *line);
 void add_similarity(CLI::App *app, command_line *line);
 void add_tokenize(CLI::App *app, command_line *line);

@@ -1,0 +1,276 @@
+// rs eval: how good a model is at a task and how fast, without and with token dropping.
+#include "json.h"
+#include "options.h"
+#include "output.h"
+#include "progress.h"
+#include "table.h"
+#include "tasks.h"
+
+#include <cmath>
+
+namespace {
+
+const char *const examples =
+    "Examples:\n"
+    "  rs eval stsb -m minilm.rsw --data stsb-test.csv\n"
+    "  rs eval retrieval -m minilm-f32.rsw -m minilm-q8.rsw --data scifact --limit-queries 50\n"
+    "  rs eval cosine -m minilm-q4.rsw --against minilm-f32.rsw --data texts.txt\n"
+    "Tasks, the quality that each is judged by, and what --data is:\n"
+    "  stsb       Spearman's correlation x100 of cosines with scores.  Tab-separated as in STS-B (the score in column 5, the "
+    "sentences\n"
+    "             in 6 and 7; or a heading with score, sentence1, sentence2), or JSON lines with text1, text2, score\n"
+    "  retrieval  nDCG@10 x100, gains over log2(rank + 1) as trec_eval has it.  A folder of BEIR (corpus.jsonl, queries.jsonl,\n"
+    "             qrels/test.tsv; the scores are gains) or Cranfield (cran.all.1400, cran.qry, cranqrel; codes 1 to 4 are gains 4 "
+    "to 1)\n"
+    "  nn         accuracy of the k nearest neighbours' votes, weighted by exp(cosine / 0.07).  JSON lines with text and label, "
+    "or\n"
+    "             tab-separated with a heading; each text by all others, or by those of --train\n"
+    "  cosine     mean cosine with the vectors without dropping, or with those of --against.  Texts, plain or JSON lines\n"
+    "Weight files and settings take turns, batch by batch.  tokens/s: of the median round, tokenizer included.  tokens/layer: "
+    "that\n"
+    "enter a layer, mean over layers and texts.  arena: memory for activations; peak RSS: of the whole process.\n"
+    "--json prints an object a line for each weight file.";
+
+struct eval_options {
+  std::string task;
+  std::vector<std::string> models;
+  std::string against;
+  int threads = 0, rounds = 3;
+  bool no_check = false, json = false;
+  encode_options encode;
+  std::string query_prompt;
+  const CLI::Option *query_prompt_option = nullptr;
+  task_options data;
+  const CLI::App *sub = nullptr;
+};
+
+// ---------------------------------------------------------------------------------------------- a weight file
+
+// A model, a session, and how its texts are encoded.
+class eval_case {
+ public:
+  eval_case(const std::string &file, const eval_options &options)
+      : file_(file),
+        model_(load_model(file, !options.no_check)),
+        info_(model_info(model_.get())),
+        texts_(options.encode, model_.get()),
+        queries_(for_queries(options), model_.get()),
+        session_(create_session(model_.get(), options.threads, false)) {
+    if (texts_.per_token()) fail_usage("--pooling none gives no vector to compare");
+    if (texts_.params.long_text == RS_LONG_CHUNK)
+      fail_usage("--long chunk: rs eval counts tokens of sequences, not of windows; it truncates");
+    setting_.model = model_.get();
+    setting_.session = session_.get();
+    setting_.texts = texts_.params;
+    setting_.queries = queries_.params;
+    setting_.dim = texts_.dim;
+    if (options.task != "retrieval") return;
+    // What the model's authors meant to stand before a query and a document, unless told otherwise.
+    if (given(options.query_prompt_option) == 0) use_stored_prompt({"query"}, &setting_.queries);
+    if (given(options.encode.prompt_option) == 0) use_stored_prompt({"passage", "document", "corpus"}, &setting_.texts);
+  }
+
+  const std::string &file() const { return file_; }
+  const rs_model_info &info() const { return info_; }
+  const rs_model *model() const { return model_.get(); }
+  const eval_setting &setting() const { return setting_; }
+  int threads() const { return rs_session_threads(session_.get()); }
+
+  std::string truncation_summary(const evaluation &result) const {
+    return result.truncation.summary(texts_.max_tokens, info_.position_limit, false);
+  }
+
+ private:
+  static size_t given(const CLI::Option *option) { return option ? option->count() : 0; }
+
+  static encode_options for_queries(const eval_options &options) {
+    encode_options queries = options.encode;
+    queries.prompt_option = options.query_prompt_option;
+    queries.prompt = options.query_prompt;
+    return queries;
+  }
+
+  void use_stored_prompt(std::initializer_list<const char *> names, rs_encode_params *params) const {
+    const char *text = nullptr;
+    for (const char *name : names)
+      if (rs_model_prompt(model_.get(), name, &text) == RS_OK) {
+        params->prompt = text;
+        return;
+      }
+  }
+
+  std::string file_;
+  model_ptr model_;
+  rs_model_info info_;
+  encoding texts_, queries_;
+  session_ptr session_;
+  eval_setting setting_;
+};
+
+// ---------------------------------------------------------------------------------------------- the command
+
+nlohmann::ordered_json number_or_null(double value) {
+  if (!std::isfinite(value)) return nullptr;
+  return value;
+}
+
+class evaluator {
+ public:
+  explicit evaluator(const eval_options &options)
+      : options_(options), task_(load_task(options.task, options.data)), progress_(progress::wanted_beside(STDOUT_FILENO)) {
+    for (const std::string &file : options.models) cases_.push_back(std::make_unique<eval_case>(file, options));
+    for (const auto &c : cases_) task_->check(c->model());
+  }
+
+  int run() {
+    std::vector<eval_setting> settings;
+    for (const auto &c : cases_) settings.push_back(c->setting());
+    prepare();
+    std::vector<evaluation> results =
+        evaluate(*task_, settings, options_.rounds, [this](double share) { progress_.update(share, 1, options_.task); });
+    progress_.clear();
+    if (options_.json)
+      for (size_t i = 0; i < cases_.size(); ++i) print(json_of(*cases_[i], results[i]));
+    else print(table_of(results));
+    for (size_t i = 0; i < cases_.size(); ++i)
+      if (std::string cut = cases_[i]->truncation_summary(results[i]); !cut.empty()) say(cases_[i]->file() + ": " + cut);
+    return 0;
+  }
+
+ private:
+  void prepare() {
+    if (options_.against.empty()) return task_->prepare(cases_[0]->setting());
+    eval_case reference(options_.against, options_);
+    task_->prepare(reference.setting());
+  }
+
+  std::string heading() const {
+    const int threads = cases_[0]->threads();
+    return join("rs ", rs_version(), ", ", rs_isa(), ", ", threads, threads == 1 ? " thread" : " threads", "; ", options_.task,
+                ": ", task_->what(), ", ", options_.rounds, options_.rounds == 1 ? " round" : " rounds", "\n\n");
+  }
+
+  static std::string value_of(const eval_metric &metric) {
+    return std::isfinite(metric.value) ? format("%.*f", metric.digits, metric.value) : "undefined";
+  }
+
+  std::string table_of(const std::vector<evaluation> &results) const {
+    std::vector<std::string> head = {"model", "type"};
+    for (const eval_metric &metric : results[0].metrics) head.push_back(metric.name);
+    for (const char *name : {"tokens/s", "tokens/layer", "left", "arena"}) head.emplace_back(name);
+    text_table table(head);
+    for (size_t i = 0; i < results.size(); ++i) table.add(row_of(*cases_[i], results[i]));
+    std::string text = heading() + table.str();
+    if (auto peak = peak_resident_bytes()) text += "\npeak RSS " + human_bytes(double(*peak)) + "\n";
+    return text;
+  }
+
+  static std::vector<std::string> row_of(const eval_case &c, const evaluation &result) {
+    std::vector<std::string> row = {c.file(), c.info().weight_type};
+    for (const eval_metric &metric : result.metrics) row.push_back(value_of(metric));
+    row.push_back(format("%.0f", result.tokens_per_second()));
+    row.push_back(format("%.1f", result.tokens_per_layer(c.info().layers)));
+    row.push_back(format("%.1f %%", 100 * result.share_left()));
+    row.push_back(human_bytes(double(result.arena_bytes)));
+    return row;
+  }
+
+  static nlohmann::ordered_json result_json(const eval_case &c, const evaluation &result) {
+    nlohmann::ordered_json metrics;
+    for (const eval_metric &metric : result.metrics) metrics[metric.name] = number_or_null(metric.value);
+    return {{"quality", number_or_null(result.quality())},
+            {"metrics", metrics},
+            {"texts", result.texts},
+            {"tokens", result.tokens},
+            {"seconds", result.seconds},
+            {"tokens_per_second", result.tokens_per_second()},
+            {"tokens_per_layer", result.tokens_per_layer(c.info().layers)},
+            {"share_left", result.share_left()},
+            {"arena_bytes", result.arena_bytes}};
+  }
+
+  std::string json_of(const eval_case &c, const evaluation &result) const {
+    nlohmann::ordered_json root = {{"task", options_.task},
+                                   {"data", options_.data.data},
+                                   {"model", c.file()},
+                                   {"weight_type", c.info().weight_type},
+                                   {"isa", rs_isa()},
+                                   {"threads", c.threads()},
+                                   {"rounds", options_.rounds},
+                                   {"metric", result.metrics[0].name},
+                                   {"full", result_json(c, result)},
+                                   {"peak_rss_bytes", nullptr}};
+    if (auto peak = peak_resident_bytes()) root["peak_rss_bytes"] = *peak;
+    return root.dump(-1, ' ', false, json::error_handler_t::replace) + "\n";
+  }
+
+  const eval_options &options_;
+  std::unique_ptr<eval_task> task_;
+  progress progress_;
+  std::vector<std::unique_ptr<eval_case>> cases_;
+};
+
+// Options that only some tasks have.
+const std::vector<std::pair<const char *, std::vector<std::string>>> options_of_tasks = {
+    {"--train", {"nn"}},
+    {"--neighbours", {"nn"}},
+    {"--against", {"cosine"}},
+    {"--limit", {"stsb", "nn", "cosine"}},
+    {"--limit-docs", {"retrieval"}},
+    {"--limit-queries", {"retrieval"}},
+    {"--binary", {"retrieval"}},
+    {"--query-prompt", {"retrieval"}},
+};
+
+int run_eval(const eval_options &options) {
+  for (const auto &[option, tasks] : options_of_tasks)
+    if (options.sub->count(option) > 0 && std::find(tasks.begin(), tasks.end(), options.task) == tasks.end())
+      fail_usage(option, " does not go with ", options.task);
+  return evaluator(options).run();
+}
+
+}  // namespace
+
+void add_eval(CLI::App *app, command_line *line) {
+  auto options = std::make_shared<eval_options>();
+  CLI::App *sub = add_command(app, "eval", "how good a model is at a task, and how fast", examples, options, run_eval, line);
+  options->sub = sub;
+  sub->add_option("task", options->task, "stsb, retrieval, nn or cosine")
+      ->type_name("TASK")
+      ->required()
+      ->check(CLI::IsMember(task_names));
+  sub->add_option("-m,--model", options->models, "weight file, as rs convert writes it; more than one: each after its own -m")
+      ->type_name("FILE")
+      ->required()
+      ->allow_extra_args(false);
+  sub->add_option("--data", options->data.data, "what to judge by")->type_name("PATH")->required();
+  sub->add_option("--train", options->data.train, "nn: the neighbours, a file like --data")->type_name("FILE");
+  sub->add_option("-k,--neighbours", options->data.neighbours, "nn: how many of them vote (default: 10)")
+      ->type_name("K")
+      ->check(CLI::Range(1, 10000));
+  sub->add_option("--against", options->against,
+                  "cosine: the weight file to compare with (default: the first -m, without dropping)")
+      ->type_name("FILE");
+  const auto add_count = [&](const char *name, int *value, const char *what) {
+    sub->add_option(name, *value, what)->type_name("N")->check(CLI::PositiveNumber);
+  };
+  add_count("--limit", &options->data.limit, "only so many pairs or texts");
+  add_count("--limit-queries", &options->data.limit_queries, "retrieval: only so many of the queries that have judgements");
+  add_count("--limit-docs", &options->data.limit_documents,
+            "retrieval: only so many documents; those that are relevant to a query first");
+  sub->add_option("--seed", options->data.seed, "limits take a random part (default: 0, the first)")->type_name("N");
+  sub->add_flag("--binary", options->data.binary, "retrieval: all that is relevant has the same gain");
+  add_count("--rounds", &options->rounds, "how often everything is encoded (default: 3); for tokens/s only");
+  sub->add_option("-b,--batch", options->data.batch, "texts that are encoded together (default: 64); does not change the quality")
+      ->type_name("N")
+      ->check(CLI::Range(1, 65536));
+  add_threads_option(sub, &options->threads);
+  add_encode_options(sub, &options->encode);
+  options->query_prompt_option =
+      sub->add_option("--query-prompt", options->query_prompt,
+                      "retrieval: --prompt for queries.  Without either, the stored prompts \"query\", and \"passage\" or\n"
+                      "\"document\", where the model has them")
+          ->type_name("PROMPT");
+  sub->add_flag("--json", options->json, "one JSON object a line for each weight file");
+  add_no_check_option(sub, &options->no_check);
+}

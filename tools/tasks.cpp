@@ -1,0 +1,295 @@
+#include "tasks.h"
+
+#include "metrics.h"
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+
+double evaluation::median_seconds() const {
+  std::vector<double> sorted = seconds;
+  std::sort(sorted.begin(), sorted.end());
+  const size_t n = sorted.size();
+  return n == 0 ? 0 : (sorted[(n - 1) / 2] + sorted[n / 2]) / 2;
+}
+
+std::vector<evaluation> evaluate(const eval_task &task, const std::vector<eval_setting> &settings, int rounds,
+                                 const std::function<void(double)> &on_progress) {
+  std::vector<std::unique_ptr<eval_run>> runs;
+  for (const eval_setting &setting : settings) runs.push_back(task.begin(setting));
+  for (auto &run : runs) run->run(0);  // memory is made, weights are read, the CPU wakes up
+  std::vector<evaluation> results(settings.size());
+  const double steps = double(rounds) * double(task.units());
+  double done = 0;
+  for (int round = 0; round < rounds; ++round) {
+    for (evaluation &result : results) result.seconds.push_back(0);
+    for (size_t unit = 0; unit < task.units(); ++unit) {
+      for (size_t i = 0; i < runs.size(); ++i) {
+        const size_t turn = (unit + i) % runs.size();  // no setting always comes after the same one
+        const double begin = seconds_now();
+        runs[turn]->run(unit);
+        results[turn].seconds.back() += seconds_now() - begin;
+      }
+      if (on_progress) on_progress(++done / steps);
+    }
+  }
+  for (size_t i = 0; i < runs.size(); ++i) {
+    runs[i]->finish(&results[i]);
+    results[i].arena_bytes = rs_session_arena_bytes(settings[i].session);
+  }
+  return results;
+}
+
+namespace {
+
+// ---------------------------------------------------------------------------------------------- counts
+
+void count_sequence(const eval_setting &setting, int32_t tokens, int32_t layers, evaluation *result) {
+  (void)setting;
+  ++result->texts;
+  result->tokens += size_t(tokens);
+  result->full_token_layers += double(tokens) * layers;
+  result->token_layers += double(tokens) * layers;
+}
+
+// ---------------------------------------------------------------------------------------------- tasks of vectors
+
+struct text_group {
+  const text_list *list;
+  bool queries;  // how they are encoded
+};
+
+struct group_vectors {
+  std::vector<float> values;  // [n, dim]
+  std::vector<rs_text_info> infos;
+  size_t dim = 0;
+  vectors_view view() const { return {values.data(), infos.size(), dim}; }
+  const float *row(size_t i) const { return values.data() + i * dim; }
+};
+
+// Groups of texts, of which every text becomes a vector; what is good is read off the vectors.
+class vector_task : public eval_task {
+ public:
+  size_t units() const override { return batches_.size(); }
+  std::unique_ptr<eval_run> begin(const eval_setting &setting) const override;
+
+  virtual std::vector<eval_metric> judge(const eval_setting &setting, const std::vector<group_vectors> &vectors) const = 0;
+
+ protected:
+  // In the constructor, when the lists are there; they stay where they are.
+  void set_groups(std::vector<text_group> groups, int batch) {
+    groups_ = std::move(groups);
+    for (size_t g = 0; g < groups_.size(); ++g)
+      for (size_t begin = 0; begin < groups_[g].list->size(); begin += size_t(batch))
+        batches_.push_back({g, begin, std::min(groups_[g].list->size(), begin + size_t(batch))});
+  }
+
+ private:
+  friend class vector_run;
+  struct batch {
+    size_t group, begin, end;
+  };
+  std::vector<text_group> groups_;
+  std::vector<batch> batches_;
+};
+
+class vector_run : public eval_run {
+ public:
+  vector_run(const vector_task &task, const eval_setting &setting) : task_(task), setting_(setting) {
+    for (const text_group &group : task.groups_) {
+      group_vectors vectors;
+      vectors.dim = size_t(setting.dim);
+      vectors.values.resize(group.list->size() * vectors.dim);
+      vectors.infos.resize(group.list->size());
+      vectors_.push_back(std::move(vectors));
+    }
+  }
+
+  void run(size_t unit) override {
+    const vector_task::batch &batch = task_.batches_[unit];
+    const text_group &group = task_.groups_[batch.group];
+    group_vectors &vectors = vectors_[batch.group];
+    texts_.clear();
+    for (size_t i = batch.begin; i < batch.end; ++i) texts_.push_back(view_of(group.list->texts[i]));
+    const rs_encode_params &params = group.queries ? setting_.queries : setting_.texts;
+    rs_status status =
+        rs_encode(setting_.session, texts_.data(), texts_.size(), &params, vectors.values.data() + batch.begin * vectors.dim,
+                  texts_.size() * vectors.dim, vectors.infos.data() + batch.begin);
+    size_t culprit = rs_encode_failed(setting_.session);
+    if (status != RS_OK && culprit < texts_.size()) fail(group.list->place(batch.begin + culprit), ": ", rs_last_error());
+    check(status);
+  }
+
+  void finish(evaluation *result) override {
+    const int32_t layers = model_info(setting_.model).layers;
+    for (const group_vectors &group : vectors_)
+      for (const rs_text_info &info : group.infos) {
+        count_sequence(setting_, info.tokens, layers, result);
+        result->truncation.add(info);
+      }
+    result->metrics = task_.judge(setting_, vectors_);
+  }
+
+  std::vector<group_vectors> &vectors() { return vectors_; }
+
+ private:
+  const vector_task &task_;
+  const eval_setting &setting_;
+  std::vector<group_vectors> vectors_;
+  std::vector<rs_text> texts_;
+};
+
+std::unique_ptr<eval_run> vector_task::begin(const eval_setting &setting) const {
+  return std::make_unique<vector_run>(*this, setting);
+}
+
+class stsb_task : public vector_task {
+ public:
+  explicit stsb_task(const task_options &options) : pairs_(read_scored_pairs(options.data, {size_t(options.limit), options.seed})) {
+    const auto [least, most] = std::minmax_element(pairs_.scores.begin(), pairs_.scores.end());
+    if (!(*least < *most)) fail(in_quotes(options.data), ": a correlation needs at least two different scores");
+    set_groups({{&pairs_.first, false}, {&pairs_.second, false}}, options.batch);
+  }
+  std::string what() const override { return join(pairs_.scores.size(), " pairs"); }
+
+  std::vector<eval_metric> judge(const eval_setting &, const std::vector<group_vectors> &vectors) const override {
+    std::vector<double> cosines;
+    for (size_t i = 0; i < pairs_.scores.size(); ++i)
+      cosines.push_back(cosine(vectors[0].row(i), vectors[1].row(i), vectors[0].dim));
+    return {{"Spearman", 100 * spearman(cosines, pairs_.scores), 2}, {"Pearson", 100 * pearson(cosines, pairs_.scores), 2}};
+  }
+
+ private:
+  scored_pairs pairs_;
+};
+
+class retrieval_task : public vector_task {
+ public:
+  explicit retrieval_task(const task_options &options)
+      : set_(read_retrieval(options.data, options.binary,
+                            {{size_t(options.limit_queries), options.seed}, {size_t(options.limit_documents), options.seed}})) {
+    set_groups({{&set_.documents, false}, {&set_.queries, true}}, options.batch);
+  }
+  std::string what() const override { return join(set_.documents.size(), " documents, ", set_.queries.size(), " queries"); }
+
+  std::vector<eval_metric> judge(const eval_setting &, const std::vector<group_vectors> &vectors) const override {
+    constexpr size_t deep = 100, shallow = 10;
+    double ndcg = 0, recall = 0, recall_deep = 0;
+    const std::vector<std::vector<size_t>> ranked = nearest_rows(vectors[1].view(), vectors[0].view(), deep);
+    for (size_t query = 0; query < ranked.size(); ++query) {
+      std::map<size_t, double> gains;
+      std::vector<double> relevant, found;
+      for (const judged_document &judged : set_.relevant[query]) {
+        gains[judged.document] = judged.gain;
+        relevant.push_back(judged.gain);
+      }
+      for (size_t document : ranked[query]) {
+        const auto gain = gains.find(document);
+        found.push_back(gain == gains.end() ? 0 : gain->second);
+      }
+      ndcg += ndcg_at(shallow, found, relevant);
+      recall += recall_at(shallow, found, relevant);
+      recall_deep += recall_at(deep, found, relevant);
+    }
+    const double scale = 100 / double(ranked.size());
+    return {{"nDCG@10", scale * ndcg, 2}, {"recall@10", scale * recall, 2}, {"recall@100", scale * recall_deep, 2}};
+  }
+
+ private:
+  retrieval_set set_;
+};
+
+class nn_task : public vector_task {
+ public:
+  explicit nn_task(const task_options &options) : neighbours_(size_t(options.neighbours)) {
+    const subset part{size_t(options.limit), options.seed};
+    test_ = read_labelled_texts(options.data, part);
+    if (!options.train.empty()) train_ = read_labelled_texts(options.train, {});
+    else if (test_.labels.size() < 2) fail(in_quotes(options.data), ": a neighbour needs at least two texts");
+    const labelled_texts &train = options.train.empty() ? test_ : train_;
+    std::map<std::string, int> classes;  // in the order of names
+    for (const std::string &label : train.labels) classes.emplace(label, 0);
+    int number = 0;
+    for (auto &[name, of_class] : classes) of_class = number++;
+    const auto numbers = [&](const labelled_texts &data) {
+      std::vector<int> result;
+      for (size_t i = 0; i < data.labels.size(); ++i) {
+        auto found = classes.find(data.labels[i]);
+        if (found == classes.end()) fail(data.texts.place(i), ": no training text has the label ", in_quotes(data.labels[i]));
+        result.push_back(found->second);
+      }
+      return result;
+    };
+    test_classes_ = numbers(test_);
+    train_classes_ = numbers(train);
+    std::vector<text_group> groups = {{&test_.texts, false}};
+    if (!options.train.empty()) groups.push_back({&train_.texts, false});
+    set_groups(groups, options.batch);
+  }
+  std::string what() const override {
+    if (train_.labels.empty()) return join(test_.labels.size(), " texts, each by all others");
+    return join(test_.labels.size(), " texts by ", train_.labels.size());
+  }
+
+  std::vector<eval_metric> judge(const eval_setting &, const std::vector<group_vectors> &vectors) const override {
+    const auto accuracy = [&](size_t k) {
+      const bool leave_one_out = vectors.size() == 1;
+      const std::vector<int> found = leave_one_out
+                                         ? nearest_classes(vectors[0].view(), train_classes_, {nullptr, 0, vectors[0].dim}, k)
+                                         : nearest_classes(vectors[1].view(), train_classes_, vectors[0].view(), k);
+      size_t right = 0;
+      for (size_t i = 0; i < found.size(); ++i) right += found[i] == test_classes_[i];
+      return 100 * double(right) / double(found.size());
+    };
+    std::vector<eval_metric> metrics = {{join("accuracy@", neighbours_), accuracy(neighbours_), 2}};
+    if (neighbours_ != 1) metrics.push_back({"accuracy@1", accuracy(1), 2});
+    return metrics;
+  }
+
+ private:
+  size_t neighbours_;
+  labelled_texts test_, train_;
+  std::vector<int> test_classes_, train_classes_;
+};
+
+class cosine_task : public vector_task {
+ public:
+  explicit cosine_task(const task_options &options) : texts_(read_texts(options.data, {size_t(options.limit), options.seed})) {
+    set_groups({{&texts_, false}}, options.batch);
+  }
+  std::string what() const override { return join(texts_.size(), texts_.size() == 1 ? " text" : " texts"); }
+
+  void prepare(const eval_setting &reference) override {
+    vector_run run(*this, reference);
+    for (size_t unit = 0; unit < units(); ++unit) run.run(unit);
+    reference_ = std::move(run.vectors()[0]);
+  }
+
+  std::vector<eval_metric> judge(const eval_setting &, const std::vector<group_vectors> &vectors) const override {
+    if (vectors[0].dim != reference_.dim)
+      fail("vectors of ", vectors[0].dim, " values cannot be compared with vectors of ", reference_.dim);
+    double sum = 0, least = 1;
+    for (size_t i = 0; i < texts_.size(); ++i) {
+      const double value = cosine(vectors[0].row(i), reference_.row(i), reference_.dim);
+      sum += value;
+      least = std::min(least, value);
+    }
+    return {{"cosine", sum / double(texts_.size()), 5}, {"lowest", least, 5}};
+  }
+
+ private:
+  text_list texts_;
+  group_vectors reference_;
+};
+
+}  // namespace
+
+const std::vector<std::string> task_names = {"stsb", "retrieval", "nn", "cosine"};
+
+std::unique_ptr<eval_task> load_task(const std::string &name, const task_options &options) {
+  if (name == "stsb") return std::make_unique<stsb_task>(options);
+  if (name == "retrieval") return std::make_unique<retrieval_task>(options);
+  if (name == "nn") return std::make_unique<nn_task>(options);
+  if (name == "cosine") return std::make_unique<cosine_task>(options);
+  fail_usage("unknown task ", in_quotes(name));
+}
