@@ -42,11 +42,18 @@ std::vector<evaluation> evaluate(const eval_task &task, const std::vector<eval_s
 
 namespace {
 
+subset part_of(const task_options &options, int limit) { return {size_t(limit), options.seed, options.half, options.share}; }
+
+retrieval_subset documents_and_queries(const task_options &options) {
+  return {part_of(options, options.limit_queries), {size_t(options.limit_documents), options.seed, 0, options.share}};
+}
+
 // ---------------------------------------------------------------------------------------------- counts
 
 void count_sequence(const eval_setting &setting, int32_t tokens, int32_t layers, evaluation *result) {
   (void)setting;
   ++result->texts;
+  ++result->lengths[tokens];
   result->tokens += size_t(tokens);
   result->full_token_layers += double(tokens) * layers;
   result->token_layers += double(tokens) * layers;
@@ -145,7 +152,7 @@ std::unique_ptr<eval_run> vector_task::begin(const eval_setting &setting) const 
 
 class stsb_task : public vector_task {
  public:
-  explicit stsb_task(const task_options &options) : pairs_(read_scored_pairs(options.data, {size_t(options.limit), options.seed})) {
+  explicit stsb_task(const task_options &options) : pairs_(read_scored_pairs(options.data, part_of(options, options.limit))) {
     const auto [least, most] = std::minmax_element(pairs_.scores.begin(), pairs_.scores.end());
     if (!(*least < *most)) fail(in_quotes(options.data), ": a correlation needs at least two different scores");
     set_groups({{&pairs_.first, false}, {&pairs_.second, false}}, options.batch);
@@ -166,8 +173,7 @@ class stsb_task : public vector_task {
 class retrieval_task : public vector_task {
  public:
   explicit retrieval_task(const task_options &options)
-      : set_(read_retrieval(options.data, options.binary,
-                            {{size_t(options.limit_queries), options.seed}, {size_t(options.limit_documents), options.seed}})) {
+      : set_(read_retrieval(options.data, options.binary, documents_and_queries(options))) {
     set_groups({{&set_.documents, false}, {&set_.queries, true}}, options.batch);
   }
   std::string what() const override { return join(set_.documents.size(), " documents, ", set_.queries.size(), " queries"); }
@@ -202,7 +208,7 @@ class retrieval_task : public vector_task {
 class nn_task : public vector_task {
  public:
   explicit nn_task(const task_options &options) : neighbours_(size_t(options.neighbours)) {
-    const subset part{size_t(options.limit), options.seed};
+    const subset part = part_of(options, options.limit);
     test_ = read_labelled_texts(options.data, part);
     if (!options.train.empty()) train_ = read_labelled_texts(options.train, {});
     else if (test_.labels.size() < 2) fail(in_quotes(options.data), ": a neighbour needs at least two texts");
@@ -254,7 +260,7 @@ class nn_task : public vector_task {
 
 class cosine_task : public vector_task {
  public:
-  explicit cosine_task(const task_options &options) : texts_(read_texts(options.data, {size_t(options.limit), options.seed})) {
+  explicit cosine_task(const task_options &options) : texts_(read_texts(options.data, part_of(options, options.limit))) {
     set_groups({{&texts_, false}}, options.batch);
   }
   std::string what() const override { return join(texts_.size(), texts_.size() == 1 ? " text" : " texts"); }

@@ -8,6 +8,7 @@
 #include "encode.h"
 
 #include <functional>
+#include <map>
 
 // How texts go through a model.  Everything that is pointed to outlives what uses the setting.
 struct eval_setting {
@@ -33,8 +34,9 @@ struct evaluation {
   double tokens_per_second() const { return double(tokens) / median_seconds(); }
 
   size_t texts = 0, tokens = 0;
-  double token_layers = 0;       // tokens that enter each layer, summed over layers
-  double full_token_layers = 0;  // the same without dropping
+  std::map<int32_t, size_t> lengths;  // texts by their tokens
+  double token_layers = 0;            // tokens that enter each layer, summed over layers
+  double full_token_layers = 0;       // the same without dropping
   double tokens_per_layer(int32_t layers) const { return token_layers / (double(texts) * layers); }
   double share_left() const { return token_layers / full_token_layers; }
 
@@ -67,6 +69,8 @@ struct task_options {
   int limit_documents = 0;  // retrieval
   int limit_queries = 0;    // retrieval
   uint64_t seed = 0;        // of random parts; 0: the first
+  int half = 0;             // of pairs, texts, queries, questions: 1 or 2, a random half; 0: all
+  double share = 1;         // of these, and of documents
   bool binary = false;      // retrieval: gains are 0 or 1
   int neighbours = 10;      // nn
   int batch = 64;           // texts encoded together
