@@ -4,7 +4,7 @@
 
 #include "../tools/colour.h"
 #include "../tools/trace.h"
-#include "test_util.h"
+#include "tiny_model.h"
 
 namespace {
 
@@ -259,6 +259,185 @@ TEST(Trace, ColoursAreEquallyLightAndOnScreen) {
   EXPECT_NE(ramp(0, 0.65).hex(), ramp(1, 0.65).hex());
   EXPECT_EQ(ramp(-5, 0.65).hex(), ramp(0, 0.65).hex());
   EXPECT_EQ(terminal_colour({255, 0, 0}), 196);
+}
+
+// ------------------------------------------------------------------------------------------------ the program
+
+class TraceProgram : public testing::Test {
+ protected:
+  static void SetUpTestSuite() {
+    folder_ = new temp_dir;
+    tiny_options options;
+    options.layers = 4;
+    tiny_model(options).write(*folder_ / "tiny");
+    const run_result r = run({program(), "convert", *folder_ / "tiny", "-o", weights(), "--type", "f32"});
+    ASSERT_EQ(r.code, 0) << r;
+  }
+  static void TearDownTestSuite() {
+    delete folder_;
+    folder_ = nullptr;
+  }
+  static std::string weights() { return *folder_ / "tiny.rsw"; }
+
+  static run_result trace(std::vector<std::string> arguments, const std::vector<std::string> &env = {}) {
+    arguments.insert(arguments.begin(), {program(), "trace", "-m", weights()});
+    run_options options;
+    options.env = env;
+    return run(arguments, options);
+  }
+  static json object(const std::vector<std::string> &arguments) {
+    std::vector<std::string> all = arguments;
+    all.insert(all.end(), {"--format", "json", "--", text});
+    const run_result r = trace(all);
+    EXPECT_EQ(r.code, 0) << r;
+    return json::parse(r.out, nullptr, false);
+  }
+
+  static constexpr const char *text = "Hello world: find text, read line. A cat, \xC3\xA9 kitten \xE6\xBC\xA2 stock";
+  temp_dir dir_;
+
+ private:
+  static temp_dir *folder_;
+};
+temp_dir *TraceProgram::folder_ = nullptr;
+
+// The n-th character on, as UTF-8.
+std::string characters(const std::string &text, size_t begin, size_t end) {
+  std::string part;
+  size_t at = 0;
+  for (char c : text) {
+    at += (static_cast<unsigned char>(c) & 0xc0) != 0x80;
+    if (at > begin && at <= end) part += c;
+  }
+  return part;
+}
+
+TEST_F(TraceProgram, EveryModeTellsOneStory) {
+  for (const char *mode : {"prune", "restore", "merge", "fold"}) {
+    for (const char *score : {"mlp", "-mlp", "norm", "attn-colsum", "random"}) {
+      SCOPED_TRACE(std::string(mode) + " " + score);
+      const json root = object({"--drop", "0.3,0,0.4", std::string("--drop-score=") + score, "--drop-mode", mode});
+      const size_t n = root["tokens"].size();
+      ASSERT_EQ(root["layers"].size(), 2u);
+      std::vector<int> left(n, -1), before;
+      for (size_t i = 0; i < n; ++i) before.push_back(int(i));
+      for (const json &layer : root["layers"]) {
+        std::vector<int> positions = layer["positions"], kept = layer["kept"];
+        const std::vector<double> scores = layer["scores"];
+        const bool extra = !positions.empty() && positions.back() == -1;
+        EXPECT_EQ(extra, std::string(mode) == "fold" && layer["layer"] == 2);
+        if (extra) positions.pop_back();
+        EXPECT_EQ(positions, before);
+        EXPECT_EQ(layer["n"], scores.size());
+        EXPECT_EQ(kept.size() + layer["dropped"].size(), positions.size());
+        EXPECT_EQ(kept[0], 0) << "the class token stays";
+        double worst = INFINITY;
+        for (size_t i = 1; i < positions.size(); ++i)
+          if (std::count(kept.begin(), kept.end(), positions[i])) worst = std::min(worst, scores[i]);
+        for (const json &dropped : layer["dropped"]) {
+          EXPECT_LE(dropped["score"], worst);
+          EXPECT_EQ(dropped["token"], root["tokens"][size_t(dropped["position"])]["token"]);
+          EXPECT_EQ(dropped.contains("into"), std::string(mode) == "merge");
+          if (dropped.contains("into")) {
+            EXPECT_TRUE(std::count(kept.begin(), kept.end(), int(dropped["into"])));
+          }
+          left[size_t(dropped["position"])] = layer["layer"];
+        }
+        before = kept;
+      }
+      EXPECT_EQ(root["layers"][0]["dropped"].size(), size_t(double(n) * 0.3));
+      EXPECT_EQ(root["kept"].get<std::vector<int>>(), before);
+      for (size_t i = 0; i < n; ++i) EXPECT_EQ(root["tokens"][i]["left_at"], left[i] < 0 ? json() : json(left[i]));
+    }
+  }
+}
+
+TEST_F(TraceProgram, TokensAreWhereTheTextHasThem) {
+  const json root = object({"--keep", "0,6"});
+  EXPECT_EQ(root["kept"].size(), 6u);
+  EXPECT_EQ(root["text"], text);
+  size_t found = 0;
+  for (const json &token : root["tokens"]) {
+    const std::string part = characters(text, token["begin"], token["end"]);
+    const size_t begin = token["bytes"][0], end = token["bytes"][1];
+    EXPECT_EQ(part, std::string(text).substr(begin, end - begin));
+    found += part == token["token"];
+  }
+  EXPECT_GT(found, 8u);
+  EXPECT_EQ(root["schedule"]["keeps"], json({0, 6}));
+}
+
+TEST_F(TraceProgram, PromptAndPairAndIdAreThere) {
+  const std::string file = dir_ / "in.jsonl";
+  write_file(file, R"({"id": [1, "x"], "text": "hello", "pair": "world cat"})"
+                   "\n\n"
+                   R"({"text": "cat"})"
+                   "\n");
+  const run_result r = trace({"--drop", "0.4", "--format", "json", "-f", file});
+  ASSERT_EQ(r.code, 0) << r;
+  const json pair = json::parse(r.out.substr(0, r.out.find('\n')));
+  EXPECT_EQ(pair["id"], json({1, "x"}));
+  EXPECT_EQ(pair["pair"], "world cat");
+  EXPECT_EQ(pair["tokens"][3]["token"], "world");
+  EXPECT_EQ(pair["tokens"][3]["segment"], 1);
+  EXPECT_EQ(pair["tokens"][3]["begin"], 0);
+  const run_result prompted = trace({"--drop", "0.4", "--format", "json", "--prompt", "query", "cat"});
+  const json root = json::parse(prompted.out);
+  EXPECT_EQ(root["text"], "find: cat");
+  EXPECT_EQ(root["tokens"][3]["begin"], 6);
+}
+
+TEST_F(TraceProgram, ColoursOnlyWhereTheyAreWanted) {
+  const std::vector<std::string> schedule = {"--drop", "0.3"};
+  const auto coloured = [&](std::vector<std::string> more, const std::vector<std::string> &env) {
+    more.insert(more.begin(), schedule.begin(), schedule.end());
+    more.insert(more.end(), {"--", text});
+    const run_result r = trace(more, env);
+    EXPECT_EQ(r.code, 0) << r;
+    return r.out.find('\033') != std::string::npos;
+  };
+  EXPECT_FALSE(coloured({}, {}));  // a pipe
+  EXPECT_FALSE(coloured({"--color", "never"}, {}));
+  EXPECT_TRUE(coloured({"--color", "always"}, {}));
+  EXPECT_TRUE(coloured({"--color", "always"}, {"NO_COLOR=1"}));
+  const run_result cube = trace({"--drop", "0.3", "--color", "always", "cat cat cat cat"}, {"COLORTERM="});
+  EXPECT_NE(cube.out.find("\033[38;5;"), std::string::npos) << cube;
+  const run_result full = trace({"--drop", "0.3", "--color", "always", "cat cat cat cat"}, {"COLORTERM=truecolor"});
+  EXPECT_NE(full.out.find("\033[38;2;"), std::string::npos) << full;
+}
+
+TEST_F(TraceProgram, PageIsWrittenWholeOrNotAtAll) {
+  const std::string page = dir_ / "page.html";
+  ASSERT_EQ(trace({"--drop", "0.3", "-o", page, "--", text, "second"}).code, 0);
+  EXPECT_EQ(count_of(read_file(page), "<article>"), 2u);
+  EXPECT_EQ(payload_of(read_file(page))["texts"].size(), 2u);
+  write_file(dir_ / "many", std::string(2 * 501, '\n'));
+  const run_result r = trace({"--drop", "0.3", "--drop-score=-mlp", "-o", page, "-f", dir_ / "many"});
+  EXPECT_EQ(r.code, 1);
+  EXPECT_EQ(r.err, "rs: more than 500 texts on a page; --format json has no limit\n");
+  EXPECT_EQ(count_of(read_file(page), "<article>"), 2u) << "the old page is still there";
+}
+
+TEST_F(TraceProgram, WhatIsWrongIsSaidInOneLine) {
+  const std::pair<std::vector<std::string>, const char *> cases[] = {{{"x"}, "no schedule: give --drop, --keep or --drop-profile"},
+                                                                     {{"--drop", "0,0", "x"}, "the schedule drops nothing"},
+                                                                     {{"--drop", "1.5", "x"}, "1.5"},
+                                                                     {{"--drop", "0.1,0.1,0.1,0.1,0.1", "x"}, "5"},
+                                                                     {{"--drop", "0.3", "--drop-score", "magic", "x"}, "magic"},
+                                                                     {{"--drop", "0.3", "--color", "pink", "x"}, "pink"},
+                                                                     {{"--drop", "0.3", "--format", "xml", "x"}, "xml"},
+                                                                     {{"--drop-profile", "fast", "x"}, "fast"}};
+  for (const auto &[arguments, part] : cases) {
+    const run_result r = trace(arguments);
+    EXPECT_EQ(r.code, 2) << r;
+    EXPECT_EQ(r.out, "");
+    EXPECT_EQ(count_of(r.err, "\n"), 1u) << r;
+    EXPECT_NE(r.err.find(part), std::string::npos) << r;
+  }
+  const run_result bad = trace({"--drop", "0.3", "--drop-score=-mlp", "--format", "json", "good", "bad \xff", "good"});
+  EXPECT_EQ(bad.code, 1);
+  EXPECT_EQ(count_of(bad.out, "\n"), 2u) << bad;
+  EXPECT_NE(bad.err.find("text 2: "), std::string::npos) << bad;
 }
 
 }  // namespace

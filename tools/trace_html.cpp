@@ -93,7 +93,10 @@ function draw(a, hover) {
     c.width = w * d; c.height = h * d;
     const g = c.getContext('2d'), left = colour('--c' + data.drops.indexOf(l.layer)), ink = colour('--bar'), line = colour('--line');
     g.scale(d, d);
-    const low = Math.min(...l.s), high = Math.max(...l.s), step = w / n, y = v => high > low ? 3 + (h - 7) * (v - low) / (high - low) : h / 2;
+    // One token often scores far off, and would flatten all others: the scale ends at six median deviations from the median.
+    const mid = list => [...list].sort((x, y) => x - y)[list.length >> 1], m = mid(l.s), far = 6 * mid(l.s.map(v => Math.abs(v - m)));
+    const low = Math.max(Math.min(...l.s), m - far), high = Math.min(Math.max(...l.s), m + far), step = w / n;
+    const y = v => high > low ? 3 + (h - 7) * Math.max(0, Math.min(1, (v - low) / (high - low))) : h / 2;
     g.fillStyle = line;
     g.fillRect(0, h - 1, w, 1);
     l.p.forEach((p, j) => {
