@@ -21,6 +21,7 @@ void add_info(CLI::App *app, command_line *line);
 void add_similarity(CLI::App *app, command_line *line);
 void add_tokenize(CLI::App *app, command_line *line);
 void add_trace(CLI::App *app, command_line *line);
+void add_tune(CLI::App *app, command_line *line);
 void add_verify(CLI::App *app, command_line *line);
 
 // A subcommand with its line of description, examples for its --help, and what it does with `options` once they are parsed.

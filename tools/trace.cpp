@@ -94,9 +94,7 @@ class tracer {
 
  private:
   void describe(const rs_drop &drop) {
-    char text[4096];
-    check(rs_drop_format(&drop, text, sizeof text));
-    setting_.schedule = text;
+    setting_.schedule = text_of(drop);
     nlohmann::ordered_json ratios = nlohmann::ordered_json::array(), keeps = nlohmann::ordered_json::array();
     for (size_t i = 0; i < drop.n_ratios; ++i) {
       ratios.push_back(drop.ratios[i]);
