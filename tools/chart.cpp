@@ -28,8 +28,10 @@ struct range {
 
 // As many digits as the steps of an axis need.
 std::string tick_text(double value, double step) {
-  int digits = step > 0 ? std::max(0, int(std::ceil(-std::log10(step) - 1e-9))) : 0;
-  std::string text = format("%.*f", std::min(digits, 12), value);
+  constexpr int most = 9;
+  int digits = 0;
+  while (digits < most && std::fabs(step - std::round(step)) > 1e-6 * step) step *= 10, ++digits;
+  std::string text = format("%.*f", digits, value);
   return text == "-0" ? "0" : text;
 }
 
@@ -143,7 +145,7 @@ class plot {
         out_ += format("<circle class=\"dot s%zu%s\" cx=\"%.1f\" cy=\"%.1f\" r=\"%s\"><title>", number, faint, px(p.x), py(p.y),
                        series.faint ? "3.5" : "5.5") +
                 markup(p.title) + "</title></circle>\n";
-      if (!p.label.empty()) text(px(p.x) + 9, py(p.y) - 9, " class=\"label\"", p.label);
+      if (!p.label.empty()) text(px(p.x) - 9, py(p.y) + 18, " text-anchor=\"end\" class=\"label\"", p.label);
     }
   }
 
