@@ -77,7 +77,7 @@ class eval_case {
   int threads() const { return rs_session_threads(session_.get()); }
 
   std::string truncation_summary(const evaluation &result) const {
-    return result.truncation.summary(texts_.max_tokens, info_.position_limit, false);
+    return result.truncation.summary(texts_.max_tokens, info_.position_limit, nullptr);
   }
 
  private:
