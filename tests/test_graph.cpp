@@ -290,7 +290,7 @@ vec run_attention(const std::string &isa, const vec &q, const vec &k, const vec 
       all.insert(all.end(), x->begin() + static_cast<int64_t>(i) * c, x->begin() + static_cast<int64_t>(i + 1) * c);
   rs_tensor *qkv = h.input("qkv", RS_F32, {RS_DIM_TOKENS, 3 * c}, all), *starts = h.input("cu", RS_I32, {RS_DIM_CU_SEQLENS}, cu);
   rs_tensor *y = rs_flash_attn(h.g, rs_columns(h.g, qkv, 0, c), rs_columns(h.g, qkv, c, c), rs_columns(h.g, qkv, 2 * c, c), starts,
-                               heads, scale);
+                               nullptr, heads, scale);
   return h.run(s.s, y, cu.back(), static_cast<int64_t>(cu.size()) - 1, q.size());
 }
 
@@ -380,7 +380,7 @@ TEST(pool, every_way_matches_its_definition) {
     session s;
     harness h;
     rs_tensor *in = h.input("x", RS_F32, {RS_DIM_TOKENS, c}, x), *starts = h.input("cu", RS_I32, {RS_DIM_CU_SEQLENS}, cu);
-    const vec y = h.run(s.s, rs_pool(h.g, in, starts, static_cast<rs_pooling>(pooling)), 11, 4, 4 * c);
+    const vec y = h.run(s.s, rs_pool(h.g, in, starts, nullptr, static_cast<rs_pooling>(pooling)), 11, 4, 4 * c);
     for (size_t b = 0; b < 4; b++)
       for (int64_t j = 0; j < c; j++) {
         const int32_t begin = cu[b], n = cu[b + 1] - begin;
@@ -506,7 +506,7 @@ TEST(flash_attn, of_quantized_layers_is_near_to_exact) {
         rs_tensor *w = h.weight("w", RS_W8, RS_PANELS, {3 * c, c}, normal(static_cast<size_t>(3 * c * c), 4, 0.2f));
         rs_tensor *qkv = rs_linear(h.g, in, w, nullptr, RS_ACT_NONE);
         rs_tensor *y = rs_flash_attn(h.g, rs_columns(h.g, qkv, 0, c), rs_columns(h.g, qkv, c, c), rs_columns(h.g, qkv, 2 * c, c),
-                                     starts, heads, 0.3f);
+                                     starts, nullptr, heads, 0.3f);
         const vec got = h.run(s.s, y, t, b, static_cast<size_t>(t * c));
         if (wanted.empty()) wanted = got;
         float largest = 0, worst = 0;
@@ -537,11 +537,11 @@ TEST(graph, blocks_of_a_chain_do_not_write_over_each_other) {
                          nullptr, RS_ACT_NONE);
       };
       rs_tensor *narrow = linear("narrow", in, c);
-      rs_tensor *mixed = rs_flash_attn(h.g, in, in, in, starts, 2, 0.25f);
+      rs_tensor *mixed = rs_flash_attn(h.g, in, in, in, starts, nullptr, 2, 0.25f);
       rs_tensor *wide = linear("wide", rs_add(h.g, narrow, mixed), 3 * c);
       for (rs_tensor *kept : {narrow, mixed, wide})
         if (keep) rs_output(h.g, kept);
-      rs_tensor *y = rs_flash_attn(h.g, columns(h, wide, 0), columns(h, wide, 1), columns(h, wide, 2), starts, 2, 0.25f);
+      rs_tensor *y = rs_flash_attn(h.g, columns(h, wide, 0), columns(h, wide, 1), columns(h, wide, 2), starts, nullptr, 2, 0.25f);
       results[keep] = h.run(s.s, y, t, 3, t * c);
     }
     EXPECT_EQ(results[0], results[1]) << threads << " threads";
@@ -622,7 +622,7 @@ TEST(graph, errors_name_what_was_wrong) {
   contains(error_of([&](harness &h) { rs_columns(h.g, x(h, 4), 3, 2); }), "columns [3, 5) of 'x' [T,4]");
   contains(error_of([&](harness &h) {
              rs_tensor *a = x(h, 10), *cu = h.input("cu", RS_I32, {RS_DIM_CU_SEQLENS}, std::vector<int32_t>());
-             rs_flash_attn(h.g, a, a, a, cu, 3, 1);
+             rs_flash_attn(h.g, a, a, a, cu, nullptr, 3, 1);
            }),
            "3 heads do not divide 10");
   contains(error_of([&](harness &h) { rs_weight(h.g, "w", 1, nullptr); }), "no model");
@@ -635,7 +635,7 @@ TEST(graph, bindings_are_checked) {
   const vec x = normal(3 * 4, 1);
   const std::vector<int32_t> cu = {0, 3};
   rs_tensor *in = h.input("x", RS_F32, {RS_DIM_TOKENS, 4}, x), *starts = h.input("cu", RS_I32, {RS_DIM_CU_SEQLENS}, cu);
-  rs_tensor *y = rs_pool(h.g, in, starts, RS_POOL_MEAN);
+  rs_tensor *y = rs_pool(h.g, in, starts, nullptr, RS_POOL_MEAN);
   EXPECT_EQ(rs_graph_run(s.s, h.g, 3, 1, h.bindings.data(), 2), RS_ERR_ARGUMENT);  // not finished
   rs_output(h.g, y);
   ASSERT_EQ(rs_graph_finish(h.g), RS_OK);

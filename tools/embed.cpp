@@ -127,7 +127,7 @@ class embedder {
         continue;
       }
       const rs_text_info &info = infos_[encoded++];
-      int64_t vectors = encoding_.per_token() ? info.tokens : 1;
+      int64_t vectors = encoding_.per_token() ? info.kept : 1;
       writer_->add({item.id, values, vectors, encoding_.dim, encoding_.per_token(), info});
       values += vectors * encoding_.dim;
       truncation_.add(info);
