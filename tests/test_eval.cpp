@@ -407,7 +407,7 @@ TEST_F(Eval, StsbOfTwoFilesInTurns) {
     EXPECT_NE(lines[2].find(name), std::string::npos) << r;
   EXPECT_EQ(lines[3].find(weights("f32")), 0u) << r;
   EXPECT_EQ(lines[4].find(weights("q8")), 0u) << r;
-  EXPECT_EQ(lines[6].find("peak RSS"), 0u) << r;
+  EXPECT_EQ(lines[6].find("peak RSS: "), 0u) << r;
 
   const std::vector<json> rows = eval_json({"stsb", "-m", weights("f32"), "-m", weights("q8"), "--data", data, "--rounds", "2"});
   ASSERT_EQ(rows.size(), 2u);

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <numeric>
 
 double evaluation::median_seconds() const {
   std::vector<double> sorted = seconds;
@@ -44,13 +45,40 @@ namespace {
 
 // ---------------------------------------------------------------------------------------------- counts
 
-void count_sequence(const eval_setting &setting, int32_t tokens, int32_t layers, evaluation *result) {
-  (void)setting;
-  ++result->texts;
-  result->tokens += size_t(tokens);
-  result->full_token_layers += double(tokens) * layers;
-  result->token_layers += double(tokens) * layers;
-}
+// Tokens that enter each layer, summed over what a setting encodes.
+class layer_counter {
+ public:
+  layer_counter(const rs_model *model, evaluation *result) : model_(model), layers_(model_info(model).layers), result_(result) {
+    rs_meta single;
+    if (find_meta(model, "tokenizer.single", &single)) special_ = int32_t(single.count) - 1;  // and the place of the text
+  }
+
+  void add_text(const rs_text_info &info, const rs_drop *drop) {
+    ++result_->texts;
+    result_->truncation.add(info);
+    add_sequence(info.tokens, drop, drop && drop->protect == RS_PROTECT_SPECIAL ? special_ : 1);
+  }
+
+  // protect: tokens that may not leave, unless none are protected.
+  void add_sequence(int32_t tokens, const rs_drop *drop, int32_t protect) {
+    const double all = double(tokens) * layers_;
+    result_->tokens += size_t(tokens);
+    result_->full_token_layers += all;
+    if (!drop) {
+      result_->token_layers += all;
+      return;
+    }
+    counts_.resize(size_t(layers_) + 1);
+    check(rs_drop_counts(model_, drop, tokens, drop->protect == RS_PROTECT_NONE ? 0 : protect, counts_.data()));
+    result_->token_layers += std::accumulate(counts_.begin(), counts_.end() - 1, 0.0);
+  }
+
+ private:
+  const rs_model *model_;
+  int32_t layers_, special_ = 0;
+  evaluation *result_;
+  std::vector<int32_t> counts_;
+};
 
 // ---------------------------------------------------------------------------------------------- tasks of vectors
 
@@ -121,12 +149,10 @@ class vector_run : public eval_run {
   }
 
   void finish(evaluation *result) override {
-    const int32_t layers = model_info(setting_.model).layers;
-    for (const group_vectors &group : vectors_)
-      for (const rs_text_info &info : group.infos) {
-        count_sequence(setting_, info.tokens, layers, result);
-        result->truncation.add(info);
-      }
+    layer_counter counter(setting_.model, result);
+    for (size_t g = 0; g < vectors_.size(); ++g)
+      for (const rs_text_info &info : vectors_[g].infos)
+        counter.add_text(info, task_.groups_[g].queries ? setting_.queries.drop : setting_.texts.drop);
     result->metrics = task_.judge(setting_, vectors_);
   }
 
