@@ -1,9 +1,12 @@
-// What tests of the program rs share: running it, and looking at what it printed.
+// Running the program rs and looking at what it says.
 #pragma once
+#include <nlohmann/json.hpp>
+
 #include <sstream>
 
-#include "tiny_model.h"
+#include "test_util.h"
 
+using json = nlohmann::json;
 using strings = std::vector<std::string>;
 
 inline strings lines_of(const std::string &text) {
@@ -21,6 +24,8 @@ inline std::vector<json> jsonl(const std::string &text) {
   }
   return objects;
 }
+
+inline std::vector<float> floats(const json &array) { return array.get<std::vector<float>>(); }
 
 inline run_result rs(strings arguments, const std::string &input = "") {
   arguments.insert(arguments.begin(), program());

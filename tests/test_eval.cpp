@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "cli_util.h"
+#include "tiny_model.h"
 #include "tools/datasets.h"
 #include "tools/metrics.h"
 #include "tools/tasks.h"
@@ -362,7 +363,13 @@ class Eval : public Readers {
     small.heads = 2;
     small.prompts = false;
     tiny_model(small).write(*shared_ / "small");
-    for (const auto &[name, folder, type] : {std::tuple("f32", "tiny", "f32"), {"q8", "tiny", "q8"}, {"small", "small", "f32"}}) {
+    write_head("classifier", "SequenceClassification", {"no", "yes"});
+    write_head("answerer", "QuestionAnswering", {"start", "end"});
+    for (const auto &[name, folder, type] : {std::tuple("f32", "tiny", "f32"),
+                                             {"q8", "tiny", "q8"},
+                                             {"small", "small", "f32"},
+                                             {"classifier", "classifier", "f32"},
+                                             {"answerer", "answerer", "f32"}}) {
       const run_result r = rs({"convert", *shared_ / folder, "-o", weights(name), "--type", type});
       ASSERT_EQ(r.code, 0) << r;
     }
@@ -372,6 +379,12 @@ class Eval : public Readers {
     shared_ = nullptr;
   }
   static std::string weights(const std::string &name) { return *shared_ / (name + ".rsw"); }
+  static void write_head(const std::string &name, const std::string &head, const strings &labels) {
+    tiny_options options;
+    options.head = head;
+    options.labels = labels;
+    tiny_model(options).write(*shared_ / name);
+  }
 
   static run_result eval(const strings &arguments) {
     strings all = {"eval"};
@@ -506,6 +519,132 @@ TEST_F(Eval, Cosine) {
                  "vectors of 16 values cannot be compared with vectors of 32");
 }
 
+TEST_F(Eval, WithoutAndWithDropping) {
+  const std::string data = write("texts.txt", "a cat , a kitten . hello world\nhello\n");
+  const strings base = {"cosine", "-m", weights("f32"), "--data", data, "--rounds", "1"};
+  const auto with = [&](strings more) {
+    more.insert(more.begin(), base.begin(), base.end());
+    return eval_json(more).at(0);
+  };
+  json row = with({"--drop", "0.5", "--drop-score=-mlp", "--drop-min", "4"});
+  EXPECT_NE(std::string(row["drop"]).find("ratios=0.5 score=-mlp mode=prune protect=cls min=4"), std::string::npos) << row;
+  EXPECT_NEAR(row["full"]["quality"], 1, 1e-9);
+  EXPECT_LT(row["dropped"]["metrics"]["lowest"], 0.9999);
+  EXPECT_EQ(row["full"]["tokens"], 10 + 3);
+  EXPECT_EQ(row["dropped"]["tokens"], 10 + 3);
+  // Two layers: 10 and 3 tokens enter the first, 5 and 3 the second.
+  EXPECT_NEAR(row["dropped"]["share_left"], 21.0 / 26, 1e-12);
+  EXPECT_NEAR(row["dropped"]["tokens_per_layer"], 21.0 / 4, 1e-12);
+  EXPECT_NEAR(row["ratio"]["token_layers"], 21.0 / 26, 1e-12);
+  EXPECT_NEAR(row["ratio"]["quality"], double(row["dropped"]["quality"]) / double(row["full"]["quality"]), 1e-12);
+  EXPECT_EQ(with({"--keep", "4", "--drop-protect", "special"})["dropped"]["share_left"], (10 + 4 + 3 + 3) / 26.0);
+  EXPECT_EQ(with({"--drop", "0.9", "--drop-protect", "special"})["dropped"]["share_left"], (10 + 2 + 3 + 2) / 26.0);
+  EXPECT_EQ(with({"--drop", "0.95", "--drop-protect", "none"})["dropped"]["share_left"], (10 + 1 + 3 + 1) / 26.0);
+  row = with({"--drop", "0,0"});  // nothing leaves: the same vectors
+  EXPECT_EQ(row["dropped"]["metrics"], row["full"]["metrics"]);
+  EXPECT_EQ(row["ratio"]["token_layers"], 1.0);
+  EXPECT_FALSE(with({}).contains("dropped"));
+
+  strings table = base;
+  table.insert(table.end(), {"--drop", "0.5", "--drop-score=-mlp"});
+  const run_result r = eval(table);
+  EXPECT_EQ(r.code, 0) << r;
+  const strings lines = lines_of(r.out);
+  ASSERT_EQ(lines.size(), 9u) << r;
+  EXPECT_NE(lines[3].find("none"), std::string::npos) << r;
+  EXPECT_NE(lines[4].find("yes"), std::string::npos) << r;
+  EXPECT_NE(lines[5].find("ratio"), std::string::npos) << r;
+  EXPECT_EQ(lines[7].find("drop: ratios=0.5"), 0u) << r;
+
+  // Queries lose tokens only where asked for.
+  write("r/corpus.jsonl", "{\"_id\":\"1\",\"text\":\"a cat hello\"}\n");
+  write("r/queries.jsonl", "{\"_id\":\"1\",\"text\":\"a cat hello\"}\n");
+  write("r/qrels/test.tsv", "1\t1\t1\n");
+  const strings retrieval = {"retrieval", "-m", weights("small"), "--data", dir_ / "r", "--drop", "0.4"};
+  EXPECT_EQ(eval_json(retrieval).at(0)["dropped"]["share_left"], (5 + 3 + 5 + 5) / 20.0);
+  strings both = retrieval;
+  both.emplace_back("--drop-queries");
+  EXPECT_EQ(eval_json(both).at(0)["dropped"]["share_left"], (5 + 3 + 5 + 3) / 20.0);
+  expect_failure(eval({"cosine", "-m", weights("f32"), "--data", data, "--drop", "2"}), 2, "ratio");
+}
+
+TEST_F(Eval, Classification) {
+  const strings texts = {"a cat", "hello world", "stock line 7 .", "kitten", "find text", "read"};
+  std::string named, numbered;
+  size_t yes = 0;
+  for (size_t i = 0; i < texts.size(); ++i) {
+    const json found = jsonl(rs({"classify", "-m", weights("classifier"), texts[i]}).out).at(0);
+    const std::string label = found["label"];
+    ASSERT_TRUE(label == "yes" || label == "no") << found;
+    yes += label == "yes";
+    const bool wrong = i == 0;  // one is said to be what it is not
+    named += texts[i] + "\t" + ((label == "yes") != wrong ? "yes" : "no") + "\n";
+    numbered += json{{"text", texts[i]}, {"label", int((label == "yes") != wrong)}}.dump() + "\n";
+  }
+  for (const char *task : {"sst2", "classification"})
+    for (const std::string &data : {write("n.tsv", "sentence\tlabel\n" + named), write("n.jsonl", numbered)}) {
+      const json row = eval_json({task, "-m", weights("classifier"), "--data", data, "--rounds", "1", "-b", "4"}).at(0);
+      EXPECT_EQ(row["metric"], "accuracy");
+      EXPECT_NEAR(row["full"]["quality"], 100 * 5 / 6.0, 1e-9);
+      EXPECT_EQ(row["full"]["texts"], 6);
+    }
+  EXPECT_LE(yes, 6u);
+  const std::string data = write("n.tsv", "sentence\tlabel\na cat\tmaybe\n");
+  expect_failure(eval({"sst2", "-m", weights("classifier"), "--data", data}), 1,
+                 "n.tsv:2: the model has no label 'maybe' (it has 0 to 1: no, yes)");
+  expect_failure(eval({"sst2", "-m", weights("f32"), "--data", data}), 1, "no classification head");
+  expect_failure(eval({"sst2", "-m", weights("answerer"), "--data", data}), 1, "no classification head");
+  expect_failure(eval({"sst2", "-m", weights("classifier"), "--data", data, "--pooling", "cls"}), 2,
+                 "--pooling does not go with sst2");
+}
+
+TEST_F(Eval, Squad) {
+  const std::string context = "the cat , hello world . a kitten find text 7 line stock";
+  const strings questions = {"hello ?", "find a cat", "stock line"};
+  json qas = json::array();
+  for (const std::string &question : questions) {
+    const json found = jsonl(rs({"answer", "-m", weights("answerer"), "--question", question, context}).out).at(0);
+    qas.push_back({{"id", question}, {"question", question}, {"answers", {{{"text", found["answer"]}}}}});
+  }
+  const auto file = [&](const json &list) {
+    return write("s.json", json{{"data", {{{"paragraphs", {{{"context", context}, {"qas", list}}}}}}}}.dump());
+  };
+  const strings base = {"squad", "-m", weights("answerer"), "--rounds", "1", "--data"};
+  const auto with = [&](const json &list, strings more = {}) {
+    strings all = base;
+    all.push_back(file(list));
+    all.insert(all.end(), more.begin(), more.end());
+    return eval_json(all).at(0);
+  };
+  json row = with(qas);
+  EXPECT_EQ(row["metric"], "F1");
+  EXPECT_EQ(row["full"]["metrics"], (json{{"F1", 100.0}, {"exact", 100.0}}));
+  EXPECT_EQ(row["full"]["texts"], 3);
+  // What the windows have, special tokens included.
+  size_t tokens = 0;
+  for (const std::string &question : questions) {
+    const json pair = {{"text", question}, {"pair", context}};
+    const run_result r = rs({"tokenize", "-m", weights("answerer")}, pair.dump() + "\n");
+    tokens += jsonl(r.out).at(0)["ids"].size();
+  }
+  EXPECT_EQ(row["full"]["tokens"], tokens);
+
+  qas[1]["answers"] = json::array();  // a question without an answer, which only a threshold finds
+  row = with(qas, {"--no-answer-threshold", "1000"});
+  EXPECT_NEAR(row["full"]["metrics"]["F1"], 200.0 / 3, 1e-9);
+  EXPECT_EQ(row["full"]["metrics"]["no answer"], 0.0);
+  row = with(qas, {"--no-answer-threshold", "-1000"});
+  EXPECT_NEAR(row["full"]["metrics"]["exact"], 100.0 / 3, 1e-9);
+  EXPECT_EQ(row["full"]["metrics"]["no answer"], 100.0);
+
+  row = with(qas, {"--drop", "0.3", "--drop-protect", "prefix", "--drop-mode", "restore", "--limit", "2"});
+  EXPECT_EQ(row["full"]["texts"], 2);
+  EXPECT_LT(row["dropped"]["share_left"], 1);
+  EXPECT_GT(row["dropped"]["share_left"], 0.8);
+  expect_failure(eval({"squad", "-m", weights("classifier"), "--data", file(qas)}), 1, "no question-answering head");
+  expect_failure(eval({"squad", "-m", weights("answerer"), "--data", file(qas), "--dim", "4"}), 2, "--dim does not go with squad");
+}
+
 TEST_F(Eval, WrongUse) {
   const std::string m = weights("f32"), data = pairs_file();
   expect_failure(eval({}), 2, "task is required");
@@ -588,6 +727,18 @@ TEST(eval_real, cranfield_subset) {
   const json row = jsonl(r.out).at(0);
   EXPECT_EQ(row["full"]["texts"], 170);
   EXPECT_NEAR(row["full"]["metrics"]["recall@100"], 100, 15);
+}
+
+TEST(eval_real, sst2_accuracy) {
+  RS_NEED_SHARED("data/sst2-validation.tsv");
+  const std::string file = env_or("RS_TEST_MODELS", RS_DEFAULT_TEST_MODELS) + "/sst2-q8.rsw";
+  if (!file_exists(file)) GTEST_SKIP() << "needs sst2-minilm as q8, which could not be made";
+  const run_result r =
+      rs({"eval", "sst2", "-m", file, "--data", shared_file("data/sst2-validation.tsv"), "--rounds", "1", "--json"});
+  ASSERT_EQ(r.code, 0) << r;
+  const json row = jsonl(r.out).at(0);
+  EXPECT_EQ(row["full"]["texts"], 872);
+  EXPECT_GT(row["full"]["quality"], 88);
 }
 
 TEST(eval_real, xquad_is_read) {

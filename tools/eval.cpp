@@ -23,6 +23,11 @@ const char *const examples =
     "  retrieval  nDCG@10 x100, gains over log2(rank + 1) as trec_eval has it.  A folder of BEIR (corpus.jsonl, queries.jsonl,\n"
     "             qrels/test.tsv; the scores are gains) or Cranfield (cran.all.1400, cran.qry, cranqrel; codes 1 to 4 are gains 4 "
     "to 1)\n"
+    "  sst2       accuracy x100 of a classifier.  Tab-separated with a heading that has sentence and label, or JSON lines with "
+    "text\n"
+    "             and label, a name of the model's or a number; classification: the same by another name\n"
+    "  squad      F1 x100 of extracted answers, as SQuAD's own script has it; exact: how many are right to the letter.  JSON of\n"
+    "             SQuAD; where some questions have no answer, \"no answer\" is how many of those the model refuses\n"
     "  nn         accuracy of the k nearest neighbours' votes, weighted by exp(cosine / 0.07).  JSON lines with text and label, "
     "or\n"
     "             tab-separated with a heading; each text by all others, or by those of --train\n"
@@ -276,16 +281,25 @@ class evaluator {
 };
 
 // Options that only some tasks have.
+const std::vector<std::string> tasks_of_vectors = {"stsb", "retrieval", "nn", "cosine"};
 const std::vector<std::pair<const char *, std::vector<std::string>>> options_of_tasks = {
     {"--train", {"nn"}},
     {"--neighbours", {"nn"}},
     {"--against", {"cosine"}},
-    {"--limit", {"stsb", "nn", "cosine"}},
+    {"--limit", {"stsb", "sst2", "classification", "squad", "nn", "cosine"}},
     {"--limit-docs", {"retrieval"}},
     {"--limit-queries", {"retrieval"}},
     {"--binary", {"retrieval"}},
     {"--query-prompt", {"retrieval"}},
     {"--drop-queries", {"retrieval"}},
+    {"--no-answer-threshold", {"squad"}},
+    {"--pooling", tasks_of_vectors},
+    {"--normalize", tasks_of_vectors},
+    {"--no-normalize", tasks_of_vectors},
+    {"--dim", tasks_of_vectors},
+    {"--prompt", {"stsb", "sst2", "classification", "retrieval", "nn", "cosine"}},
+    {"--long", {"stsb", "sst2", "classification", "retrieval", "nn", "cosine"}},
+    {"--batch", {"stsb", "sst2", "classification", "retrieval", "nn", "cosine"}},
 };
 
 int run_eval(const eval_options &options) {
@@ -301,7 +315,7 @@ void add_eval(CLI::App *app, command_line *line) {
   auto options = std::make_shared<eval_options>();
   CLI::App *sub = add_command(app, "eval", "how good a model is at a task, and how fast", examples, options, run_eval, line);
   options->sub = sub;
-  sub->add_option("task", options->task, "stsb, retrieval, nn or cosine")
+  sub->add_option("task", options->task, "stsb, sst2, classification, retrieval, squad, nn or cosine")
       ->type_name("TASK")
       ->required()
       ->check(CLI::IsMember(task_names));
@@ -320,12 +334,16 @@ void add_eval(CLI::App *app, command_line *line) {
   const auto add_count = [&](const char *name, int *value, const char *what) {
     sub->add_option(name, *value, what)->type_name("N")->check(CLI::PositiveNumber);
   };
-  add_count("--limit", &options->data.limit, "only so many pairs or texts");
+  add_count("--limit", &options->data.limit, "only so many pairs, texts or questions");
   add_count("--limit-queries", &options->data.limit_queries, "retrieval: only so many of the queries that have judgements");
   add_count("--limit-docs", &options->data.limit_documents,
             "retrieval: only so many documents; those that are relevant to a query first");
   sub->add_option("--seed", options->data.seed, "limits take a random part (default: 0, the first)")->type_name("N");
   sub->add_flag("--binary", options->data.binary, "retrieval: all that is relevant has the same gain");
+  sub->add_option("--no-answer-threshold", options->data.no_answer_threshold,
+                  "squad, where some questions have no answer: refuse where the logit of no answer is\n"
+                  "higher than that of the answer by more than this (default: 0)")
+      ->type_name("X");
   add_count("--rounds", &options->rounds, "how often everything is encoded (default: 3); for tokens/s only");
   sub->add_option("-b,--batch", options->data.batch, "texts that are encoded together (default: 64); does not change the quality")
       ->type_name("N")

@@ -62,14 +62,15 @@ class eval_task {
 
 struct task_options {
   std::string data;
-  std::string train;        // nn
-  int limit = 0;            // pairs, texts, questions
-  int limit_documents = 0;  // retrieval
-  int limit_queries = 0;    // retrieval
-  uint64_t seed = 0;        // of random parts; 0: the first
-  bool binary = false;      // retrieval: gains are 0 or 1
-  int neighbours = 10;      // nn
-  int batch = 64;           // texts encoded together
+  std::string train;               // nn
+  int limit = 0;                   // pairs, texts, questions
+  int limit_documents = 0;         // retrieval
+  int limit_queries = 0;           // retrieval
+  uint64_t seed = 0;               // of random parts; 0: the first
+  bool binary = false;             // retrieval: gains are 0 or 1
+  double no_answer_threshold = 0;  // squad: "" where the logit of no answer is that much higher
+  int neighbours = 10;             // nn
+  int batch = 64;                  // texts encoded together
 };
 
 extern const std::vector<std::string> task_names;
