@@ -330,6 +330,7 @@ raw_retrieval read_beir(const std::string &folder) {
     add_id(&raw.documents, id_of(row), row.where(), "document");
     raw.set.documents.add(with_title(row.string("title").value_or(""), required_string(row, {"text"})), line);
   });
+  need_some(raw.set.documents.size(), raw.set.documents.file, "documents");
   raw.set.queries.file = folder + "/queries.jsonl";
   read_objects(raw.set.queries.file, [&](const json_object &row, size_t line) {
     add_id(&raw.queries, id_of(row), row.where(), "query");
@@ -432,6 +433,7 @@ raw_retrieval read_cranfield(const std::string &folder) {
     add_id(&raw.documents, record.number, place, "document");
     raw.set.documents.add(with_title(record.sections[0], record.sections[1]), record.line);
   });
+  need_some(raw.set.documents.size(), raw.set.documents.file, "documents");
   // The numbers in cran.qry are those of a larger set of queries; cranqrel counts the queries from 1 in their order.
   raw.set.queries.file = folder + "/cran.qry";
   read_cranfield_file(raw.set.queries.file, [&](const cranfield_records::record &record, const std::string &place) {
@@ -512,7 +514,6 @@ retrieval_set read_retrieval(const std::string &folder, bool binary, const retri
     fail(in_quotes(folder), ": neither corpus.jsonl (BEIR) nor cran.all.1400 (Cranfield) is in it");
   retrieval_set set = std::move((beir ? read_beir(folder) : read_cranfield(folder)).set);
   set.relevant.resize(set.queries.size());
-  need_some(set.documents.size(), set.documents.file, "documents");
   if (binary)
     for (auto &relevant : set.relevant)
       for (judged_document &judged : relevant) judged.gain = 1;

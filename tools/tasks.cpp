@@ -1,10 +1,26 @@
 #include "tasks.h"
 
 #include "metrics.h"
+#include "scores.h"
 
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <numeric>
+
+static void use_stored_prompt(const rs_model *model, std::initializer_list<const char *> names, rs_encode_params *params) {
+  const char *text = nullptr;
+  for (const char *name : names) {
+    if (rs_model_prompt(model, name, &text) != RS_OK) continue;
+    params->prompt = text;
+    return;
+  }
+}
+
+void use_stored_prompts(eval_setting *setting, bool of_texts, bool of_queries) {
+  if (of_queries) use_stored_prompt(setting->model, {"query"}, &setting->queries);
+  if (of_texts) use_stored_prompt(setting->model, {"passage", "document", "corpus"}, &setting->texts);
+}
 
 double evaluation::median_seconds() const {
   std::vector<double> sorted = seconds;
@@ -50,14 +66,51 @@ retrieval_subset documents_and_queries(const task_options &options) {
 
 // ---------------------------------------------------------------------------------------------- counts
 
-void count_sequence(const eval_setting &setting, int32_t tokens, int32_t layers, evaluation *result) {
-  (void)setting;
-  ++result->texts;
-  ++result->lengths[tokens];
-  result->tokens += size_t(tokens);
-  result->full_token_layers += double(tokens) * layers;
-  result->token_layers += double(tokens) * layers;
-}
+// Tokens that enter each layer, summed over what a setting encodes.
+class layer_counter {
+ public:
+  layer_counter(const rs_model *model, evaluation *result) : model_(model), layers_(model_info(model).layers), result_(result) {
+    rs_meta meta;  // a template: special tokens, and the places of the texts
+    if (find_meta(model, "tokenizer.single", &meta)) special_ = int32_t(meta.count) - 1;
+    if (find_meta(model, "tokenizer.pair", &meta)) pair_special_ = int32_t(meta.count) - 2;
+  }
+
+  void add_text(const rs_text_info &info, const rs_drop *drop) {
+    ++result_->texts;
+    result_->truncation.add(info);
+    add_sequence(info.tokens, drop, drop && drop->protect == RS_PROTECT_SPECIAL ? special_ : 1);
+  }
+
+  // `prefix`: tokens of the first text and the special tokens around it.
+  void add_pair(int32_t tokens, int32_t prefix, const rs_drop *drop) {
+    add_sequence(tokens, drop,
+                 !drop                                 ? 0
+                 : drop->protect == RS_PROTECT_SPECIAL ? pair_special_
+                 : drop->protect == RS_PROTECT_PREFIX  ? prefix
+                                                       : 1);
+  }
+
+ private:
+  // protect: tokens that may not leave, unless none are protected.
+  void add_sequence(int32_t tokens, const rs_drop *drop, int32_t protect) {
+    const double all = double(tokens) * layers_;
+    result_->tokens += size_t(tokens);
+    ++result_->lengths[tokens];
+    result_->full_token_layers += all;
+    if (!drop) {
+      result_->token_layers += all;
+      return;
+    }
+    counts_.resize(size_t(layers_) + 1);
+    check(rs_drop_counts(model_, drop, tokens, drop->protect == RS_PROTECT_NONE ? 0 : protect, counts_.data()));
+    result_->token_layers += std::accumulate(counts_.begin(), counts_.end() - 1, 0.0);
+  }
+
+  const rs_model *model_;
+  int32_t layers_, special_ = 0, pair_special_ = 0;
+  evaluation *result_;
+  std::vector<int32_t> counts_;
+};
 
 // ---------------------------------------------------------------------------------------------- tasks of vectors
 
@@ -82,6 +135,13 @@ class vector_task : public eval_task {
 
   virtual std::vector<eval_metric> judge(const eval_setting &setting, const std::vector<group_vectors> &vectors) const = 0;
 
+  // What a text becomes: an embedding, unless a task wants something else.
+  virtual size_t width(const eval_setting &setting) const { return size_t(setting.dim); }
+  virtual rs_status compute(const eval_setting &setting, const std::vector<rs_text> &texts, const rs_encode_params &params,
+                            float *out, rs_text_info *infos) const {
+    return rs_encode(setting.session, texts.data(), texts.size(), &params, out, texts.size() * width(setting), infos);
+  }
+
  protected:
   // In the constructor, when the lists are there; they stay where they are.
   void set_groups(std::vector<text_group> groups, int batch) {
@@ -105,7 +165,7 @@ class vector_run : public eval_run {
   vector_run(const vector_task &task, const eval_setting &setting) : task_(task), setting_(setting) {
     for (const text_group &group : task.groups_) {
       group_vectors vectors;
-      vectors.dim = size_t(setting.dim);
+      vectors.dim = task.width(setting);
       vectors.values.resize(group.list->size() * vectors.dim);
       vectors.infos.resize(group.list->size());
       vectors_.push_back(std::move(vectors));
@@ -119,21 +179,18 @@ class vector_run : public eval_run {
     texts_.clear();
     for (size_t i = batch.begin; i < batch.end; ++i) texts_.push_back(view_of(group.list->texts[i]));
     const rs_encode_params &params = group.queries ? setting_.queries : setting_.texts;
-    rs_status status =
-        rs_encode(setting_.session, texts_.data(), texts_.size(), &params, vectors.values.data() + batch.begin * vectors.dim,
-                  texts_.size() * vectors.dim, vectors.infos.data() + batch.begin);
+    rs_status status = task_.compute(setting_, texts_, params, vectors.values.data() + batch.begin * vectors.dim,
+                                     vectors.infos.data() + batch.begin);
     size_t culprit = rs_encode_failed(setting_.session);
     if (status != RS_OK && culprit < texts_.size()) fail(group.list->place(batch.begin + culprit), ": ", rs_last_error());
     check(status);
   }
 
   void finish(evaluation *result) override {
-    const int32_t layers = model_info(setting_.model).layers;
-    for (const group_vectors &group : vectors_)
-      for (const rs_text_info &info : group.infos) {
-        count_sequence(setting_, info.tokens, layers, result);
-        result->truncation.add(info);
-      }
+    layer_counter counter(setting_.model, result);
+    for (size_t g = 0; g < vectors_.size(); ++g)
+      for (const rs_text_info &info : vectors_[g].infos)
+        counter.add_text(info, task_.groups_[g].queries ? setting_.queries.drop : setting_.texts.drop);
     result->metrics = task_.judge(setting_, vectors_);
   }
 
@@ -288,12 +345,173 @@ class cosine_task : public vector_task {
   group_vectors reference_;
 };
 
+// ---------------------------------------------------------------------------------------------- tasks of heads
+
+class classification_task : public vector_task {
+ public:
+  explicit classification_task(const task_options &options)
+      : data_(read_labelled_texts(options.data, part_of(options, options.limit))) {
+    set_groups({{&data_.texts, false}}, options.batch);
+  }
+  std::string what() const override { return join(data_.labels.size(), " texts"); }
+
+  void check(const rs_model *model) const override {
+    need_head(model, {RS_HEAD_SEQUENCE}, "eval", "classification");
+    labels_of(model);
+  }
+
+  size_t width(const eval_setting &setting) const override { return size_t(model_info(setting.model).labels); }
+  rs_status compute(const eval_setting &setting, const std::vector<rs_text> &texts, const rs_encode_params &params, float *out,
+                    rs_text_info *infos) const override {
+    return rs_classify(setting.session, texts.data(), nullptr, texts.size(), &params, out, texts.size() * width(setting), infos);
+  }
+
+  std::vector<eval_metric> judge(const eval_setting &setting, const std::vector<group_vectors> &logits) const override {
+    const std::vector<size_t> wanted = labels_of(setting.model);
+    std::map<size_t, class_counts> classes;
+    double right = 0;
+    for (size_t i = 0; i < wanted.size(); ++i) {
+      const float *row = logits[0].row(i);
+      // A single logit is that of label 1.
+      const size_t found = logits[0].dim == 1 ? size_t(row[0] > 0) : best_first(row, logits[0].dim, 1)[0];
+      ++classes[wanted[i]].wanted;
+      ++classes[found].found;
+      if (found != wanted[i]) continue;
+      ++classes[found].both;
+      ++right;
+    }
+    double f1 = 0;
+    for (const auto &[label, count] : classes) f1 += 2 * count.both / (count.wanted + count.found);
+    return {{"accuracy", 100 * right / double(wanted.size()), 2}, {"macro-F1", 100 * f1 / double(classes.size()), 2}};
+  }
+
+ private:
+  struct class_counts {
+    double wanted = 0, found = 0, both = 0;
+  };
+
+  // What the model calls a label, or its number.
+  std::vector<size_t> labels_of(const rs_model *model) const {
+    const int32_t labels = model_info(model).labels;
+    std::map<std::string, size_t> numbers;
+    std::string names;
+    for (int32_t i = 0; i < std::max(labels, 2); ++i) {
+      numbers.emplace(std::to_string(i), size_t(i));
+      if (const char *name = i < labels && labels > 1 ? rs_model_label(model, i) : nullptr) {
+        numbers[name] = size_t(i);
+        names += (names.empty() ? "" : ", ") + std::string(name);
+      }
+    }
+    std::vector<size_t> result;
+    for (size_t i = 0; i < data_.labels.size(); ++i) {
+      auto found = numbers.find(data_.labels[i]);
+      if (found == numbers.end())
+        fail(data_.texts.place(i), ": the model has no label ", in_quotes(data_.labels[i]), " (it has 0 to ",
+             std::max(labels, 2) - 1, names.empty() ? "" : ": " + one_line(names, 200), ")");
+      result.push_back(found->second);
+    }
+    return result;
+  }
+
+  labelled_texts data_;
+};
+
+class squad_task : public eval_task {
+ public:
+  explicit squad_task(const task_options &options)
+      : set_(read_squad(options.data, part_of(options, options.limit))), threshold_(options.no_answer_threshold) {
+    for (const squad_question &question : set_.questions) unanswerable_ += question.answers.empty();
+  }
+  std::string what() const override {
+    const std::string count = join(set_.questions.size(), " questions");
+    return unanswerable_ == 0 ? count : join(count, ", ", unanswerable_, " without an answer");
+  }
+  void check(const rs_model *model) const override { need_head(model, {RS_HEAD_SPANS}, "eval", "question-answering"); }
+  size_t units() const override { return set_.questions.size(); }
+  std::unique_ptr<eval_run> begin(const eval_setting &setting) const override;
+
+ private:
+  friend class squad_run;
+  squad_set set_;
+  double threshold_;
+  size_t unanswerable_ = 0;
+};
+
+class squad_run : public eval_run {
+ public:
+  squad_run(const squad_task &task, const eval_setting &setting) : task_(task), setting_(setting), found_(task.units()) {
+    params_.max_tokens = setting.texts.max_tokens;
+    params_.drop = setting.texts.drop;
+  }
+
+  void run(size_t unit) override {
+    const squad_question &question = task_.set_.questions[unit];
+    const rs_text asked = view_of(question.text), context = view_of(task_.set_.contexts[question.context]);
+    size_t n = 0;
+    if (rs_answer_question(setting_.session, &asked, &context, &params_, &found_[unit], 1, &n) != RS_OK)
+      fail("question ", in_quotes(question.id), ": ", rs_last_error());
+    if (n == 0) found_[unit] = {};  // a context without a token
+  }
+
+  void finish(evaluation *result) override {
+    layer_counter counter(setting_.model, result);
+    double exact = 0, f1 = 0, right_to_refuse = 0;
+    for (size_t i = 0; i < found_.size(); ++i) {
+      const squad_question &question = task_.set_.questions[i];
+      const std::string prediction = prediction_of(i);
+      const squad_score score = squad_judge(prediction, question.answers);
+      exact += score.exact;
+      f1 += score.f1;
+      if (question.answers.empty()) right_to_refuse += score.exact;
+      count(question, found_[i], &counter);
+    }
+    result->texts = found_.size();
+    const double scale = 100 / double(found_.size());
+    result->metrics = {{"F1", scale * f1, 2}, {"exact", scale * exact, 2}};
+    if (task_.unanswerable_ > 0) result->metrics.push_back({"no answer", 100 * right_to_refuse / double(task_.unanswerable_), 2});
+  }
+
+ private:
+  // Data in which every question has an answer is that of SQuAD 1.1, whose models know no better than to answer.
+  std::string prediction_of(size_t i) const {
+    const rs_answer &answer = found_[i];
+    if (task_.unanswerable_ > 0 && answer.no_answer_logit - answer.logit > task_.threshold_) return "";
+    const std::string &context = task_.set_.contexts[task_.set_.questions[i].context];
+    return context.substr(answer.begin, answer.end - answer.begin);
+  }
+
+  // Of several windows only their sum is known; they are about equally long.
+  void count(const squad_question &question, const rs_answer &answer, layer_counter *counter) const {
+    const rs_text asked = view_of(question.text);
+    size_t prefix = 0;
+    const rs_status status = rs_tokenize(setting_.model, &asked, nullptr, nullptr, nullptr, nullptr, SIZE_MAX, &prefix);
+    ::check(status);
+    int32_t left = answer.tokens;
+    for (int32_t window = answer.windows; window > 0; --window) {
+      const int32_t tokens = (left + window - 1) / window;
+      counter->add_pair(tokens, int32_t(prefix), setting_.texts.drop);
+      left -= tokens;
+    }
+  }
+
+  const squad_task &task_;
+  const eval_setting &setting_;
+  rs_answer_params params_ = sized<rs_answer_params>();
+  std::vector<rs_answer> found_;
+};
+
+std::unique_ptr<eval_run> squad_task::begin(const eval_setting &setting) const {
+  return std::make_unique<squad_run>(*this, setting);
+}
+
 }  // namespace
 
-const std::vector<std::string> task_names = {"stsb", "retrieval", "nn", "cosine"};
+const std::vector<std::string> task_names = {"stsb", "sst2", "classification", "retrieval", "squad", "nn", "cosine"};
 
 std::unique_ptr<eval_task> load_task(const std::string &name, const task_options &options) {
   if (name == "stsb") return std::make_unique<stsb_task>(options);
+  if (name == "sst2" || name == "classification") return std::make_unique<classification_task>(options);
+  if (name == "squad") return std::make_unique<squad_task>(options);
   if (name == "retrieval") return std::make_unique<retrieval_task>(options);
   if (name == "nn") return std::make_unique<nn_task>(options);
   if (name == "cosine") return std::make_unique<cosine_task>(options);

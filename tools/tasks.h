@@ -19,6 +19,9 @@ struct eval_setting {
   int64_t dim = 0;                                       // of a vector
 };
 
+// Of retrieval: what the model's authors meant to stand before a document and before a query, where the file says so.
+void use_stored_prompts(eval_setting *setting, bool of_texts, bool of_queries);
+
 struct eval_metric {
   std::string name;  // "nDCG@10"
   double value;      // NaN where it is not defined
@@ -64,16 +67,17 @@ class eval_task {
 
 struct task_options {
   std::string data;
-  std::string train;        // nn
-  int limit = 0;            // pairs, texts, questions
-  int limit_documents = 0;  // retrieval
-  int limit_queries = 0;    // retrieval
-  uint64_t seed = 0;        // of random parts; 0: the first
-  int half = 0;             // of pairs, texts, queries, questions: 1 or 2, a random half; 0: all
-  double share = 1;         // of these, and of documents
-  bool binary = false;      // retrieval: gains are 0 or 1
-  int neighbours = 10;      // nn
-  int batch = 64;           // texts encoded together
+  std::string train;               // nn
+  int limit = 0;                   // pairs, texts, questions
+  int limit_documents = 0;         // retrieval
+  int limit_queries = 0;           // retrieval
+  uint64_t seed = 0;               // of random parts; 0: the first
+  int half = 0;                    // of pairs, texts, queries, questions: 1 or 2, a random half; 0: all
+  double share = 1;                // of these, and of documents
+  bool binary = false;             // retrieval: gains are 0 or 1
+  double no_answer_threshold = 0;  // squad: "" where the logit of no answer is that much higher
+  int neighbours = 10;             // nn
+  int batch = 64;                  // texts encoded together
 };
 
 extern const std::vector<std::string> task_names;

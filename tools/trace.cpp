@@ -1,6 +1,5 @@
 // rs trace: which tokens of a text left at which layer, with what score.
 #include "trace.h"
-#include "drop.h"
 #include "options.h"
 #include "output.h"
 
@@ -29,7 +28,6 @@ struct trace_options {
   text_options texts;
   error_options errors;
   encode_options encode;
-  drop_options drop;
   std::string format, output, color = "auto";
 };
 
@@ -61,16 +59,15 @@ class tracer {
         source_(options.texts.open()),
         model_(load_model(options.model, !options.no_check)),
         encoding_(options.encode, model_.get()),
-        drop_(options.drop, model_.get()),
         session_(create_session(model_.get(), options.threads, false)),
         format_(format_of(options)),
         out_(options.output),
         colours_(colours_of(options.color, out_.fd())) {
-    if (!drop_.get()) fail_usage("no schedule: give --drop, --keep or --drop-profile");
-    encoding_.params.drop = drop_.get();
+    const rs_drop *drop = encoding_.params.drop;
+    if (!drop) fail_usage("no schedule: give --drop, --keep or --drop-profile");
     setting_.model = model_info(model_.get()).name;
     setting_.layers = model_info(model_.get()).layers;
-    describe(*drop_.get());
+    describe(*drop);
     if (!encoding_.params.prompt) prompt_ = default_prompt();
     else prompt_ = encoding_.prompt;
   }
@@ -201,7 +198,6 @@ class tracer {
   std::unique_ptr<text_source> source_;
   model_ptr model_;
   encoding encoding_;
-  drop_choice drop_;
   session_ptr session_;
   std::string format_;
   output_file out_;
@@ -222,7 +218,7 @@ void add_trace(CLI::App *app, command_line *line) {
   CLI::App *sub = add_command(app, "trace", "which tokens of a text leave at which layer", examples, options, run_trace, line);
   add_model_option(sub, &options->model, false);
   add_text_options(sub, &options->texts, line);
-  add_drop_options(sub, &options->drop);
+  add_drop_options(sub, &options->encode.drop);
   sub->add_option("--format", options->format, "text, json or html (default: by the ending of --output, else text)")
       ->type_name("NAME")
       ->check(CLI::IsMember({"text", "json", "html"}));

@@ -4,7 +4,6 @@
 // that a schedule leaves; what it comes to is timed on this machine, all in turns, and judged on the other half too, so that what
 // was chosen by luck shows.
 #include "chart.h"
-#include "drop.h"
 #include "json.h"
 #include "options.h"
 #include "output.h"
@@ -131,12 +130,18 @@ class tune_file {
     setting->texts = setting->queries = encoding_.params;
     setting->texts.drop = drop;
     setting->dim = encoding_.dim;
+    if (retrieval_) {
+      const bool given = prompt_option_->count() > 0;
+      use_stored_prompts(setting, !given, !given);
+    }
     return session;
   }
 
  private:
   std::string path_;
   int threads_;
+  bool retrieval_;
+  const CLI::Option *prompt_option_;
   model_ptr model_;
   encoding encoding_;
   std::string hash_;
