@@ -21,6 +21,10 @@ struct rs_family {
   // Build the encoder.  Inputs by name: "ids", "type_ids", "positions" [T] i32 and "cu_seqlens" [B+1] i32.  States by name:
   // "embeddings" and "blk.<i>.out" for each layer, [T, C].  Shapes are checked against the file's hyper-parameters here.
   rs_status (*build)(const rs_model *model, rs_graph *graph, int layers, rs_states *out);
+
+  // A head on these states: its logits, [B, labels] or [T, labels].  A head that the file lacks the weights of is told by
+  // rs_graph_finish; one that the family has none of is an error.
+  rs_status (*head)(const rs_model *model, rs_graph *graph, rs_head head, int64_t labels, const rs_states &states, rs_tensor **out);
 };
 
 const rs_family *rs_family_find(const char *name);  // nullptr when there is none
