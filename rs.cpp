@@ -5227,16 +5227,17 @@ rs_status cut_context(rs_session *s, const encode_settings &set, int32_t overlap
                       size_t *rows) {
   encoder &e = *s->encoder;
   const size_t n = e.pair_tokens.ids.size(), taken = e.tokens.ids.size() + rs_tokenizer_special(s->model->tokenizer, true);
-  if (taken >= static_cast<size_t>(set.max_tokens)) {
-    e.failed = 0;
+  e.failed = 0;
+  if (taken >= static_cast<size_t>(set.max_tokens))
     return rs_fail(RS_ERR_LIMIT, "the question has %zu tokens, which leaves no room for the context in windows of %d",
                    e.tokens.ids.size(), set.max_tokens);
-  }
   const size_t content = static_cast<size_t>(set.max_tokens) - taken;
   size_t shared = overlap < 0 ? 0 : static_cast<size_t>(overlap);
   if (overlap == 0) shared = std::min<size_t>(128, content / 2);
   if (shared >= content)
-    return rs_fail(RS_ERR_ARGUMENT, "overlap is %d, a window has room for %zu tokens of the context", overlap, content);
+    return rs_fail(RS_ERR_LIMIT, "overlap is %d, but the question leaves room for %zu tokens of the context in a window", overlap,
+                   content);
+  e.failed = SIZE_MAX;
   *rows = 0;
   for (size_t begin = 0, end = 0; windows->empty() || end < n; begin = end - shared) {
     end = std::min(n, begin + content);
@@ -5265,16 +5266,16 @@ void answer_spans(const float *logits, const answer_window &w, size_t max_tokens
   for (size_t i = w.begin; i < w.end; i++)
     for (size_t j = i; j < std::min(w.end, i + max_tokens); j++) {
       const float start = logits[2 * (w.context_row + i - w.begin)], end = logits[2 * (w.context_row + j - w.begin) + 1];
-      const answer_candidate c = {start + end, static_cast<float>(begins.share(start) * ends.share(end)), i, j};
+      answer_candidate c = {start + end, 0, i, j};
       const auto heap = out->begin() + static_cast<std::ptrdiff_t>(first);
-      if (out->size() - first < most) {
-        out->push_back(c);
-        std::push_heap(out->begin() + static_cast<std::ptrdiff_t>(first), out->end(), better);
-      } else if (better(c, *heap)) {  // the worst is at the front
+      if (out->size() - first == most) {
+        if (!better(c, *heap)) continue;  // the worst is at the front
         std::pop_heap(heap, out->end(), better);
-        out->back() = c;
-        std::push_heap(heap, out->end(), better);
+        out->pop_back();
       }
+      c.score = static_cast<float>(begins.share(start) * ends.share(end));
+      out->push_back(c);
+      std::push_heap(out->begin() + static_cast<std::ptrdiff_t>(first), out->end(), better);
     }
 }
 
@@ -5295,6 +5296,7 @@ rs_status rs_answer_question(rs_session *s, const rs_text *question, const rs_te
     rs_answer_params p;
     RS_CHECK(read_params(params, "rs_answer_params", &p));
     *n = 0;
+    if (s->encoder) s->encoder->failed = SIZE_MAX;
     auto encode_params = rs_encode_params();
     encode_params.size = sizeof encode_params;
     encode_params.max_tokens = p.max_tokens;
@@ -5316,7 +5318,6 @@ rs_status rs_answer_question(rs_session *s, const rs_text *question, const rs_te
         return rs_fail(status, "the %s: %s", i ? "context" : "question", std::string(last_error).c_str());
       }
 
-    e.failed = SIZE_MAX;
     std::vector<answer_window> windows;
     size_t rows = 0;
     RS_CHECK(cut_context(s, set, p.overlap, &windows, &rows));

@@ -27,21 +27,6 @@ struct classify_options : text_run_options {
   bool tokens = false;
 };
 
-// Characters before a byte, for bytes in ascending order.
-class character_counter {
- public:
-  explicit character_counter(const std::string &text) : text_(text) {}
-  size_t before(size_t byte) {
-    if (byte < byte_) byte_ = characters_ = 0;
-    for (; byte_ < byte; ++byte_) characters_ += (static_cast<unsigned char>(text_[byte_]) & 0xc0) != 0x80;
-    return characters_;
-  }
-
- private:
-  const std::string &text_;
-  size_t byte_ = 0, characters_ = 0;
-};
-
 struct token_label {
   size_t label;
   float score;

@@ -64,3 +64,18 @@ std::unique_ptr<text_source> texts_of_file(const std::string &path, input_kind k
 
 // One JSON line.  Sets text, pair, list and id, or error.
 void parse_json_line(std::string_view line, text_item *item, const line_keys &keys = {});
+
+// How many characters of a text are before a byte of it; fast for bytes in ascending order.
+class character_counter {
+ public:
+  explicit character_counter(std::string_view text) : text_(text) {}
+  size_t before(size_t byte) {
+    if (byte < byte_) byte_ = characters_ = 0;
+    for (; byte_ < byte; ++byte_) characters_ += (static_cast<unsigned char>(text_[byte_]) & 0xc0) != 0x80;
+    return characters_;
+  }
+
+ private:
+  std::string_view text_;
+  size_t byte_ = 0, characters_ = 0;
+};

@@ -56,9 +56,18 @@ std::vector<std::string> text_options::arguments() const {
   return texts;
 }
 
+static bool is_standard_input(const std::vector<std::string> &texts, const command_line &line) {
+  return texts == std::vector<std::string>{"-"} && line.trailing.empty();
+}
+
+bool text_options::from_arguments() const {
+  std::vector<std::string> texts = arguments();
+  return !texts.empty() && !is_standard_input(texts, *line);
+}
+
 std::unique_ptr<text_source> text_options::open(const line_keys &keys) const {
   std::vector<std::string> texts = arguments();
-  bool standard_input = texts == std::vector<std::string>{"-"} && line->trailing.empty();
+  bool standard_input = is_standard_input(texts, *line);
   if (!texts.empty() && !file.empty()) fail_usage("both texts and --file are given");
   if (!texts.empty() && !standard_input) return texts_of_arguments(std::move(texts));
   if (texts.empty() && file.empty() && isatty(STDIN_FILENO))

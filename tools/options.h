@@ -48,6 +48,7 @@ struct text_options {
   std::string kind = "auto";
   // keys: of JSON lines.
   std::unique_ptr<text_source> open(const line_keys &keys = {}) const;
+  bool from_arguments() const;  // not from a file or a stream
 
  private:
   std::vector<std::string> arguments() const;
