@@ -25,11 +25,11 @@ void truncation_count::add(const rs_text_info &info) {
   longest = std::max(longest, info.total);
 }
 
-std::string truncation_count::summary(int32_t max_tokens, int32_t position_limit) const {
+std::string truncation_count::summary(int32_t max_tokens, int32_t position_limit, const char *advice) const {
   if (cut == 0) return "";
   std::string text = join(cut, " of ", texts, texts == 1 ? " text was" : " texts were", " cut to ", max_tokens,
                           " tokens (longest: ", longest, ")");
   int32_t more = std::min(longest, position_limit);
-  if (more > max_tokens) return join(text, "; --max-tokens ", more, " or --long chunk keeps more");
-  return text + "; --long chunk keeps all";
+  if (more > max_tokens) return join(text, "; --max-tokens ", more, advice ? join(" or ", advice) : "", " keeps more");
+  return advice ? join(text, "; ", advice, " keeps all") : text;
 }

@@ -19,5 +19,6 @@ struct truncation_count {
   size_t texts = 0, cut = 0;
   int32_t longest = 0;
   void add(const rs_text_info &info);
-  std::string summary(int32_t max_tokens, int32_t position_limit) const;
+  // advice: what else keeps more of a text, or nullptr.
+  std::string summary(int32_t max_tokens, int32_t position_limit, const char *advice = "--long chunk") const;
 };
