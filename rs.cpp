@@ -459,6 +459,7 @@ double peak(rs_type type, size_t steps) {
 #include <new>
 #include <numeric>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include <fcntl.h>
@@ -5419,15 +5420,58 @@ rs_status read_drops(rs_model *m) {
   return RS_OK;
 }
 
-// Build the whole encoder once and throw it away: every shape is then known to fit.
-rs_status check_architecture(const rs_model &m) {
+constexpr const char *head_names[] = {"none", "sequence", "tokens", "spans"};
+constexpr const char *head_activation_names[] = {"none", "softmax", "sigmoid"};
+
+// head.* metadata.  A file without them has no head.
+rs_status read_head(rs_model *m) {
+  rs_meta v;
+  if (rs_model_meta(m, "head.labels", &v) != RS_OK) return RS_OK;
+  RS_CHECK(meta_of_kind(*m, "head.labels", RS_META_STRS, &v));
+  if (v.count < 1 || v.count > INT32_MAX / sizeof(float)) return bad_file(*m, "%zu head.labels", v.count);
+  m->info.labels = static_cast<int32_t>(v.count);
+  m->info.head_activation = v.count == 1 ? RS_HEAD_SIGMOID : RS_HEAD_SOFTMAX;
+  if (rs_model_meta(m, "head.type", &v) != RS_OK) return RS_OK;  // an early file: see check_heads
+  const auto read = [&](const char *key, const char *const *names, size_t begin, size_t end, size_t *out) -> rs_status {
+    RS_CHECK(meta_of_kind(*m, key, RS_META_STR, &v));
+    for (*out = begin; *out < end; ++*out)
+      if (!strcmp(v.str, names[*out])) return RS_OK;
+    return bad_file(*m, "%s is '%s'", key, v.str);
+  };
+  size_t head, activation;
+  RS_CHECK(read("head.type", head_names, RS_HEAD_SEQUENCE, std::size(head_names), &head));
+  RS_CHECK(read("head.activation", head_activation_names, 0, std::size(head_activation_names), &activation));
+  m->info.head = static_cast<rs_head>(head);
+  m->info.head_activation = static_cast<rs_head_activation>(activation);
+  if (m->info.head == RS_HEAD_SPANS && m->info.labels != 2)
+    return bad_file(*m, "%d head.labels for the beginning and the end of a span", m->info.labels);
+  return RS_OK;
+}
+
+// Build the whole encoder, and the head, once and throw it away: every shape is then known to fit.
+rs_status check_architecture(const rs_model &m, rs_head head) {
   rs_graph *g;
   RS_CHECK(rs_graph_create(&m, &g));
   rs_states states = {};
   rs_status status = m.family->build(&m, g, m.info.layers, nullptr, &states);
+  rs_tensor *logits;
+  if (status == RS_OK && head != RS_HEAD_NONE) status = m.family->head(&m, g, head, m.info.labels, states, &logits);
   if (status == RS_OK && g->status != RS_OK) status = rs_fail(g->status, "%s", g->error.c_str());
   rs_graph_free(g);
   return status == RS_OK ? RS_OK : rs_fail(status, "%s: %s", m.path.c_str(), std::string(last_error).c_str());
+}
+
+// Early files have labels but do not say what of: of texts, unless the weights are not there that this takes.
+rs_status check_heads(rs_model *m) {
+  if (m->info.head == RS_HEAD_NONE && m->info.labels > 0) {
+    for (rs_head head : {RS_HEAD_SEQUENCE, RS_HEAD_TOKENS})
+      if (check_architecture(*m, head) == RS_OK) {
+        m->info.head = head;
+        return RS_OK;
+      }
+    m->info.labels = 0;
+  }
+  return check_architecture(*m, m->info.head);
 }
 
 rs_status load_tokenizer(rs_model *m) {
@@ -5456,7 +5500,8 @@ rs_status rs_model_load(const char *path, const rs_load_params *params, rs_model
     RS_CHECK(read_info(m.get()));
     RS_CHECK(read_encode_settings(m.get()));
     RS_CHECK(read_drops(m.get()));
-    RS_CHECK(check_architecture(*m));
+    RS_CHECK(read_head(m.get()));
+    RS_CHECK(check_heads(m.get()));
     RS_CHECK(load_tokenizer(m.get()));
     *out = m.release();
     return RS_OK;
@@ -5473,6 +5518,18 @@ rs_status rs_model_get_info(const rs_model *m, rs_model_info *info) {
   full.size = info->size;
   memcpy(info, &full, size);
   return RS_OK;
+}
+
+const char *rs_model_label(const rs_model *m, int32_t label) {
+  rs_meta labels;
+  if (label < 0 || label >= m->info.labels || rs_model_meta(m, "head.labels", &labels) != RS_OK) return nullptr;
+  return rs_meta_string(&labels, static_cast<size_t>(label), nullptr);
+}
+
+const char *rs_head_name(rs_head head) { return head >= RS_HEAD_NONE && head <= RS_HEAD_SPANS ? head_names[head] : "?"; }
+
+const char *rs_head_activation_name(rs_head_activation how) {
+  return how >= RS_HEAD_RAW && how <= RS_HEAD_SIGMOID ? head_activation_names[how] : "?";
 }
 
 rs_status rs_model_prompt(const rs_model *m, const char *name, const char **text) {
@@ -5563,19 +5620,44 @@ rs_status rs_pooling_parse(const char *name, rs_pooling *out) {
 
 namespace {
 
-// A graph that ends in the states of one layer, pooled or not.
+// rs_encode_params with every default resolved.
+struct encode_settings {
+  rs_pooling pooling;
+  bool head;       // logits instead of states
+  bool per_token;  // a row a token instead of one a sequence
+  int32_t width;   // of a row, before dim cuts it
+  bool normalize;
+  int32_t max_tokens, chunk_overlap, dim;
+  rs_long_text long_text;
+  const char *prompt = "";
+  int layers;
+  const rs_drop *drop;  // nullptr: none; else `drop_fields`
+  rs_drop drop_fields;
+};
+
+// A graph that ends in the states of one layer, pooled or not, or in the logits of the model's head.
 struct encoder_graph {
   int layers;
   rs_pooling pooling;
+  bool head = false;
   std::unique_ptr<rs_owned_drop> drop;  // nullptr: none
   rs_drop_schedule schedule;            // of it
   rs_graph *graph = nullptr;
   rs_tensor *ids, *type_ids, *positions, *cu_seqlens, *protect, *result;
 
   ~encoder_graph() { rs_graph_free(graph); }
-  bool is(int wanted_layers, rs_pooling wanted_pooling, const rs_drop *wanted_drop) const {
-    return layers == wanted_layers && pooling == wanted_pooling && !drop == !wanted_drop &&
-           (!drop || rs_drop_same(*drop, *wanted_drop));
+  rs_status set(const rs_model &model, const encode_settings &to) {
+    layers = to.layers;
+    pooling = to.pooling;
+    head = to.head;
+    if (!to.drop) return RS_OK;
+    RS_CHECK(rs_drop_resolve(*to.drop, model.info.layers, &schedule));
+    drop = std::make_unique<rs_owned_drop>(*to.drop);
+    return RS_OK;
+  }
+  bool is(const encode_settings &wanted) const {
+    return layers == wanted.layers && pooling == wanted.pooling && head == wanted.head && !drop == !wanted.drop &&
+           (!drop || rs_drop_same(*drop, *wanted.drop));
   }
 };
 
@@ -5601,12 +5683,13 @@ struct encoder {
   std::vector<std::unique_ptr<encoder_graph>> graphs;
   rs_tokenizer_scratch_ptr scratch;
   std::string prompted;  // prompt + text
-  rs_tokens tokens, wrapped;
+  rs_tokens tokens, pair_tokens, wrapped;
   std::vector<int32_t> ids, type_ids, positions, cu_seqlens, protect;
   std::vector<window> windows;
   std::vector<batch_part> parts;
   std::vector<int64_t> busy;
   std::vector<float> vectors;  // of the windows, before they are joined
+  std::vector<float> logits;   // of rs_answer_question
   size_t failed = SIZE_MAX;
 };
 
@@ -5678,44 +5761,28 @@ rs_status build_encoder_graph(const rs_model *model, encoder_graph *e, F mark) {
   e->cu_seqlens = rs_graph_tensor(g, "cu_seqlens");
   e->protect = rs_graph_tensor(g, "protect");
   rs_tensor *result = states.x;
-  if (e->pooling != RS_POOL_NONE) result = rs_name(g, rs_pool(g, states.x, states.cu_seqlens, states.sizes, e->pooling), "pooled");
+  if (e->head) RS_CHECK(model->family->head(model, g, model->info.head, model->info.labels, states, &result));
+  else if (e->pooling != RS_POOL_NONE)
+    result = rs_name(g, rs_pool(g, states.x, states.cu_seqlens, states.sizes, e->pooling), "pooled");
   e->result = rs_output(g, result);
   mark(g);
   return rs_graph_finish(g);
 }
 
-// drop may be nullptr.
-rs_status get_encoder_graph(rs_session *s, int layers, rs_pooling pooling, const rs_drop *drop, const encoder_graph **out) {
+rs_status get_encoder_graph(rs_session *s, const encode_settings &set, const encoder_graph **out) {
   for (const auto &g : s->encoder->graphs)
-    if (g->is(layers, pooling, drop)) {
+    if (g->is(set)) {
       *out = g.get();
       return RS_OK;
     }
   auto e = std::make_unique<encoder_graph>();
-  e->layers = layers;
-  e->pooling = pooling;
-  if (drop) {
-    RS_CHECK(rs_drop_resolve(*drop, s->model->info.layers, &e->schedule));
-    e->drop = std::make_unique<rs_owned_drop>(*drop);
-  }
+  RS_CHECK(e->set(*s->model, set));
   RS_CHECK(rs_graph_create(s->model, &e->graph));
   RS_CHECK(build_encoder_graph(s->model, e.get(), [](rs_graph *) {}));
   *out = e.get();
   s->encoder->graphs.push_back(std::move(e));
   return RS_OK;
 }
-
-// rs_encode_params with every default resolved.
-struct encode_settings {
-  rs_pooling pooling;
-  bool normalize;
-  int32_t max_tokens, chunk_overlap, dim;
-  rs_long_text long_text;
-  const char *prompt = "";
-  int layers;
-  const rs_drop *drop;  // nullptr: none; else `drop_fields`
-  rs_drop drop_fields;
-};
 
 rs_status resolve(const rs_session &s, const rs_encode_params *params, encode_settings *out) {
   if (!s.model) return rs_fail(RS_ERR_ARGUMENT, "the session has no model");
@@ -5736,6 +5803,8 @@ rs_status resolve(const rs_session &s, const rs_encode_params *params, encode_se
     return rs_fail(RS_ERR_ARGUMENT, "chunks can't be joined without pooling");
   out->normalize = p.normalize == RS_ON || (p.normalize == RS_DEFAULT && (m.normalize || p.dim > 0));
   out->max_tokens = p.max_tokens ? p.max_tokens : m.info.max_tokens;
+  out->per_token = out->pooling == RS_POOL_NONE;
+  out->width = m.info.dim;
   out->dim = p.dim ? p.dim : m.info.dim;
   out->long_text = p.long_text;
   out->prompt = p.prompt ? p.prompt : m.default_prompt;
@@ -5749,6 +5818,26 @@ rs_status resolve(const rs_session &s, const rs_encode_params *params, encode_se
   out->chunk_overlap = p.chunk_overlap ? p.chunk_overlap : content / 8;
   if (out->chunk_overlap < 0 || out->chunk_overlap >= content)
     return rs_fail(RS_ERR_ARGUMENT, "chunk_overlap is %d, expected 0 to %d", p.chunk_overlap, content - 1);
+  return RS_OK;
+}
+
+// The same for rs_classify: the head decides what a row is.
+rs_status resolve_head(const rs_session &s, const rs_encode_params *params, encode_settings *out) {
+  rs_encode_params p;
+  RS_CHECK(read_params(params, "rs_encode_params", &p));
+  if (!p.prompt) p.prompt = "";  // the model's own is for vectors
+  RS_CHECK(resolve(s, &p, out));
+  const rs_model_info &info = s.model->info;
+  if (info.head == RS_HEAD_NONE) return rs_fail(RS_ERR_ARGUMENT, "%s: the model has no head", s.model->path.c_str());
+  if (out->layers != info.layers) return rs_fail(RS_ERR_ARGUMENT, "layer_plus_one: the head is on the last layer");
+  out->head = true;
+  out->pooling = RS_POOL_NONE;  // the head's own
+  out->per_token = info.head != RS_HEAD_SEQUENCE;
+  if (out->per_token) out->drop_fields.mode = RS_DROP_RESTORE;  // a dropped token may still be what is looked for
+  out->width = out->dim = info.labels;
+  out->normalize = false;
+  if (out->per_token && out->long_text == RS_LONG_CHUNK)
+    return rs_fail(RS_ERR_ARGUMENT, "windows of a head of %s can't be joined", rs_head_name(info.head));
   return RS_OK;
 }
 
@@ -5780,11 +5869,11 @@ class batch {
       : s(session), e(*session->encoder), set(settings), out(out), capacity(capacity) {
     e.failed = SIZE_MAX;
     // Threads that take parts of their own share a supply of them.  A vector a token would make that large.
-    supply = s->thread_mode == RS_THREADS_LATENCY || set.pooling == RS_POOL_NONE ? s->max_batch_tokens : 4 * s->max_batch_tokens;
+    supply = s->thread_mode == RS_THREADS_LATENCY || set.per_token ? s->max_batch_tokens : 4 * s->max_batch_tokens;
     clear();
   }
 
-  rs_status open() { return get_encoder_graph(s, set.layers, set.pooling, set.drop, &graph); }
+  rs_status open() { return get_encoder_graph(s, set, &graph); }
 
   // *kept, which may be nullptr, grows by the tokens that the last layer leaves.
   rs_status add(window w, const int32_t *ids, const int32_t *type_ids, int32_t *kept) {
@@ -5802,7 +5891,7 @@ class batch {
 
   rs_status flush() {
     if (e.windows.empty()) return RS_OK;
-    const auto width = static_cast<size_t>(s->model->info.dim);
+    const auto width = static_cast<size_t>(set.width);
     const bool side_by_side = cut_for_throughput();
     if (!side_by_side) cut(s->max_batch_tokens);
     e.vectors.resize(place_vectors() * width);
@@ -5896,7 +5985,7 @@ class batch {
   // The run of part i; bindings is where its bindings go.
   run_request request(size_t i, part_bindings *bindings) const {
     const batch_part &p = e.parts[i];
-    const size_t width = static_cast<size_t>(s->model->info.dim), n = p.end - p.begin, bytes = static_cast<size_t>(p.tokens) * 4;
+    const size_t width = static_cast<size_t>(set.width), n = p.end - p.begin, bytes = static_cast<size_t>(p.tokens) * 4;
     size_t rows = 0;
     for (size_t j = p.begin; j < p.end; j++) rows += vectors_of(e.windows[j]);
     *bindings = {{
@@ -5926,7 +6015,7 @@ class batch {
     if (set.normalize) l2_normalize_row(y, set.dim, y);
     if (!all_finite(y, dim)) {
       e.failed = w.text;
-      return rs_fail(RS_ERR_NUMERIC, "the vector is NaN or infinite: the weights are damaged, or overflow their type");
+      return rs_fail(RS_ERR_NUMERIC, "the result is NaN or infinite: the weights are damaged, or overflow their type");
     }
     written += dim;
     return RS_OK;
@@ -5942,17 +6031,43 @@ class batch {
   float weights = 0;  // of the windows so far of the text that is being joined
 };
 
+rs_status tokenize(rs_session *s, const rs_text &text, rs_tokens *out) {
+  out->clear();
+  return rs_tokenizer_encode(s->model->tokenizer, s->encoder->scratch.get(), {text.data, text_length(text)}, out);
+}
+
 rs_status tokenize_text(rs_session *s, const encode_settings &set, const rs_text &text) {
   encoder &e = *s->encoder;
-  rs_text whole = {text.data, text_length(text)};
   const size_t prompt_bytes = strlen(set.prompt);
-  if (prompt_bytes) {
-    e.prompted.assign(set.prompt, prompt_bytes);
-    e.prompted.append(whole.data, whole.length);
-    whole = {e.prompted.data(), e.prompted.size()};
-  }
-  e.tokens.clear();
-  return rs_tokenizer_encode(s->model->tokenizer, e.scratch.get(), whole, &e.tokens);
+  if (!prompt_bytes) return tokenize(s, text, &e.tokens);
+  e.prompted.assign(set.prompt, prompt_bytes);
+  e.prompted.append(text.data, text_length(text));
+  return tokenize(s, {e.prompted.data(), e.prompted.size()}, &e.tokens);
+}
+
+rs_status too_long(rs_session *s, size_t text, const char *what, size_t tokens, const encode_settings &set) {
+  s->encoder->failed = text;
+  return rs_fail(RS_ERR_LIMIT, "the %s has %zu tokens, the limit is %d", what, tokens, set.max_tokens);
+}
+
+// The sequence of the text in e.tokens and its pair in e.pair_tokens.
+rs_status add_pair(rs_session *s, const encode_settings &set, batch *b, size_t text, rs_text_info *info) {
+  encoder &e = *s->encoder;
+  const size_t special = rs_tokenizer_special(s->model->tokenizer, true), n = e.tokens.ids.size(), m = e.pair_tokens.ids.size();
+  size_t first = n, second = m;
+  if (static_cast<size_t>(set.max_tokens) <= special)
+    return rs_fail(RS_ERR_ARGUMENT, "max_tokens is %d: no room for a pair beside the special tokens", set.max_tokens);
+  rs_cut_pair(&first, &second, static_cast<size_t>(set.max_tokens) - special);
+  if (n + m > INT32_MAX - special || (first + second < n + m && set.long_text == RS_LONG_ERROR))
+    return too_long(s, text, "pair", n + m + special, set);
+  e.wrapped.clear();
+  rs_tokenizer_template(s->model->tokenizer, e.tokens, 0, first, &e.pair_tokens, 0, second, &e.wrapped);
+  *info = {};
+  info->tokens = static_cast<int32_t>(first + second + special);
+  info->total = static_cast<int32_t>(n + m + special);
+  info->chunks = 1;
+  info->truncated = info->tokens < info->total;
+  return b->add({text, info->tokens, true, true}, e.wrapped.ids.data(), e.wrapped.type_ids.data(), &info->kept);
 }
 
 // The windows of the text in e.tokens.
@@ -5961,10 +6076,8 @@ rs_status add_windows(rs_session *s, const encode_settings &set, batch *b, size_
   const rs_tokenizer *t = s->model->tokenizer;
   const size_t special = rs_tokenizer_special(t, false), n = e.tokens.ids.size(),
                content = static_cast<size_t>(set.max_tokens) - special;
-  if (n > INT32_MAX - special || (n > content && set.long_text == RS_LONG_ERROR)) {
-    e.failed = text;
-    return rs_fail(RS_ERR_LIMIT, "the text has %zu tokens, the limit is %d", n + special, set.max_tokens);
-  }
+  if (n > INT32_MAX - special || (n > content && set.long_text == RS_LONG_ERROR))
+    return too_long(s, text, "text", n + special, set);
   const bool chunks = n > content && set.long_text == RS_LONG_CHUNK;
   size_t begin = 0;
   info->total = static_cast<int32_t>(n + special);
@@ -5984,6 +6097,29 @@ rs_status add_windows(rs_session *s, const encode_settings &set, batch *b, size_
   return RS_OK;
 }
 
+// Texts, one after the other: tokenized, cut, run.
+rs_status run_texts(rs_session *s, const encode_settings &set, const rs_text *texts, const rs_text *pairs, size_t n, float *out,
+                    size_t capacity, rs_text_info *infos) {
+  encoder &e = *s->encoder;
+  batch b(s, set, out, capacity);
+  RS_CHECK(b.open());
+  for (size_t i = 0; i < n; i++) {
+    rs_text_info info;
+    rs_status status = tokenize_text(s, set, texts[i]);
+    if (status == RS_OK && pairs) {
+      status = tokenize(s, pairs[i], &e.pair_tokens);
+      if (status != RS_OK) status = rs_fail(status, "the pair: %s", std::string(last_error).c_str());
+    }
+    if (status != RS_OK) {
+      e.failed = i;
+      return status;
+    }
+    RS_CHECK(pairs ? add_pair(s, set, &b, i, &info) : add_windows(s, set, &b, i, &info));
+    if (infos) infos[i] = info;
+  }
+  return b.flush();
+}
+
 }  // namespace
 
 rs_status rs_encode(rs_session *s, const rs_text *texts, size_t n, const rs_encode_params *params, float *out, size_t capacity,
@@ -5991,19 +6127,30 @@ rs_status rs_encode(rs_session *s, const rs_text *texts, size_t n, const rs_enco
   return guarded([&] {
     encode_settings set = {};
     RS_CHECK(resolve(*s, params, &set));
-    batch b(s, set, out, capacity);
-    RS_CHECK(b.open());
-    for (size_t i = 0; i < n; i++) {
-      rs_text_info info;
-      if (const rs_status status = tokenize_text(s, set, texts[i])) {
-        s->encoder->failed = i;
-        return status;
-      }
-      RS_CHECK(add_windows(s, set, &b, i, &info));
-      if (infos) infos[i] = info;
-    }
-    return b.flush();
+    return run_texts(s, set, texts, nullptr, n, out, capacity, infos);
   });
+}
+
+rs_status rs_classify(rs_session *s, const rs_text *texts, const rs_text *pairs, size_t n, const rs_encode_params *params,
+                      float *logits, size_t capacity, rs_text_info *infos) {
+  return guarded([&] {
+    encode_settings set = {};
+    RS_CHECK(resolve_head(*s, params, &set));
+    if (pairs && set.long_text == RS_LONG_CHUNK) return rs_fail(RS_ERR_ARGUMENT, "windows of pairs can't be joined");
+    return run_texts(s, set, texts, pairs, n, logits, capacity, infos);
+  });
+}
+
+void rs_cut_pair(size_t *text, size_t *pair, size_t room) {
+  if (*text <= room && *pair <= room - *text) return;
+  size_t shorter = std::min(*text, *pair), longer = shorter > room ? shorter : room - shorter;
+  if (longer < shorter || shorter > room) {  // both are too long
+    shorter = room / 2;
+    longer = shorter + room % 2;
+  }
+  const bool first_longer = *text > *pair;
+  *text = first_longer ? longer : shorter;
+  *pair = first_longer ? shorter : longer;
 }
 
 rs_status rs_encode_ids(rs_session *s, const int32_t *ids, const int32_t *type_ids, const size_t *starts, size_t n,
@@ -6054,21 +6201,15 @@ struct trace_graph {
   std::vector<step> steps;
 
   rs_status build(const rs_model *model, const encode_settings &set) {
-    e.layers = set.layers;
-    e.pooling = set.pooling;
-    if (set.drop) {
-      RS_CHECK(rs_drop_resolve(*set.drop, model->info.layers, &e.schedule));
-      e.drop = std::make_unique<rs_owned_drop>(*set.drop);
-    }
+    RS_CHECK(e.set(*model, set));
     RS_CHECK(rs_graph_create(model, &e.graph));
-    RS_CHECK(build_encoder_graph(model, &e, [&](rs_graph *g) {
+    return build_encoder_graph(model, &e, [&](rs_graph *g) {
       for (int i = 0; i < e.layers; i++) {
         const std::string name = "drop." + std::to_string(i);
         const auto find = [&](const char *what) { return rs_output(g, rs_graph_tensor(g, (name + what).c_str())); };
         if (rs_tensor *kept = find(".kept")) steps.push_back({i, kept->params.rule.lowest, find(".score"), kept, find(".into")});
       }
-    }));
-    return RS_OK;
+    });
   }
 };
 
@@ -6141,10 +6282,11 @@ rs_status rs_trace_text(rs_session *s, const rs_text *text, const rs_text *pair,
     if (pair) RS_CHECK(rs_tokenizer_encode(s->model->tokenizer, e.scratch.get(), {pair->data, text_length(*pair)}, &second));
     const size_t special = rs_tokenizer_special(s->model->tokenizer, pair != nullptr), n = e.tokens.ids.size() + second.ids.size(),
                  room = std::max(static_cast<size_t>(set.max_tokens), special) - special;
-    if (n > room && (pair || set.long_text == RS_LONG_ERROR))
+    if (n > room && set.long_text == RS_LONG_ERROR)
       return rs_fail(RS_ERR_LIMIT, "the text has %zu tokens, the limit is %d", n + special, set.max_tokens);
-    rs_tokenizer_template(s->model->tokenizer, e.tokens, 0, std::min(e.tokens.ids.size(), room), pair ? &second : nullptr,
-                          &t->tokens);
+    size_t first_end = e.tokens.ids.size(), second_end = second.ids.size();
+    rs_cut_pair(&first_end, &second_end, room);
+    rs_tokenizer_template(s->model->tokenizer, e.tokens, 0, first_end, pair ? &second : nullptr, 0, second_end, &t->tokens);
     trace_graph g;
     RS_CHECK(g.build(s->model, set));
     RS_CHECK(trace_sequence(s, g, t.get()));
@@ -6175,6 +6317,168 @@ rs_status rs_trace_step_at(const rs_trace *t, size_t i, rs_trace_step *out) {
 size_t rs_trace_kept(const rs_trace *t, const int32_t **positions) {
   if (positions) *positions = t->kept.data();
   return t->kept.size();
+}
+
+// ---- answers
+
+namespace {
+
+// A window of the context: its tokens, and where its logits and those of its part of the context begin.
+struct answer_window {
+  size_t begin, end, row, context_row;
+};
+
+struct answer_candidate {
+  float logit, score;
+  size_t begin, last;  // tokens of the context
+};
+
+// Best first; of equal ones the earlier, then the shorter.
+bool better(const answer_candidate &a, const answer_candidate &b) {
+  return std::tuple(-a.logit, a.begin, a.last) < std::tuple(-b.logit, b.begin, b.last);
+}
+
+// The windows of the context in e.pair_tokens beside the question in e.tokens, but for context_row, and how many rows they have.
+rs_status cut_context(rs_session *s, const encode_settings &set, int32_t overlap, std::vector<answer_window> *windows,
+                      size_t *rows) {
+  encoder &e = *s->encoder;
+  const size_t n = e.pair_tokens.ids.size(), taken = e.tokens.ids.size() + rs_tokenizer_special(s->model->tokenizer, true);
+  e.failed = 0;
+  if (taken >= static_cast<size_t>(set.max_tokens))
+    return rs_fail(RS_ERR_LIMIT, "the question has %zu tokens, which leaves no room for the context in windows of %d",
+                   e.tokens.ids.size(), set.max_tokens);
+  const size_t content = static_cast<size_t>(set.max_tokens) - taken;
+  size_t shared = overlap < 0 ? 0 : static_cast<size_t>(overlap);
+  if (overlap == 0) shared = std::min<size_t>(128, content / 2);
+  if (shared >= content)
+    return rs_fail(RS_ERR_LIMIT, "overlap is %d, but the question leaves room for %zu tokens of the context in a window", overlap,
+                   content);
+  e.failed = SIZE_MAX;
+  *rows = 0;
+  for (size_t begin = 0, end = 0; windows->empty() || end < n; begin = end - shared) {
+    end = std::min(n, begin + content);
+    windows->push_back({begin, end, *rows, 0});
+    *rows += taken + end - begin;
+  }
+  return RS_OK;
+}
+
+// What softmax over the context and the first token divides by, and the largest logit.
+struct softmax_sum {
+  double most, sum;
+  softmax_sum(const float *logits, const answer_window &w) : most(logits[2 * w.row]), sum(0) {
+    const size_t rows = w.end - w.begin;
+    for (size_t i = 0; i < rows; i++) most = std::max<double>(most, logits[2 * (w.context_row + i)]);
+    sum = std::exp(logits[2 * w.row] - most);
+    for (size_t i = 0; i < rows; i++) sum += std::exp(logits[2 * (w.context_row + i)] - most);
+  }
+  double share(float logit) const { return std::exp(logit - most) / sum; }
+};
+
+// The best `most` spans of a window, appended.
+void answer_spans(const float *logits, const answer_window &w, size_t max_tokens, size_t most, std::vector<answer_candidate> *out) {
+  const softmax_sum begins(logits, w), ends(logits + 1, w);
+  const auto first = out->size();
+  for (size_t i = w.begin; i < w.end; i++)
+    for (size_t j = i; j < std::min(w.end, i + max_tokens); j++) {
+      const float start = logits[2 * (w.context_row + i - w.begin)], end = logits[2 * (w.context_row + j - w.begin) + 1];
+      answer_candidate c = {start + end, 0, i, j};
+      const auto heap = out->begin() + static_cast<std::ptrdiff_t>(first);
+      if (out->size() - first == most) {
+        if (!better(c, *heap)) continue;  // the worst is at the front
+        std::pop_heap(heap, out->end(), better);
+        out->pop_back();
+      }
+      c.score = static_cast<float>(begins.share(start) * ends.share(end));
+      out->push_back(c);
+      std::push_heap(out->begin() + static_cast<std::ptrdiff_t>(first), out->end(), better);
+    }
+}
+
+// The bytes of the context that a candidate stands for.
+rs_span answer_bytes(const rs_model &m, const rs_tokens &context, answer_candidate c, bool whole_words) {
+  if (whole_words) {
+    while (c.begin > 0 && rs_tokenizer_continues(m.tokenizer, context.ids[c.begin])) c.begin--;
+    while (c.last + 1 < context.ids.size() && rs_tokenizer_continues(m.tokenizer, context.ids[c.last + 1])) c.last++;
+  }
+  return {context.spans[c.begin].begin, context.spans[c.last].end};
+}
+
+}  // namespace
+
+rs_status rs_answer_question(rs_session *s, const rs_text *question, const rs_text *context, const rs_answer_params *params,
+                             rs_answer *answers, size_t capacity, size_t *n) {
+  return guarded([&] {
+    rs_answer_params p;
+    RS_CHECK(read_params(params, "rs_answer_params", &p));
+    *n = 0;
+    if (s->encoder) s->encoder->failed = SIZE_MAX;
+    auto encode_params = rs_encode_params();
+    encode_params.size = sizeof encode_params;
+    encode_params.max_tokens = p.max_tokens;
+    encode_params.drop = p.drop;
+    encode_settings set = {};
+    RS_CHECK(resolve_head(*s, &encode_params, &set));
+    const rs_model &m = *s->model;
+    if (m.info.head != RS_HEAD_SPANS)
+      return rs_fail(RS_ERR_ARGUMENT, "%s: answers need a head of spans, the model's is of %s", m.path.c_str(),
+                     rs_head_name(m.info.head));
+    if (p.max_answer_tokens < 0) return rs_fail(RS_ERR_ARGUMENT, "max_answer_tokens is %d", p.max_answer_tokens);
+    if (p.overlap < -1) return rs_fail(RS_ERR_ARGUMENT, "overlap is %d", p.overlap);
+    if (!p.max_tokens) set.max_tokens = std::min(set.max_tokens, 384);
+    encoder &e = *s->encoder;
+    const rs_text *const texts[] = {question, context};
+    rs_tokens *const tokens[] = {&e.tokens, &e.pair_tokens};
+    for (size_t i = 0; i < 2; i++)
+      if (const rs_status status = tokenize(s, *texts[i], tokens[i])) {
+        e.failed = i;
+        return rs_fail(status, "the %s: %s", i ? "context" : "question", std::string(last_error).c_str());
+      }
+
+    std::vector<answer_window> windows;
+    size_t rows = 0;
+    RS_CHECK(cut_context(s, set, p.overlap, &windows, &rows));
+    e.logits.resize(2 * rows);
+    batch b(s, set, e.logits.data(), e.logits.size());
+    RS_CHECK(b.open());
+    for (answer_window &w : windows) {
+      e.wrapped.clear();
+      w.context_row =
+          w.row + rs_tokenizer_template(m.tokenizer, e.tokens, 0, e.tokens.ids.size(), &e.pair_tokens, w.begin, w.end, &e.wrapped);
+      RS_CHECK(b.add({1, static_cast<int32_t>(e.wrapped.ids.size()), true, true}, e.wrapped.ids.data(), e.wrapped.type_ids.data(),
+                     nullptr));
+    }
+    RS_CHECK(b.flush());
+
+    // As the pipeline of transformers does it: more than are wanted of each window, since some come to the same words.
+    const size_t most = 2 * std::min<size_t>(capacity, INT32_MAX) + 10,
+                 longest = p.max_answer_tokens ? static_cast<size_t>(p.max_answer_tokens) : 30;
+    std::vector<answer_candidate> candidates;
+    float no_logit = INFINITY, no_score = INFINITY;
+    for (const answer_window &w : windows) {
+      const float *logits = e.logits.data(), *first = logits + 2 * w.row;
+      no_logit = std::min(no_logit, first[0] + first[1]);
+      no_score = std::min(no_score,
+                          static_cast<float>(softmax_sum(logits, w).share(first[0]) * softmax_sum(logits + 1, w).share(first[1])));
+      answer_spans(logits, w, longest, most, &candidates);
+    }
+    std::sort(candidates.begin(), candidates.end(), better);
+    for (const answer_candidate &c : candidates) {
+      if (*n == capacity) break;
+      const rs_span bytes = answer_bytes(m, e.pair_tokens, c, p.whole_words != RS_OFF);
+      if (std::any_of(answers, answers + *n, [&](const rs_answer &a) { return a.begin == bytes.begin && a.end == bytes.end; }))
+        continue;
+      answers[(*n)++] = {c.logit,
+                         c.score,
+                         bytes.begin,
+                         bytes.end,
+                         no_logit,
+                         no_score,
+                         static_cast<int32_t>(windows.size()),
+                         static_cast<int32_t>(rows)};
+    }
+    return RS_OK;
+  });
 }
 
 rs_status rs_tokenize(const rs_model *model, const rs_text *text, const rs_text *pair, int32_t *ids, int32_t *type_ids,

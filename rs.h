@@ -111,6 +111,20 @@ typedef struct rs_load_params {
 RS_API rs_status rs_model_load(const char *path, const rs_load_params *params, rs_model **out);
 RS_API void rs_model_free(rs_model *model); /* NULL is fine.  After every session of it. */
 
+/* What a model was trained to say of a text, beside its vectors (rs_classify, rs_answer_question). */
+typedef enum rs_head {
+  RS_HEAD_NONE = 0,
+  RS_HEAD_SEQUENCE, /* labels of a text or a pair of texts: classifiers, cross-encoders */
+  RS_HEAD_TOKENS,   /* labels of each token: named entities */
+  RS_HEAD_SPANS     /* where an answer begins and ends: two labels of each token */
+} rs_head;
+/* What makes scores of logits; a caller's business, since rs_classify gives logits. */
+typedef enum rs_head_activation {
+  RS_HEAD_RAW = 0, /* the logit is the score: a regression, a cross-encoder that ranks */
+  RS_HEAD_SOFTMAX, /* one of the labels */
+  RS_HEAD_SIGMOID  /* each label for itself */
+} rs_head_activation;
+
 /* What the header of the file says of the model. */
 typedef struct rs_model_info {
   uint32_t size;
@@ -123,9 +137,16 @@ typedef struct rs_model_info {
   int32_t position_limit; /* what max_tokens may be raised to */
   int64_t parameters;
   size_t file_bytes;
+  rs_head head;
+  int32_t labels; /* of the head; 0 without one */
+  rs_head_activation head_activation;
 } rs_model_info;
 /* `info->size` must be set by the caller. */
 RS_API rs_status rs_model_get_info(const rs_model *model, rs_model_info *info);
+/* The name of a label of the head ("positive"), or NULL. */
+RS_API const char *rs_model_label(const rs_model *model, int32_t label);
+RS_API const char *rs_head_name(rs_head head);                      /* "none", "sequence", "tokens", "spans" */
+RS_API const char *rs_head_activation_name(rs_head_activation how); /* "none", "softmax", "sigmoid" */
 
 /* Metadata: sorted keys, typed values.  docs/design.md lists the keys. */
 typedef enum rs_meta_kind {
@@ -358,6 +379,46 @@ RS_API size_t rs_trace_tokens(const rs_trace *trace, const int32_t **ids, const 
 RS_API size_t rs_trace_steps(const rs_trace *trace);
 RS_API rs_status rs_trace_step_at(const rs_trace *trace, size_t i, rs_trace_step *out);
 RS_API size_t rs_trace_kept(const rs_trace *trace, const int32_t **positions); /* at the end; returns how many */
+
+/* What the head of the model says of n texts, or of n pairs of texts where `pairs` is not NULL.
+ * logits: [n, labels] with RS_HEAD_SEQUENCE, else [sum of tokens, labels] in the order of the texts, special tokens included;
+ * capacity in floats.  infos: [n] or NULL.  params: max_tokens and long_text count, and prompt where it is given; RS_LONG_CHUNK is
+ * for single texts and RS_HEAD_SEQUENCE, and gives the mean of the windows' logits weighted by their tokens.  A pair that is too
+ * long is cut as the tokenizers library does it for truncation=True: the longer text first (rs_cut_pair).  Under params->drop,
+ * heads of tokens get the states of RS_DROP_RESTORE whatever the mode.  As for rs_encode: a result does not depend on the others,
+ * and rs_encode_failed tells which text was at fault. */
+RS_API rs_status rs_classify(rs_session *session, const rs_text *texts, const rs_text *pairs, size_t n,
+                             const rs_encode_params *params, float *logits, size_t capacity, rs_text_info *infos);
+/* Lengths in tokens that two texts are cut to so that together they have at most `room`. */
+RS_API void rs_cut_pair(size_t *text, size_t *pair, size_t room);
+
+typedef struct rs_answer_params {
+  uint32_t size;
+  int32_t max_tokens; /* of a window: question, special tokens and its part of the context; 0: the model's own, at most 384 */
+  int32_t overlap;    /* tokens of the context that two windows share ("doc_stride" of transformers); 0: 128, at most half
+                         of what a window has room for; -1: none */
+  int32_t max_answer_tokens; /* 0: 30 */
+  rs_tristate whole_words;   /* an answer that begins or ends inside a word gets all of it; default: on */
+  const rs_drop *drop;       /* token dropping, with RS_DROP_RESTORE whatever its mode says; NULL: none */
+} rs_answer_params;
+
+typedef struct rs_answer {
+  float logit;           /* logit of the start + logit of the end: what answers are ranked by, and comparable between windows */
+  float score;           /* the product of their softmaxes over the context and the first token of the window */
+  size_t begin, end;     /* bytes of the context */
+  float no_answer_logit; /* the same of the first token ([CLS]), which stands for "no answer": the least of all windows; */
+  float no_answer_score; /* equal for all answers to a question, as are: */
+  int32_t windows;       /* that the context was cut into */
+  int32_t tokens;        /* of all windows together: question, special tokens and context in each */
+} rs_answer;
+
+/* The best spans of `context` that answer `question`, best first: *n of them, at most `capacity`; none where the context has no
+ * token.  The logits are those of the SQuAD script of transformers, where there is no answer if no_answer_logit - logit is more
+ * than a threshold; the scores are those of its question-answering pipeline.  A span lies in the context, in one window.  Of spans
+ * that come to the same bytes the best counts.  A long context goes in windows that overlap; a question that leaves no room for it
+ * is an error (RS_ERR_LIMIT).  rs_encode_failed: 0 where the question is at fault, 1 where the context is. */
+RS_API rs_status rs_answer_question(rs_session *session, const rs_text *question, const rs_text *context,
+                                    const rs_answer_params *params, rs_answer *answers, size_t capacity, size_t *n);
 
 /* A stored prompt by its name ("query", "passage" …): rs_encode_params.prompt takes the text. */
 RS_API rs_status rs_model_prompt(const rs_model *model, const char *name, const char **text);

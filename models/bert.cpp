@@ -8,7 +8,9 @@
 //   blk.<i>.attn.qkv.{weight [3C,C], bias [3C]}   query, key and value under each other: one product instead of three
 //   blk.<i>.attn.out.{weight [C,C], bias}  blk.<i>.attn.norm.{weight,bias}
 //   blk.<i>.mlp.up.{weight [F,C], bias [F]}  blk.<i>.mlp.down.{weight [C,F], bias}  blk.<i>.mlp.norm.{weight,bias}
-//   pooler.{weight,bias}, classifier.{weight,bias}        kept for classification heads where published
+//   pooler.{weight [C,C], bias}  where published
+//   classifier.{weight [labels,C], bias}  of a head: labels of a text by tanh(pooler [CLS]), of each token by its state, or, with
+//   two of them, how much each token begins and ends an answer
 #include "models.h"
 #include "source.h"
 #include "status.h"
@@ -105,20 +107,83 @@ rs_status convert_layer(rs_importer &in, const bert_settings &s, const std::stri
   return in.vector(to + "mlp.norm.bias", {from + "output.LayerNorm.bias"}, s.hidden);
 }
 
-// Labels of a classifier, id2label in the order of the ids.
-rs_status convert_labels(rs_importer &in, int64_t *n) {
-  std::vector<rs_text> labels;
-  for (*n = 0;; ++*n) {
+// Labels of a head with n rows: id2label in the order of the ids, or the names that transformers gives them.
+rs_status convert_labels(rs_importer &in, int64_t rows) {
+  std::vector<std::string> names;
+  for (int64_t i = 0;; i++) {
     const char *label;
-    RS_TRY(in.config_str(("id2label." + std::to_string(*n)).c_str(), &label, nullptr));
+    RS_TRY(in.config_str(("id2label." + std::to_string(i)).c_str(), &label, nullptr));
     if (!label) break;
-    labels.push_back({label, RS_NUL_TERMINATED});
+    names.emplace_back(label);
   }
-  if (labels.empty()) {  // transformers' own default
-    labels = {{"LABEL_0", RS_NUL_TERMINATED}, {"LABEL_1", RS_NUL_TERMINATED}};
-    *n = 2;
-  }
+  if (names.empty())
+    for (int64_t i = 0; i < rows; i++) names.push_back("LABEL_" + std::to_string(i));
+  if (static_cast<int64_t>(names.size()) != rows)
+    return rs_fail(RS_ERR_FORMAT, "config.json: id2label has %zu labels, 'classifier.weight' has %lld rows", names.size(),
+                   static_cast<long long>(rows));
+  std::vector<rs_text> labels;
+  for (const std::string &name : names) labels.push_back({name.data(), name.size()});
   return rs_writer_set_strs(in.writer(), "head.labels", labels.data(), labels.size());
+}
+
+// What makes scores of the logits of a sequence: what a cross-encoder of sentence-transformers says, else what the text
+// classification pipeline of transformers does.
+rs_status sequence_activation(rs_importer &in, int64_t labels, const char **out) {
+  const char *key = "sentence_transformers.activation_fn", *name;
+  RS_TRY(in.config_str(key, &name, nullptr));
+  if (!name) RS_TRY(in.config_str(key = "sbert_ce_default_activation_function", &name, nullptr));
+  if (name) {
+    const char *last = strrchr(name, '.');  // "torch.nn.modules.linear.Identity"
+    last = last ? last + 1 : name;
+    *out = !strcmp(last, "Identity")  ? "none"
+           : !strcmp(last, "Sigmoid") ? "sigmoid"
+           : !strcmp(last, "Softmax") ? "softmax"
+                                      : nullptr;
+    return *out ? RS_OK
+                : rs_fail(RS_ERR_UNSUPPORTED, "config.json: '%s' is '%s'; rs supports Identity, Sigmoid and Softmax", key, name);
+  }
+  const char *problem;
+  RS_TRY(in.config_str("problem_type", &problem, ""));
+  if (!strcmp(problem, "regression")) *out = "none";
+  else if (!strcmp(problem, "multi_label_classification") || labels == 1) *out = "sigmoid";
+  else if (!strcmp(problem, "single_label_classification") || !*problem) *out = "softmax";
+  else return rs_fail(RS_ERR_UNSUPPORTED, "config.json: 'problem_type' is '%s', which is not known", problem);
+  return RS_OK;
+}
+
+// The head, where there is one: the pooler that it needs and its own layer.
+rs_status convert_head(rs_importer &in, const bert_settings &s, const std::string &root) {
+  const char *architecture;
+  RS_TRY(in.config_str("architectures.0", &architecture, ""));
+  const std::string pooler = root + "pooler.dense.";
+  const bool spans = in.has("qa_outputs.weight"), classifier = in.has("classifier.weight"), pooled = in.has(pooler + "weight");
+  const bool tokens = classifier && (!strcmp(architecture, "BertForTokenClassification") || !pooled);
+  if (spans && classifier)
+    return rs_fail(RS_ERR_UNSUPPORTED, "both 'qa_outputs.weight' and 'classifier.weight' are there; rs takes one head");
+  if (classifier && tokens && !strcmp(architecture, "BertForSequenceClassification"))
+    return rs_fail(RS_ERR_FORMAT, "tensor '%sweight' is missing", pooler.c_str());
+
+  if (pooled) {  // of use to a classifier of texts; else kept as it is, since others may want it
+    RS_TRY(classifier && !tokens ? in.head("pooler.weight", pooler + "weight", s.hidden, s.hidden)
+                                 : in.linear("pooler.weight", {pooler + "weight"}, s.hidden, s.hidden));
+    RS_TRY(in.vector("pooler.bias", {pooler + "bias"}, s.hidden));
+  }
+  if (!spans && !classifier) return RS_OK;
+  rs_writer *w = in.writer();
+  const std::string from = spans ? "qa_outputs." : "classifier.";
+  const int64_t labels = spans ? 2 : in.rows(from + "weight");
+  const char *activation = "softmax";
+  if (spans) {
+    const rs_text names[] = {{"start", RS_NUL_TERMINATED}, {"end", RS_NUL_TERMINATED}};
+    RS_TRY(rs_writer_set_strs(w, "head.labels", names, 2));
+  } else {
+    RS_TRY(convert_labels(in, labels));
+    if (!tokens) RS_TRY(sequence_activation(in, labels, &activation));
+  }
+  RS_TRY(rs_writer_set_str(w, "head.type", rs_head_name(spans ? RS_HEAD_SPANS : tokens ? RS_HEAD_TOKENS : RS_HEAD_SEQUENCE)));
+  RS_TRY(rs_writer_set_str(w, "head.activation", activation));
+  RS_TRY(in.head("classifier.weight", from + "weight", labels, s.hidden));
+  return in.vector("classifier.bias", {from + "bias"}, labels);
 }
 
 rs_status bert_convert(rs_importer &in) {
@@ -136,16 +201,7 @@ rs_status bert_convert(rs_importer &in) {
   RS_TRY(in.vector("embeddings.norm.bias", {embeddings + "LayerNorm.bias"}, s.hidden));
   for (int64_t i = 0; i < s.layers; i++)
     RS_TRY(convert_layer(in, s, root + "encoder.layer." + std::to_string(i) + ".", "blk." + std::to_string(i) + "."));
-  if (in.has(root + "pooler.dense.weight")) {
-    RS_TRY(in.linear("pooler.weight", {root + "pooler.dense.weight"}, s.hidden, s.hidden));
-    RS_TRY(in.vector("pooler.bias", {root + "pooler.dense.bias"}, s.hidden));
-  }
-  if (in.has("classifier.weight")) {
-    int64_t labels;
-    RS_TRY(convert_labels(in, &labels));
-    RS_TRY(in.linear("classifier.weight", {"classifier.weight"}, labels, s.hidden));
-    RS_TRY(in.vector("classifier.bias", {"classifier.bias"}, labels));
-  }
+  RS_TRY(convert_head(in, s, root));
   in.ignore(embeddings + "position_ids");  // 0, 1, 2 …
   in.ignore("cls.");                       // what pre-training predicted with: words and the next sentence
   RS_TRY(in.table("type.weight", embeddings + "token_type_embeddings.weight", s.types, s.hidden, false));
@@ -245,10 +301,27 @@ const char *bert_drop_warning(const rs_drop_schedule &drop) {
   return nullptr;
 }
 
-const char *const architectures[] = {
-    "BertModel", "BertForMaskedLM", "BertForPreTraining", "BertForSequenceClassification", "BertForTokenClassification", nullptr};
+rs_status bert_head(const rs_model *model, rs_graph *g, rs_head head, int64_t labels, const rs_states &states, rs_tensor **out) {
+  bert_settings s = {};
+  RS_TRY(read_settings(model, &s));
+  rs_tensor *x = states.x;
+  if (head == RS_HEAD_SEQUENCE) {
+    x = rs_name(g, rs_pool(g, x, states.cu_seqlens, states.sizes, RS_POOL_CLS), "head.cls");
+    x = linear(g, x, "pooler", s.hidden, s.hidden, RS_ACT_TANH);
+  }
+  *out = linear(g, x, "classifier", labels, s.hidden);
+  return RS_OK;
+}
+
+const char *const architectures[] = {"BertModel",
+                                     "BertForMaskedLM",
+                                     "BertForPreTraining",
+                                     "BertForSequenceClassification",
+                                     "BertForTokenClassification",
+                                     "BertForQuestionAnswering",
+                                     nullptr};
 
 }  // namespace
 
 extern const rs_family rs_family_bert;
-const rs_family rs_family_bert = {"bert", architectures, bert_convert, bert_build, bert_drop_warning};
+const rs_family rs_family_bert = {"bert", architectures, bert_convert, bert_build, bert_drop_warning, bert_head};

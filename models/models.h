@@ -19,6 +19,10 @@ struct rs_family {
 
   // What is known to go wrong with such a schedule in this family; nullptr when nothing is.
   const char *(*drop_warning)(const rs_drop_schedule &drop);
+
+  // A head on these states: its logits, [B, labels] or [T, labels].  A head that the file lacks the weights of is told by
+  // rs_graph_finish; one that the family has none of is an error.
+  rs_status (*head)(const rs_model *model, rs_graph *graph, rs_head head, int64_t labels, const rs_states &states, rs_tensor **out);
 };
 
 const rs_family *rs_family_find(const char *name);  // nullptr when there is none

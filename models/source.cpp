@@ -130,6 +130,10 @@ rs_status rs_importer::config_must_be(const char *key, bool value) {
 }
 
 bool rs_importer::has(const std::string &name) const { return find_tensor(source, name) != nullptr; }
+int64_t rs_importer::rows(const std::string &name) const {
+  const rs_source_tensor *t = find_tensor(source, name);
+  return t && t->rank > 0 ? t->shape[0] : 0;
+}
 
 rs_status rs_importer::read(std::initializer_list<std::string> from, int rank, const int64_t *shape) {
   size_t bytes;
@@ -205,6 +209,12 @@ rs_status rs_importer::linear(const std::string &name, std::initializer_list<std
   const int64_t shape[] = {n, k};
   RS_TRY(read(from, 2, shape));
   return add(name, matrix_type, RS_PANELS, 2, shape);
+}
+
+rs_status rs_importer::head(const std::string &name, const std::string &from, int64_t n, int64_t k) {
+  const int64_t shape[] = {n, k};
+  RS_TRY(read({from}, 2, shape));
+  return add(name, matrix_type == RS_F32 ? RS_F32 : RS_F16, RS_PANELS, 2, shape);
 }
 
 rs_status rs_importer::vector(const std::string &name, std::initializer_list<std::string> from, int64_t n) {

@@ -25,10 +25,13 @@ class rs_importer {
   rs_status config_must_be(const char *key, bool value);
 
   bool has(const std::string &name) const;
+  int64_t rows(const std::string &name) const;  // its first dimension; 0 where there is none
   // The tensor `name` of the file from the source's `from`, rows of each appended.  [N, K] weights of linear layers become panels
   // of the wanted type, tables of rows keep one row an index, vectors stay f32.
   rs_status linear(const std::string &name, std::initializer_list<std::string> from, int64_t n,
                    int64_t k);  // [n, k], each of `from` an equal part
+  // A small matrix on top of the encoder, which runs once a text or adds little a token: of floats in every type of file.
+  rs_status head(const std::string &name, const std::string &from, int64_t n, int64_t k);
   rs_status vector(const std::string &name, std::initializer_list<std::string> from, int64_t n);
   rs_status table(const std::string &name, const std::string &from, int64_t rows, int64_t columns, bool large);
   // Known to be of no use: a buffer, or a head that this family leaves out.  `prefix` of tensor names.

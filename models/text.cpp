@@ -438,6 +438,7 @@ struct rs_tokenizer {
   std::vector<char> text;         // of all tokens, a NUL after each
   std::vector<uint32_t> offsets;  // by id
   piece_table pieces;
+  std::string prefix;  // of a piece that continues a word
   int32_t unk = 0;
   size_t max_word_chars = 0;
   bool clean_text = false, chinese_chars = false, strip_accents = false, lowercase = false;
@@ -963,6 +964,7 @@ rs_status create(const rs_tokenizer_spec &spec, rs_tokenizer *t) {
   if (const rs_status status = copy_tokens(spec, t)) return status;
   if (const rs_status status = check_added(spec, &outside)) return status;
   if (const rs_status status = index_pieces(spec, outside, t)) return status;
+  t->prefix = spec.prefix;
   t->max_word_chars = static_cast<size_t>(spec.max_word_chars);
   t->clean_text = spec.clean_text;
   t->chinese_chars = spec.chinese_chars;
@@ -1104,6 +1106,12 @@ rs_status rs_tokenizer_encode(const rs_tokenizer *t, rs_tokenizer_scratch *scrat
 
 void rs_tokenizer_template(const rs_tokenizer *t, const rs_tokens &a, size_t a_begin, size_t a_end, const rs_tokens *b,
                            rs_tokens *out) {
+  rs_tokenizer_template(t, a, a_begin, a_end, b, 0, b ? b->ids.size() : 0, out);
+}
+
+size_t rs_tokenizer_template(const rs_tokenizer *t, const rs_tokens &a, size_t a_begin, size_t a_end, const rs_tokens *b,
+                             size_t b_begin, size_t b_end, rs_tokens *out) {
+  size_t pair_begin = 0;
   const auto copy = [out](const rs_tokens &from, size_t begin, size_t end, int32_t type_id) {
     out->ids.insert(out->ids.end(), from.ids.begin() + static_cast<ptrdiff_t>(begin),
                     from.ids.begin() + static_cast<ptrdiff_t>(end));
@@ -1115,13 +1123,20 @@ void rs_tokenizer_template(const rs_tokenizer *t, const rs_tokens &a, size_t a_b
     if (token.id == text_slot) {
       copy(a, a_begin, a_end, token.type_id);
     } else if (token.id == pair_slot) {
-      if (b) copy(*b, 0, b->ids.size(), token.type_id);  // only the pair's template has it
+      pair_begin = out->ids.size();
+      if (b) copy(*b, b_begin, b_end, token.type_id);  // only the pair's template has it
     } else {
       out->ids.push_back(token.id);
       out->spans.push_back({0, 0});
       out->type_ids.push_back(token.type_id);
     }
   }
+  return pair_begin;
+}
+
+bool rs_tokenizer_continues(const rs_tokenizer *t, int32_t id) {
+  const char *token = rs_tokenizer_token(t, id);
+  return token && !t->prefix.empty() && !strncmp(token, t->prefix.c_str(), t->prefix.size()) && token[t->prefix.size()];
 }
 
 size_t rs_tokenizer_special(const rs_tokenizer *t, bool pair) { return pair ? t->pair.size() - 2 : t->single.size() - 1; }

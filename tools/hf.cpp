@@ -162,12 +162,13 @@ class folder_reader {
     json config = read_json(transformer_, "config.json", true);
     json_object hyper(config, "config.json");
     config_flattener(&out_).add("", config);
+    check_pooled();
     read_weights();
     json sentence = read_json(transformer_, "sentence_bert_config.json", false);
     json tokenizer_config = read_json(transformer_, "tokenizer_config.json", false);
     read_max_tokens(hyper, sentence, tokenizer_config);
     read_tokenizer(sentence, tokenizer_config);
-    read_prompts();
+    read_sentence_transformers();
     out_.name = name_of_folder(root_.string());
     std::string origin = hyper.string("_name_or_path").value_or("");
     if (looks_like_repo_id(origin)) out_.source = origin;
@@ -194,13 +195,9 @@ class folder_reader {
   void read_modules() {
     transformer_ = root_;
     json modules = read_json(root_, "modules.json", false);
-    if (modules.is_null()) {
-      // What sentence-transformers does with a plain transformer.
-      out_.notes.push_back("no modules.json: vectors are the mean of the token states, not normalised");
-      return;
-    }
+    if (modules.is_null()) return;
+    has_modules_ = true;
     if (!modules.is_array() || modules.empty()) fail("modules.json: not a list of modules");
-    bool pooled = false;
     for (size_t i = 0; i < modules.size(); ++i) {
       json_object module(modules[i], "modules.json");
       std::string type = module.string("type").value_or("");
@@ -208,13 +205,29 @@ class folder_reader {
       std::string path = module.string("path").value_or("");
       if (!is_inside(path)) fail("modules.json: path ", in_quotes(path), " leaves the folder");
       if (kind == "Transformer" && i == 0) transformer_ = path.empty() ? root_ : root_ / path;
-      else if (kind == "Pooling" && i > 0 && !pooled) pooled = true, read_pooling(path);
-      else if (kind == "Normalize" && pooled) out_.normalize = true;
+      else if (kind == "Pooling" && i > 0 && !pooled_) pooled_ = true, read_pooling(path);
+      else if (kind == "Normalize" && pooled_) out_.normalize = true;
       else
         fail("modules.json: module ", i, " is ", (in_quotes(type.empty() ? "of no type" : type)),
              "; rs knows Transformer, then Pooling, then Normalize");
     }
-    if (!pooled) fail("modules.json: no Pooling module, so nothing says how a text becomes one vector");
+  }
+
+  // Only what is made for vectors says how a text becomes one.
+  void check_pooled() {
+    const std::string architecture = config_string("architectures.0");
+    const bool head =
+        architecture.find("Classification") != std::string::npos || architecture.find("Answering") != std::string::npos;
+    if (pooled_ || head) return;
+    if (has_modules_) fail("modules.json: no Pooling module, so nothing says how a text becomes one vector");
+    // What sentence-transformers does with a plain transformer.
+    out_.notes.push_back("no modules.json: vectors are the mean of the token states, not normalised");
+  }
+
+  std::string config_string(const std::string &key) const {
+    for (const rs_source_value &value : out_.config)
+      if (key == value.key && value.kind == RS_META_STR) return value.str;
+    return "";
   }
 
   void read_pooling(const std::string &path) {
@@ -344,11 +357,15 @@ class folder_reader {
     if (out_.position_limit > 0) out_.max_tokens = std::min(out_.max_tokens, out_.position_limit);
   }
 
-  void read_prompts() {
+  void read_sentence_transformers() {
     const std::string name = "config_sentence_transformers.json";
     json config = read_json(root_, name, false);
     if (config.is_null()) return;
     json_object settings(config, name);
+    // A cross-encoder may have its activation here instead of in config.json.
+    const std::string key = "sentence_transformers.activation_fn";
+    const std::optional<std::string> activation = settings.string("activation_fn");
+    if (activation && config_string(key).empty()) config_flattener(&out_).add(key, *activation);
     if (settings.find("prompts")) {
       settings.object("prompts");
       for (const auto &[prompt, text] : config["prompts"].items()) {
@@ -363,6 +380,7 @@ class folder_reader {
   }
 
   fs::path root_, transformer_;
+  bool has_modules_ = false, pooled_ = false;
   hf_folder out_;
 };
 

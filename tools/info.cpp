@@ -140,6 +140,8 @@ std::string as_text(const rs_model *model, bool with_tensors) {
   out += line("layers", std::to_string(info.layers));
   out += line("heads", std::to_string(info.heads));
   out += line("vocabulary", std::to_string(info.vocab));
+  if (info.head != RS_HEAD_NONE)
+    out += line("head", join(rs_head_name(info.head), ", ", info.labels, info.labels == 1 ? " label" : " labels"));
   out += line("max tokens", join(info.max_tokens, " (up to ", info.position_limit, ")"));
   out += line("file", join(info.file_bytes, " bytes (", human_bytes(double(info.file_bytes)), ")"));
   out += "\n";
@@ -168,6 +170,8 @@ std::string as_json(const rs_model *model) {
                   {"layers", info.layers},
                   {"heads", info.heads},
                   {"vocab", info.vocab},
+                  {"head", rs_head_name(info.head)},
+                  {"labels", info.labels},
                   {"max_tokens", info.max_tokens},
                   {"position_limit", info.position_limit},
                   {"file_bytes", info.file_bytes}};

@@ -93,11 +93,11 @@ bool line_reader::ready(int milliseconds) {
 
 namespace {
 
-// Reads one line without building a tree: keeps "text", "pair" and "id" of the outermost object and passes over the rest.
+// Reads one line without building a tree: keeps text, pair, list and id of the outermost object and passes over the rest.
 // Numbers of an id are kept as they are written, so that 20-digit ids survive.
 class line_handler : public nlohmann::json_sax<json> {
  public:
-  explicit line_handler(text_item *item) : item_(item) {}
+  line_handler(text_item *item, const line_keys &keys) : item_(item), keys_(keys) {}
 
   bool null() override { return value("null", nullptr); }
   bool boolean(bool v) override { return value(v ? "true" : "false", nullptr); }
@@ -108,15 +108,27 @@ class line_handler : public nlohmann::json_sax<json> {
   bool binary(binary_t &) override { return false; }
   bool start_object(size_t) override { return open('{'); }
   bool end_object() override { return close('}'); }
-  bool start_array(size_t) override { return open('['); }
+  bool start_array(size_t) override {
+    if (depth_ == 1 && key_ == wanted::list) {
+      item_->list.clear();
+      list_seen_ = true;
+      ++depth_;
+      return true;
+    }
+    return open('[');
+  }
   bool end_array() override { return close(']'); }
 
   bool key(string_t &name) override {
     if (depth_ == 1) {
-      key_ = name == "text"                          ? wanted::text
-             : name == "id"                          ? wanted::id
-             : name == "pair" || name == "text_pair" ? wanted::pair
-                                                     : wanted::nothing;
+      const auto is_one_of = [&](const std::vector<std::string> &names) {
+        return std::find(names.begin(), names.end(), name) != names.end();
+      };
+      key_ = is_one_of(keys_.text)   ? wanted::text
+             : name == "id"          ? wanted::id
+             : is_one_of(keys_.pair) ? wanted::pair
+             : is_one_of(keys_.list) ? wanted::list
+                                     : wanted::nothing;
       if (key_ == wanted::id) item_->id.clear();
     } else if (key_ == wanted::id) {
       separate();
@@ -131,16 +143,26 @@ class line_handler : public nlohmann::json_sax<json> {
   }
 
   void finish() {
-    if (item_->error.empty() && !text_seen_) stop("no \"text\"");
+    if (!item_->error.empty()) return;
+    if (!text_seen_) stop("no \"" + keys_.text[0] + "\"");
+    else if (keys_.needs_pair && !item_->has_pair) stop("no \"" + keys_.pair[0] + "\"");
+    else if (keys_.needs_list && !list_seen_) stop("no \"" + keys_.list[0] + "\"");
   }
 
  private:
-  enum class wanted { nothing, text, pair, id };
+  enum class wanted { nothing, text, pair, list, id };
 
   bool stop(std::string error) {
     item_->error = std::move(error);
     return false;
   }
+
+  bool stop_at_text() { return stop("\"" + keys_.text[0] + "\" is not a string"); }
+  bool stop_at_pair() {
+    return stop(keys_.needs_pair ? "\"" + keys_.pair[0] + "\" is not a string"
+                                 : "the pair of \"" + keys_.text[0] + "\" is not a string");
+  }
+  bool stop_at_list() { return stop("\"" + keys_.list[0] + "\" is not a list of strings"); }
 
   void separate() {
     if (!fresh_) item_->id += ',';
@@ -154,13 +176,16 @@ class line_handler : public nlohmann::json_sax<json> {
       item_->id += written;
       fresh_ = false;
     } else if (depth_ == 1 && key_ == wanted::text) {
-      if (!text) return stop("\"text\" is not a string");
+      if (!text) return stop_at_text();
       item_->text = std::move(*text);
       text_seen_ = true;
     } else if (depth_ == 1 && key_ == wanted::pair) {
-      if (!text) return stop("the pair of \"text\" is not a string");
+      if (!text) return stop_at_pair();
       item_->pair = std::move(*text);
       item_->has_pair = true;
+    } else if (key_ == wanted::list) {
+      if (!text || depth_ != 2) return stop_at_list();
+      item_->list.push_back(std::move(*text));
     }
     return end_value();
   }
@@ -168,8 +193,9 @@ class line_handler : public nlohmann::json_sax<json> {
   bool open(char bracket) {
     if (depth_ == 0 && bracket != '{') return stop("not a JSON object");
     if (depth_ == max_json_depth) return stop(join("nested deeper than ", max_json_depth, " levels"));
-    if (depth_ == 1 && key_ == wanted::text) return stop("\"text\" is not a string");
-    if (depth_ == 1 && key_ == wanted::pair) return stop("the pair of \"text\" is not a string");
+    if (depth_ == 1 && key_ == wanted::text) return stop_at_text();
+    if (depth_ == 1 && key_ == wanted::pair) return stop_at_pair();
+    if (key_ == wanted::list) return stop_at_list();
     if (key_ == wanted::id && depth_ > 0) {
       separate();
       item_->id += bracket;
@@ -195,18 +221,19 @@ class line_handler : public nlohmann::json_sax<json> {
   }
 
   text_item *item_;
+  const line_keys &keys_;
   wanted key_ = wanted::nothing;  // of the outermost object
   int depth_ = 0;
   bool fresh_ = true;  // no comma is due
-  bool text_seen_ = false;
+  bool text_seen_ = false, list_seen_ = false;
 };
 
 }  // namespace
 
 bool is_blank(std::string_view line) { return line.find_first_not_of(" \t\r") == std::string_view::npos; }
 
-void parse_json_line(std::string_view line, text_item *item) {
-  line_handler handler(item);
+void parse_json_line(std::string_view line, text_item *item, const line_keys &keys) {
+  line_handler handler(item, keys);
   json::sax_parse(line.begin(), line.end(), &handler);
   handler.finish();
 }
@@ -237,8 +264,8 @@ class argument_source : public text_source {
 
 class stream_source : public text_source {
  public:
-  stream_source(const std::string &path, input_kind kind)
-      : file_(path), name_(path == "-" ? "stdin" : path), reader_(file_.get(), name_), kind_(kind) {
+  stream_source(const std::string &path, input_kind kind, line_keys keys)
+      : file_(path), name_(path == "-" ? "stdin" : path), reader_(file_.get(), name_), kind_(kind), keys_(std::move(keys)) {
     struct stat status {};
     if (fstat(file_.get(), &status) == 0 && S_ISREG(status.st_mode)) total_ = double(status.st_size);
   }
@@ -254,7 +281,7 @@ class stream_source : public text_source {
       *item = text_item();
       item->line = line_;
       if (result == line_reader::result::too_long) item->error = join("the line is longer than ", max_line_bytes, " bytes");
-      else if (kind_ == input_kind::jsonl) parse_json_line(line, item);
+      else if (kind_ == input_kind::jsonl) parse_json_line(line, item, keys_);
       else item->text = line.substr(0, line.size() - (!line.empty() && line.back() == '\r' ? 1 : 0));
       return true;
     }
@@ -312,6 +339,7 @@ class stream_source : public text_source {
   std::string name_;
   line_reader reader_;
   input_kind kind_;
+  line_keys keys_;
   double total_ = 0;
   size_t line_ = 0;
   bool at_start_ = true;
@@ -327,6 +355,6 @@ std::unique_ptr<text_source> texts_of_arguments(std::vector<std::string> texts) 
   return std::make_unique<argument_source>(std::move(texts));
 }
 
-std::unique_ptr<text_source> texts_of_file(const std::string &path, input_kind kind) {
-  return std::make_unique<stream_source>(path, kind);
+std::unique_ptr<text_source> texts_of_file(const std::string &path, input_kind kind, const line_keys &keys) {
+  return std::make_unique<stream_source>(path, kind, keys);
 }

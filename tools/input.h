@@ -4,13 +4,21 @@
 
 constexpr size_t max_line_bytes = size_t(64) << 20;
 
+// What the members of a JSON line are called, the first of each list in errors.
+struct line_keys {
+  std::vector<std::string> text = {"text"}, pair = {"pair", "text_pair"};
+  std::vector<std::string> list;  // a list of texts; empty: not looked for
+  bool needs_pair = false, needs_list = false;
+};
+
 struct text_item {
   size_t line = 0;  // of the input, from 1; the number of the argument for texts that are arguments
   std::string text;
-  std::string pair;  // JSON lines only: "pair" or "text_pair"
+  std::string pair;  // JSON lines only
   bool has_pair = false;
-  std::string id;     // JSON lines only: the value of "id" as JSON; empty when there is none
-  std::string error;  // why this line gives no text; empty when it does
+  std::vector<std::string> list;  // JSON lines only
+  std::string id;                 // JSON lines only: the value of "id" as JSON; empty when there is none
+  std::string error;              // why this line gives no text; empty when it does
 };
 
 // A file that is open for reading; "-" stands for standard input.
@@ -65,8 +73,23 @@ enum class input_kind { automatic, text, jsonl };
 
 std::unique_ptr<text_source> texts_of_arguments(std::vector<std::string> texts);
 // `path` "-" stands for standard input.
-std::unique_ptr<text_source> texts_of_file(const std::string &path, input_kind kind);
+std::unique_ptr<text_source> texts_of_file(const std::string &path, input_kind kind, const line_keys &keys = {});
 
 bool is_blank(std::string_view line);
-// One JSON line.  Sets text, pair and id, or error.
-void parse_json_line(std::string_view line, text_item *item);
+// One JSON line.  Sets text, pair, list and id, or error.
+void parse_json_line(std::string_view line, text_item *item, const line_keys &keys = {});
+
+// How many characters of a text are before a byte of it; fast for bytes in ascending order.
+class character_counter {
+ public:
+  explicit character_counter(std::string_view text) : text_(text) {}
+  size_t before(size_t byte) {
+    if (byte < byte_) byte_ = characters_ = 0;
+    for (; byte_ < byte; ++byte_) characters_ += (static_cast<unsigned char>(text_[byte_]) & 0xc0) != 0x80;
+    return characters_;
+  }
+
+ private:
+  std::string_view text_;
+  size_t byte_ = 0, characters_ = 0;
+};

@@ -56,15 +56,24 @@ std::vector<std::string> text_options::arguments() const {
   return texts;
 }
 
-std::unique_ptr<text_source> text_options::open() const {
+static bool is_standard_input(const std::vector<std::string> &texts, const command_line &line) {
+  return texts == std::vector<std::string>{"-"} && line.trailing.empty();
+}
+
+bool text_options::from_arguments() const {
   std::vector<std::string> texts = arguments();
-  bool standard_input = texts == std::vector<std::string>{"-"} && line->trailing.empty();
+  return !texts.empty() && !is_standard_input(texts, *line);
+}
+
+std::unique_ptr<text_source> text_options::open(const line_keys &keys) const {
+  std::vector<std::string> texts = arguments();
+  bool standard_input = is_standard_input(texts, *line);
   if (!texts.empty() && !file.empty()) fail_usage("both texts and --file are given");
   if (!texts.empty() && !standard_input) return texts_of_arguments(std::move(texts));
   if (texts.empty() && file.empty() && isatty(STDIN_FILENO))
     fail_usage("no text: give texts as arguments, --file FILE, or a pipe ('-' reads from the terminal)");
   input_kind wanted = kind == "text" ? input_kind::text : kind == "jsonl" ? input_kind::jsonl : input_kind::automatic;
-  return texts_of_file(file.empty() ? "-" : file, wanted);
+  return texts_of_file(file.empty() ? "-" : file, wanted, keys);
 }
 
 void add_error_options(CLI::App *sub, error_options *options) {
@@ -78,10 +87,45 @@ void add_error_options(CLI::App *sub, error_options *options) {
 
 // ---------------------------------------------------------------------------------------------- encoding
 
-void add_sequence_options(CLI::App *sub, encode_options *options) {
-  sub->add_option("--max-tokens", options->max_tokens, "limit of a text, special tokens included (default: the model's)")
+void add_max_tokens_option(CLI::App *sub, int *max_tokens) {
+  sub->add_option("--max-tokens", *max_tokens, "limit of a text, special tokens included (default: the model's)")
       ->type_name("N")
       ->check(CLI::PositiveNumber);
+}
+
+void check_max_tokens(int max_tokens, const rs_model *model, bool pair) {
+  const int32_t limit = model_info(model).position_limit;
+  if (max_tokens > limit) fail_usage("--max-tokens: ", max_tokens, " is more than the ", limit, " positions of this model");
+  rs_meta special;  // the template: its special tokens and the places of the texts
+  if (max_tokens == 0 || !find_meta(model, pair ? "tokenizer.pair" : "tokenizer.single", &special)) return;
+  const size_t texts = pair ? 2 : 1;
+  if (size_t(max_tokens) <= special.count - texts)
+    fail_usage("--max-tokens: ", max_tokens, " leaves no room beside the ", special.count - texts, " special tokens");
+}
+
+void add_long_options(CLI::App *sub, std::string *what, int *overlap, const char *joined) {
+  sub->add_option("--long", *what,
+                  std::string("a text with more tokens than that:\n"
+                              "truncate (default): keep the first; a summary says how many were cut\n"
+                              "error: it cannot be used\n"
+                              "chunk: overlapping windows, ") +
+                      joined)
+      ->type_name("WHAT")
+      ->check(CLI::IsMember({"truncate", "error", "chunk"}));
+  sub->add_option("--overlap", *overlap, "tokens that two windows of --long chunk share\n(default: an eighth of a window)")
+      ->type_name("N")
+      ->check(CLI::PositiveNumber);
+}
+
+void set_long(const std::string &what, int overlap, rs_encode_params *params) {
+  if (what == "error") params->long_text = RS_LONG_ERROR;
+  if (what == "chunk") params->long_text = RS_LONG_CHUNK;
+  if (overlap > 0 && params->long_text != RS_LONG_CHUNK) fail_usage("--overlap goes with --long chunk");
+  params->chunk_overlap = overlap;
+}
+
+void add_sequence_options(CLI::App *sub, encode_options *options) {
+  add_max_tokens_option(sub, &options->max_tokens);
   options->prompt_option = sub->add_option("--prompt", options->prompt,
                                            "put in front of every text: the name of a stored prompt, or the\n"
                                            "prompt itself; '' for none (default: the model's)")
@@ -99,16 +143,7 @@ void add_encode_options(CLI::App *sub, encode_options *options) {
   sub->add_option("--dim", options->dim, "keep the first N values and normalise again (Matryoshka)")
       ->type_name("N")
       ->check(CLI::PositiveNumber);
-  sub->add_option("--long", options->long_text,
-                  "a text with more tokens than that:\n"
-                  "truncate (default): keep the first; a summary says how many were cut\n"
-                  "error: it cannot be used\n"
-                  "chunk: overlapping windows, averaged")
-      ->type_name("WHAT")
-      ->check(CLI::IsMember({"truncate", "error", "chunk"}));
-  sub->add_option("--overlap", options->overlap, "tokens that two windows of --long chunk share\n(default: an eighth of a window)")
-      ->type_name("N")
-      ->check(CLI::PositiveNumber);
+  add_long_options(sub, &options->long_text, &options->overlap, "averaged");
   add_drop_options(sub, &options->drop);
 }
 
@@ -119,11 +154,7 @@ encoding::encoding(const encode_options &options, const rs_model *model) : drop(
     fail_usage("--pooling: ", rs_last_error());
   params.normalize = options.normalize ? RS_ON : options.no_normalize ? RS_OFF : RS_DEFAULT;
 
-  if (options.max_tokens > info.position_limit)
-    fail_usage("--max-tokens: ", options.max_tokens, " is more than the ", info.position_limit, " positions of this model");
-  rs_meta special;  // the template: its special tokens and the place of the text
-  if (options.max_tokens > 0 && find_meta(model, "tokenizer.single", &special) && size_t(options.max_tokens) < special.count)
-    fail_usage("--max-tokens: ", options.max_tokens, " leaves no room beside the ", special.count - 1, " special tokens");
+  check_max_tokens(options.max_tokens, model, false);
   params.max_tokens = options.max_tokens;
   max_tokens = options.max_tokens > 0 ? options.max_tokens : info.max_tokens;
 
@@ -131,12 +162,9 @@ encoding::encoding(const encode_options &options, const rs_model *model) : drop(
   params.dim = options.dim;
   dim = options.dim > 0 ? options.dim : info.dim;
 
-  if (options.long_text == "error") params.long_text = RS_LONG_ERROR;
-  if (options.long_text == "chunk") params.long_text = RS_LONG_CHUNK;
+  set_long(options.long_text, options.overlap, &params);
   if (params.long_text == RS_LONG_CHUNK && per_token())
     fail_usage("--long chunk averages vectors of windows; --pooling none has none");
-  if (options.overlap > 0 && params.long_text != RS_LONG_CHUNK) fail_usage("--overlap goes with --long chunk");
-  params.chunk_overlap = options.overlap;
   if (options.prompt_option && options.prompt_option->count() > 0) set_prompt(options.prompt, model);
 }
 

@@ -13,11 +13,14 @@ struct command_line {
 };
 
 // Each adds its subcommand.
+void add_answer(CLI::App *app, command_line *line);
 void add_bench(CLI::App *app, command_line *line);
+void add_classify(CLI::App *app, command_line *line);
 void add_convert(CLI::App *app, command_line *line);
 void add_embed(CLI::App *app, command_line *line);
 void add_eval(CLI::App *app, command_line *line);
 void add_info(CLI::App *app, command_line *line);
+void add_rerank(CLI::App *app, command_line *line);
 void add_similarity(CLI::App *app, command_line *line);
 void add_tokenize(CLI::App *app, command_line *line);
 void add_trace(CLI::App *app, command_line *line);
@@ -47,7 +50,9 @@ struct text_options {
   const command_line *line = nullptr;
   std::string file;
   std::string kind = "auto";
-  std::unique_ptr<text_source> open() const;
+  // keys: of JSON lines.
+  std::unique_ptr<text_source> open(const line_keys &keys = {}) const;
+  bool from_arguments() const;  // not from a file or a stream
 
  private:
   std::vector<std::string> arguments() const;
@@ -61,6 +66,14 @@ struct error_options {
   bool stop() const { return on_error == "stop"; }
 };
 void add_error_options(CLI::App *sub, error_options *options);
+
+void add_max_tokens_option(CLI::App *sub, int *max_tokens);
+// The model has so many positions, and its templates take some: of a text, or of a pair.
+void check_max_tokens(int max_tokens, const rs_model *model, bool pair);
+
+// What becomes of a text with more tokens than that.
+void add_long_options(CLI::App *sub, std::string *what, int *overlap, const char *joined);
+void set_long(const std::string &what, int overlap, rs_encode_params *params);
 
 // How a text becomes a vector.
 struct encode_options {

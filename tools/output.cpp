@@ -1,4 +1,5 @@
 #include "output.h"
+#include "json.h"
 
 #include <fcntl.h>
 #include <poll.h>
@@ -115,6 +116,32 @@ void append_float(std::string *out, float value) {
   char digits[32];
   auto end = std::to_chars(digits, digits + sizeof digits, value).ptr;
   out->append(digits, end);
+}
+
+json_line::json_line(const std::string &id) : text_("{") {
+  if (!id.empty()) raw("id", id);
+}
+
+json_line &json_line::raw(const char *key, const std::string &value) {
+  if (text_.size() > 1) text_ += ',';
+  text_.append("\"").append(key).append("\":").append(value);
+  return *this;
+}
+
+json_line &json_line::text(const char *key, std::string_view value) {
+  return raw(key, json(value).dump(-1, ' ', false, json::error_handler_t::replace));
+}
+
+json_line &json_line::number(const char *key, float value) {
+  std::string digits;
+  append_float(&digits, value);
+  return raw(key, digits);
+}
+
+std::string json_list(const std::vector<std::string> &values) {
+  std::string list = "[";
+  for (const std::string &value : values) list.append(list.size() > 1 ? "," : "").append(value);
+  return list + "]";
 }
 
 static void append_floats(std::string *out, const float *values, int64_t n) {

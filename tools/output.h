@@ -57,3 +57,20 @@ void print(const std::string &text);  // to standard output, all of it
 
 // The fewest digits that read back as the same float.
 void append_float(std::string *out, float value);
+
+// An object on one line, member by member; a value may be an object or a list that has been written before.
+class json_line {
+ public:
+  // Beginning with this id, JSON as text_item has it, unless it is empty.
+  explicit json_line(const std::string &id = "");
+  json_line &raw(const char *key, const std::string &value);  // JSON
+  json_line &text(const char *key, std::string_view value);   // bytes that are not UTF-8 become U+FFFD
+  json_line &number(const char *key, float value);
+  json_line &number(const char *key, size_t value) { return raw(key, std::to_string(value)); }
+  json_line &truth(const char *key, bool value) { return raw(key, value ? "true" : "false"); }
+  std::string str() const { return text_ + "}"; }
+
+ private:
+  std::string text_;
+};
+std::string json_list(const std::vector<std::string> &values);  // of JSON

@@ -2,8 +2,7 @@
 #include "json.h"
 #include "options.h"
 #include "output.h"
-
-#include <algorithm>
+#include "tokens.h"
 
 namespace {
 
@@ -24,97 +23,6 @@ struct tokenize_options {
   error_options errors;
 };
 
-struct tokens {
-  std::vector<int32_t> ids, type_ids;
-  std::vector<rs_span> spans;
-  void resize(size_t n) {
-    ids.resize(n);
-    type_ids.resize(n);
-    spans.resize(n);
-  }
-  // A part of another list at the end of this one.
-  void append(const tokens &from, size_t begin, size_t end) {
-    for (size_t i = begin; i < end; ++i) {
-      ids.push_back(from.ids[i]);
-      type_ids.push_back(from.type_ids[i]);
-      spans.push_back(from.spans[i]);
-    }
-  }
-};
-
-rs_status tokenize(const rs_model *model, const text_item &item, tokens *out) {
-  rs_text text = view_of(item.text), pair = view_of(item.pair);
-  for (size_t n = std::max<size_t>(out->ids.size(), 512);;) {
-    out->resize(n);
-    rs_status status = rs_tokenize(model, &text, item.has_pair ? &pair : nullptr, out->ids.data(), out->type_ids.data(),
-                                   out->spans.data(), out->ids.size(), &n);
-    if (status == RS_ERR_LIMIT && n > out->ids.size()) continue;  // room for n then
-    out->resize(status == RS_OK ? n : 0);
-    return status;
-  }
-}
-
-// Lengths that two texts are cut to so that together they have `room` tokens, the longer one first: what the tokenizers library
-// calls LongestFirst.
-std::pair<size_t, size_t> longest_first(size_t a, size_t b, size_t room) {
-  if (a + b <= room) return {a, b};
-  size_t shorter = std::min(a, b), longer = shorter > room ? shorter : std::max(shorter, room - shorter);
-  if (shorter + longer > room) {
-    shorter = room / 2;
-    longer = shorter + room % 2;
-  }
-  return a > b ? std::make_pair(longer, shorter) : std::make_pair(shorter, longer);
-}
-
-// Cuts the texts inside of the template and keeps its special tokens.
-class truncator {
- public:
-  truncator(const rs_model *model, size_t max_tokens) : model_(model), max_tokens_(max_tokens) {
-    for (bool pair : {false, true}) {
-      rs_meta meta;
-      check(rs_model_meta(model, pair ? "tokenizer.pair" : "tokenizer.single", &meta));
-      if (meta.kind != RS_META_I64S) fail("the template of the tokenizer is not a list of ids");
-      template_[pair].assign(meta.i64s, meta.i64s + meta.count);
-    }
-  }
-
-  // Sets item->error when the special tokens alone are too many.
-  void cut(text_item *item, tokens *all) const {
-    if (all->ids.size() <= max_tokens_) return;
-    const std::vector<int64_t> &pieces = template_[item->has_pair];
-    size_t special = pieces.size() - (item->has_pair ? 2 : 1);
-    if (special > max_tokens_) {
-      item->error = join("--max-tokens ", max_tokens_, " leaves no room for the ", special, " special tokens");
-      return;
-    }
-    size_t a = item->has_pair ? length_alone(*item) : all->ids.size() - special;
-    size_t b = all->ids.size() - special - a;
-    auto [keep_a, keep_b] = longest_first(a, b, max_tokens_ - special);
-    tokens kept;
-    size_t position = 0;
-    for (int64_t piece : pieces) {
-      size_t length = piece == -1 ? a : piece == -2 ? b : 1;
-      kept.append(*all, position, position + (piece == -1 ? keep_a : piece == -2 ? keep_b : 1));
-      position += length;
-    }
-    *all = std::move(kept);
-  }
-
- private:
-  // Tokens of the first text of a pair.
-  size_t length_alone(const text_item &item) const {
-    size_t n = 0;
-    rs_text text = view_of(item.text);
-    rs_status status = rs_tokenize(model_, &text, nullptr, nullptr, nullptr, nullptr, 0, &n);
-    if (status != RS_ERR_LIMIT) check(status);  // the limit is that of no room for the ids
-    return n - (template_[false].size() - 1);
-  }
-
-  const rs_model *model_;
-  size_t max_tokens_;
-  std::vector<int64_t> template_[2];  // of a single text, of a pair
-};
-
 class tokenizer_run {
  public:
   explicit tokenizer_run(const tokenize_options &options)
@@ -128,7 +36,7 @@ class tokenizer_run {
       ++seen_;
       if (options_.pair_option->count() > 0 && !item.has_pair) item.pair = options_.pair, item.has_pair = true;
       if (item.error.empty() && tokenize(model_.get(), item, &tokens_) != RS_OK) item.error = rs_last_error();
-      if (item.error.empty() && truncator_) truncator_->cut(&item, &tokens_);
+      if (item.error.empty() && truncator_) item.error = truncator_->cut(item, &tokens_);
       if (item.error.empty()) write(item);
       else report(item);
       if (!source_->ready(0)) out_.flush();
