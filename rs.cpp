@@ -6547,7 +6547,14 @@ rs_status rs_answer_question(rs_session *s, const rs_text *question, const rs_te
       const rs_span bytes = answer_bytes(m, e.pair_tokens, c, p.whole_words != RS_OFF);
       if (std::any_of(answers, answers + *n, [&](const rs_answer &a) { return a.begin == bytes.begin && a.end == bytes.end; }))
         continue;
-      answers[(*n)++] = {c.logit, c.score, bytes.begin, bytes.end, no_logit, no_score};
+      answers[(*n)++] = {c.logit,
+                         c.score,
+                         bytes.begin,
+                         bytes.end,
+                         no_logit,
+                         no_score,
+                         static_cast<int32_t>(windows.size()),
+                         static_cast<int32_t>(rows)};
     }
     return RS_OK;
   });

@@ -417,7 +417,9 @@ typedef struct rs_answer {
   float score;           /* the product of their softmaxes over the context and the first token of the window */
   size_t begin, end;     /* bytes of the context */
   float no_answer_logit; /* the same of the first token ([CLS]), which stands for "no answer": the least of all windows; */
-  float no_answer_score; /* equal for all answers to a question */
+  float no_answer_score; /* equal for all answers to a question, as are: */
+  int32_t windows;       /* that the context was cut into */
+  int32_t tokens;        /* of all windows together: question, special tokens and context in each */
 } rs_answer;
 
 /* The best spans of `context` that answer `question`, best first: *n of them, at most `capacity`; none where the context has no

@@ -80,7 +80,11 @@ class answerer : public text_run {
     rs_answer best = {};
     if (!found.empty()) best = found[0];
     const bool none = found.empty() || (options_.no_answer && best.no_answer_logit - best.logit > *options_.no_answer);
-    if (none) best = {best.no_answer_logit, best.no_answer_score, 0, 0, best.no_answer_logit, best.no_answer_score};
+    if (none) {
+      best.logit = best.no_answer_logit;
+      best.score = best.no_answer_score;
+      best.begin = best.end = 0;
+    }
     add_answer(context, best, &line);
     line.number("no_answer_score", best.no_answer_score).number("no_answer_logit", best.no_answer_logit);
     if (options_.top > 0) {

@@ -9,7 +9,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <fstream>
 #include <optional>
 #include <random>
 
@@ -146,17 +145,6 @@ class bench_case {
   std::vector<double> seconds_;  // of each run
   std::vector<op_time> warm_up_ops_;
 };
-
-// The most memory that was ever resident; nothing where the system does not tell.  (getrusage would count what this process was
-// before it became rs.)
-std::optional<size_t> peak_resident_bytes() {
-  std::ifstream status("/proc/self/status");
-  for (std::string key; status >> key;) {
-    size_t kib = 0;
-    if (key == "VmHWM:" && status >> kib) return kib * 1024;
-  }
-  return std::nullopt;
-}
 
 // ---------------------------------------------------------------------------------------------- all of them
 
