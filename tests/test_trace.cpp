@@ -112,17 +112,6 @@ TEST(Trace, CountsAndSaving) {
   EXPECT_DOUBLE_EQ(t.saved(4), 1 - 17.0 / 24);
 }
 
-TEST(Trace, CharactersAreCodePoints) {
-  character_counter counter("aé漢\xF0\x9F\x9A\x80z");
-  EXPECT_EQ(counter.at(0), 0u);
-  EXPECT_EQ(counter.at(1), 1u);
-  EXPECT_EQ(counter.at(3), 2u);
-  EXPECT_EQ(counter.at(6), 3u);
-  EXPECT_EQ(counter.at(10), 4u);
-  EXPECT_EQ(counter.at(99), 5u);
-  EXPECT_EQ(counter.at(3), 2u);  // and back
-}
-
 // ------------------------------------------------------------------------------------------------ JSON
 
 TEST(Trace, JsonSaysWhatLeftWhereAndWithWhatScore) {

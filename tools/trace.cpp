@@ -154,8 +154,8 @@ class tracer {
       token.bytes = spans[i];
       if (!token.special()) {
         character_counter &counter = characters[token.segment];
-        token.characters.begin = counter.at(spans[i].begin);
-        token.characters.end = counter.at(spans[i].end);
+        token.characters.begin = uint32_t(counter.before(spans[i].begin));
+        token.characters.end = uint32_t(counter.before(spans[i].end));
       }
       out->tokens.push_back(std::move(token));
     }

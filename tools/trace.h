@@ -46,18 +46,6 @@ struct trace_setting {
   nlohmann::ordered_json json;  // the same, taken apart
 };
 
-// Code points in the first `bytes` bytes of a text, for bytes that only grow.
-class character_counter {
- public:
-  explicit character_counter(std::string_view text) : text_(text) {}
-  uint32_t at(size_t bytes);
-
- private:
-  std::string_view text_;
-  size_t bytes_ = 0;
-  uint32_t characters_ = 0;
-};
-
 // A text cut at the borders of its tokens: the pieces in a row are the text.
 struct text_piece {
   std::string_view text;

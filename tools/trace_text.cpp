@@ -31,13 +31,6 @@ double traced_text::saved(int32_t model_layers) const {
   return all > 0 ? 1 - done / all : 0;
 }
 
-uint32_t character_counter::at(size_t bytes) {
-  if (bytes < bytes_) bytes_ = 0, characters_ = 0;
-  for (bytes = std::min(bytes, text_.size()); bytes_ < bytes; ++bytes_)
-    characters_ += (static_cast<unsigned char>(text_[bytes_]) & 0xc0) != 0x80;
-  return characters_;
-}
-
 // Tokens of a character that the tokenizer takes apart share its bytes; the first of them gets the piece.
 std::vector<text_piece> text_pieces(const traced_text &trace, int32_t segment) {
   std::string_view text = segment == 0 ? trace.text : trace.pair;
