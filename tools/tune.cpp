@@ -421,6 +421,11 @@ class tuner {
     settings.max_loss = usual_.loss;
     for (const store_request &request : stores_) settings.max_loss = std::max(settings.max_loss, request.keep_to.loss);
     settings.work = passes_ * judge->chosen_on().full.full_token_layers;
+    // Passes are counted from what one took at the beginning.  A machine that has other things to do since is no reason to go on
+    // for hours.
+    constexpr double patience = 1.5;
+    const double begin = seconds_now();
+    if (options_.passes == 0) settings.time = [=] { return (seconds_now() - begin) / (patience * options_.minutes * 60); };
     return search_schedules(judge, settings,
                             [this](double share, const std::string &stage) { progress_.update(std::min(share, 1.0), 1, stage); });
   }

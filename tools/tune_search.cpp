@@ -108,7 +108,7 @@ class search {
   };
 
   double cutoff() const { return settings_.max_loss > 0 ? 3 * settings_.max_loss + 0.02 : 0.5; }
-  bool spent(double share) const { return spent_ >= share * settings_.work; }
+  bool spent(double share) const { return spent_ >= share * settings_.work || (settings_.time && settings_.time() >= share); }
 
   const judged *known(size_t rung, const drop_candidate &candidate) const {
     auto found = index_.find({rung, candidate_key(candidate)});

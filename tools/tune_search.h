@@ -51,8 +51,9 @@ class tune_judge {
 struct search_settings {
   int layers = 0;
   uint64_t seed = 0;
-  double max_loss = 0;  // what is of interest ends not far behind; 0: not known
-  double work = 0;      // that may be spent
+  double max_loss = 0;                // what is of interest ends not far behind; 0: not known
+  double work = 0;                    // that may be spent
+  std::function<double()> time = {};  // the share of the time that is gone, where that is limited too
 };
 
 struct search_result {
