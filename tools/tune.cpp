@@ -259,7 +259,12 @@ class data_judge : public tune_judge {
 
   const data_part &chosen_on() const { return parts_.back(); }
   // Large enough to be timed, small enough to be timed often.
-  const data_part &timed() const { return parts_.size() > 1 ? parts_[parts_.size() - 2] : parts_[0]; }
+  const data_part &timed() const {
+    constexpr size_t enough = 100;
+    for (const data_part &part : parts_)
+      if (part.full.texts >= enough) return part;
+    return parts_.back();
+  }
   const data_part &other() const { return other_; }
   double seconds_of_a_pass() const { return seconds_; }
 
