@@ -5343,6 +5343,7 @@ rs_status rs_answer_question(rs_session *s, const rs_text *question, const rs_te
                           static_cast<float>(softmax_sum(logits, w).share(first[0]) * softmax_sum(logits + 1, w).share(first[1])));
       answer_spans(logits, w, longest, most, &candidates);
     }
+    if (capacity > 0) answers[0] = {0, 0, 0, 0, no_logit, no_score};
     std::sort(candidates.begin(), candidates.end(), better);
     for (const answer_candidate &c : candidates) {
       if (*n == capacity) break;
