@@ -227,6 +227,32 @@ RS_TARGET
   for (; i < n; i++) y[i] = (y[i] - mean) * factor * gamma[i] + beta[i];
 }
 
+// from may be nullptr: zeros.
+RS_TARGET float shift(const float *to, const float *from, size_t n, rs_distance distance) {
+  vf sums = set1(0), left = set1(0), right = set1(0);
+  float sum_tail = 0, left_tail = 0, right_tail = 0;
+  size_t i = 0;
+  if (distance == RS_DISTANCE_COS) {
+    for (; i + lanes <= n; i += lanes) {
+      const vf a = load(to + i), b = load(from + i);
+      sums = fma(a, b, sums), left = fma(a, a, left), right = fma(b, b, right);
+    }
+    for (; i < n; i++) sum_tail += to[i] * from[i], left_tail += to[i] * to[i], right_tail += from[i] * from[i];
+    return one_minus_cosine(sum(sums) + sum_tail, sum(left) + left_tail, sum(right) + right_tail);
+  }
+  const bool l1 = distance == RS_DISTANCE_L1;
+  for (; i + lanes <= n; i += lanes) {
+    const vf d = from ? sub(load(to + i), load(from + i)) : load(to + i);
+    sums = l1 ? add(sums, max(d, sub(set1(0), d))) : fma(d, d, sums);
+  }
+  for (; i < n; i++) {
+    const float d = from ? to[i] - from[i] : to[i];
+    sum_tail += l1 ? std::fabs(d) : d * d;
+  }
+  const float total = sum(sums) + sum_tail;
+  return l1 ? total : std::sqrt(total);
+}
+
 // Lanes at and behind n - i become `other`.
 RS_INLINE vf first_lanes(vf x, size_t i, size_t n, float other) {
   static const float index[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
@@ -482,7 +508,7 @@ constexpr int64_t max_features = 65536;        // K of a linear layer: keeps int
 constexpr uint64_t max_entries = 65536;        // tensors, metadata keys
 constexpr size_t max_key = 255;                // bytes
 constexpr int max_threads = 1024;
-constexpr int max_sources = 4;     // inputs of an operator
+constexpr int max_sources = 7;     // inputs of an operator
 constexpr size_t align_data = 64;  // a cache line, and the widest vector
 
 constexpr int panel_n = 16;  // output channels of a panel
@@ -1521,6 +1547,9 @@ struct kernel_row {
 
   void (*layer_norm)(const float *x, const float *residual, const float *gamma, const float *beta, float eps, size_t n, float *y);
 
+  // rs_shift of one row.
+  float (*shift)(const float *to, const float *from, size_t n, rs_distance distance);
+
   // A block of keys in an online softmax (arXiv 1805.02867).  scores [rows][ld], ld a multiple of 16: the first n of a row become
   // exp(scale score - m), those up to the next multiple of 16 zero.  most [rows]: m, the largest scale score so far.  correction:
   // exp(old m - m), by which what was made of earlier blocks has to be multiplied.  total: the sum of all.
@@ -1658,6 +1687,23 @@ void layer_norm_scalar(const float *x, const float *residual, const float *gamma
   for (size_t i = 0; i < n; i++) y[i] = y[i] * factor * gamma[i] + beta[i];
 }
 
+// Of the sums a b, a a and b b.  A row of zeros is as far from others as an orthogonal one.
+float one_minus_cosine(float ab, float aa, float bb) {
+  const float norms = std::sqrt(aa) * std::sqrt(bb);
+  return norms == 0 ? 1 : 1 - ab / norms;
+}
+
+float shift_scalar(const float *to, const float *from, size_t n, rs_distance distance) {
+  double ab = 0, aa = 0, bb = 0, sum = 0;
+  for (size_t i = 0; i < n; i++) {
+    const double a = to[i], b = from ? from[i] : 0;
+    ab += a * b, aa += a * a, bb += b * b;
+    sum += distance == RS_DISTANCE_L1 ? std::fabs(a - b) : (a - b) * (a - b);
+  }
+  if (distance == RS_DISTANCE_COS) return one_minus_cosine(static_cast<float>(ab), static_cast<float>(aa), static_cast<float>(bb));
+  return static_cast<float>(distance == RS_DISTANCE_L1 ? sum : std::sqrt(sum));
+}
+
 void softmax_scalar(float *scores, size_t ld, int rows, size_t n, float scale, bool first, float *most, float *total,
                     float *correction) {
   for (int r = 0; r < rows; r++, scores += ld) {
@@ -1714,7 +1760,7 @@ bool always() { return true; }
 constexpr kernel_row scalar_row = {
     "scalar",         always,          f32_panels_scalar, f16_panels_scalar, w8_panels_scalar,
     w4_panels_scalar, quantize_scalar, finish_scalar,     finish_f32_scalar, layer_norm_scalar,
-    softmax_scalar,   nullptr,         peak_scalar,
+    shift_scalar,     softmax_scalar,  nullptr,           peak_scalar,
 };
 
 }  // namespace
@@ -1833,7 +1879,7 @@ RS_INLINE vi group_add(vi acc, vi sum, vi m) { return _mm256_add_epi32(acc, _mm2
 #undef RS_INTEGER_PART
 
 constexpr kernel_row row = {"avx2", available,  f32_panels, f16_panels, w8_panels, w4_panels, quantize,
-                            finish, finish_f32, layer_norm, softmax,    nullptr,   peak};
+                            finish, finish_f32, layer_norm, shift,      softmax,   nullptr,   peak};
 
 #undef RS_TARGET
 #undef RS_INLINE
@@ -1864,9 +1910,9 @@ RS_INLINE vi group_add(vi acc, vi sum, vi m) { return _mm256_add_epi32(acc, _mm2
 #include "rs.cpp"  // NOLINT(bugprone-suspicious-include)
 #undef RS_INTEGER_PART
 
-constexpr kernel_row row = {
-    "avxvnni",    available,        avx2::f32_panels, avx2::f16_panels, w8_panels, w4_panels, avx2::quantize,
-    avx2::finish, avx2::finish_f32, avx2::layer_norm, avx2::softmax,    nullptr,   peak};
+constexpr kernel_row row = {"avxvnni",      available,    avx2::f32_panels, avx2::f16_panels, w8_panels,   w4_panels,
+                            avx2::quantize, avx2::finish, avx2::finish_f32, avx2::layer_norm, avx2::shift, avx2::softmax,
+                            nullptr,        peak};
 
 #undef RS_TARGET
 #undef RS_INLINE
@@ -1955,7 +2001,7 @@ RS_INLINE vi group_add(vi acc, vi sum, vi m) { return _mm512_add_epi32(acc, _mm5
 #undef RS_INTEGER_PART
 
 constexpr kernel_row row = {"avx512vnni", available,  f32_panels, f16_panels, w8_panels, w4_panels, quantize,
-                            finish,       finish_f32, layer_norm, softmax,    nullptr,   peak};
+                            finish,       finish_f32, layer_norm, shift,      softmax,   nullptr,   peak};
 
 #undef RS_TARGET
 #undef RS_INLINE
@@ -2322,6 +2368,7 @@ constexpr kernel_row row = {"amx",
                             avx512vnni::finish,
                             avx512vnni::finish_f32,
                             avx512vnni::layer_norm,
+                            avx512vnni::shift,
                             avx512vnni::softmax,
                             &attention,
                             peak};
@@ -2513,7 +2560,7 @@ double peak(rs_type type, size_t steps) {
 }
 
 constexpr kernel_row row = {"neon", available,  f32_panels, f16_panels, w8_panels, w4_panels, quantize,
-                            finish, finish_f32, layer_norm, softmax,    nullptr,   peak};
+                            finish, finish_f32, layer_norm, shift,      softmax,   nullptr,   peak};
 
 #undef RS_TARGET
 #undef RS_INLINE
@@ -2610,17 +2657,28 @@ rs_status rs_measure_peak(rs_type type, int32_t threads, double *macs_per_second
 
 namespace {
 
-// Every operator: X(ENUM, name, inputs, whether row i of the result needs no more than row i of the inputs).  The list makes the
-// enum, the names and the table of functions; section 10 has one block for each, with name##_infer, name##_work, name##_macs and
-// name##_cpu.
+// Every operator: X(ENUM, name, inputs, whether row i of the result needs no more than row i of those inputs that have the tokens
+// of its level).  The list makes the enum, the names and the table of functions; section 10 has one block for each, with
+// name##_infer, name##_work, name##_macs and name##_cpu.
 #define RS_OPS(X) \
   X(EMBED, embed, 2, true) \
   X(ADD, add, 2, true) \
   X(LINEAR, linear, 3, true) \
   X(LAYER_NORM, layer_norm, 4, true) \
-  X(FLASH_ATTN, flash_attn, 4, false) \
-  X(POOL, pool, 2, false) \
-  X(L2_NORMALIZE, l2_normalize, 1, true)
+  X(FLASH_ATTN, flash_attn, 5, false) \
+  X(POOL, pool, 3, false) \
+  X(L2_NORMALIZE, l2_normalize, 1, true) \
+  X(SHIFT, shift, 2, true) \
+  X(CENTRE_DISTANCE, centre_distance, 2, false) \
+  X(ATTN_COLSUM, attn_colsum, 4, false) \
+  X(POSITION_SCORE, position_score, 1, false) \
+  X(STANDARDIZE, standardize, 2, false) \
+  X(TOKEN_DROP, token_drop, 5, false) \
+  X(TOKEN_GATHER, token_gather, 2, true) \
+  X(TOKEN_RESTORE, token_restore, 3, false) \
+  X(TOKEN_ASSIGN, token_assign, 4, false) \
+  X(TOKEN_MERGE, token_merge, 7, false) \
+  X(TOKEN_SIZES, token_sizes, 5, false)
 
 enum op_code {
 #define X(op, name, n, by_rows) OP_##op,
@@ -2629,13 +2687,17 @@ enum op_code {
       op_count
 };
 
-enum tensor_kind { tensor_input, tensor_weight, tensor_op, tensor_view };
+enum tensor_kind { tensor_input, tensor_weight, tensor_op, tensor_view, tensor_starts };
 
 struct op_params {  // each operator uses its own
   rs_activation act;
   rs_pooling pooling;
-  float eps, scale;
+  float eps, scale, weight;
   int heads;
+  rs_distance distance;
+  bool first_only, random;
+  uint64_t seed;
+  rs_drop_rule rule;
 };
 
 struct op_run;    // one operator at run time: section 11
@@ -2658,6 +2720,7 @@ struct rs_tensor {
   rs_layout layout;
   int rank;
   int64_t shape[RS_MAX_RANK];
+  int level;  // of RS_DIM_TOKENS: 0 all tokens, k those that the k-th rs_token_drop of the graph leaves
   bool output;
 
   op_code op;
@@ -2684,6 +2747,7 @@ const rs_tensor *storage_of(const rs_tensor *t) {
 struct graph_stage {  // operators [begin, end) of the graph, in order
   int begin, end;
   bool by_rows;  // a chain
+  int level;     // of the tokens
 };
 
 struct rs_graph {
@@ -2691,6 +2755,7 @@ struct rs_graph {
   const rs_model *model;
   std::vector<std::unique_ptr<rs_tensor>> tensors;
   bool finished = false;
+  std::vector<rs_tensor *> drops;  // k makes the tokens of level k + 1
   std::vector<graph_stage> stages;
   int ops = 0;
   rs_status status = RS_OK;  // of the first call that failed, and what it said
@@ -2759,6 +2824,20 @@ bool same_shape(const rs_tensor &t, int rank, const int64_t *shape) {
   return t.rank == rank && std::equal(shape, shape + rank, t.shape);
 }
 
+bool has_level(const rs_tensor &t) { return t.shape[0] == RS_DIM_TOKENS || t.shape[0] == RS_DIM_CU_SEQLENS; }
+
+rs_status expect_level(const rs_tensor &op, const rs_tensor &x, int level) {
+  if (!has_level(x) || x.level == level) return RS_OK;
+  return rs_fail(RS_ERR_ARGUMENT, "%s: '%s' is of the tokens behind %d drops, expected %d", op_rows[op.op].name, x.name.c_str(),
+                 x.level, level);
+}
+
+rs_status expect_one_level(const rs_tensor &op) {
+  for (const rs_tensor *x : op.src)
+    if (x) RS_CHECK(expect_level(op, *x, op.level));
+  return RS_OK;
+}
+
 rs_tensor *add_op(rs_graph *g, op_code op, const op_params &params, std::initializer_list<rs_tensor *> src, unsigned optional = 0) {
   if (!g || g->status != RS_OK) return nullptr;
   try {
@@ -2776,7 +2855,9 @@ rs_tensor *add_op(rs_graph *g, op_code op, const op_params &params, std::initial
     t->name = std::string(op_rows[op].name) + "." + std::to_string(t->id);
     t->type = RS_F32;
     std::copy(src.begin(), src.end(), t->src);
-    const rs_status status = op_rows[op].infer(*t);
+    t->level = t->src[0]->level;
+    rs_status status = op_rows[op].infer(*t);
+    if (status == RS_OK && op <= OP_STANDARDIZE) status = expect_one_level(*t);
     return status == RS_OK ? t : graph_fail(g, status);
   } catch (const std::bad_alloc &) {
     return graph_fail(g, rs_fail(RS_ERR_MEMORY, "out of memory"));
@@ -2804,6 +2885,19 @@ rs_status expect_i32(const rs_tensor &op, const rs_tensor &x, const char *what, 
 }
 
 rs_status result_like(rs_tensor &out, const rs_tensor &x) { return set_shape(&out, x.rank, x.shape); }
+
+rs_status result_scores(rs_tensor &out) {
+  const int64_t shape[] = {RS_DIM_TOKENS, 1};
+  return set_shape(&out, 2, shape);
+}
+
+// A number a token.
+rs_status expect_scores(const rs_tensor &op, const rs_tensor &x, const char *what) {
+  RS_CHECK(expect_f32_matrix(op, x, what));
+  if (x.shape[0] == RS_DIM_TOKENS && x.shape[1] == 1) return RS_OK;
+  return rs_fail(RS_ERR_ARGUMENT, "%s: %s '%s' is %s, expected [T,1]", op_rows[op.op].name, what, x.name.c_str(),
+                 shape_text(x.rank, x.shape).c_str());
+}
 
 }  // namespace
 
@@ -2872,6 +2966,7 @@ rs_tensor *rs_columns(rs_graph *g, rs_tensor *x, int64_t first, int64_t count) {
   t->rank = 2;
   t->shape[0] = x->shape[0];
   t->shape[1] = count;
+  t->level = x->level;
   t->base = x;
   t->first = first;
   return t;
@@ -3151,6 +3246,17 @@ void layer_norm_cpu(const op_run &r, const worker &me) {
 // queries go by in parts of attn_rows, whose scores stay in L1.  Blocks are counted from the start of the sequence: the order of
 // all sums depends on the sequence alone.  The softmax is online; a sequence of one block is an ordinary softmax.
 
+rs_status expect_heads(const rs_tensor &op, const rs_tensor &q, const rs_tensor *sizes) {
+  if (op.params.heads < 1 || q.shape[1] % op.params.heads)
+    return rs_fail(RS_ERR_ARGUMENT, "%s: %d heads do not divide %lld columns", op_rows[op.op].name, op.params.heads,
+                   static_cast<long long>(q.shape[1]));
+  if (!sizes) return RS_OK;
+  RS_CHECK(expect_scores(op, *sizes, "sizes"));
+  if (op.params.scale > 0) return RS_OK;
+  return rs_fail(RS_ERR_ARGUMENT, "%s: scale %g, expected a positive one beside sizes", op_rows[op.op].name,
+                 static_cast<double>(op.params.scale));
+}
+
 rs_status flash_attn_infer(rs_tensor &out) {
   const rs_tensor &q = *out.src[0];
   static const char *const names[] = {"q", "k", "v"};
@@ -3161,9 +3267,7 @@ rs_status flash_attn_infer(rs_tensor &out) {
                      shape_text(2, out.src[i]->shape).c_str());
   }
   RS_CHECK(expect_i32(out, *out.src[3], "cu_seqlens", RS_DIM_CU_SEQLENS));
-  if (out.params.heads < 1 || q.shape[1] % out.params.heads)
-    return rs_fail(RS_ERR_ARGUMENT, "flash_attn: %d heads do not divide %lld columns", out.params.heads,
-                   static_cast<long long>(q.shape[1]));
+  RS_CHECK(expect_heads(out, q, out.src[4]));
   return result_like(out, q);
 }
 
@@ -3191,6 +3295,7 @@ struct attn_scratch {   // of a thread
   float *out;           // [attn_unit_queries][Dp]
   float *most, *total;  // [attn_unit_queries]
   float *correction;    // [attn_rows]
+  float *log_sizes;     // [attn_keys]
   size_t dp, bytes;
 
   attn_scratch(char *memory, const op_run &r) : block(memory), dp(round_up(head_size(r), panel_n)) {
@@ -3207,6 +3312,7 @@ struct attn_scratch {   // of a thread
     most = take(attn_unit_queries);
     total = take(attn_unit_queries);
     correction = take(attn_rows);
+    log_sizes = take(attn_keys);
   }
 };
 
@@ -3254,6 +3360,16 @@ void pack_values(const float *from, int64_t stride, int64_t n, size_t d, size_t 
     }
 }
 
+// What a score gets, before it is multiplied by scale, of a key that stands for several tokens.
+void find_log_sizes(const value &sizes, int64_t first, int n, float scale, float *out) {
+  const auto *x = reinterpret_cast<const float *>(sizes.data) + first * sizes.stride;
+  for (int i = 0; i < n; i++) out[i] = std::log(x[i * sizes.stride]) / scale;
+}
+void add_to_rows(float *scores, size_t ld, int rows, int n, const float *x) {
+  for (int i = 0; i < rows; i++, scores += ld)
+    for (int j = 0; j < n; j++) scores[j] += x[j];
+}
+
 void attn_unit(const op_run &r, const attn_scratch &s, int64_t head, int64_t seq_begin, int64_t seq_end, int64_t query_begin,
                int64_t query_end) {
   const kernel_row &k = *r.kernels;
@@ -3267,6 +3383,7 @@ void attn_unit(const op_run &r, const attn_scratch &s, int64_t head, int64_t seq
     const int key_panels = static_cast<int>(ceil_div(n, panel_n)), value_panels = static_cast<int>(s.dp / panel_n);
     const float *from_k = r.f32(1) + key * r.in[1].stride + column, *from_v = r.f32(2) + key * r.in[2].stride + column;
     const bool first = key == seq_begin;
+    if (r.t->src[4]) find_log_sizes(r.in[4], key, n, r.t->params.scale, s.log_sizes);
     if (coarse) {
       coarse->pack(from_k, static_cast<size_t>(r.in[1].stride), from_v, static_cast<size_t>(r.in[2].stride), n, d, s.block);
     } else {
@@ -3280,6 +3397,7 @@ void attn_unit(const op_run &r, const attn_scratch &s, int64_t head, int64_t seq
       float *out = s.out + at * static_cast<int64_t>(s.dp), *correction = s.correction;
       if (coarse) coarse->scores(q, ldq, rows, s.block, n, d, s.scores);
       else k.f32_panels(q, ldq, rows, keys, d * panel_n, key_panels, d, s.scores, attn_keys, false);
+      if (r.t->src[4]) add_to_rows(s.scores, attn_keys, rows, n, s.log_sizes);
       k.softmax(s.scores, attn_keys, rows, static_cast<size_t>(n), r.t->params.scale, first, s.most + at, s.total + at, correction);
       for (int i = 0; !first && i < rows; i++)
         for (size_t j = 0; j < s.dp; j++) out[static_cast<size_t>(i) * s.dp + j] *= correction[i];
@@ -3319,6 +3437,7 @@ rs_status pool_infer(rs_tensor &out) {
   RS_CHECK(expect_i32(out, *out.src[1], "cu_seqlens", RS_DIM_CU_SEQLENS));
   if (out.params.pooling < RS_POOL_MEAN || out.params.pooling > RS_POOL_LAST)
     return rs_fail(RS_ERR_ARGUMENT, "pool: pooling %d", static_cast<int>(out.params.pooling));
+  if (out.src[2]) RS_CHECK(expect_scores(out, *out.src[2], "sizes"));
   const int64_t shape[] = {RS_DIM_SEQUENCES, x.shape[1]};
   return set_shape(&out, 2, shape);
 }
@@ -3345,15 +3464,14 @@ void pool_cpu(const op_run &r, const worker &me) {
       continue;
     }
     const bool weighted = pooling == RS_POOL_WEIGHTED_MEAN;
+    double count = 0;
     for (int64_t i = 0; i < n; i++) {
-      const float weight = weighted ? static_cast<float>(i + 1) : 1;
+      const float weight = weighted ? static_cast<float>(i + 1) : r.t->src[2] ? r.f32(2)[(cu[b] + i) * r.in[2].stride] : 1;
       const float *x = row(i);
       for (int64_t j = 0; j < r.out.cols; j++) y[j] += weight * x[j];
+      count += static_cast<double>(weight);
     }
-    const double count = static_cast<double>(n);
-    const auto factor = static_cast<float>(1 / (weighted                           ? count * (count + 1) / 2
-                                                : pooling == RS_POOL_MEAN_SQRT_LEN ? std::sqrt(count)
-                                                                                   : count));
+    const auto factor = static_cast<float>(1 / (pooling == RS_POOL_MEAN_SQRT_LEN ? std::sqrt(count) : count));
     for (int64_t j = 0; j < r.out.cols; j++) y[j] *= factor;
   }
 }
@@ -3378,6 +3496,576 @@ void l2_normalize_cpu(const op_run &r, const worker &me) {
   for (int64_t i = begin; i < end; i++) l2_normalize_row(r.f32(0) + i * r.in[0].stride, r.out.cols, r.result() + i * r.out.stride);
 }
 
+// ---- shift: how far each row moved
+
+rs_status shift_infer(rs_tensor &out) {
+  const rs_tensor &to = *out.src[0];
+  RS_CHECK(expect_f32_matrix(out, to, "to"));
+  if (const rs_tensor *from = out.src[1]) {
+    RS_CHECK(expect_f32_matrix(out, *from, "from"));
+    if (!same_shape(to, from->rank, from->shape))
+      return rs_fail(RS_ERR_ARGUMENT, "shift: '%s' %s and '%s' %s differ", to.name.c_str(), shape_text(to.rank, to.shape).c_str(),
+                     from->name.c_str(), shape_text(from->rank, from->shape).c_str());
+  }
+  const rs_distance d = out.params.distance;
+  if (d < RS_DISTANCE_L2 || d > RS_DISTANCE_COS || (d == RS_DISTANCE_COS && !out.src[1]))
+    return rs_fail(RS_ERR_ARGUMENT, "shift: distance %d%s", static_cast<int>(d), out.src[1] ? "" : " from nothing");
+  const int64_t shape[] = {to.shape[0], 1};
+  return set_shape(&out, 2, shape);
+}
+work_bytes shift_work(const op_run &) { return {0, 0}; }
+op_macs shift_macs(const op_run &) { return {0, RS_F32}; }
+void shift_cpu(const op_run &r, const worker &me) {
+  const auto [begin, end] = me.share(r.out.rows);
+  for (int64_t i = begin; i < end; i++)
+    r.result()[i * r.out.stride] =
+        r.kernels->shift(r.f32(0) + i * r.in[0].stride, r.t->src[1] ? r.f32(1) + i * r.in[1].stride : nullptr,
+                         static_cast<size_t>(r.in[0].cols), r.t->params.distance);
+}
+
+// ---- centre_distance: L2 distance of each row from the mean of its sequence
+
+rs_status centre_distance_infer(rs_tensor &out) {
+  RS_CHECK(expect_f32_matrix(out, *out.src[0], "x"));
+  RS_CHECK(expect_i32(out, *out.src[1], "cu_seqlens", RS_DIM_CU_SEQLENS));
+  return result_scores(out);
+}
+work_bytes centre_distance_work(const op_run &r) { return {0, static_cast<size_t>(r.in[0].cols) * 4}; }
+op_macs centre_distance_macs(const op_run &) { return {0, RS_F32}; }
+void centre_distance_cpu(const op_run &r, const worker &me) {
+  const int32_t *cu = r.i32(1);
+  const int64_t c = r.in[0].cols;
+  auto *mean = reinterpret_cast<float *>(r.scratch(me.thread));
+  for (int64_t b = me.next(-1); b < r.in[1].cols - 1; b = me.next(b)) {
+    const auto row = [&](int64_t i) { return r.f32(0) + i * r.in[0].stride; };
+    std::fill(mean, mean + c, 0.0f);
+    for (int64_t i = cu[b]; i < cu[b + 1]; i++)
+      for (int64_t j = 0; j < c; j++) mean[j] += row(i)[j];
+    const float factor = 1 / static_cast<float>(cu[b + 1] - cu[b]);
+    for (int64_t j = 0; j < c; j++) mean[j] *= factor;
+    for (int64_t i = cu[b]; i < cu[b + 1]; i++)
+      r.result()[i * r.out.stride] = r.kernels->shift(row(i), mean, static_cast<size_t>(c), RS_DISTANCE_L2);
+  }
+}
+
+// ---- attn_colsum: the attention that each key gets
+//
+// A block of queries has its scores for all keys of the sequence side by side, [attn_rows, n]: a column can only be summed when the
+// softmax of its rows is known.
+
+rs_status attn_colsum_infer(rs_tensor &out) {
+  const rs_tensor &q = *out.src[0], &k = *out.src[1];
+  RS_CHECK(expect_f32_matrix(out, q, "q"));
+  RS_CHECK(expect_f32_matrix(out, k, "k"));
+  if (!same_shape(q, 2, k.shape))
+    return rs_fail(RS_ERR_ARGUMENT, "attn_colsum: q %s and k %s differ", shape_text(2, q.shape).c_str(),
+                   shape_text(2, k.shape).c_str());
+  RS_CHECK(expect_i32(out, *out.src[2], "cu_seqlens", RS_DIM_CU_SEQLENS));
+  RS_CHECK(expect_heads(out, q, out.src[3]));
+  return result_scores(out);
+}
+
+struct colsum_scratch {  // of a thread; of the longest sequence that the tokens may be
+  float *keys;           // panels [n / 16][D][16]
+  float *scores;         // [attn_rows][n]
+  float *log_sizes;      // [n]
+  float *rows;           // largest, sum and correction, [attn_rows] each
+  size_t bytes = 0;
+
+  colsum_scratch(char *memory, const op_run &r) {
+    const auto n = round_up(static_cast<size_t>(r.in[0].rows), panel_n), d = static_cast<size_t>(r.in[0].cols / r.t->params.heads);
+    const auto take = [&](size_t floats) {
+      float *at = reinterpret_cast<float *>(memory + bytes);
+      bytes += round_up(floats * 4, align_data);
+      return at;
+    };
+    keys = take(n * d);
+    scores = take(attn_rows * n);
+    log_sizes = take(n);
+    rows = take(3 * attn_rows);
+  }
+};
+work_bytes attn_colsum_work(const op_run &r) { return {0, colsum_scratch(nullptr, r).bytes}; }
+op_macs attn_colsum_macs(const op_run &r) {
+  double pairs = 0;
+  if (const int32_t *cu = r.i32(2))
+    for (int64_t b = 0; b + 1 < r.in[2].cols; b++) {
+      const double n = cu[b + 1] - cu[b];
+      pairs += r.t->params.first_only ? n : n * n;
+    }
+  return {pairs * static_cast<double>(r.in[0].cols), RS_F32};
+}
+
+void attn_colsum_sequence(const op_run &r, const colsum_scratch &s, int64_t begin, int64_t end) {
+  const int64_t n = end - begin, queries = r.t->params.first_only ? 1 : n, heads = r.t->params.heads;
+  const auto d = static_cast<size_t>(r.in[0].cols / heads), ld = round_up(static_cast<size_t>(n), panel_n);
+  const float scale = r.t->params.scale;
+  float *sums = r.result() + begin * r.out.stride;
+  for (int64_t j = 0; j < n; j++) sums[j * r.out.stride] = 0;
+  if (r.t->src[3]) find_log_sizes(r.in[3], begin, static_cast<int>(n), scale, s.log_sizes);
+  for (int64_t head = 0; head < heads; head++) {
+    const int64_t column = head * static_cast<int64_t>(d);
+    pack_keys(r.f32(1) + begin * r.in[1].stride + column, r.in[1].stride, n, d, s.keys);
+    for (int64_t query = 0; query < queries; query += attn_rows) {
+      const int rows = static_cast<int>(std::min<int64_t>(attn_rows, queries - query));
+      r.kernels->f32_panels(r.f32(0) + (begin + query) * r.in[0].stride + column, static_cast<size_t>(r.in[0].stride), rows, s.keys,
+                            d * panel_n, static_cast<int>(ld / panel_n), d, s.scores, ld, false);
+      if (r.t->src[3]) add_to_rows(s.scores, ld, rows, static_cast<int>(n), s.log_sizes);
+      float *total = s.rows + attn_rows;
+      r.kernels->softmax(s.scores, ld, rows, static_cast<size_t>(n), scale, true, s.rows, total, total + attn_rows);
+      for (int i = 0; i < rows; i++) {
+        const float weight = 1 / (total[i] * static_cast<float>(heads) * static_cast<float>(queries));
+        const float *row = s.scores + static_cast<size_t>(i) * ld;
+        for (int64_t j = 0; j < n; j++) sums[j * r.out.stride] += row[j] * weight;
+      }
+    }
+  }
+}
+void attn_colsum_cpu(const op_run &r, const worker &me) {
+  const colsum_scratch scratch(r.scratch(me.thread), r);
+  const int32_t *cu = r.i32(2);
+  for (int64_t b = me.next(-1); b < r.in[2].cols - 1; b = me.next(b)) attn_colsum_sequence(r, scratch, cu[b], cu[b + 1]);
+}
+
+// ---- position_score: by place, or by chance
+
+rs_status position_score_infer(rs_tensor &out) {
+  RS_CHECK(expect_i32(out, *out.src[0], "cu_seqlens", RS_DIM_CU_SEQLENS));
+  return result_scores(out);
+}
+work_bytes position_score_work(const op_run &) { return {0, 0}; }
+op_macs position_score_macs(const op_run &) { return {0, RS_F32}; }
+// splitmix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).
+uint64_t mix_bits(uint64_t x) {
+  x += 0x9e3779b97f4a7c15u;
+  x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
+  x = (x ^ x >> 27) * 0x94d049bb133111ebu;
+  return x ^ x >> 31;
+}
+void position_score_cpu(const op_run &r, const worker &me) {
+  const int32_t *cu = r.i32(0);
+  for (int64_t b = me.next(-1); b < r.in[0].cols - 1; b = me.next(b)) {
+    const auto n = static_cast<uint64_t>(cu[b + 1] - cu[b]);
+    for (uint64_t i = 0; i < n; i++) {
+      const uint64_t bits = mix_bits(mix_bits(mix_bits(r.t->params.seed) + n) + i) >> 40;
+      r.result()[(cu[b] + static_cast<int64_t>(i)) * r.out.stride] =
+          r.t->params.random ? static_cast<float>(bits) * 0x1p-24f : -static_cast<float>(i);
+    }
+  }
+}
+
+// ---- standardize: mean 0, deviation `weight` over each sequence
+
+rs_status standardize_infer(rs_tensor &out) {
+  RS_CHECK(expect_scores(out, *out.src[0], "x"));
+  RS_CHECK(expect_i32(out, *out.src[1], "cu_seqlens", RS_DIM_CU_SEQLENS));
+  return result_scores(out);
+}
+work_bytes standardize_work(const op_run &) { return {0, 0}; }
+op_macs standardize_macs(const op_run &) { return {0, RS_F32}; }
+
+struct moments {
+  double mean, deviation;
+  moments(const float *x, int64_t stride, int64_t n) {
+    double sum = 0, squares = 0;
+    for (int64_t i = 0; i < n; i++) sum += static_cast<double>(x[i * stride]);
+    mean = sum / static_cast<double>(n);
+    for (int64_t i = 0; i < n; i++)
+      squares += (static_cast<double>(x[i * stride]) - mean) * (static_cast<double>(x[i * stride]) - mean);
+    deviation = std::sqrt(squares / static_cast<double>(n));
+  }
+  double of(float x) const {
+    return deviation > 0 ? (static_cast<double>(x) - mean) / deviation : std::isnan(deviation) ? deviation : 0;
+  }
+};
+void standardize_cpu(const op_run &r, const worker &me) {
+  const int32_t *cu = r.i32(1);
+  for (int64_t b = me.next(-1); b < r.in[1].cols - 1; b = me.next(b)) {
+    const moments m(r.f32(0) + cu[b] * r.in[0].stride, r.in[0].stride, cu[b + 1] - cu[b]);
+    for (int64_t i = cu[b]; i < cu[b + 1]; i++)
+      r.result()[i * r.out.stride] =
+          static_cast<float>(static_cast<double>(r.t->params.weight) * m.of(r.f32(0)[i * r.in[0].stride]));
+  }
+}
+
+// ---- token_drop: which tokens stay
+
+struct drop_count {
+  int64_t kept, extra;
+};
+// Of n tokens, `protect` of which must stay.
+drop_count drop_rule_count(const rs_drop_rule &rule, int64_t n, int64_t protect) {
+  int64_t keep = rule.keep > 0 ? rule.keep : n - static_cast<int64_t>(static_cast<double>(n) * rule.ratio);
+  keep = std::min(n, std::max<int64_t>({keep, rule.least, protect, 1}));
+  if (!rule.fold) return {keep, 0};
+  // One token folded into one would be a copy of it.
+  return n - keep > 1 ? drop_count{keep, 1} : drop_count{n, 0};
+}
+
+// Is the last of `all` tokens, of n before, one that others were folded into?
+bool has_extra(const rs_drop_rule &rule, int64_t n, int64_t all) { return rule.fold && all < n; }
+
+// The same behind a layer of a schedule, which may drop nothing.
+int32_t drop_layer_count(const rs_drop_schedule::layer &l, int32_t n, int32_t protect) {
+  if (!l.drops || n == 0) return n;
+  const drop_count count = drop_rule_count(l.rule, n, protect);
+  return static_cast<int32_t>(count.kept + count.extra);
+}
+
+// Of the sequence that is rows [begin, end) of the graph's inputs.
+int64_t protected_tokens(const rs_drop_rule &rule, const int32_t *protect, int64_t begin, int64_t end) {
+  if (begin == end) return 0;
+  int64_t n = rule.keep_first && !(protect && protect[begin]) ? 1 : 0;
+  for (int64_t i = begin; protect && i < end; i++) n += protect[i] != 0;
+  return n;
+}
+
+rs_status token_drop_infer(rs_tensor &out) {
+  const rs_tensor &score = *out.src[0], &starts = *out.src[1];
+  const rs_drop_rule &rule = out.params.rule;
+  RS_CHECK(expect_scores(out, score, "score"));
+  RS_CHECK(expect_i32(out, starts, "cu_seqlens", RS_DIM_CU_SEQLENS));
+  RS_CHECK(expect_level(out, starts, score.level));
+  if (starts.kind != tensor_input && starts.kind != tensor_starts)
+    return rs_fail(RS_ERR_ARGUMENT, "token_drop: '%s' is neither an input nor from rs_token_starts", starts.name.c_str());
+  if (const rs_tensor *protect = out.src[2]) {
+    RS_CHECK(expect_i32(out, *protect, "protect", RS_DIM_TOKENS));
+    if (protect->kind != tensor_input)
+      return rs_fail(RS_ERR_ARGUMENT, "token_drop: protect '%s' is not an input of the graph", protect->name.c_str());
+  }
+  if (!(rule.ratio >= 0 && rule.ratio < 1))
+    return rs_fail(RS_ERR_ARGUMENT, "token_drop: ratio %g, expected 0 to below 1", rule.ratio);
+  if (rule.keep < 0 || rule.least < 0) return rs_fail(RS_ERR_ARGUMENT, "token_drop: keep %d, least %d", rule.keep, rule.least);
+  out.type = RS_I32;
+  const int64_t shape[] = {RS_DIM_TOKENS, 2};
+  return set_shape(&out, 2, shape);
+}
+work_bytes token_drop_work(const op_run &r) { return {static_cast<size_t>(r.in[0].rows) * sizeof(uint64_t), 0}; }
+op_macs token_drop_macs(const op_run &) { return {0, RS_F32}; }
+
+// Kept rows: the row at the level before, and that of the graph's inputs.
+struct kept_rows {
+  int32_t *rows;
+  explicit kept_rows(const value &v) : rows(reinterpret_cast<int32_t *>(v.data)) {}
+  int32_t &before(int64_t i) const { return rows[2 * i]; }
+  int32_t &origin(int64_t i) const { return rows[2 * i + 1]; }
+};
+
+// Protected tokens first, then by falling score, then by rising position: in descending order of one integer.
+constexpr int position_bits = 31;
+uint64_t drop_order(bool protect, float score, int64_t position) {
+  uint32_t bits;
+  score += 0.0f;  // one zero
+  memcpy(&bits, &score, 4);
+  bits = bits >> 31 ? ~bits : bits | 1u << 31;
+  return static_cast<uint64_t>(protect) << 63 | static_cast<uint64_t>(bits) << position_bits |
+         static_cast<uint64_t>(INT32_MAX - position);
+}
+
+void token_drop_cpu(const op_run &r, const worker &me) {
+  const rs_drop_rule &rule = r.t->params.rule;
+  const int32_t *from = r.i32(1), *to = r.i32(4), *protect = r.t->src[2] ? r.i32(2) : nullptr;
+  const kept_rows out(r.out), previous(r.in[3]);
+  for (int64_t b = me.next(-1); b < r.in[1].cols - 1; b = me.next(b)) {
+    const int64_t n = from[b + 1] - from[b], all = to[b + 1] - to[b];
+    const auto origin = [&](int64_t i) { return r.t->src[3] ? previous.origin(from[b] + i) : static_cast<int32_t>(from[b] + i); };
+    const int64_t keep = has_extra(rule, n, all) ? all - 1 : all;
+    uint64_t *order = reinterpret_cast<uint64_t *>(r.shared) + from[b];
+    for (int64_t i = 0; i < n; i++) {
+      const float score = r.f32(0)[(from[b] + i) * r.in[0].stride];
+      if (std::isnan(score)) {
+        rs_fail(RS_ERR_NUMERIC, "'%s': the score of token %lld of sequence %lld is NaN", r.t->src[0]->name.c_str(),
+                static_cast<long long>(i), static_cast<long long>(b));
+        return r.error->set(RS_ERR_NUMERIC);
+      }
+      const bool stays = (rule.keep_first && i == 0) || (protect && origin(i) >= 0 && protect[origin(i)]);
+      order[i] = drop_order(stays, rule.lowest ? -score : score, i);
+    }
+    if (keep < n) std::nth_element(order, order + keep, order + n, std::greater<>());
+    for (int64_t i = 0; i < keep; i++) order[i] = INT32_MAX - (order[i] & INT32_MAX);
+    std::sort(order, order + keep);
+    for (int64_t i = 0; i < keep; i++) {
+      out.before(to[b] + i) = from[b] + static_cast<int32_t>(order[i]);
+      out.origin(to[b] + i) = origin(static_cast<int64_t>(order[i]));
+    }
+    if (keep < all) out.before(to[b + 1] - 1) = out.origin(to[b + 1] - 1) = -1;
+  }
+}
+
+// ---- token_gather: the rows that stay
+
+// A tensor that rs_token_drop made, and one of the level that it chose from.
+rs_status expect_kept(const rs_tensor &op, const rs_tensor &kept) {
+  if (kept.kind == tensor_op && kept.op == OP_TOKEN_DROP) return RS_OK;
+  return rs_fail(RS_ERR_ARGUMENT, "%s: '%s' is not what rs_token_drop returned", op_rows[op.op].name, kept.name.c_str());
+}
+int level_before(const rs_tensor &kept) { return kept.src[0]->level; }
+
+rs_status token_gather_infer(rs_tensor &out) {
+  const rs_tensor &x = *out.src[0], &kept = *out.src[1];
+  RS_CHECK(expect_f32_matrix(out, x, "x"));
+  RS_CHECK(expect_kept(out, kept));
+  RS_CHECK(expect_level(out, x, level_before(kept)));
+  if (kept.params.rule.fold) return rs_fail(RS_ERR_ARGUMENT, "token_gather: '%s' folds, use rs_token_merge", kept.name.c_str());
+  out.level = kept.level;
+  return result_like(out, x);
+}
+work_bytes token_gather_work(const op_run &) { return {0, 0}; }
+op_macs token_gather_macs(const op_run &) { return {0, RS_F32}; }
+void token_gather_cpu(const op_run &r, const worker &me) {
+  const kept_rows kept(r.in[1]);
+  const auto [begin, end] = me.share(r.out.rows);
+  for (int64_t i = begin; i < end; i++)
+    memcpy(r.result() + i * r.out.stride, r.f32(0) + kept.before(i) * r.in[0].stride, static_cast<size_t>(r.out.cols) * 4);
+}
+
+// ---- token_restore: dropped rows back among those that stayed
+
+rs_status token_restore_infer(rs_tensor &out) {
+  const rs_tensor &x = *out.src[0], &before = *out.src[1], &kept = *out.src[2];
+  RS_CHECK(expect_f32_matrix(out, x, "x"));
+  RS_CHECK(expect_f32_matrix(out, before, "before"));
+  RS_CHECK(expect_kept(out, kept));
+  RS_CHECK(expect_level(out, x, kept.level));
+  RS_CHECK(expect_level(out, before, level_before(kept)));
+  if (kept.params.rule.fold)
+    return rs_fail(RS_ERR_ARGUMENT, "token_restore: '%s' folds: there is nothing to restore", kept.name.c_str());
+  if (!same_shape(x, before.rank, before.shape))
+    return rs_fail(RS_ERR_ARGUMENT, "token_restore: '%s' %s and '%s' %s differ", x.name.c_str(),
+                   shape_text(x.rank, x.shape).c_str(), before.name.c_str(), shape_text(before.rank, before.shape).c_str());
+  out.level = before.level;
+  return result_like(out, before);
+}
+work_bytes token_restore_work(const op_run &) { return {0, 0}; }
+op_macs token_restore_macs(const op_run &) { return {0, RS_F32}; }
+void token_restore_cpu(const op_run &r, const worker &me) {
+  const kept_rows kept(r.in[2]);
+  const auto copy = [&](int64_t to, const value &from, int64_t row) {
+    memcpy(r.result() + to * r.out.stride, reinterpret_cast<const float *>(from.data) + row * from.stride,
+           static_cast<size_t>(r.out.cols) * 4);
+  };
+  // Rows that stayed are in order, so each share of them has a range of all rows to itself.
+  const auto [begin, end] = me.share(r.in[0].rows);
+  int64_t at = begin == 0 ? 0 : kept.before(begin - 1) + 1;
+  for (int64_t i = begin; i < end; i++) {
+    for (; at < kept.before(i); at++) copy(at, r.in[1], at);
+    copy(at++, r.in[0], i);
+  }
+  if (end == r.in[0].rows && me.thread == me.threads - 1)
+    for (; at < r.out.rows; at++) copy(at, r.in[1], at);
+}
+
+// ---- token_assign: the row that each token becomes part of
+
+rs_status expect_assignment(const rs_tensor &op, const rs_tensor &kept, const rs_tensor &starts) {
+  RS_CHECK(expect_kept(op, kept));
+  RS_CHECK(expect_i32(op, starts, "cu_seqlens", RS_DIM_CU_SEQLENS));
+  return expect_level(op, starts, level_before(kept));
+}
+
+rs_status token_assign_infer(rs_tensor &out) {
+  const rs_tensor &x = *out.src[0], &kept = *out.src[1];
+  RS_CHECK(expect_f32_matrix(out, x, "x"));
+  RS_CHECK(expect_assignment(out, kept, *out.src[2]));
+  RS_CHECK(expect_level(out, x, level_before(kept)));
+  out.type = RS_I32;
+  return result_scores(out);
+}
+
+// A unit is some rows of a sequence.  Those that were dropped go by in blocks, and for each block the rows that stay, as panels
+// divided by their norms.
+constexpr int64_t assign_unit_rows = 256, assign_rows = 64, assign_keys = 128;
+
+struct assign_scratch {  // of a thread
+  float *dropped;        // [assign_rows][C]
+  float *keys;           // [assign_keys][C], then their panels
+  float *panels;         // [assign_keys / 16][C][16]
+  float *likeness;       // [assign_rows][assign_keys]
+  size_t bytes = 0;
+
+  assign_scratch(char *memory, const op_run &r) {
+    const auto c = static_cast<size_t>(r.in[0].cols);
+    const auto take = [&](size_t floats) {
+      float *at = reinterpret_cast<float *>(memory + bytes);
+      bytes += round_up(floats * 4, align_data);
+      return at;
+    };
+    dropped = take(assign_rows * c);
+    keys = take(assign_keys * c);
+    panels = take(assign_keys * c);
+    likeness = take(assign_rows * assign_keys);
+  }
+};
+work_bytes token_assign_work(const op_run &r) { return {0, r.t->src[1]->params.rule.fold ? 0 : assign_scratch(nullptr, r).bytes}; }
+op_macs token_assign_macs(const op_run &r) {
+  double pairs = 0;
+  const int32_t *from = r.i32(2), *to = r.i32(3);
+  if (from && to && !r.t->src[1]->params.rule.fold)
+    for (int64_t b = 0; b + 1 < r.in[2].cols; b++) {
+      const double all = from[b + 1] - from[b], kept = to[b + 1] - to[b];
+      pairs += (all - kept) * kept;
+    }
+  return {pairs * static_cast<double>(r.in[0].cols), RS_F32};
+}
+
+// rows: [n], rows of x that were dropped.
+void assign_block(const op_run &r, const assign_scratch &s, const int64_t *rows, int n, int64_t begin, int64_t end) {
+  const kept_rows kept(r.in[1]);
+  const auto c = static_cast<size_t>(r.in[0].cols);
+  const auto row = [&](int64_t i) { return r.f32(0) + i * r.in[0].stride; };
+  auto *result = reinterpret_cast<int32_t *>(r.out.data);
+  float best[assign_rows];
+  for (int i = 0; i < n; i++) memcpy(s.dropped + static_cast<size_t>(i) * c, row(rows[i]), c * 4);
+  for (int64_t key = begin; key < end; key += assign_keys) {
+    const int keys = static_cast<int>(std::min(assign_keys, end - key));
+    for (int j = 0; j < keys; j++) {
+      const float *x = row(kept.before(key + j)), norm = r.kernels->shift(x, nullptr, c, RS_DISTANCE_L2);
+      const float factor = norm > 0 ? 1 / norm : 0;
+      for (size_t i = 0; i < c; i++) s.keys[static_cast<size_t>(j) * c + i] = x[i] * factor;
+    }
+    pack_keys(s.keys, static_cast<int64_t>(c), keys, c, s.panels);
+    r.kernels->f32_panels(s.dropped, c, n, s.panels, c * panel_n, static_cast<int>(ceil_div(keys, panel_n)), c, s.likeness,
+                          assign_keys, false);
+    for (int i = 0; i < n; i++)
+      for (int j = 0; j < keys; j++) {
+        const float like = s.likeness[i * assign_keys + j];
+        if ((key > begin || j > 0) && !(like > best[i])) continue;  // of equal ones the first
+        best[i] = like;
+        result[rows[i]] = static_cast<int32_t>(key) + j;
+      }
+  }
+}
+
+// Rows [first, last) of a sequence that keeps rows [begin, end).
+void assign_unit(const op_run &r, int thread, int64_t first, int64_t last, int64_t begin, int64_t end) {
+  const kept_rows kept(r.in[1]);
+  const bool fold = r.t->src[1]->params.rule.fold;
+  auto *result = reinterpret_cast<int32_t *>(r.out.data);
+  int64_t rows[assign_rows];
+  int n = 0;
+  const auto flush = [&] {
+    if (fold)
+      for (int i = 0; i < n; i++) result[rows[i]] = static_cast<int32_t>(end) - 1;
+    else if (n) assign_block(r, assign_scratch(r.scratch(thread), r), rows, n, begin, end);
+    n = 0;
+  };
+  int64_t next = begin;  // the first that stays of those from `first` on
+  for (int64_t above = end; next < above;) {
+    const int64_t middle = next + (above - next) / 2, row = kept.before(middle);
+    if (row >= 0 && row < first) next = middle + 1;
+    else above = middle;
+  }
+  for (int64_t i = first; i < last; i++) {
+    if (next < end && kept.before(next) == i) {
+      result[i] = static_cast<int32_t>(next++);
+      continue;
+    }
+    rows[n++] = i;
+    if (n == assign_rows) flush();
+  }
+  flush();
+}
+
+void token_assign_cpu(const op_run &r, const worker &me) {
+  const int32_t *from = r.i32(2), *to = r.i32(3);
+  int64_t unit = 0, mine = me.next(-1);
+  for (int64_t b = 0; b < r.in[2].cols - 1; b++)
+    for (int64_t first = from[b]; first < from[b + 1]; first += assign_unit_rows)
+      if (unit++ == mine) {
+        assign_unit(r, me.thread, first, std::min<int64_t>(first + assign_unit_rows, from[b + 1]), to[b], to[b + 1]);
+        mine = me.next(mine);
+      }
+}
+
+// ---- token_merge: weighted means of the rows that become one
+
+rs_status expect_assign(const rs_tensor &op, const rs_tensor &assign, const rs_tensor &kept) {
+  if (assign.kind == tensor_op && assign.op == OP_TOKEN_ASSIGN && assign.src[1] == &kept) return RS_OK;
+  return rs_fail(RS_ERR_ARGUMENT, "%s: '%s' is not what rs_token_assign made of '%s'", op_rows[op.op].name, assign.name.c_str(),
+                 kept.name.c_str());
+}
+rs_status expect_sizes(const rs_tensor &op, const rs_tensor *sizes, const char *what, int level) {
+  if (!sizes) return RS_OK;
+  RS_CHECK(expect_scores(op, *sizes, what));
+  return expect_level(op, *sizes, level);
+}
+
+rs_status token_merge_infer(rs_tensor &out) {
+  const rs_tensor &x = *out.src[0], &kept = *out.src[1];
+  RS_CHECK(expect_f32_matrix(out, x, "x"));
+  RS_CHECK(expect_assignment(out, kept, *out.src[2]));
+  RS_CHECK(expect_assign(out, *out.src[4], kept));
+  RS_CHECK(expect_level(out, x, level_before(kept)));
+  RS_CHECK(expect_sizes(out, out.src[5], "sizes", level_before(kept)));
+  RS_CHECK(expect_sizes(out, out.src[6], "score", level_before(kept)));
+  out.level = kept.level;
+  return result_like(out, x);
+}
+work_bytes token_merge_work(const op_run &r) {
+  return {static_cast<size_t>(r.in[0].rows + r.out.rows) * 4, 0};  // weights before, their sums after
+}
+op_macs token_merge_macs(const op_run &) { return {0, RS_F32}; }
+
+void token_merge_cpu(const op_run &r, const worker &me) {
+  const rs_drop_rule &rule = r.t->src[1]->params.rule;
+  const kept_rows kept(r.in[1]);
+  const int32_t *from = r.i32(2), *to = r.i32(3), *assign = r.i32(4);
+  float *weights = reinterpret_cast<float *>(r.shared), *sums = weights + r.in[0].rows;
+  const int64_t c = r.out.cols;
+  for (int64_t b = me.next(-1); b < r.in[2].cols - 1; b = me.next(b)) {
+    const int64_t n = from[b + 1] - from[b], extra = has_extra(rule, n, to[b + 1] - to[b]) ? to[b + 1] - 1 : -1;
+    const moments m(r.t->src[6] && extra >= 0 ? r.f32(6) + from[b] * r.in[6].stride : nullptr, r.in[6].stride,
+                    r.t->src[6] && extra >= 0 ? n : 0);
+    std::fill(sums + to[b], sums + to[b + 1], 0.0f);
+    for (int64_t i = from[b]; i < from[b + 1]; i++) {
+      weights[i] = r.t->src[5] ? r.f32(5)[i * r.in[5].stride] : 1;
+      if (r.t->src[6] && assign[i] == extra) {
+        const double z = m.of(r.f32(6)[i * r.in[6].stride]);
+        weights[i] *= static_cast<float>(std::exp(rule.lowest ? -z : z));
+      }
+      sums[assign[i]] += weights[i];
+    }
+    for (int64_t j = to[b]; j < to[b + 1]; j++) {
+      float *y = r.result() + j * r.out.stride;
+      if (j == extra) {
+        std::fill(y, y + c, 0.0f);
+        continue;
+      }
+      const int64_t i = kept.before(j);
+      const float *x = r.f32(0) + i * r.in[0].stride, share = weights[i] / sums[j];  // exactly 1 where nothing joins it
+      for (int64_t k = 0; k < c; k++) y[k] = x[k] * share;
+    }
+    for (int64_t i = from[b]; i < from[b + 1]; i++) {
+      const int64_t j = assign[i];
+      if (j != extra && kept.before(j) == i) continue;
+      float *y = r.result() + j * r.out.stride;
+      const float *x = r.f32(0) + i * r.in[0].stride, share = weights[i] / sums[j];
+      for (int64_t k = 0; k < c; k++) y[k] += x[k] * share;
+    }
+  }
+}
+
+// ---- token_sizes: how many tokens each stands for
+
+rs_status token_sizes_infer(rs_tensor &out) {
+  const rs_tensor &kept = *out.src[1];
+  RS_CHECK(expect_assignment(out, kept, *out.src[2]));
+  RS_CHECK(expect_assign(out, *out.src[0], kept));
+  RS_CHECK(expect_sizes(out, out.src[4], "sizes", level_before(kept)));
+  out.level = kept.level;
+  return result_scores(out);
+}
+work_bytes token_sizes_work(const op_run &) { return {0, 0}; }
+op_macs token_sizes_macs(const op_run &) { return {0, RS_F32}; }
+void token_sizes_cpu(const op_run &r, const worker &me) {
+  const int32_t *assign = r.i32(0), *from = r.i32(2), *to = r.i32(3);
+  for (int64_t b = me.next(-1); b < r.in[2].cols - 1; b = me.next(b)) {
+    for (int64_t j = to[b]; j < to[b + 1]; j++) r.result()[j * r.out.stride] = 0;
+    for (int64_t i = from[b]; i < from[b + 1]; i++)
+      r.result()[assign[i] * r.out.stride] += r.t->src[4] ? r.f32(4)[i * r.in[4].stride] : 1;
+  }
+}
+
 }  // namespace
 
 const char *rs_op_name(size_t i) { return i < op_count ? op_rows[i].name : nullptr; }
@@ -3396,26 +4084,93 @@ rs_tensor *rs_layer_norm(rs_graph *g, rs_tensor *x, rs_tensor *residual, rs_tens
   p.eps = eps;
   return add_op(g, OP_LAYER_NORM, p, {x, residual, gamma, beta}, 1u << 1);
 }
-rs_tensor *rs_flash_attn(rs_graph *g, rs_tensor *q, rs_tensor *k, rs_tensor *v, rs_tensor *cu_seqlens, int heads, float scale) {
+rs_tensor *rs_flash_attn(rs_graph *g, rs_tensor *q, rs_tensor *k, rs_tensor *v, rs_tensor *cu_seqlens, rs_tensor *sizes, int heads,
+                         float scale) {
   op_params p = {};
   p.heads = heads;
   p.scale = scale;
-  return add_op(g, OP_FLASH_ATTN, p, {q, k, v, cu_seqlens});
+  return add_op(g, OP_FLASH_ATTN, p, {q, k, v, cu_seqlens, sizes}, 1u << 4);
 }
-rs_tensor *rs_pool(rs_graph *g, rs_tensor *x, rs_tensor *cu_seqlens, rs_pooling pooling) {
+rs_tensor *rs_pool(rs_graph *g, rs_tensor *x, rs_tensor *cu_seqlens, rs_tensor *sizes, rs_pooling pooling) {
   op_params p = {};
   p.pooling = pooling;
-  return add_op(g, OP_POOL, p, {x, cu_seqlens});
+  return add_op(g, OP_POOL, p, {x, cu_seqlens, sizes}, 1u << 2);
 }
 rs_tensor *rs_l2_normalize(rs_graph *g, rs_tensor *x) { return add_op(g, OP_L2_NORMALIZE, {}, {x}); }
+rs_tensor *rs_shift(rs_graph *g, rs_tensor *to, rs_tensor *from, rs_distance distance) {
+  op_params p = {};
+  p.distance = distance;
+  return add_op(g, OP_SHIFT, p, {to, from}, 1u << 1);
+}
+rs_tensor *rs_centre_distance(rs_graph *g, rs_tensor *x, rs_tensor *cu_seqlens) {
+  return add_op(g, OP_CENTRE_DISTANCE, {}, {x, cu_seqlens});
+}
+rs_tensor *rs_attn_colsum(rs_graph *g, rs_tensor *q, rs_tensor *k, rs_tensor *cu_seqlens, rs_tensor *sizes, int heads, float scale,
+                          bool class_only) {
+  op_params p = {};
+  p.heads = heads;
+  p.scale = scale;
+  p.first_only = class_only;
+  return add_op(g, OP_ATTN_COLSUM, p, {q, k, cu_seqlens, sizes}, 1u << 3);
+}
+rs_tensor *rs_position_score(rs_graph *g, rs_tensor *cu_seqlens, bool random, uint64_t seed) {
+  op_params p = {};
+  p.random = random;
+  p.seed = seed;
+  return add_op(g, OP_POSITION_SCORE, p, {cu_seqlens});
+}
+rs_tensor *rs_standardize(rs_graph *g, rs_tensor *x, rs_tensor *cu_seqlens, float weight) {
+  op_params p = {};
+  p.weight = weight;
+  return add_op(g, OP_STANDARDIZE, p, {x, cu_seqlens});
+}
+rs_tensor *rs_token_drop(rs_graph *g, rs_tensor *score, rs_tensor *cu_seqlens, rs_tensor *protect, const rs_drop_rule *rule) {
+  if (!score || score->graph != g) return add_op(g, OP_TOKEN_DROP, {}, {score, cu_seqlens, protect});  // the error that it is
+  rs_tensor *starts = new_tensor(g, tensor_starts);
+  if (!starts) return nullptr;
+  const int level = static_cast<int>(g->drops.size()) + 1;
+  starts->name = "token_starts." + std::to_string(starts->id);
+  starts->type = RS_I32;
+  starts->rank = 1;
+  starts->shape[0] = RS_DIM_CU_SEQLENS;
+  starts->level = level;
+  op_params p = {};
+  p.rule = *rule;
+  rs_tensor *before = score->level ? g->drops[static_cast<size_t>(score->level) - 1] : nullptr;
+  rs_tensor *kept = add_op(g, OP_TOKEN_DROP, p, {score, cu_seqlens, protect, before, starts}, 3u << 2);
+  if (!kept) return nullptr;
+  kept->level = level;
+  g->drops.push_back(kept);
+  return kept;
+}
+rs_tensor *rs_token_starts(rs_graph *g, rs_tensor *kept) {
+  if (!kept || g->status != RS_OK) return nullptr;
+  if (kept->graph == g && kept->kind == tensor_op && kept->op == OP_TOKEN_DROP) return kept->src[4];
+  return graph_fail(
+      g, rs_fail(RS_ERR_ARGUMENT, "token_starts: '%s' is not what rs_token_drop of this graph returned", kept->name.c_str()));
+}
+rs_tensor *rs_token_gather(rs_graph *g, rs_tensor *x, rs_tensor *kept) { return add_op(g, OP_TOKEN_GATHER, {}, {x, kept}); }
+rs_tensor *rs_token_restore(rs_graph *g, rs_tensor *x, rs_tensor *before, rs_tensor *kept) {
+  return add_op(g, OP_TOKEN_RESTORE, {}, {x, before, kept});
+}
+rs_tensor *rs_token_assign(rs_graph *g, rs_tensor *x, rs_tensor *cu_seqlens, rs_tensor *kept) {
+  return add_op(g, OP_TOKEN_ASSIGN, {}, {x, kept, cu_seqlens, rs_token_starts(g, kept)});
+}
+rs_tensor *rs_token_merge(rs_graph *g, rs_tensor *x, rs_tensor *assign, rs_tensor *kept, rs_tensor *cu_seqlens, rs_tensor *sizes,
+                          rs_tensor *score) {
+  return add_op(g, OP_TOKEN_MERGE, {}, {x, kept, cu_seqlens, rs_token_starts(g, kept), assign, sizes, score}, 3u << 5);
+}
+rs_tensor *rs_token_sizes(rs_graph *g, rs_tensor *assign, rs_tensor *kept, rs_tensor *cu_seqlens, rs_tensor *sizes) {
+  return add_op(g, OP_TOKEN_SIZES, {}, {assign, kept, cu_seqlens, rs_token_starts(g, kept), sizes}, 1u << 4);
+}
 
 // ================================================================================ 11  graph: validate, plan, run, profile
 
 namespace {
 
-// Operators that follow each other and work row by row on tokens form a chain: a block of rows can go through all of them before
-// the next one starts, by one thread, while its intermediate results stay in the cache.  Every other operator is a stage of its
-// own.
+// Operators that follow each other and work row by row on the same tokens form a chain: a block of rows can go through all of them
+// before the next one starts, by one thread, while its intermediate results stay in the cache.  Every other operator is a stage of
+// its own.
 void find_stages(rs_graph *g) {
   for (const auto &t : g->tensors) {
     t->last_use = t->output ? INT_MAX : t->id;
@@ -3426,7 +4181,8 @@ void find_stages(rs_graph *g) {
         last = std::max(last, t->id);
       }
     const bool by_rows = op_rows[t->op].by_rows && t->shape[0] == RS_DIM_TOKENS;
-    if (!by_rows || g->stages.empty() || !g->stages.back().by_rows) g->stages.push_back({g->ops, g->ops, by_rows});
+    if (!by_rows || g->stages.empty() || !g->stages.back().by_rows || g->stages.back().level != t->level)
+      g->stages.push_back({g->ops, g->ops, by_rows, t->level});
     g->stages.back().end = ++g->ops;
     t->stage = static_cast<int>(g->stages.size()) - 1;
   }
@@ -3461,11 +4217,19 @@ struct profile_entry {
   rs_type type;  // of the arithmetic
 };
 
+// The tokens of a level at one run.
+struct token_level {
+  int64_t tokens = 0;
+  int64_t block_rows = 0;   // of the blocks of a chain; 0: chains run operator by operator
+  std::vector<int32_t> cu;  // [B + 1] starts; level 0 has those of the caller
+};
+
 // What a session keeps of a graph that it runs: sizes and places for the last (T, B).  Its vectors are made once a graph.
 struct graph_plan {
   const rs_graph *graph;
   uint64_t graph_id;
-  int64_t tokens = -1, sequences = -1;
+  int64_t sequences = -1;
+  std::vector<token_level> levels;
   std::vector<value> values;    // by tensor id
   std::vector<size_t> offsets;  // in the arena, or in a block
   std::vector<size_t> bytes;
@@ -3473,11 +4237,12 @@ struct graph_plan {
   std::vector<op_run> ops;      // in order
   std::vector<int> live;        // while planning: tensors in the arena, by offset
   std::vector<size_t> profile;  // index into the session's profile, by op
-  int64_t block_rows = 0;       // of a chain's blocks; 0: chains run operator by operator
   // Of the arena: tensors, scratch of all threads, then for each thread: scratch, block (tensors, scratch of all operators).
   size_t tensor_bytes = 0, shared_bytes = 0, scratch_bytes = 0, block_tensor_bytes = 0, each_bytes = 0;
 
-  bool in_block(const rs_tensor &t) const { return block_rows && t.in_block; }
+  int64_t tokens(const rs_tensor &t) const { return levels[static_cast<size_t>(t.level)].tokens; }
+  int64_t block_rows(const rs_tensor &t) const { return levels[static_cast<size_t>(t.level)].block_rows; }
+  bool in_block(const rs_tensor &t) const { return t.in_block && block_rows(t); }
 };
 
 int64_t dim_at(int64_t dim, int64_t tokens, int64_t sequences) {
@@ -3497,8 +4262,8 @@ void plan_shapes(graph_plan &p) {
   for (const auto &t : p.graph->tensors) {
     value &v = p.values[t->id];
     v.rows = 1;
-    for (int i = 0; i + 1 < t->rank; i++) v.rows *= dim_at(t->shape[i], p.tokens, p.sequences);
-    v.cols = dim_at(t->shape[t->rank - 1], p.tokens, p.sequences);
+    for (int i = 0; i + 1 < t->rank; i++) v.rows *= dim_at(t->shape[i], p.tokens(*t), p.sequences);
+    v.cols = dim_at(t->shape[t->rank - 1], p.tokens(*t), p.sequences);
     v.stride = t->kind == tensor_view ? p.values[t->base->id].stride : v.cols;
     p.bytes[t->id] = static_cast<size_t>(v.rows) * static_cast<size_t>(v.cols) * 4;  // activations are f32 or i32
   }
@@ -3526,7 +4291,9 @@ int64_t choose_block_rows(int64_t tokens, int threads) {
 // that are still to be read.  Results are never written over an input of the same operator.  Returns the bytes in use at most.
 size_t plan_places(graph_plan &p, bool in_block) {
   const auto &tensors = p.graph->tensors;
-  const auto bytes_of = [&](int id) { return in_block ? static_cast<size_t>(p.block_rows * p.values[id].cols) * 4 : p.bytes[id]; };
+  const auto bytes_of = [&](int id) {
+    return in_block ? static_cast<size_t>(p.block_rows(*tensors[id]) * p.values[id].cols) * 4 : p.bytes[id];
+  };
   p.live.clear();
   size_t most = 0;
   for (const auto &t : tensors) {
@@ -3534,7 +4301,7 @@ size_t plan_places(graph_plan &p, bool in_block) {
     // Blocks are at different operators of a chain at one time, so a place in the arena is free when the stage is done.
     const auto over = [&](int id) {
       const int last = tensors[id]->last_use;
-      return last < t->id && (!p.block_rows || in_block || tensors[last]->stage < t->stage);
+      return last < t->id && (in_block || tensors[last]->stage < t->stage || !p.block_rows(*tensors[last]));
     };
     p.live.erase(std::remove_if(p.live.begin(), p.live.end(), over), p.live.end());
     size_t offset = 0, at = 0;
@@ -3563,8 +4330,8 @@ void plan_ops(graph_plan &p, const kernel_row *kernels) {
     for (int i = 0; i < max_sources; i++)
       if (t->src[i]) r.in[i] = p.values[t->src[i]->id];
     p.ops.push_back(r);
-    const bool blocks = p.block_rows && p.graph->stages[static_cast<size_t>(t->stage)].by_rows;
-    if (blocks) r.out.rows = p.block_rows;
+    const bool blocks = p.block_rows(*t) && p.graph->stages[static_cast<size_t>(t->stage)].by_rows;
+    if (blocks) r.out.rows = p.block_rows(*t);
     const work_bytes work = op_rows[t->op].work(r);
     size_t &shared = blocks ? block_shared : p.shared_bytes;
     shared = std::max(shared, round_up(work.shared, align_data));
@@ -3621,30 +4388,70 @@ graph_plan *plan_of(lane *l, const rs_graph *g) {
   p->bound.resize(n);
   p->live.reserve(n);
   p->ops.reserve(n);
+  p->levels.resize(g->drops.size() + 1);
   l->plans.push_back(std::move(p));
   return l->plans.back().get();
 }
 
-rs_status bind(graph_plan &p, const rs_binding *bindings, size_t n) {
+rs_status check_binding(const graph_plan &p, const rs_binding &b) {
+  const rs_tensor &t = *b.tensor;
+  if (b.bytes != p.bytes[t.id])
+    return rs_fail(RS_ERR_ARGUMENT, "'%s' has %zu bytes, expected %zu", t.name.c_str(), b.bytes, p.bytes[t.id]);
+  return b.data ? RS_OK : rs_fail(RS_ERR_ARGUMENT, "'%s' is bound to NULL", t.name.c_str());
+}
+
+rs_status bind_inputs(graph_plan &p, const rs_binding *bindings, size_t n) {
   std::fill(p.bound.begin(), p.bound.end(), nullptr);
   for (size_t i = 0; i < n; i++) {
-    const rs_binding &b = bindings[i];
-    if (!b.tensor || b.tensor->graph != p.graph) return rs_fail(RS_ERR_ARGUMENT, "binding %zu is not a tensor of this graph", i);
-    const rs_tensor &t = *b.tensor;
-    if (t.kind != tensor_input && !t.output)
-      return rs_fail(RS_ERR_ARGUMENT, "'%s' is neither an input nor an output", t.name.c_str());
-    if (b.bytes != p.bytes[t.id])
-      return rs_fail(RS_ERR_ARGUMENT, "'%s' has %zu bytes, expected %zu", t.name.c_str(), b.bytes, p.bytes[t.id]);
-    if (!b.data) return rs_fail(RS_ERR_ARGUMENT, "'%s' is bound to NULL", t.name.c_str());
-    p.bound[t.id] = b.data;
+    const rs_tensor *t = bindings[i].tensor;
+    if (!t || t->graph != p.graph) return rs_fail(RS_ERR_ARGUMENT, "binding %zu is not a tensor of this graph", i);
+    if (t->kind != tensor_input && !t->output)
+      return rs_fail(RS_ERR_ARGUMENT, "'%s' is neither an input nor an output", t->name.c_str());
+    if (t->kind != tensor_input) continue;
+    RS_CHECK(check_binding(p, bindings[i]));
+    p.bound[t->id] = bindings[i].data;
   }
   for (const auto &t : p.graph->tensors) {
     if (t->kind != tensor_input) continue;
     if (!p.bound[t->id]) return rs_fail(RS_ERR_ARGUMENT, "input '%s' is not bound", t->name.c_str());
     if (t->type == RS_I32 && t->rank == 1 && t->shape[0] == RS_DIM_CU_SEQLENS)
-      RS_CHECK(check_cu_seqlens(*t, static_cast<const int32_t *>(p.bound[t->id]), p.tokens, p.sequences));
+      RS_CHECK(check_cu_seqlens(*t, static_cast<const int32_t *>(p.bound[t->id]), p.levels[0].tokens, p.sequences));
   }
   return RS_OK;
+}
+
+rs_status bind_outputs(graph_plan &p, const rs_binding *bindings, size_t n) {
+  for (size_t i = 0; i < n; i++) {
+    if (bindings[i].tensor->kind == tensor_input) continue;
+    RS_CHECK(check_binding(p, bindings[i]));
+    p.bound[bindings[i].tensor->id] = bindings[i].data;
+  }
+  return RS_OK;
+}
+
+// How many tokens each drop leaves.  That depends on lengths and on how many tokens are protected, both of which the caller has
+// bound, and on nothing that a run finds out.
+void plan_levels(graph_plan &p) {
+  for (size_t i = 0; i < p.graph->drops.size(); i++) {
+    const rs_tensor &drop = *p.graph->drops[i], &starts = *drop.src[1];
+    const auto starts_of = [&](const rs_tensor &t) {
+      return t.kind == tensor_starts ? p.levels[static_cast<size_t>(t.level)].cu.data()
+                                     : static_cast<const int32_t *>(p.bound[t.id]);
+    };
+    const rs_tensor *all = &starts;  // of the graph's inputs: what `protect` goes by
+    while (all->kind == tensor_starts) all = p.graph->drops[static_cast<size_t>(all->level) - 1]->src[1];
+    const int32_t *from = starts_of(starts), *whole = starts_of(*all),
+                  *protect = drop.src[2] ? static_cast<const int32_t *>(p.bound[drop.src[2]->id]) : nullptr;
+    std::vector<int32_t> &to = p.levels[i + 1].cu;
+    to.resize(static_cast<size_t>(p.sequences) + 1);
+    to[0] = 0;
+    for (int64_t b = 0; b < p.sequences; b++) {
+      const drop_count count = drop_rule_count(drop.params.rule, from[b + 1] - from[b],
+                                               protected_tokens(drop.params.rule, protect, whole[b], whole[b + 1]));
+      to[static_cast<size_t>(b) + 1] = to[static_cast<size_t>(b)] + static_cast<int32_t>(count.kept + count.extra);
+    }
+    p.levels[i + 1].tokens = to.back();
+  }
 }
 
 rs_status reserve_arena(rs_session *s, lane *l, size_t bytes) {
@@ -3672,6 +4479,9 @@ void place(const lane &l, graph_plan &p, run_error *error) {
         break;
       case tensor_view:
         v.data = p.values[t->base->id].data + t->first * 4;
+        break;
+      case tensor_starts:
+        v.data = reinterpret_cast<char *>(p.levels[static_cast<size_t>(t->level)].cu.data());
         break;
     }
   }
@@ -3706,8 +4516,10 @@ struct graph_runner {
 
   void run() const {
     for (const graph_stage &stage : p.graph->stages) {
-      if (p.block_rows && stage.by_rows) {
-        for (int64_t b = me.next(-1); b * p.block_rows < p.tokens; b = me.next(b)) run_block(stage, b * p.block_rows);
+      const token_level &level = p.levels[static_cast<size_t>(stage.level)];
+      if (level.block_rows && stage.by_rows) {
+        for (int64_t b = me.next(-1); b * level.block_rows < level.tokens; b = me.next(b))
+          run_block(stage, level, b * level.block_rows);
         me.barrier();
         continue;
       }
@@ -3722,8 +4534,8 @@ struct graph_runner {
 
  private:
   // Rows [first, first + block_rows) through all operators of a chain.
-  void run_block(const graph_stage &stage, int64_t first) const {
-    const int64_t rows = std::min(p.block_rows, p.tokens - first);
+  void run_block(const graph_stage &stage, const token_level &level, int64_t first) const {
+    const int64_t rows = std::min(level.block_rows, level.tokens - first);
     char *scratch = p.ops[0].scratch(me.thread), *block = scratch + p.scratch_bytes;
     const auto slice = [&](const rs_tensor &t, value *v) {
       const rs_tensor &whole = *storage_of(&t);
@@ -3736,7 +4548,7 @@ struct graph_runner {
         op_run r = p.ops[static_cast<size_t>(i)];
         slice(*r.t, &r.out);
         for (int j = 0; j < max_sources; j++)
-          if (r.t->src[j] && r.t->src[j]->kind != tensor_weight) slice(*r.t->src[j], &r.in[j]);
+          if (r.t->src[j] && r.t->src[j]->kind != tensor_weight && r.t->src[j]->level == stage.level) slice(*r.t->src[j], &r.in[j]);
         r.first_row = first;
         r.shared = block + p.block_tensor_bytes;
         r.each = scratch;
@@ -3762,17 +4574,22 @@ struct run_request {
   size_t n_bindings;
 };
 
-// What a part of a batch binds: ids, type ids, positions, cu_seqlens, vectors.
-using part_bindings = std::array<rs_binding, 5>;
+// What a part of a batch binds: ids, type ids, positions, cu_seqlens, vectors, and protect where tokens are dropped with regard to
+// it.
+using part_bindings = std::array<rs_binding, 6>;
 
 // All but memory.  Allocates nothing.
 rs_status make_plan(const rs_session *s, int threads, graph_plan &p, const run_request &q) {
-  p.tokens = q.tokens, p.sequences = q.sequences;
-  p.block_rows = choose_block_rows(q.tokens, threads);
+  p.sequences = q.sequences;
+  p.levels[0].tokens = q.tokens;
   plan_shapes(p);
-  RS_CHECK(bind(p, q.bindings, q.n_bindings));
+  RS_CHECK(bind_inputs(p, q.bindings, q.n_bindings));
+  plan_levels(p);
+  for (token_level &l : p.levels) l.block_rows = choose_block_rows(l.tokens, threads);
+  if (p.levels.size() > 1) plan_shapes(p);
+  RS_CHECK(bind_outputs(p, q.bindings, q.n_bindings));
   p.tensor_bytes = plan_places(p, false);
-  p.block_tensor_bytes = p.block_rows ? plan_places(p, true) : 0;
+  p.block_tensor_bytes = plan_places(p, true);
   plan_ops(p, s->kernels);
   return RS_OK;
 }
@@ -3795,7 +4612,9 @@ rs_status run_parts(rs_session *s, const rs_graph *graph, int64_t n, const F &re
     bytes = std::max(bytes, arena_bytes_of(p, 1));
   }
   for (const auto &l : s->lanes) {
-    plan_of(l.get(), graph);
+    graph_plan *p = plan_of(l.get(), graph);
+    for (size_t i = 0; i < p->levels.size(); i++)
+      p->levels[i].cu.reserve(plan_of(s->lanes[0].get(), graph)->levels[i].cu.capacity());
     RS_CHECK(reserve_arena(s, l.get(), bytes));
   }
   run_error error;
@@ -3904,6 +4723,11 @@ bool is_printable(const char *p, size_t n) {
 
 }  // namespace
 
+struct stored_drop {  // names and notes are of the metadata
+  const char *name, *note;
+  std::unique_ptr<rs_drop, void (*)(rs_drop *)> drop;
+};
+
 struct rs_model {
   std::string path;
   int fd = -1;
@@ -3918,6 +4742,7 @@ struct rs_model {
   rs_pooling pooling = RS_POOL_MEAN;
   bool normalize = false;
   const char *default_prompt = "";
+  std::vector<stored_drop> drops;
 
   ~rs_model() {
     rs_tokenizer_free(tokenizer);
@@ -4573,6 +5398,28 @@ rs_status read_encode_settings(rs_model *m) {
   return RS_OK;
 }
 
+// Schedules stored in the file.
+rs_status read_drops(rs_model *m) {
+  rs_meta names, texts, notes;
+  if (rs_model_meta(m, "drop.names", &names) != RS_OK) return RS_OK;
+  RS_CHECK(meta_of_kind(*m, "drop.names", RS_META_STRS, &names));
+  RS_CHECK(meta_of_kind(*m, "drop.texts", RS_META_STRS, &texts));
+  RS_CHECK(meta_of_kind(*m, "drop.notes", RS_META_STRS, &notes));
+  if (names.count != texts.count || names.count != notes.count)
+    return bad_file(*m, "%zu drop.names, %zu drop.texts, %zu drop.notes", names.count, texts.count, notes.count);
+  for (size_t i = 0; i < names.count; i++) {
+    const char *name = rs_meta_string(&names, i, nullptr);
+    rs_drop *drop;
+    rs_status status = rs_drop_parse(rs_meta_string(&texts, i, nullptr), &drop);
+    if (status == RS_OK) {
+      m->drops.push_back({name, rs_meta_string(&notes, i, nullptr), {drop, rs_drop_free}});
+      status = rs_drop_check(m, drop);
+    }
+    if (status != RS_OK) return bad_file(*m, "drop schedule '%.40s': %s", name, std::string(last_error).c_str());
+  }
+  return RS_OK;
+}
+
 constexpr const char *head_names[] = {"none", "sequence", "tokens", "spans"};
 constexpr const char *head_activation_names[] = {"none", "softmax", "sigmoid"};
 
@@ -4606,7 +5453,7 @@ rs_status check_architecture(const rs_model &m, rs_head head) {
   rs_graph *g;
   RS_CHECK(rs_graph_create(&m, &g));
   rs_states states = {};
-  rs_status status = m.family->build(&m, g, m.info.layers, &states);
+  rs_status status = m.family->build(&m, g, m.info.layers, nullptr, &states);
   rs_tensor *logits;
   if (status == RS_OK && head != RS_HEAD_NONE) status = m.family->head(&m, g, head, m.info.labels, states, &logits);
   if (status == RS_OK && g->status != RS_OK) status = rs_fail(g->status, "%s", g->error.c_str());
@@ -4652,6 +5499,7 @@ rs_status rs_model_load(const char *path, const rs_load_params *params, rs_model
     if (p.check_data) RS_CHECK(check_blocks(*m));
     RS_CHECK(read_info(m.get()));
     RS_CHECK(read_encode_settings(m.get()));
+    RS_CHECK(read_drops(m.get()));
     RS_CHECK(read_head(m.get()));
     RS_CHECK(check_heads(m.get()));
     RS_CHECK(load_tokenizer(m.get()));
@@ -4699,6 +5547,57 @@ rs_status rs_model_prompt(const rs_model *m, const char *name, const char **text
   return rs_fail(RS_ERR_NOT_FOUND, "there is no prompt '%s' (stored: %s)", name, known.empty() ? "none" : known.c_str());
 }
 
+rs_status rs_model_drop(const rs_model *m, const char *name, const rs_drop **drop, const char **note) {
+  std::string known;
+  for (const stored_drop &d : m->drops) {
+    if (!strcmp(d.name, name)) {
+      *drop = d.drop.get();
+      if (note) *note = d.note;
+      return RS_OK;
+    }
+    known += std::string(known.empty() ? "" : ", ") + d.name;
+  }
+  return rs_fail(RS_ERR_NOT_FOUND, "there is no drop schedule '%s' (stored: %s)", name, known.empty() ? "none" : known.c_str());
+}
+
+namespace {
+rs_status resolve_drop(const rs_model *m, const rs_drop *drop, rs_drop_schedule *out) {
+  rs_drop d;
+  RS_CHECK(read_params(drop, "rs_drop", &d));
+  return rs_drop_resolve(d, m->info.layers, out);
+}
+}  // namespace
+
+rs_status rs_drop_check(const rs_model *m, const rs_drop *drop) {
+  return guarded([&] {
+    rs_drop_schedule schedule;
+    return resolve_drop(m, drop, &schedule);
+  });
+}
+
+const char *rs_drop_warning(const rs_model *m, const rs_drop *drop) {
+  const char *warning = nullptr;
+  (void)guarded([&] {
+    rs_drop_schedule schedule;
+    RS_CHECK(resolve_drop(m, drop, &schedule));
+    warning = m->family->drop_warning(schedule);
+    return RS_OK;
+  });
+  return warning;
+}
+
+rs_status rs_drop_counts(const rs_model *m, const rs_drop *drop, int32_t tokens, int32_t protect, int32_t *counts) {
+  return guarded([&] {
+    if (tokens < 0 || protect < 0 || protect > tokens)
+      return rs_fail(RS_ERR_ARGUMENT, "%d tokens, %d of them protected", tokens, protect);
+    rs_drop_schedule schedule;
+    RS_CHECK(resolve_drop(m, drop, &schedule));
+    counts[0] = tokens;
+    for (size_t i = 0; i < schedule.layers.size(); i++) counts[i + 1] = drop_layer_count(schedule.layers[i], counts[i], protect);
+    return RS_OK;
+  });
+}
+
 namespace {
 constexpr const char *pooling_names[] = {"default", "mean", "cls", "max", "mean_sqrt_len", "weighted_mean", "last", "none"};
 }
@@ -4721,13 +5620,45 @@ rs_status rs_pooling_parse(const char *name, rs_pooling *out) {
 
 namespace {
 
+// rs_encode_params with every default resolved.
+struct encode_settings {
+  rs_pooling pooling;
+  bool head;       // logits instead of states
+  bool per_token;  // a row a token instead of one a sequence
+  int32_t width;   // of a row, before dim cuts it
+  bool normalize;
+  int32_t max_tokens, chunk_overlap, dim;
+  rs_long_text long_text;
+  const char *prompt = "";
+  int layers;
+  const rs_drop *drop;  // nullptr: none; else `drop_fields`
+  rs_drop drop_fields;
+};
+
 // A graph that ends in the states of one layer, pooled or not, or in the logits of the model's head.
 struct encoder_graph {
   int layers;
   rs_pooling pooling;
-  bool head;
-  rs_graph *graph;
-  rs_tensor *ids, *type_ids, *positions, *cu_seqlens, *result;
+  bool head = false;
+  std::unique_ptr<rs_owned_drop> drop;  // nullptr: none
+  rs_drop_schedule schedule;            // of it
+  rs_graph *graph = nullptr;
+  rs_tensor *ids, *type_ids, *positions, *cu_seqlens, *protect, *result;
+
+  ~encoder_graph() { rs_graph_free(graph); }
+  rs_status set(const rs_model &model, const encode_settings &to) {
+    layers = to.layers;
+    pooling = to.pooling;
+    head = to.head;
+    if (!to.drop) return RS_OK;
+    RS_CHECK(rs_drop_resolve(*to.drop, model.info.layers, &schedule));
+    drop = std::make_unique<rs_owned_drop>(*to.drop);
+    return RS_OK;
+  }
+  bool is(const encode_settings &wanted) const {
+    return layers == wanted.layers && pooling == wanted.pooling && head == wanted.head && !drop == !wanted.drop &&
+           (!drop || rs_drop_same(*drop, *wanted.drop));
+  }
 };
 
 // One sequence of the batch that is being packed: a text, or a window of one.
@@ -4735,33 +5666,31 @@ struct window {
   size_t text;
   int32_t tokens;
   bool first, last;  // of its text
+  int32_t kept = 0;  // tokens that the last layer leaves
 };
 
 // Windows that run together: [begin, end) of those that wait, from `token` on; their starts are at cu_seqlens[begin + index].
 struct batch_part {
   size_t begin, end;
   int64_t token, tokens;
+  int64_t row;  // of `vectors` where its first one goes
 };
 
 }  // namespace
 
 // Everything that rs_encode needs from call to call, so that it allocates nothing after warm-up.
 struct encoder {
-  std::vector<encoder_graph> graphs;
+  std::vector<std::unique_ptr<encoder_graph>> graphs;
   rs_tokenizer_scratch_ptr scratch;
   std::string prompted;  // prompt + text
   rs_tokens tokens, pair_tokens, wrapped;
-  std::vector<int32_t> ids, type_ids, positions, cu_seqlens;
+  std::vector<int32_t> ids, type_ids, positions, cu_seqlens, protect;
   std::vector<window> windows;
   std::vector<batch_part> parts;
   std::vector<int64_t> busy;
   std::vector<float> vectors;  // of the windows, before they are joined
   std::vector<float> logits;   // of rs_answer_question
   size_t failed = SIZE_MAX;
-
-  ~encoder() {
-    for (const encoder_graph &g : graphs) rs_graph_free(g.graph);
-  }
 };
 
 rs_session::~rs_session() {
@@ -4820,55 +5749,40 @@ size_t rs_encode_failed(const rs_session *s) { return s->encoder ? s->encoder->f
 
 namespace {
 
-rs_status get_encoder_graph(rs_session *s, int layers, rs_pooling pooling, bool head, const encoder_graph **out) {
-  for (const encoder_graph &g : s->encoder->graphs)
-    if (g.layers == layers && g.pooling == pooling && g.head == head) {
-      *out = &g;
-      return RS_OK;
-    }
-  encoder_graph e = {};
-  e.layers = layers;
-  e.pooling = pooling;
-  e.head = head;
-  RS_CHECK(rs_graph_create(s->model, &e.graph));
-  s->encoder->graphs.push_back(e);  // owned from here on
-  encoder_graph &kept = s->encoder->graphs.back();
-  rs_graph *g = kept.graph;
+// mark(graph) may declare more outputs.
+template <class F>
+rs_status build_encoder_graph(const rs_model *model, encoder_graph *e, F mark) {
+  rs_graph *g = e->graph;
   rs_states states = {};
-  rs_status status = s->model->family->build(s->model, g, layers, &states);
+  RS_CHECK(model->family->build(model, g, e->layers, e->drop ? &e->schedule : nullptr, &states));
+  e->ids = rs_graph_tensor(g, "ids");
+  e->type_ids = rs_graph_tensor(g, "type_ids");
+  e->positions = rs_graph_tensor(g, "positions");
+  e->cu_seqlens = rs_graph_tensor(g, "cu_seqlens");
+  e->protect = rs_graph_tensor(g, "protect");
   rs_tensor *result = states.x;
-  if (status == RS_OK && head)
-    status = s->model->family->head(s->model, g, s->model->info.head, s->model->info.labels, states, &result);
-  else if (pooling != RS_POOL_NONE) result = rs_name(g, rs_pool(g, states.x, states.cu_seqlens, pooling), "pooled");
-  if (status == RS_OK) {
-    kept.ids = rs_graph_tensor(g, "ids");
-    kept.type_ids = rs_graph_tensor(g, "type_ids");
-    kept.positions = rs_graph_tensor(g, "positions");
-    kept.cu_seqlens = rs_graph_tensor(g, "cu_seqlens");
-    kept.result = rs_output(g, result);
-    status = rs_graph_finish(g);
-  }
-  if (status != RS_OK) {
-    rs_graph_free(g);
-    s->encoder->graphs.pop_back();
-    return status;
-  }
-  *out = &kept;
-  return RS_OK;
+  if (e->head) RS_CHECK(model->family->head(model, g, model->info.head, model->info.labels, states, &result));
+  else if (e->pooling != RS_POOL_NONE)
+    result = rs_name(g, rs_pool(g, states.x, states.cu_seqlens, states.sizes, e->pooling), "pooled");
+  e->result = rs_output(g, result);
+  mark(g);
+  return rs_graph_finish(g);
 }
 
-// rs_encode_params with every default resolved.
-struct encode_settings {
-  rs_pooling pooling;
-  bool head;       // logits instead of states
-  bool per_token;  // a row a token instead of one a sequence
-  int32_t width;   // of a row, before dim cuts it
-  bool normalize;
-  int32_t max_tokens, chunk_overlap, dim;
-  rs_long_text long_text;
-  const char *prompt = "";
-  int layers;
-};
+rs_status get_encoder_graph(rs_session *s, const encode_settings &set, const encoder_graph **out) {
+  for (const auto &g : s->encoder->graphs)
+    if (g->is(set)) {
+      *out = g.get();
+      return RS_OK;
+    }
+  auto e = std::make_unique<encoder_graph>();
+  RS_CHECK(e->set(*s->model, set));
+  RS_CHECK(rs_graph_create(s->model, &e->graph));
+  RS_CHECK(build_encoder_graph(s->model, e.get(), [](rs_graph *) {}));
+  *out = e.get();
+  s->encoder->graphs.push_back(std::move(e));
+  return RS_OK;
+}
 
 rs_status resolve(const rs_session &s, const rs_encode_params *params, encode_settings *out) {
   if (!s.model) return rs_fail(RS_ERR_ARGUMENT, "the session has no model");
@@ -4895,6 +5809,10 @@ rs_status resolve(const rs_session &s, const rs_encode_params *params, encode_se
   out->long_text = p.long_text;
   out->prompt = p.prompt ? p.prompt : m.default_prompt;
   out->layers = p.layer_plus_one ? p.layer_plus_one - 1 : m.info.layers;
+  if (p.drop) {
+    RS_CHECK(read_params(p.drop, "rs_drop", &out->drop_fields));
+    out->drop = &out->drop_fields;
+  }
   const auto content = out->max_tokens - static_cast<int32_t>(rs_tokenizer_special(m.tokenizer, false));
   if (content < 1) return rs_fail(RS_ERR_ARGUMENT, "max_tokens is %d: no room for text beside the special tokens", out->max_tokens);
   out->chunk_overlap = p.chunk_overlap ? p.chunk_overlap : content / 8;
@@ -4914,13 +5832,34 @@ rs_status resolve_head(const rs_session &s, const rs_encode_params *params, enco
   if (out->layers != info.layers) return rs_fail(RS_ERR_ARGUMENT, "layer_plus_one: the head is on the last layer");
   out->head = true;
   out->pooling = RS_POOL_NONE;  // the head's own
-  // Under token dropping a head of tokens needs its rows back: states restored.
   out->per_token = info.head != RS_HEAD_SEQUENCE;
+  if (out->per_token) out->drop_fields.mode = RS_DROP_RESTORE;  // a dropped token may still be what is looked for
   out->width = out->dim = info.labels;
   out->normalize = false;
   if (out->per_token && out->long_text == RS_LONG_CHUNK)
     return rs_fail(RS_ERR_ARGUMENT, "windows of a head of %s can't be joined", rs_head_name(info.head));
   return RS_OK;
+}
+
+// The tokens of a sequence that never leave, as the input "protect" has them; returns how many these are.
+int32_t mark_protected(const rs_tokenizer *t, rs_drop_protect protect, const int32_t *ids, const int32_t *type_ids, size_t n,
+                       int32_t *flags) {
+  const bool pair = protect == RS_PROTECT_PREFIX && std::any_of(type_ids, type_ids + n, [](int32_t type) { return type > 0; });
+  int32_t count = 0;
+  for (size_t i = 0; i < n; i++) {
+    flags[i] = protect == RS_PROTECT_SPECIAL ? rs_tokenizer_in_template(t, ids[i])
+               : pair                        ? type_ids[i] == 0
+                                             : protect != RS_PROTECT_NONE && i == 0;
+    count += flags[i];
+  }
+  return count;
+}
+
+// Tokens that the last layer of a graph leaves.
+int32_t kept_tokens(const encoder_graph &g, int32_t protect, int32_t tokens) {
+  if (!g.drop || g.schedule.mode == RS_DROP_RESTORE) return tokens;
+  for (int i = 0; i < g.layers; i++) tokens = drop_layer_count(g.schedule.layers[static_cast<size_t>(i)], tokens, protect);
+  return tokens;
 }
 
 // Packs sequences, runs them in parts of the token budget, and joins the vectors of a text's windows.
@@ -4934,23 +5873,28 @@ class batch {
     clear();
   }
 
-  rs_status add(const window &w, const int32_t *ids, const int32_t *type_ids) {
+  rs_status open() { return get_encoder_graph(s, set, &graph); }
+
+  // *kept, which may be nullptr, grows by the tokens that the last layer leaves.
+  rs_status add(window w, const int32_t *ids, const int32_t *type_ids, int32_t *kept) {
     if (!e.windows.empty() && static_cast<int64_t>(e.ids.size()) + w.tokens > supply) RS_CHECK(flush());
     e.ids.insert(e.ids.end(), ids, ids + w.tokens);
     if (type_ids) e.type_ids.insert(e.type_ids.end(), type_ids, type_ids + w.tokens);
     else e.type_ids.resize(e.ids.size(), 0);
     for (int32_t i = 0; i < w.tokens; i++) e.positions.push_back(i);
+    const size_t at = e.ids.size() - static_cast<size_t>(w.tokens);
+    w.kept = kept_tokens(*graph, protect(at, w.tokens), w.tokens);
+    if (kept) *kept += w.kept;
     e.windows.push_back(w);
     return RS_OK;
   }
 
   rs_status flush() {
     if (e.windows.empty()) return RS_OK;
-    RS_CHECK(get_encoder_graph(s, set.layers, set.pooling, set.head, &graph));
-    const size_t width = static_cast<size_t>(set.width), rows = set.per_token ? e.ids.size() : e.windows.size();
-    e.vectors.resize(rows * width);
+    const auto width = static_cast<size_t>(set.width);
     const bool side_by_side = cut_for_throughput();
     if (!side_by_side) cut(s->max_batch_tokens);
+    e.vectors.resize(place_vectors() * width);
     // Each part has starts of its own, from 0.
     e.cu_seqlens.clear();
     for (const batch_part &p : e.parts) {
@@ -4969,7 +5913,7 @@ class batch {
     }
     size_t row = 0;
     for (const window &w : e.windows) {
-      const size_t n = set.per_token ? static_cast<size_t>(w.tokens) : 1;
+      const size_t n = vectors_of(w);
       for (size_t i = 0; i < n; i++) RS_CHECK(deliver(w, e.vectors.data() + (row + i) * width));
       row += n;
     }
@@ -4978,7 +5922,28 @@ class batch {
   }
 
  private:
-  void clear() { e.ids.clear(), e.type_ids.clear(), e.positions.clear(), e.windows.clear(); }
+  void clear() { e.ids.clear(), e.type_ids.clear(), e.positions.clear(), e.protect.clear(), e.windows.clear(); }
+
+  // Marks which of the tokens from `at` on may not leave; returns how many these are.
+  int32_t protect(size_t at, int32_t tokens) {
+    if (!graph->drop) return 0;
+    const size_t n = static_cast<size_t>(tokens);
+    e.protect.resize(at + n);
+    return mark_protected(s->model->tokenizer, graph->schedule.protect, e.ids.data() + at, e.type_ids.data() + at, n,
+                          e.protect.data() + at);
+  }
+
+  size_t vectors_of(const window &w) const { return set.pooling == RS_POOL_NONE ? static_cast<size_t>(w.kept) : 1; }
+
+  // Where the vectors of each part go; returns how many there are.
+  size_t place_vectors() {
+    size_t row = 0;
+    for (batch_part &p : e.parts) {
+      p.row = static_cast<int64_t>(row);
+      for (size_t i = p.begin; i < p.end; i++) row += vectors_of(e.windows[i]);
+    }
+    return row;
+  }
 
   // Parts of at most `most` tokens, or one window.
   void cut(int64_t most) {
@@ -4986,7 +5951,7 @@ class batch {
     int64_t token = 0;
     for (size_t i = 0; i < e.windows.size(); i++) {
       const int64_t n = e.windows[i].tokens;
-      if (e.parts.empty() || e.parts.back().tokens + n > most) e.parts.push_back({i, i, token, 0});
+      if (e.parts.empty() || e.parts.back().tokens + n > most) e.parts.push_back({i, i, token, 0, 0});
       e.parts.back().end++;
       e.parts.back().tokens += n;
       token += n;
@@ -5020,17 +5985,18 @@ class batch {
   // The run of part i; bindings is where its bindings go.
   run_request request(size_t i, part_bindings *bindings) const {
     const batch_part &p = e.parts[i];
-    const size_t width = static_cast<size_t>(set.width), n = p.end - p.begin, bytes = static_cast<size_t>(p.tokens) * 4,
-                 first = set.per_token ? static_cast<size_t>(p.token) : p.begin,
-                 rows = set.per_token ? static_cast<size_t>(p.tokens) : n;
+    const size_t width = static_cast<size_t>(set.width), n = p.end - p.begin, bytes = static_cast<size_t>(p.tokens) * 4;
+    size_t rows = 0;
+    for (size_t j = p.begin; j < p.end; j++) rows += vectors_of(e.windows[j]);
     *bindings = {{
         {graph->ids, e.ids.data() + p.token, bytes},
         {graph->type_ids, e.type_ids.data() + p.token, bytes},
         {graph->positions, e.positions.data() + p.token, bytes},
         {graph->cu_seqlens, e.cu_seqlens.data() + p.begin + i, (n + 1) * 4},
-        {graph->result, e.vectors.data() + first * width, rows * width * 4},
+        {graph->result, e.vectors.data() + static_cast<size_t>(p.row) * width, rows * width * 4},
+        {graph->protect, e.protect.data() + p.token, bytes},
     }};
-    return {graph->graph, p.tokens, static_cast<int64_t>(n), bindings->data(), bindings->size()};
+    return {graph->graph, p.tokens, static_cast<int64_t>(n), bindings->data(), bindings->size() - (graph->protect ? 0 : 1)};
   }
 
   rs_status deliver(const window &w, const float *x) {
@@ -5101,7 +6067,7 @@ rs_status add_pair(rs_session *s, const encode_settings &set, batch *b, size_t t
   info->total = static_cast<int32_t>(n + m + special);
   info->chunks = 1;
   info->truncated = info->tokens < info->total;
-  return b->add({text, info->tokens, true, true}, e.wrapped.ids.data(), e.wrapped.type_ids.data());
+  return b->add({text, info->tokens, true, true}, e.wrapped.ids.data(), e.wrapped.type_ids.data(), &info->kept);
 }
 
 // The windows of the text in e.tokens.
@@ -5115,14 +6081,14 @@ rs_status add_windows(rs_session *s, const encode_settings &set, batch *b, size_
   const bool chunks = n > content && set.long_text == RS_LONG_CHUNK;
   size_t begin = 0;
   info->total = static_cast<int32_t>(n + special);
-  info->chunks = 0;
+  info->chunks = info->kept = 0;
   for (bool last = false; !last;) {
     const size_t end = std::min(n, begin + content);
     last = !chunks || end == n;
     e.wrapped.clear();
     rs_tokenizer_template(t, e.tokens, begin, end, nullptr, &e.wrapped);
     RS_CHECK(b->add({text, static_cast<int32_t>(e.wrapped.ids.size()), begin == 0, last}, e.wrapped.ids.data(),
-                    e.wrapped.type_ids.data()));
+                    e.wrapped.type_ids.data(), &info->kept));
     info->chunks++;
     info->tokens = chunks ? info->total : static_cast<int32_t>(e.wrapped.ids.size());
     begin = end - static_cast<size_t>(set.chunk_overlap);
@@ -5136,6 +6102,7 @@ rs_status run_texts(rs_session *s, const encode_settings &set, const rs_text *te
                     size_t capacity, rs_text_info *infos) {
   encoder &e = *s->encoder;
   batch b(s, set, out, capacity);
+  RS_CHECK(b.open());
   for (size_t i = 0; i < n; i++) {
     rs_text_info info;
     rs_status status = tokenize_text(s, set, texts[i]);
@@ -5192,6 +6159,7 @@ rs_status rs_encode_ids(rs_session *s, const int32_t *ids, const int32_t *type_i
     encode_settings set = {};
     RS_CHECK(resolve(*s, params, &set));
     batch b(s, set, out, capacity);
+    RS_CHECK(b.open());
     for (size_t i = 0; i < n; i++) {
       const size_t tokens = starts[i + 1] - starts[i];
       if (starts[i + 1] <= starts[i] || tokens > static_cast<size_t>(s->model->info.position_limit)) {
@@ -5199,11 +6167,159 @@ rs_status rs_encode_ids(rs_session *s, const int32_t *ids, const int32_t *type_i
         return rs_fail(RS_ERR_LIMIT, "sequence %zu: ids [%zu,%zu), expected 1 to %d", i, starts[i], starts[i + 1],
                        s->model->info.position_limit);
       }
-      RS_CHECK(b.add({i, static_cast<int32_t>(tokens), true, true}, ids + starts[i], type_ids ? type_ids + starts[i] : nullptr));
+      RS_CHECK(b.add({i, static_cast<int32_t>(tokens), true, true}, ids + starts[i], type_ids ? type_ids + starts[i] : nullptr,
+                     nullptr));
     }
     return b.flush();
   });
 }
+
+// ---- traces
+
+struct rs_trace {
+  struct step {
+    int32_t layer, kept_count;
+    std::vector<int32_t> positions, into;
+    std::vector<float> scores;
+    std::vector<uint8_t> kept;
+  };
+  rs_tokens tokens;
+  std::vector<step> steps;
+  std::vector<int32_t> kept;
+};
+
+namespace {
+
+// A graph of the encoder that keeps what each drop went by, and what it chose.
+struct trace_graph {
+  struct step {
+    int layer;
+    bool lowest;  // the score is to be read the other way round
+    rs_tensor *score, *kept, *into;
+  };
+  encoder_graph e;
+  std::vector<step> steps;
+
+  rs_status build(const rs_model *model, const encode_settings &set) {
+    RS_CHECK(e.set(*model, set));
+    RS_CHECK(rs_graph_create(model, &e.graph));
+    return build_encoder_graph(model, &e, [&](rs_graph *g) {
+      for (int i = 0; i < e.layers; i++) {
+        const std::string name = "drop." + std::to_string(i);
+        const auto find = [&](const char *what) { return rs_output(g, rs_graph_tensor(g, (name + what).c_str())); };
+        if (rs_tensor *kept = find(".kept")) steps.push_back({i, kept->params.rule.lowest, find(".score"), kept, find(".into")});
+      }
+    });
+  }
+};
+
+// What a step of the graph came to, given the position of each row at its level; these then become those of the next level.
+void read_step(const trace_graph::step &from, const std::vector<int32_t> &kept, const std::vector<int32_t> &assign,
+               std::vector<int32_t> *positions, rs_trace::step *to) {
+  const size_t n = positions->size();
+  std::vector<int32_t> next(kept.size() / 2);
+  for (size_t i = 0; i < next.size(); i++) next[i] = kept[2 * i + 1];
+  to->layer = from.layer;
+  to->positions = *positions;
+  to->kept.resize(n);
+  for (size_t i = 0; i < next.size(); i++)
+    if (kept[2 * i] >= 0) to->kept[static_cast<size_t>(kept[2 * i])] = 1, to->kept_count++;
+  if (from.into && !from.kept->params.rule.fold)
+    for (const int32_t row : assign) to->into.push_back(next[static_cast<size_t>(row)]);
+  if (from.lowest)
+    for (float &score : to->scores) score = -score;
+  *positions = std::move(next);
+}
+
+rs_status trace_sequence(rs_session *s, const trace_graph &g, rs_trace *t) {
+  const size_t n = t->tokens.ids.size();
+  std::vector<int32_t> positions(n), flags(n), starts = {0, static_cast<int32_t>(n)};
+  std::iota(positions.begin(), positions.end(), 0);
+  int32_t protect = 0;
+  if (g.e.drop)
+    protect =
+        mark_protected(s->model->tokenizer, g.e.schedule.protect, t->tokens.ids.data(), t->tokens.type_ids.data(), n, flags.data());
+  const size_t kept = static_cast<size_t>(kept_tokens(g.e, protect, static_cast<int32_t>(n)));
+  std::vector<float> result((g.e.pooling == RS_POOL_NONE ? kept : 1) * static_cast<size_t>(s->model->info.dim));
+  std::vector<rs_binding> bindings = {{g.e.ids, t->tokens.ids.data(), n * 4},
+                                      {g.e.type_ids, t->tokens.type_ids.data(), n * 4},
+                                      {g.e.positions, positions.data(), n * 4},
+                                      {g.e.cu_seqlens, starts.data(), 8},
+                                      {g.e.result, result.data(), result.size() * 4}};
+  if (g.e.protect) bindings.push_back({g.e.protect, flags.data(), n * 4});
+  std::vector<std::vector<int32_t>> rows(g.steps.size()), assign(g.steps.size());
+  t->steps.resize(g.steps.size());
+  size_t at = n;
+  for (size_t i = 0; i < g.steps.size(); i++) {
+    const trace_graph::step &step = g.steps[i];
+    const auto left = static_cast<size_t>(
+        drop_layer_count(g.e.schedule.layers[static_cast<size_t>(step.layer)], static_cast<int32_t>(at), protect));
+    t->steps[i].scores.resize(at);
+    rows[i].resize(2 * left);
+    assign[i].resize(step.into ? at : 0);
+    bindings.push_back({step.score, t->steps[i].scores.data(), at * 4});
+    bindings.push_back({step.kept, rows[i].data(), 2 * left * 4});
+    if (step.into) bindings.push_back({step.into, assign[i].data(), at * 4});
+    at = left;
+  }
+  RS_CHECK(rs_graph_run(s, g.e.graph, static_cast<int64_t>(n), 1, bindings.data(), bindings.size()));
+  for (size_t i = 0; i < g.steps.size(); i++) read_step(g.steps[i], rows[i], assign[i], &positions, &t->steps[i]);
+  t->kept = std::move(positions);
+  return RS_OK;
+}
+
+}  // namespace
+
+rs_status rs_trace_text(rs_session *s, const rs_text *text, const rs_text *pair, const rs_encode_params *params, rs_trace **out) {
+  return guarded([&] {
+    encode_settings set = {};
+    RS_CHECK(resolve(*s, params, &set));
+    if (set.long_text == RS_LONG_CHUNK) return rs_fail(RS_ERR_ARGUMENT, "a trace is of one sequence, not of chunks");
+    auto t = std::make_unique<rs_trace>();
+    encoder &e = *s->encoder;
+    RS_CHECK(tokenize_text(s, set, *text));
+    rs_tokens second;
+    if (pair) RS_CHECK(rs_tokenizer_encode(s->model->tokenizer, e.scratch.get(), {pair->data, text_length(*pair)}, &second));
+    const size_t special = rs_tokenizer_special(s->model->tokenizer, pair != nullptr), n = e.tokens.ids.size() + second.ids.size(),
+                 room = std::max(static_cast<size_t>(set.max_tokens), special) - special;
+    if (n > room && set.long_text == RS_LONG_ERROR)
+      return rs_fail(RS_ERR_LIMIT, "the text has %zu tokens, the limit is %d", n + special, set.max_tokens);
+    size_t first_end = e.tokens.ids.size(), second_end = second.ids.size();
+    rs_cut_pair(&first_end, &second_end, room);
+    rs_tokenizer_template(s->model->tokenizer, e.tokens, 0, first_end, pair ? &second : nullptr, 0, second_end, &t->tokens);
+    trace_graph g;
+    RS_CHECK(g.build(s->model, set));
+    RS_CHECK(trace_sequence(s, g, t.get()));
+    *out = t.release();
+    return RS_OK;
+  });
+}
+
+void rs_trace_free(rs_trace *t) { delete t; }
+
+size_t rs_trace_tokens(const rs_trace *t, const int32_t **ids, const int32_t **type_ids, const rs_span **spans) {
+  if (ids) *ids = t->tokens.ids.data();
+  if (type_ids) *type_ids = t->tokens.type_ids.data();
+  if (spans) *spans = t->tokens.spans.data();
+  return t->tokens.ids.size();
+}
+
+size_t rs_trace_steps(const rs_trace *t) { return t->steps.size(); }
+
+rs_status rs_trace_step_at(const rs_trace *t, size_t i, rs_trace_step *out) {
+  if (i >= t->steps.size()) return rs_fail(RS_ERR_ARGUMENT, "step %zu of %zu", i, t->steps.size());
+  const rs_trace::step &s = t->steps[i];
+  *out = {s.layer,       static_cast<int32_t>(s.positions.size()), s.kept_count, s.positions.data(), s.scores.data(),
+          s.kept.data(), s.into.empty() ? nullptr : s.into.data()};
+  return RS_OK;
+}
+
+size_t rs_trace_kept(const rs_trace *t, const int32_t **positions) {
+  if (positions) *positions = t->kept.data();
+  return t->kept.size();
+}
+
+// ---- answers
 
 namespace {
 
@@ -5300,6 +6416,7 @@ rs_status rs_answer_question(rs_session *s, const rs_text *question, const rs_te
     auto encode_params = rs_encode_params();
     encode_params.size = sizeof encode_params;
     encode_params.max_tokens = p.max_tokens;
+    encode_params.drop = p.drop;
     encode_settings set = {};
     RS_CHECK(resolve_head(*s, &encode_params, &set));
     const rs_model &m = *s->model;
@@ -5323,11 +6440,13 @@ rs_status rs_answer_question(rs_session *s, const rs_text *question, const rs_te
     RS_CHECK(cut_context(s, set, p.overlap, &windows, &rows));
     e.logits.resize(2 * rows);
     batch b(s, set, e.logits.data(), e.logits.size());
+    RS_CHECK(b.open());
     for (answer_window &w : windows) {
       e.wrapped.clear();
       w.context_row =
           w.row + rs_tokenizer_template(m.tokenizer, e.tokens, 0, e.tokens.ids.size(), &e.pair_tokens, w.begin, w.end, &e.wrapped);
-      RS_CHECK(b.add({1, static_cast<int32_t>(e.wrapped.ids.size()), true, true}, e.wrapped.ids.data(), e.wrapped.type_ids.data()));
+      RS_CHECK(b.add({1, static_cast<int32_t>(e.wrapped.ids.size()), true, true}, e.wrapped.ids.data(), e.wrapped.type_ids.data(),
+                     nullptr));
     }
     RS_CHECK(b.flush());
 
@@ -5424,7 +6543,7 @@ struct calibration_graph {
   rs_status build(const rs_model *model) {
     RS_CHECK(rs_graph_create(model, &graph));
     rs_states states = {};
-    RS_CHECK(model->family->build(model, graph, model->info.layers, &states));
+    RS_CHECK(model->family->build(model, graph, model->info.layers, nullptr, &states));
     for (const auto &t : graph->tensors)
       if (t->kind == tensor_op && t->op == OP_LINEAR) {
         rs_output(graph, t->src[0]);

@@ -237,6 +237,10 @@ typedef struct rs_text {
 } rs_text;
 #define RS_NUL_TERMINATED SIZE_MAX
 
+typedef struct rs_span {
+  uint32_t begin, end; /* bytes of the original text (of the pair where type_ids says so); both 0 for a special token */
+} rs_span;
+
 typedef enum rs_pooling {
   RS_POOL_DEFAULT = 0, /* the model's own */
   RS_POOL_MEAN,
@@ -258,6 +262,68 @@ typedef enum rs_long_text {
 
 typedef enum rs_tristate { RS_DEFAULT = 0, RS_ON = 1, RS_OFF = -1 } rs_tristate;
 
+/* Token dropping: after chosen layers, the tokens that matter least leave, so that the layers behind them have less to do.  The
+ * score is how much a layer changes a token (Representation Shift: arXiv 2508.00367), or one of the others below; how well a score
+ * does, and its sign, belong to the model: rs tune finds out on data.  How many tokens stay depends on lengths only.  What stays is
+ * in order; of equal scores, the earlier token stays. */
+typedef enum rs_drop_mode {
+  RS_DROP_PRUNE = 0, /* dropped tokens are gone: pooling takes what is left */
+  RS_DROP_RESTORE,   /* at the end, every dropped token is back at its place with the last state that it had */
+  RS_DROP_MERGE,     /* each dropped token is averaged into the kept one that it is most like (cosine), weighted by how many tokens
+                        each stands for; attention counts a token that often, and so does a mean (ToMe: arXiv 2210.09461) */
+  RS_DROP_FOLD       /* the dropped tokens of a sequence become one more token at its end, weighted by score (EViT: arXiv
+                        2202.07800); counted as RS_DROP_MERGE does */
+} rs_drop_mode;
+typedef enum rs_drop_protect {                     /* tokens that never leave */
+                               RS_PROTECT_CLS = 0, /* the first of a sequence */
+                               RS_PROTECT_SPECIAL, /* those of the tokenizer's template: [CLS], [SEP] */
+                               RS_PROTECT_NONE,
+                               RS_PROTECT_PREFIX /* of a pair, the first text and the special tokens around it: a question, a query;
+                                                    else the first token */
+} rs_drop_protect;
+
+/* A schedule.  Either ratios or keeps, one a layer; layers that they do not reach drop nothing, more than the model has are an
+ * error.  What the pointers point to need not outlive the call that it is given to.
+ *
+ * score: what is kept are the tokens where it is highest.  A sum of terms, "-mlp" or "norm-0.5mlp:cos"; several terms are each
+ * brought to mean 0 and deviation 1 over the sequence first.  One score for all layers, or one a layer with commas between.  Terms:
+ *   mlp, attention       the L2 norm of what that half of the layer adds (the paper's score: "mlp")
+ *   block                the norm of the difference that the whole layer makes
+ *   mlp:out, attention:out   the norm of F(x) - x, where F is that half with its residual and, in post-norm models, its norm
+ *   mlp:bare, attention:bare the same where F is the half alone, without residual
+ *   :l1, :cos            another distance than :l2: sum of magnitudes, or 1 - cosine of before and after
+ *   norm                 the norm of the state;  centre: its distance from the mean of the sequence's states
+ *   attn-colsum          the attention that a token gets, mean of heads and queries;  attn-cls: from the first token only
+ *   random, first        no score at all: by chance (rs_drop.seed), or by position */
+typedef struct rs_drop {
+  uint32_t size;
+  const double *ratios; /* of n tokens keep n - floor(n * ratio); 0 <= ratio < 1 */
+  size_t n_ratios;
+  const int32_t *keeps; /* or: keep so many, protected tokens among them; 0: all */
+  size_t n_keeps;
+  const char *score; /* NULL: "mlp" */
+  rs_drop_mode mode;
+  rs_drop_protect protect;
+  int32_t least; /* never cut a sequence below so many tokens: shorter ones stay as they are */
+  uint64_t seed;
+} rs_drop;
+
+/* As text, as weight files keep it: "ratios=0,0.3,0,0.3 score=-mlp mode=merge protect=cls min=16 seed=0".  rs_drop_parse takes the
+ * words in any order, and leaves defaults where one is missing. */
+RS_API rs_status rs_drop_format(const rs_drop *drop, char *text, size_t capacity);
+RS_API rs_status rs_drop_parse(const char *text, rs_drop **out);
+RS_API void rs_drop_free(rs_drop *drop);
+/* Is this a schedule that the model can run?  An error says why not. */
+RS_API rs_status rs_drop_check(const rs_model *model, const rs_drop *drop);
+/* A schedule stored in the file under that name, and what was measured with it ("" where nothing is noted).  They live as long as
+ * the model. */
+RS_API rs_status rs_model_drop(const rs_model *model, const char *name, const rs_drop **drop, const char **note);
+/* What is known to go wrong with such a schedule in models of this family, with a measured loss; NULL when nothing is. */
+RS_API const char *rs_drop_warning(const rs_model *model, const rs_drop *drop);
+/* Tokens that enter each layer, and that are left at the end, of a sequence of `tokens`, `protect` of which may not leave (1 with
+ * RS_PROTECT_CLS).  counts: [layers + 1].  The extra token of RS_DROP_FOLD counts. */
+RS_API rs_status rs_drop_counts(const rs_model *model, const rs_drop *drop, int32_t tokens, int32_t protect, int32_t *counts);
+
 typedef struct rs_encode_params {
   uint32_t size;
   rs_pooling pooling;
@@ -268,6 +334,7 @@ typedef struct rs_encode_params {
   int32_t dim;            /* keep the first dim values and normalise again (Matryoshka); 0: all */
   const char *prompt;     /* put in front of every text as it is; NULL: the model's default prompt; "": none */
   int32_t layer_plus_one; /* 0: the last layer; k + 1: the states after layer k, 0 being the embeddings (pooled all the same) */
+  const rs_drop *drop;    /* token dropping; NULL: none */
 } rs_encode_params;
 
 typedef struct rs_text_info {
@@ -275,10 +342,11 @@ typedef struct rs_text_info {
   int32_t total;  /* that the text has, special tokens included */
   int32_t chunks; /* 1 unless RS_LONG_CHUNK cut it */
   bool truncated; /* tokens < total */
+  int32_t kept; /* tokens that the last layer leaves (with chunks: of all together); == tokens unless some were dropped for good */
 } rs_text_info;
 
 /* n texts to n vectors.
- * out: [n, dim] f32, or with RS_POOL_NONE [sum of tokens, dim] in the order of the texts; capacity in floats.  infos: [n] or NULL.
+ * out: [n, dim] f32, or with RS_POOL_NONE [sum of kept, dim] in the order of the texts; capacity in floats.  infos: [n] or NULL.
  * The result for a text does not depend, in any bit, on the other texts, their order or the number of threads.
  * On failure `out` is unspecified; rs_encode_failed tells which text was at fault. */
 RS_API rs_status rs_encode(rs_session *session, const rs_text *texts, size_t n, const rs_encode_params *params, float *out,
@@ -291,12 +359,34 @@ RS_API size_t rs_encode_failed(const rs_session *session);
 RS_API rs_status rs_encode_ids(rs_session *session, const int32_t *ids, const int32_t *type_ids, const size_t *starts, size_t n,
                                const rs_encode_params *params, float *out, size_t capacity);
 
+/* Which tokens of a text leave where, under params->drop (with RS_LONG_CHUNK an error).  Everything lives until rs_trace_free. */
+typedef struct rs_trace rs_trace;
+typedef struct rs_trace_step { /* a layer that drops */
+  int32_t layer;               /* the tokens leave behind it; from 0 */
+  int32_t n, kept_count;       /* tokens before, and tokens of these that stay */
+  const int32_t *positions;    /* [n] in the sequence, special tokens counted; -1: an extra token of RS_DROP_FOLD */
+  const float *scores;         /* [n] */
+  const uint8_t *kept;         /* [n] 1: stays */
+  const int32_t *into;         /* [n] with RS_DROP_MERGE the position of the token that it becomes part of, its own where it stays;
+                                  else NULL */
+} rs_trace_step;
+RS_API rs_status rs_trace_text(rs_session *session, const rs_text *text, const rs_text *pair, const rs_encode_params *params,
+                               rs_trace **out);
+RS_API void rs_trace_free(rs_trace *trace);
+/* The sequence as the model gets it, a prompt included: returns how many tokens.  spans: bytes of the prompt and text, or of the
+ * pair.  Any of the pointers may be NULL. */
+RS_API size_t rs_trace_tokens(const rs_trace *trace, const int32_t **ids, const int32_t **type_ids, const rs_span **spans);
+RS_API size_t rs_trace_steps(const rs_trace *trace);
+RS_API rs_status rs_trace_step_at(const rs_trace *trace, size_t i, rs_trace_step *out);
+RS_API size_t rs_trace_kept(const rs_trace *trace, const int32_t **positions); /* at the end; returns how many */
+
 /* What the head of the model says of n texts, or of n pairs of texts where `pairs` is not NULL.
  * logits: [n, labels] with RS_HEAD_SEQUENCE, else [sum of tokens, labels] in the order of the texts, special tokens included;
  * capacity in floats.  infos: [n] or NULL.  params: max_tokens and long_text count, and prompt where it is given; RS_LONG_CHUNK is
  * for single texts and RS_HEAD_SEQUENCE, and gives the mean of the windows' logits weighted by their tokens.  A pair that is too
- * long is cut as the tokenizers library does it for truncation=True: the longer text first (rs_cut_pair). As for rs_encode: a
- * result does not depend on the others, and rs_encode_failed tells which text was at fault. */
+ * long is cut as the tokenizers library does it for truncation=True: the longer text first (rs_cut_pair).  Under params->drop,
+ * heads of tokens get the states of RS_DROP_RESTORE whatever the mode.  As for rs_encode: a result does not depend on the others,
+ * and rs_encode_failed tells which text was at fault. */
 RS_API rs_status rs_classify(rs_session *session, const rs_text *texts, const rs_text *pairs, size_t n,
                              const rs_encode_params *params, float *logits, size_t capacity, rs_text_info *infos);
 /* Lengths in tokens that two texts are cut to so that together they have at most `room`. */
@@ -309,6 +399,7 @@ typedef struct rs_answer_params {
                          of what a window has room for; -1: none */
   int32_t max_answer_tokens; /* 0: 30 */
   rs_tristate whole_words;   /* an answer that begins or ends inside a word gets all of it; default: on */
+  const rs_drop *drop;       /* token dropping, with RS_DROP_RESTORE whatever its mode says; NULL: none */
 } rs_answer_params;
 
 typedef struct rs_answer {
@@ -333,9 +424,6 @@ RS_API rs_status rs_model_prompt(const rs_model *model, const char *name, const 
 
 /* Tokenize without cutting.  pair may be NULL.  Any of ids, type_ids, spans may be NULL; each holds `capacity` elements.
  * *n receives the number of tokens even when it is more than `capacity` (then RS_ERR_LIMIT). */
-typedef struct rs_span {
-  uint32_t begin, end; /* bytes of the original text (of the pair where type_ids says so); both 0 for a special token */
-} rs_span;
 RS_API rs_status rs_tokenize(const rs_model *model, const rs_text *text, const rs_text *pair, int32_t *ids, int32_t *type_ids,
                              rs_span *spans, size_t capacity, size_t *n);
 /* The token with that id as the vocabulary writes it, or NULL. */
@@ -367,7 +455,8 @@ RS_API rs_status rs_measure_peak(rs_type type, int32_t threads, double *macs_per
 typedef struct rs_graph rs_graph;
 typedef struct rs_tensor rs_tensor; /* owned by its graph */
 
-/* Dimensions that are known only at run time. */
+/* Dimensions that are known only at run time.  RS_DIM_TOKENS of a tensor behind rs_token_drop are fewer tokens than before it, and
+ * operators that take several tensors want them of one such level, unless they say otherwise. */
 #define RS_DIM_TOKENS (-1)     /* T */
 #define RS_DIM_SEQUENCES (-2)  /* B */
 #define RS_DIM_CU_SEQLENS (-3) /* B + 1 */
@@ -410,14 +499,60 @@ RS_API rs_tensor *rs_linear(rs_graph *g, rs_tensor *x, rs_tensor *w, rs_tensor *
 RS_API rs_tensor *rs_layer_norm(rs_graph *g, rs_tensor *x, rs_tensor *residual, rs_tensor *gamma, rs_tensor *beta, float eps);
 /* Columns [first, first + count) of x [T, C'] as a view: no copy. */
 RS_API rs_tensor *rs_columns(rs_graph *g, rs_tensor *x, int64_t first, int64_t count);
-/* softmax(q k^T * scale) v for each sequence and head, never an [n, n] tensor (Dao et al., arXiv 2205.14135; online softmax,
- * arXiv 1805.02867).  q, k, v: [T, H*D]; cu_seqlens: [B + 1] i32: sequence b is rows cu_seqlens[b] .. cu_seqlens[b + 1]. */
-RS_API rs_tensor *rs_flash_attn(rs_graph *g, rs_tensor *q, rs_tensor *k, rs_tensor *v, rs_tensor *cu_seqlens, int heads,
-                                float scale);
-/* One vector a sequence: x [T, C], cu_seqlens [B + 1] -> [B, C].  An empty sequence gives zeros. */
-RS_API rs_tensor *rs_pool(rs_graph *g, rs_tensor *x, rs_tensor *cu_seqlens, rs_pooling pooling);
+/* softmax(q k^T * scale + log sizes) v for each sequence and head, never an [n, n] tensor (Dao et al., arXiv 2205.14135; online
+ * softmax, arXiv 1805.02867).  q, k, v: [T, H*D]; cu_seqlens: [B + 1] i32: sequence b is rows cu_seqlens[b] .. cu_seqlens[b + 1];
+ * sizes: [T, 1] how many tokens each key stands for (proportional attention: arXiv 2210.09461), or NULL: one. */
+RS_API rs_tensor *rs_flash_attn(rs_graph *g, rs_tensor *q, rs_tensor *k, rs_tensor *v, rs_tensor *cu_seqlens, rs_tensor *sizes,
+                                int heads, float scale);
+/* One vector a sequence: x [T, C], cu_seqlens [B + 1] -> [B, C].  An empty sequence gives zeros.  sizes: [T, 1] weights of the
+ * tokens in RS_POOL_MEAN and RS_POOL_MEAN_SQRT_LEN, or NULL. */
+RS_API rs_tensor *rs_pool(rs_graph *g, rs_tensor *x, rs_tensor *cu_seqlens, rs_tensor *sizes, rs_pooling pooling);
 /* Each row divided by its L2 norm (a row of zeros stays). */
 RS_API rs_tensor *rs_l2_normalize(rs_graph *g, rs_tensor *x);
+
+/* ---- token dropping: a score, [T, 1]; what it keeps; and the states of those tokens */
+
+typedef enum rs_distance { RS_DISTANCE_L2 = 0, RS_DISTANCE_L1, RS_DISTANCE_COS } rs_distance; /* COS: 1 - cosine */
+/* How far each row moved: the distance of `to` from `from`, both [T, C] -> [T, 1].  from NULL: from 0 (L2, L1). */
+RS_API rs_tensor *rs_shift(rs_graph *g, rs_tensor *to, rs_tensor *from, rs_distance distance);
+/* Distance of each row from the mean row of its sequence: [T, C] -> [T, 1]. */
+RS_API rs_tensor *rs_centre_distance(rs_graph *g, rs_tensor *x, rs_tensor *cu_seqlens);
+/* Column sums of the attention matrix, mean of heads and queries: what attention each key gets (of the first query only, where
+ * class_only).  One more pass over q k^T, in blocks of queries.  q, k: [T, H*D]; sizes as for rs_flash_attn -> [T, 1]. */
+RS_API rs_tensor *rs_attn_colsum(rs_graph *g, rs_tensor *q, rs_tensor *k, rs_tensor *cu_seqlens, rs_tensor *sizes, int heads,
+                                 float scale, bool class_only);
+/* A score by position alone: -i, or a random number that depends on seed, i and the length. */
+RS_API rs_tensor *rs_position_score(rs_graph *g, rs_tensor *cu_seqlens, bool random, uint64_t seed);
+/* weight (x - mean) / deviation over each sequence (0 where all are equal): x [T, 1] -> [T, 1]. */
+RS_API rs_tensor *rs_standardize(rs_graph *g, rs_tensor *x, rs_tensor *cu_seqlens, float weight);
+
+typedef struct rs_drop_rule { /* as the fields of rs_drop */
+  double ratio;
+  int32_t keep; /* instead of ratio, where it is not 0 */
+  int32_t least;
+  bool lowest;     /* keep where the score is lowest */
+  bool keep_first; /* the first token of a sequence stays */
+  bool fold;       /* where tokens are dropped, one more stands at the end */
+} rs_drop_rule;
+/* Which tokens stay: score [T, 1] -> [T', 2] i32: the row that it is of score, and of the graph's inputs; both -1 for an extra
+ * token. protect: an input [T] i32 of the graph: not 0 for tokens that never leave, or NULL.  A NaN among the scores fails the run.
+ */
+RS_API rs_tensor *rs_token_drop(rs_graph *g, rs_tensor *score, rs_tensor *cu_seqlens, rs_tensor *protect, const rs_drop_rule *rule);
+/* cu_seqlens of the tokens that stay: [B + 1] i32.  No operator: it is known when a run is planned. */
+RS_API rs_tensor *rs_token_starts(rs_graph *g, rs_tensor *kept);
+/* Their rows of x [T, C] -> [T', C].  Not where the rule folds. */
+RS_API rs_tensor *rs_token_gather(rs_graph *g, rs_tensor *x, rs_tensor *kept);
+/* The way back: rows of before [T, C], but for tokens that stayed, which have theirs of x [T', C] -> [T, C]. */
+RS_API rs_tensor *rs_token_restore(rs_graph *g, rs_tensor *x, rs_tensor *before, rs_tensor *kept);
+/* The row, of those that stay, that each token becomes part of: its own; for a dropped one the extra token's where the rule folds,
+ * else that of the token most like it, by the cosine of rows of x [T, C] -> [T, 1] i32. */
+RS_API rs_tensor *rs_token_assign(rs_graph *g, rs_tensor *x, rs_tensor *cu_seqlens, rs_tensor *kept);
+/* Means of the rows of x that become one, weighted by sizes [T, 1] (NULL: 1): x [T, C], assign -> [T', C].  score: the one that the
+ * rule folds by: in the extra token, a token weighs besides exp of its standardized score; or NULL. */
+RS_API rs_tensor *rs_token_merge(rs_graph *g, rs_tensor *x, rs_tensor *assign, rs_tensor *kept, rs_tensor *cu_seqlens,
+                                 rs_tensor *sizes, rs_tensor *score);
+/* How many tokens each stands for then: [T', 1]. */
+RS_API rs_tensor *rs_token_sizes(rs_graph *g, rs_tensor *assign, rs_tensor *kept, rs_tensor *cu_seqlens, rs_tensor *sizes);
 
 /* The names of all operators ("linear", …); NULL past the end. */
 RS_API const char *rs_op_name(size_t i);

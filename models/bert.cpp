@@ -255,20 +255,23 @@ rs_tensor *norm(rs_graph *g, const bert_settings &s, rs_tensor *x, rs_tensor *re
   return rs_name(g, y, result.c_str());
 }
 
-rs_tensor *layer(rs_graph *g, const bert_settings &s, rs_tensor *x, rs_tensor *cu_seqlens, const std::string &at) {
+rs_tensor *layer(rs_graph *g, const bert_settings &s, rs_tensor *x, rs_dropper *dropper, int i) {
+  const std::string at = "blk." + std::to_string(i) + ".";
   const int64_t c = s.hidden, head_size = c / s.heads;
+  const int heads = static_cast<int>(s.heads);
   rs_tensor *qkv = linear(g, x, at + "attn.qkv", 3 * c, c);
   const auto scale = static_cast<float>(1 / std::sqrt(static_cast<double>(head_size)));
-  rs_tensor *mixed = rs_flash_attn(g, rs_columns(g, qkv, 0, c), rs_columns(g, qkv, c, c), rs_columns(g, qkv, 2 * c, c), cu_seqlens,
-                                   static_cast<int>(s.heads), scale);
+  rs_tensor *q = rs_columns(g, qkv, 0, c), *k = rs_columns(g, qkv, c, c), *v = rs_columns(g, qkv, 2 * c, c);
+  rs_tensor *mixed = rs_flash_attn(g, q, k, v, dropper->cu_seqlens(), dropper->sizes(), heads, scale);
   rs_tensor *attn = linear(g, rs_name(g, mixed, (at + "attn").c_str()), at + "attn.out", c, c);
   rs_tensor *h = norm(g, s, attn, x, at + "attn.norm", at + "attn.norm");
   rs_tensor *up = linear(g, h, at + "mlp.up", s.intermediate, c, s.act);
   rs_tensor *down = linear(g, up, at + "mlp.down", c, s.intermediate);
-  return norm(g, s, down, h, at + "mlp.norm", at + "out");
+  rs_tensor *y = norm(g, s, down, h, at + "mlp.norm", at + "out");
+  return dropper->after_layer(i, {x, attn, h, down, y, q, k, heads, scale});
 }
 
-rs_status bert_build(const rs_model *model, rs_graph *g, int layers, rs_states *out) {
+rs_status bert_build(const rs_model *model, rs_graph *g, int layers, const rs_drop_schedule *drop, rs_states *out) {
   bert_settings s = {};
   RS_TRY(read_settings(model, &s));
   const int64_t tokens = RS_DIM_TOKENS, starts = RS_DIM_CU_SEQLENS;
@@ -281,9 +284,22 @@ rs_status bert_build(const rs_model *model, rs_graph *g, int layers, rs_states *
   rs_tensor *type = rs_embed(g, type_ids, weight2(g, "type.weight", s.types, s.hidden));
   rs_tensor *position = rs_embed(g, positions, weight2(g, "position.weight", s.positions, s.hidden));
   rs_tensor *x = norm(g, s, rs_add(g, word, type), position, "embeddings.norm", "embeddings");
-  for (int i = 0; i < layers; i++) x = layer(g, s, x, cu_seqlens, "blk." + std::to_string(i) + ".");
-  *out = {x, cu_seqlens};
+  rs_dropper dropper(g, drop, cu_seqlens);
+  for (int i = 0; i < layers; i++) x = layer(g, s, x, &dropper, i);
+  *out = dropper.finish(x);
   return RS_OK;
+}
+
+// In a post-norm encoder, what changes most are separators, punctuation and function words: the paper's sign keeps these.
+const char *bert_drop_warning(const rs_drop_schedule &drop) {
+  for (const rs_drop_schedule::layer &l : drop.layers)
+    for (const rs_score_term &t : l.score)
+      if (l.drops && t.weight > 0 &&
+          (t.source == rs_score_source::mlp || t.source == rs_score_source::attention || t.source == rs_score_source::block))
+        return "a score that keeps what a layer changes most does harm in post-norm encoders such as BERT: with 30 % of the tokens "
+               "dropped behind layer 1 by 'mlp', all-MiniLM-L6-v2 fell from 82.2 to 42.9 on STS-B (Spearman) and from 62.8 to 30.4 "
+               "on Cranfield (nDCG@10); by '-mlp', to 80.6 and 62.2";
+  return nullptr;
 }
 
 rs_status bert_head(const rs_model *model, rs_graph *g, rs_head head, int64_t labels, const rs_states &states, rs_tensor **out) {
@@ -291,7 +307,7 @@ rs_status bert_head(const rs_model *model, rs_graph *g, rs_head head, int64_t la
   RS_TRY(read_settings(model, &s));
   rs_tensor *x = states.x;
   if (head == RS_HEAD_SEQUENCE) {
-    x = rs_name(g, rs_pool(g, x, states.cu_seqlens, RS_POOL_CLS), "head.cls");
+    x = rs_name(g, rs_pool(g, x, states.cu_seqlens, states.sizes, RS_POOL_CLS), "head.cls");
     x = linear(g, x, "pooler", s.hidden, s.hidden, RS_ACT_TANH);
   }
   *out = linear(g, x, "classifier", labels, s.hidden);
@@ -309,4 +325,4 @@ const char *const architectures[] = {"BertModel",
 }  // namespace
 
 extern const rs_family rs_family_bert;
-const rs_family rs_family_bert = {"bert", architectures, bert_convert, bert_build, bert_head};
+const rs_family rs_family_bert = {"bert", architectures, bert_convert, bert_build, bert_drop_warning, bert_head};

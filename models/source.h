@@ -7,12 +7,6 @@
 #include <string>
 #include <vector>
 
-#define RS_TRY(call) \
-  do { \
-    const rs_status status_ = (call); \
-    if (status_ != RS_OK) return status_; \
-  } while (0)
-
 class rs_importer {
  public:
   rs_importer(const rs_source *source, const rs_convert_params *params, rs_writer *w);

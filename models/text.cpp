@@ -1141,6 +1141,13 @@ bool rs_tokenizer_continues(const rs_tokenizer *t, int32_t id) {
 
 size_t rs_tokenizer_special(const rs_tokenizer *t, bool pair) { return pair ? t->pair.size() - 2 : t->single.size() - 1; }
 
+bool rs_tokenizer_in_template(const rs_tokenizer *t, int32_t id) {
+  const auto has = [&](const std::vector<template_token> &all) {
+    return std::any_of(all.begin(), all.end(), [&](const template_token &token) { return token.id == id; });
+  };
+  return id >= 0 && (has(t->single) || has(t->pair));
+}
+
 size_t rs_tokenizer_vocab(const rs_tokenizer *t) { return t->offsets.size(); }
 
 const char *rs_tokenizer_token(const rs_tokenizer *t, int32_t id) {

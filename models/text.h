@@ -67,7 +67,8 @@ void rs_tokenizer_template(const rs_tokenizer *t, const rs_tokens &a, size_t a_b
 size_t rs_tokenizer_template(const rs_tokenizer *t, const rs_tokens &a, size_t a_begin, size_t a_end, const rs_tokens *b,
                              size_t b_begin, size_t b_end, rs_tokens *out);
 
-size_t rs_tokenizer_special(const rs_tokenizer *t, bool pair);   // how many tokens the template adds
-bool rs_tokenizer_continues(const rs_tokenizer *t, int32_t id);  // whether the token continues a word ("##ing")
+size_t rs_tokenizer_special(const rs_tokenizer *t, bool pair);     // how many tokens the template adds
+bool rs_tokenizer_in_template(const rs_tokenizer *t, int32_t id);  // is it one of those?
+bool rs_tokenizer_continues(const rs_tokenizer *t, int32_t id);    // whether the token continues a word ("##ing")
 size_t rs_tokenizer_vocab(const rs_tokenizer *t);
 const char *rs_tokenizer_token(const rs_tokenizer *t, int32_t id);  // nullptr when out of range

@@ -1,8 +1,7 @@
 // Heads: logits of texts, pairs and tokens against a plain f64 BERT, answers against a search through all spans, what a file and a
 // config.json say of a head, and the real classifier against the reference implementation.
-#include "../rs.h"
 #include "bert_f64.h"
-#include "test_util.h"
+#include "encoding.h"
 #include "tiny_bert.h"
 
 #include <nlohmann/json.hpp>
@@ -18,20 +17,7 @@ using json = nlohmann::json;
 using strings = std::vector<std::string>;
 using floats = std::vector<float>;
 
-template <class P>
-P sized() {
-  P p = {};
-  p.size = sizeof p;
-  return p;
-}
-
 rs_text view(const std::string &text) { return {text.data(), text.size()}; }
-
-std::vector<rs_text> views_of(const strings &texts) {
-  std::vector<rs_text> views;
-  for (const std::string &text : texts) views.push_back(view(text));
-  return views;
-}
 
 const strings labels_of_three = {"no", "maybe", "yes"};
 

@@ -27,8 +27,16 @@ namespace {
 TEST(memory, nothing_is_allocated_after_warm_up) {
   const temp_dir dir;
   tiny_bert tiny(6);
-  for (const auto &[type, mode] : {std::pair("f32", RS_THREADS_AUTO), std::pair("f16", RS_THREADS_LATENCY),
-                                   std::pair("q8", RS_THREADS_THROUGHPUT), std::pair("q4", RS_THREADS_THROUGHPUT)}) {
+  const double ratios[] = {0.3, 0.5};
+  rs_drop drop = {};
+  drop.size = sizeof drop;
+  drop.ratios = ratios, drop.n_ratios = 2;
+  drop.protect = RS_PROTECT_SPECIAL;
+  for (const auto &[type, mode, score, drop_mode] :
+       {std::tuple("f32", RS_THREADS_AUTO, "", RS_DROP_PRUNE), std::tuple("f16", RS_THREADS_LATENCY, "", RS_DROP_PRUNE),
+        std::tuple("q8", RS_THREADS_THROUGHPUT, "", RS_DROP_PRUNE), std::tuple("q4", RS_THREADS_THROUGHPUT, "", RS_DROP_PRUNE),
+        std::tuple("q8", RS_THREADS_THROUGHPUT, "norm-mlp", RS_DROP_PRUNE),
+        std::tuple("q8", RS_THREADS_LATENCY, "mlp", RS_DROP_MERGE)}) {
     ASSERT_EQ(tiny.convert(dir / "tiny.rsw", type), RS_OK) << rs_last_error();
     const loaded m(dir / "tiny.rsw", 2, 0, mode);
     const std::string long_text(900, '.');
@@ -40,13 +48,15 @@ TEST(memory, nothing_is_allocated_after_warm_up) {
     params.size = sizeof params;
     params.prompt = "a ";
     params.long_text = RS_LONG_CHUNK;
+    drop.score = score, drop.mode = drop_mode;
+    params.drop = *score ? &drop : nullptr;
     const auto run = [&] { return rs_encode(m.session, texts, 4, &params, out.data(), out.size(), infos); };
     ASSERT_EQ(run(), RS_OK) << rs_last_error();
     ASSERT_EQ(run(), RS_OK) << rs_last_error();
     const size_t before = allocations, arena = rs_session_arena_bytes(m.session);
     for (int i = 0; i < 3; i++) ASSERT_EQ(run(), RS_OK) << rs_last_error();
-    EXPECT_EQ(allocations, before) << type;
-    EXPECT_EQ(rs_session_arena_bytes(m.session), arena) << type;
+    EXPECT_EQ(allocations, before) << type << " " << score;
+    EXPECT_EQ(rs_session_arena_bytes(m.session), arena) << type << " " << score;
   }
 }
 

@@ -225,7 +225,7 @@ TEST(ulp, exp_holds_its_bound) {
     const int64_t rows[] = {RS_DIM_TOKENS, 2}, ends[] = {RS_DIM_CU_SEQLENS};
     rs_tensor *in[] = {rs_input(g, "q", RS_F32, 2, rows), rs_input(g, "k", RS_F32, 2, rows), rs_input(g, "v", RS_F32, 2, rows),
                        rs_input(g, "cu", RS_I32, 1, ends)};
-    rs_tensor *out = rs_output(g, rs_flash_attn(g, in[0], in[1], in[2], in[3], 1, 1));
+    rs_tensor *out = rs_output(g, rs_flash_attn(g, in[0], in[1], in[2], in[3], nullptr, 1, 1));
     ASSERT_EQ(rs_graph_finish(g), RS_OK) << rs_last_error();
     vec y(q.size());
     const rs_binding bindings[] = {{in[0], q.data(), q.size() * 4},

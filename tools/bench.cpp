@@ -20,6 +20,7 @@ const char *const examples =
     "  rs bench -m minilm-q8.rsw\n"
     "  rs bench -m minilm-f32.rsw minilm-q8.rsw minilm-q4.rsw --shapes 1x16,32x128 -t 1\n"
     "  rs bench -m minilm-q8.rsw --shapes 8x128 --ops=layer\n"
+    "  rs bench -m minilm-q8.rsw --drop 0,0.45 --drop-score -mlp    # each case without and with dropping, in turns\n"
     "A case is a shape and a weight file; 8x128 is 8 sequences of 128 tokens, special tokens included, in one call.  The tokens "
     "are\n"
     "random, the same for every file with that vocabulary.  Files take turns, run by run, so that whatever else the machine does\n"
@@ -43,6 +44,7 @@ struct bench_options {
   int64_t seed = 1;
   bool json = false, no_check = false;
   std::string ops;  // how to sum up operators; empty: no table of them
+  drop_options drop;
 };
 
 // ---------------------------------------------------------------------------------------------- shapes
@@ -90,11 +92,13 @@ struct bench_model {
   model_ptr model;
   rs_model_info info;
   std::vector<int32_t> before, after;  // special tokens around a text
+  std::shared_ptr<drop_choice> drop;
 };
 
-bench_model load(const std::string &file, bool check_data) {
-  bench_model result{file, load_model(file, check_data), {}, {}, {}};
+bench_model load(const std::string &file, const bench_options &options) {
+  bench_model result{file, load_model(file, !options.no_check), {}, {}, {}, {}};
   result.info = model_info(result.model.get());
+  result.drop = std::make_shared<drop_choice>(options.drop, result.model.get());
   rs_meta single;  // token ids, and a negative number where the text goes
   if (!find_meta(result.model.get(), "tokenizer.single", &single)) return result;
   std::vector<int32_t> *side = &result.before;
@@ -119,8 +123,9 @@ void check_shape(const bench_model &model, const shape &shape) {
 
 class bench_case {
  public:
-  bench_case(const bench_model &model, const shape &shape, const bench_options &options)
+  bench_case(const bench_model &model, const shape &shape, const bench_options &options, const rs_drop *drop)
       : model(model),
+        drop(drop),
         shape_(shape),
         session_(create_session(model.model.get(), options.threads, !options.ops.empty())),
         vectors_(shape.batch * size_t(model.info.dim)) {
@@ -162,10 +167,13 @@ class bench_case {
   std::vector<op_time> ops() const { return op_times_since(session_.get(), warm_up_ops_); }
 
   const bench_model &model;
+  const rs_drop *const drop;  // nullptr: none
 
  private:
   void encode() {
-    check(rs_encode_ids(session_.get(), ids_.data(), nullptr, starts_.data(), shape_.batch, nullptr, vectors_.data(),
+    auto params = sized<rs_encode_params>();
+    params.drop = drop;
+    check(rs_encode_ids(session_.get(), ids_.data(), nullptr, starts_.data(), shape_.batch, &params, vectors_.data(),
                         vectors_.size()));
   }
 
@@ -201,7 +209,7 @@ class bench {
         progress_(progress::wanted_beside(STDOUT_FILENO)) {
     if (!(options.seconds >= 0.001 && options.seconds <= 3600))
       fail_usage("--seconds: ", options.seconds, " is not from 0.001 to 3600");
-    for (const std::string &file : options.models) models_.push_back(load(file, !options.no_check));
+    for (const std::string &file : options.models) models_.push_back(load(file, options));
     for (const bench_model &model : models_)
       for (const shape &shape : shapes_) check_shape(model, shape);
   }
@@ -210,9 +218,10 @@ class bench {
     for (; done_ < shapes_.size(); ++done_) {
       std::vector<std::unique_ptr<bench_case>> cases = measure(shapes_[done_]);
       std::optional<size_t> peak = peak_resident_bytes();
-      for (const auto &c : cases) {
-        if (options_.json) print_json(*c, shapes_[done_], peak);
-        else add_row(*c, shapes_[done_], peak);
+      for (size_t i = 0; i < cases.size(); ++i) {  // each with a schedule stands behind the same without
+        const double gain = cases[i]->drop ? cases[i - 1]->quantile(0.5) / cases[i]->quantile(0.5) : 1;
+        if (options_.json) print_json(*cases[i], shapes_[done_], peak, gain);
+        else add_row(*cases[i], shapes_[done_], peak, gain);
       }
     }
     progress_.clear();
@@ -227,7 +236,10 @@ class bench {
 
   std::vector<std::unique_ptr<bench_case>> measure(const shape &shape) {
     std::vector<std::unique_ptr<bench_case>> cases;
-    for (const bench_model &model : models_) cases.push_back(std::make_unique<bench_case>(model, shape, options_));
+    for (const bench_model &model : models_) {
+      cases.push_back(std::make_unique<bench_case>(model, shape, options_, nullptr));
+      if (const rs_drop *drop = model.drop->get()) cases.push_back(std::make_unique<bench_case>(model, shape, options_, drop));
+    }
     for (auto &c : cases) c->warm_up();
     double begin = seconds_now(), wanted = options_.seconds * double(cases.size());
     for (double spent = 0; spent < wanted || cases[0]->runs() < least_runs; spent = seconds_now() - begin) {
@@ -238,16 +250,18 @@ class bench {
     return cases;
   }
 
-  void add_row(const bench_case &c, const shape &shape, std::optional<size_t> peak) {
+  void add_row(const bench_case &c, const shape &shape, std::optional<size_t> peak, double gain) {
     const auto ms = [&](double share) { return format("%.3f", 1e3 * c.quantile(share)); };
-    table_.add({c.model.file, c.model.info.weight_type, shape.str(), std::to_string(c.runs()), ms(0.5), ms(0.1), ms(0.9),
-                format("%.0f", c.tokens_per_second()), format("%.1f", c.sequences_per_second()),
-                human_bytes(double(c.arena_bytes())), peak ? human_bytes(double(*peak)) : ""});
+    table_.add({c.model.file, c.model.info.weight_type, shape.str() + (c.drop ? format(" drop %.2fx", gain) : ""),
+                std::to_string(c.runs()), ms(0.5), ms(0.1), ms(0.9), format("%.0f", c.tokens_per_second()),
+                format("%.1f", c.sequences_per_second()), human_bytes(double(c.arena_bytes())),
+                peak ? human_bytes(double(*peak)) : ""});
     if (!options_.ops.empty())
-      op_tables_ += join("\n", c.model.file, ", ", shape.str(), ", one run\n", op_table(c.ops(), options_.ops, c.runs(), &peaks_));
+      op_tables_ += join("\n", c.model.file, ", ", shape.str(), c.drop ? ", dropping" : "", ", one run\n",
+                         op_table(c.ops(), options_.ops, c.runs(), &peaks_));
   }
 
-  void print_json(const bench_case &c, const shape &shape, std::optional<size_t> peak) {
+  void print_json(const bench_case &c, const shape &shape, std::optional<size_t> peak, double gain) {
     nlohmann::ordered_json row = {{"model", c.model.file},
                                   {"weight_type", c.model.info.weight_type},
                                   {"isa", rs_isa()},
@@ -264,6 +278,7 @@ class bench {
                                   {"arena_bytes", c.arena_bytes()},
                                   {"peak_rss_bytes", nullptr}};
     if (peak) row["peak_rss_bytes"] = *peak;
+    if (c.drop) row["drop"] = text_of(*c.drop), row["times_as_fast"] = gain;
     if (!options_.ops.empty()) row["ops"] = op_json(c.ops(), options_.ops, c.runs(), &peaks_);
     progress_.clear();
     print(row.dump(-1, ' ', false, json::error_handler_t::replace) + "\n");
@@ -295,6 +310,7 @@ void add_bench(CLI::App *app, command_line *line) {
   sub->add_option("--seconds", options->seconds, "time for each case (default: 1)")->type_name("S");
   sub->add_option("--seed", options->seed, "of the random tokens (default: 1)")->type_name("N")->check(CLI::NonNegativeNumber);
   sub->add_flag("--json", options->json, "one JSON object a line for each case");
+  add_drop_options(sub, &options->drop);
   add_op_times_flag(sub, "--ops", &options->ops, "where the time goes, operator by operator (timing them costs a little)");
   add_no_check_option(sub, &options->no_check);
 }

@@ -46,7 +46,7 @@ class embedder : public text_run {
   }
 
   void write(const text_item &item, size_t i) override {
-    int64_t vectors = encoding_.per_token() ? infos_[i].tokens : 1;
+    int64_t vectors = encoding_.per_token() ? infos_[i].kept : 1;
     writer_->add({item.id, next_, vectors, encoding_.dim, encoding_.per_token(), infos_[i]});
     next_ += vectors * encoding_.dim;
     count(infos_[i]);

@@ -140,9 +140,11 @@ void add_encode_options(CLI::App *sub, encode_options *options) {
       ->type_name("N")
       ->check(CLI::PositiveNumber);
   add_long_options(sub, &options->long_text, &options->overlap, "averaged");
+  add_drop_options(sub, &options->drop);
 }
 
-encoding::encoding(const encode_options &options, const rs_model *model) {
+encoding::encoding(const encode_options &options, const rs_model *model) : drop(options.drop, model) {
+  params.drop = drop.get();
   rs_model_info info = model_info(model);
   if (!options.pooling.empty() && rs_pooling_parse(options.pooling.c_str(), &params.pooling) != RS_OK)
     fail_usage("--pooling: ", rs_last_error());

@@ -1,5 +1,6 @@
 // Options that several subcommands have in common, and what they come to.
 #pragma once
+#include "drop.h"
 #include "input.h"
 
 #include <CLI/CLI.hpp>
@@ -81,6 +82,7 @@ struct encode_options {
   int dim = 0;
   std::string long_text = "truncate";
   int overlap = 0;
+  drop_options drop;
 };
 void add_encode_options(CLI::App *sub, encode_options *options);
 
@@ -90,6 +92,7 @@ struct encoding {
   int64_t dim = 0;         // of a vector
   int32_t max_tokens = 0;  // of a sequence
   std::string prompt;      // what params.prompt points to
+  drop_choice drop;        // and params.drop
   encoding(const encode_options &options, const rs_model *model);
   encoding(const encoding &) = delete;
   encoding &operator=(const encoding &) = delete;

@@ -163,6 +163,7 @@ static void append_object(std::string *out, const vector_row &row) {
   }
   if (row.per_token) *out += ']';
   out->append(",\"tokens\":").append(std::to_string(row.info.tokens));
+  if (row.info.kept != row.info.tokens) out->append(",\"kept\":").append(std::to_string(row.info.kept));
   out->append(",\"truncated\":").append(row.info.truncated ? "true" : "false").append("}");
 }
 

@@ -1,0 +1,90 @@
+// Token dropping in the graph of any family: what a schedule (rs_drop) means, and the operators that carry it out.  Uses rs.h only.
+#pragma once
+#include "../rs.h"
+
+#include <string>
+#include <vector>
+
+// An rs_drop that owns what it points to.
+struct rs_owned_drop : rs_drop {
+  std::vector<double> ratio_values;
+  std::vector<int32_t> keep_values;
+  std::string score_text;
+  rs_owned_drop() : rs_drop{} {}
+  explicit rs_owned_drop(const rs_drop &drop);
+  rs_owned_drop(const rs_owned_drop &other) : rs_owned_drop(static_cast<const rs_drop &>(other)) {}
+  rs_owned_drop &operator=(const rs_owned_drop &) = delete;
+  void point();  // the pointers of rs_drop to the values here
+};
+bool rs_drop_same(const rs_drop &a, const rs_drop &b);  // allocates nothing
+
+enum class rs_score_source { mlp, attention, block, norm, centre, attn_colsum, attn_cls, random, first };
+enum class rs_score_reading { added, out, bare };  // of mlp and attention: rs.h
+struct rs_score_term {
+  rs_score_source source = rs_score_source::mlp;
+  rs_score_reading reading = rs_score_reading::added;
+  rs_distance distance = RS_DISTANCE_L2;
+  float weight = 1;
+};
+
+// A schedule that was checked against a number of layers.
+struct rs_drop_schedule {
+  struct layer {
+    bool drops = false;
+    rs_drop_rule rule = {};
+    std::vector<rs_score_term> score;
+  };
+  std::vector<layer> layers;
+  rs_drop_mode mode = RS_DROP_PRUNE;
+  rs_drop_protect protect = RS_PROTECT_CLS;
+  uint64_t seed = 0;
+
+  bool drops() const;  // anywhere
+  // Protected tokens are told by the input "protect", not only by place.
+  bool needs_flags() const { return protect == RS_PROTECT_SPECIAL || protect == RS_PROTECT_PREFIX; }
+};
+rs_status rs_drop_resolve(const rs_drop &drop, int layers, rs_drop_schedule *out);
+
+// The states of one layer, [T, C] each; what is not there may be nullptr, and a score that needs it then fails the graph.
+struct rs_layer_states {
+  rs_tensor *x;     // what goes in
+  rs_tensor *attn;  // what attention adds
+  rs_tensor *h;     // after attention, with its residual (and norm, where that comes after)
+  rs_tensor *mlp;   // what the MLP adds
+  rs_tensor *y;     // what comes out
+  rs_tensor *q, *k;
+  int heads;
+  float scale;
+};
+
+// What an encoder ends with.  What fails on the way is told by rs_graph_finish, so that tensors may be nullptr.
+struct rs_states {
+  rs_tensor *x;           // [T, C]
+  rs_tensor *cu_seqlens;  // [B + 1]
+  rs_tensor *sizes;       // [T, 1] how many tokens each stands for; nullptr: one
+};
+
+// Goes along while a family builds its layers.  With a schedule that drops nothing, or nullptr, it adds nothing.
+class rs_dropper {
+ public:
+  rs_dropper(rs_graph *graph, const rs_drop_schedule *schedule, rs_tensor *cu_seqlens);
+  // For attention: those of the tokens that are left.
+  rs_tensor *cu_seqlens() const { return now_.cu_seqlens; }
+  rs_tensor *sizes() const { return now_.sizes; }
+  // The states that the next layer gets.  Names what it finds: drop.<layer>.score, .kept, .into.
+  rs_tensor *after_layer(int layer, const rs_layer_states &states);
+  rs_states finish(rs_tensor *x) const;
+
+ private:
+  rs_tensor *term(int layer, const rs_score_term &t, const rs_layer_states &s);
+  rs_tensor *score(int layer, const std::vector<rs_score_term> &terms, const rs_layer_states &s, bool *lowest);
+
+  rs_graph *g_;
+  const rs_drop_schedule *schedule_;
+  rs_tensor *protect_ = nullptr;
+  rs_states all_, now_;
+  struct dropped {
+    rs_tensor *kept, *before;
+  };
+  std::vector<dropped> dropped_;  // to be restored
+};
