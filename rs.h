@@ -359,6 +359,16 @@ RS_API size_t rs_encode_failed(const rs_session *session);
 RS_API rs_status rs_encode_ids(rs_session *session, const int32_t *ids, const int32_t *type_ids, const size_t *starts, size_t n,
                                const rs_encode_params *params, float *out, size_t capacity);
 
+/* What it takes to run n sequences of those lengths together, layer by layer, without running them.  layers: [model layers + 1],
+ * the last for what comes behind them (pooling).  With RS_PROTECT_PREFIX, the first token counts as protected. */
+typedef struct rs_plan_layer {
+  int64_t tokens; /* that enter */
+  size_t bytes;   /* of activations in the arena, at most, while the layer runs */
+  double macs;    /* multiply-accumulates */
+} rs_plan_layer;
+RS_API rs_status rs_plan(rs_session *session, const int32_t *lengths, size_t n, const rs_encode_params *params,
+                         rs_plan_layer *layers, size_t *arena_bytes);
+
 /* Which tokens of a text leave where, under params->drop (with RS_LONG_CHUNK an error).  Everything lives until rs_trace_free. */
 typedef struct rs_trace rs_trace;
 typedef struct rs_trace_step { /* a layer that drops */
@@ -407,14 +417,16 @@ typedef struct rs_answer {
   float score;           /* the product of their softmaxes over the context and the first token of the window */
   size_t begin, end;     /* bytes of the context */
   float no_answer_logit; /* the same of the first token ([CLS]), which stands for "no answer": the least of all windows; */
-  float no_answer_score; /* equal for all answers to a question */
+  float no_answer_score; /* equal for all answers to a question, as are: */
+  int32_t windows;       /* that the context was cut into */
+  int32_t tokens;        /* of all windows together: question, special tokens and context in each */
 } rs_answer;
 
 /* The best spans of `context` that answer `question`, best first: *n of them, at most `capacity`; none where the context has no
  * token.  The logits are those of the SQuAD script of transformers, where there is no answer if no_answer_logit - logit is more
  * than a threshold; the scores are those of its question-answering pipeline.  A span lies in the context, in one window.  Of spans
  * that come to the same bytes the best counts.  A long context goes in windows that overlap; a question that leaves no room for it
- * is an error (RS_ERR_LIMIT).  Where there is no span, answers[0] still has the two figures of "no answer".  rs_encode_failed: 0
+ * is an error (RS_ERR_LIMIT).  Where there is no span, answers[0] still has what is equal for all answers.  rs_encode_failed: 0
  * where the question is at fault, 1 where the context is. */
 RS_API rs_status rs_answer_question(rs_session *session, const rs_text *question, const rs_text *context,
                                     const rs_answer_params *params, rs_answer *answers, size_t capacity, size_t *n);

@@ -82,8 +82,11 @@ class answerer : public text_run {
     json_line line(item.id);
     // Without an answer the scores are those of that.
     rs_answer best = found[0];
-    if (counts_[i] == 0 || (options_.no_answer && best.no_answer_logit - best.logit > *options_.no_answer))
-      best = {best.no_answer_logit, best.no_answer_score, 0, 0, best.no_answer_logit, best.no_answer_score};
+    if (counts_[i] == 0 || (options_.no_answer && best.no_answer_logit - best.logit > *options_.no_answer)) {
+      best.logit = best.no_answer_logit;
+      best.score = best.no_answer_score;
+      best.begin = best.end = 0;
+    }
     add_answer(context, best, &line);
     line.number("no_answer_score", best.no_answer_score).number("no_answer_logit", best.no_answer_logit);
     if (options_.top > 0) {

@@ -4,12 +4,11 @@
 #include "options.h"
 #include "output.h"
 #include "progress.h"
+#include "shapes.h"
 #include "table.h"
 
 #include <algorithm>
-#include <charconv>
 #include <cmath>
-#include <fstream>
 #include <optional>
 #include <random>
 
@@ -32,7 +31,6 @@ const char *const examples =
     "else, which is measured on the spot.\n"
     "--json prints an object a line for each case, as soon as it is measured; ms of \"ops\" are of one run.";
 
-constexpr int max_batch = 65536;
 constexpr int warm_up_runs = 2;   // memory is made, weights are read, the CPU wakes up
 constexpr size_t least_runs = 3;  // however long they take
 
@@ -46,44 +44,6 @@ struct bench_options {
   std::string ops;  // how to sum up operators; empty: no table of them
   drop_options drop;
 };
-
-// ---------------------------------------------------------------------------------------------- shapes
-
-struct shape {
-  size_t batch, tokens;
-  std::string str() const { return join(batch, "x", tokens); }
-};
-
-// A number from 1 to max_batch at the front of `text`, which is cut off; 0 when there is none.
-size_t take_number(std::string_view *text) {
-  size_t number = 0;
-  auto [end, error] = std::from_chars(text->data(), text->data() + text->size(), number);
-  if (error != std::errc() || number > max_batch) return 0;
-  text->remove_prefix(size_t(end - text->data()));
-  return number;
-}
-
-shape parse_shape(std::string_view text) {
-  std::string_view rest = text;
-  shape result{};
-  result.batch = take_number(&rest);
-  bool has_x = !rest.empty() && rest[0] == 'x';
-  if (has_x) rest.remove_prefix(1);
-  result.tokens = take_number(&rest);
-  if (result.batch == 0 || !has_x || result.tokens == 0 || !rest.empty())
-    fail_usage("--shapes: ", in_quotes(text), " is not BATCHxTOKENS, two numbers from 1 to ", max_batch, " as in 8x128");
-  return result;
-}
-
-std::vector<shape> parse_shapes(std::string_view list) {
-  std::vector<shape> shapes;
-  for (;;) {
-    size_t comma = list.find(',');
-    shapes.push_back(parse_shape(list.substr(0, comma)));
-    if (comma == std::string_view::npos) return shapes;
-    list.remove_prefix(comma + 1);
-  }
-}
 
 // ---------------------------------------------------------------------------------------------- a weight file
 
@@ -186,24 +146,13 @@ class bench_case {
   std::vector<op_time> warm_up_ops_;
 };
 
-// The most memory that was ever resident; nothing where the system does not tell.  (getrusage would count what this process was
-// before it became rs.)
-std::optional<size_t> peak_resident_bytes() {
-  std::ifstream status("/proc/self/status");
-  for (std::string key; status >> key;) {
-    size_t kib = 0;
-    if (key == "VmHWM:" && status >> kib) return kib * 1024;
-  }
-  return std::nullopt;
-}
-
 // ---------------------------------------------------------------------------------------------- all of them
 
 class bench {
  public:
   explicit bench(const bench_options &options)
       : options_(options),
-        shapes_(parse_shapes(options.shapes)),
+        shapes_(parse_shapes("--shapes", options.shapes)),
         threads_(rs_session_threads(create_session(nullptr, options.threads, false).get())),
         peaks_(threads_),
         progress_(progress::wanted_beside(STDOUT_FILENO)) {

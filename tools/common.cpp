@@ -9,6 +9,7 @@
 #include <cstdarg>
 #include <cstdio>
 #include <cstring>
+#include <fstream>
 
 // ---------------------------------------------------------------------------------------------- errors
 
@@ -153,6 +154,15 @@ std::string human_duration(double seconds) {
 }
 
 double seconds_now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+std::optional<size_t> peak_resident_bytes() {
+  std::ifstream status("/proc/self/status");
+  for (std::string key; status >> key;) {
+    size_t kib = 0;
+    if (key == "VmHWM:" && status >> kib) return kib * 1024;
+  }
+  return std::nullopt;
+}
 
 double cosine(const float *a, const float *b, size_t n) {
   double dot = 0, aa = 0, bb = 0;

@@ -3,6 +3,7 @@
 #include "../rs.h"
 
 #include <memory>
+#include <optional>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -83,4 +84,7 @@ std::string one_line(const std::string &text, size_t characters);  // its beginn
 std::string human_bytes(double bytes);                             // "21.4 MiB"
 std::string human_duration(double seconds);                        // "1:07", "2:05:59"
 double seconds_now();                                              // of a clock that never jumps
+// The most memory that was ever resident; nothing where the system does not tell.  (getrusage would count what this process was
+// before it became rs.)
+std::optional<size_t> peak_resident_bytes();
 double cosine(const float *a, const float *b, size_t n);

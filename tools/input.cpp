@@ -12,6 +12,17 @@
 
 static constexpr size_t read_bytes = size_t(1) << 16;
 
+// ---------------------------------------------------------------------------------------------- file_descriptor
+
+file_descriptor::file_descriptor(const std::string &path)
+    : fd_(path == "-" ? STDIN_FILENO : open(path.c_str(), O_RDONLY | O_CLOEXEC)) {
+  if (fd_ < 0) fail_errno("open", path);
+}
+
+file_descriptor::~file_descriptor() {
+  if (fd_ != STDIN_FILENO) close(fd_);
+}
+
 // ---------------------------------------------------------------------------------------------- line_reader
 
 bool line_reader::fill() {
@@ -217,9 +228,9 @@ class line_handler : public nlohmann::json_sax<json> {
   bool text_seen_ = false, list_seen_ = false;
 };
 
-bool is_blank(std::string_view line) { return line.find_first_not_of(" \t\r") == std::string_view::npos; }
-
 }  // namespace
+
+bool is_blank(std::string_view line) { return line.find_first_not_of(" \t\r") == std::string_view::npos; }
 
 void parse_json_line(std::string_view line, text_item *item, const line_keys &keys) {
   line_handler handler(item, keys);
@@ -249,22 +260,6 @@ class argument_source : public text_source {
  private:
   std::vector<std::string> texts_;
   size_t next_ = 0;
-};
-
-class file_descriptor {
- public:
-  explicit file_descriptor(const std::string &path) : fd_(path == "-" ? STDIN_FILENO : open(path.c_str(), O_RDONLY | O_CLOEXEC)) {
-    if (fd_ < 0) fail_errno("open", path);
-  }
-  ~file_descriptor() {
-    if (fd_ != STDIN_FILENO) close(fd_);
-  }
-  file_descriptor(const file_descriptor &) = delete;
-  file_descriptor &operator=(const file_descriptor &) = delete;
-  int get() const { return fd_; }
-
- private:
-  int fd_;
 };
 
 class stream_source : public text_source {

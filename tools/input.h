@@ -21,6 +21,19 @@ struct text_item {
   std::string error;              // why this line gives no text; empty when it does
 };
 
+// A file that is open for reading; "-" stands for standard input.
+class file_descriptor {
+ public:
+  explicit file_descriptor(const std::string &path);
+  ~file_descriptor();
+  file_descriptor(const file_descriptor &) = delete;
+  file_descriptor &operator=(const file_descriptor &) = delete;
+  int get() const { return fd_; }
+
+ private:
+  int fd_;
+};
+
 // Lines of a stream, in constant memory apart from the longest line.
 class line_reader {
  public:
@@ -62,6 +75,7 @@ std::unique_ptr<text_source> texts_of_arguments(std::vector<std::string> texts);
 // `path` "-" stands for standard input.
 std::unique_ptr<text_source> texts_of_file(const std::string &path, input_kind kind, const line_keys &keys = {});
 
+bool is_blank(std::string_view line);
 // One JSON line.  Sets text, pair, list and id, or error.
 void parse_json_line(std::string_view line, text_item *item, const line_keys &keys = {});
 

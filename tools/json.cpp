@@ -83,6 +83,13 @@ std::optional<int64_t> json_object::integer(const char *key) const {
   return value->get<int64_t>();
 }
 
+std::optional<double> json_object::number(const char *key) const {
+  const json *value = find(key);
+  if (!value) return std::nullopt;
+  if (!value->is_number()) wrong(key, "a number");
+  return value->get<double>();
+}
+
 std::optional<std::string> json_object::string(const char *key) const {
   const json *value = find(key);
   if (!value) return std::nullopt;

@@ -29,6 +29,7 @@ class json_object {
   const json *find(const char *key) const;            // nullptr when absent or null
   std::optional<bool> boolean(const char *key) const;
   std::optional<int64_t> integer(const char *key) const;
+  std::optional<double> number(const char *key) const;
   std::optional<std::string> string(const char *key) const;
   json_object object(const char *key) const;  // must be there
   const json &array(const char *key) const;   // must be there

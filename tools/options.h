@@ -18,6 +18,7 @@ void add_bench(CLI::App *app, command_line *line);
 void add_classify(CLI::App *app, command_line *line);
 void add_convert(CLI::App *app, command_line *line);
 void add_embed(CLI::App *app, command_line *line);
+void add_eval(CLI::App *app, command_line *line);
 void add_info(CLI::App *app, command_line *line);
 void add_rerank(CLI::App *app, command_line *line);
 void add_similarity(CLI::App *app, command_line *line);

@@ -1,0 +1,71 @@
+// Readers of the data that models are judged by.  Whatever is wrong with a file is a failure that names file, line, and what was
+// wanted.
+#pragma once
+#include "common.h"
+
+struct text_list {
+  std::string file;
+  std::vector<std::string> texts;
+  std::vector<size_t> lines;  // of that file, from 1
+
+  size_t size() const { return texts.size(); }
+  void add(std::string text, size_t line);
+  std::string place(size_t i) const;  // "texts.jsonl:12"
+  void keep(const std::vector<size_t> &chosen);
+};
+
+// Part of what there is: the first `limit`, or with a seed that many of all at random.  0: no limit, and no seed.
+struct subset {
+  size_t limit = 0;
+  uint64_t seed = 0;
+  std::vector<size_t> of(size_t n) const;  // in order
+};
+
+// "text", plain or JSON lines.
+text_list read_texts(const std::string &path, const subset &part);
+
+// STS-B: tab-separated with the score in column 5 and the sentences in 6 and 7, or with a heading that names "score",
+// "sentence1" and "sentence2"; or JSON lines with these, or with "text1" and "text2".
+struct scored_pairs {
+  text_list first, second;
+  std::vector<double> scores;
+};
+scored_pairs read_scored_pairs(const std::string &path, const subset &part);
+
+// SST-2: tab-separated with a heading that names "sentence" (or "text") and "label", or just two columns; or JSON lines with these.
+// A label is a name or a whole number, kept as it is written.
+struct labelled_texts {
+  text_list texts;
+  std::vector<std::string> labels;
+};
+labelled_texts read_labelled_texts(const std::string &path, const subset &part);
+
+// Retrieval: a folder of BEIR (corpus.jsonl, queries.jsonl, qrels/test.tsv) or Cranfield (cran.all.1400, cran.qry, cranqrel).
+// Queries that nothing is relevant to are left out.
+struct judged_document {
+  size_t document;
+  double gain;  // more than 0
+};
+struct retrieval_set {
+  text_list documents;  // "title text"
+  text_list queries;
+  std::vector<std::vector<judged_document>> relevant;  // to each query
+};
+struct retrieval_subset {
+  subset queries, documents;  // of documents, those that are relevant to a query come first
+};
+// Cranfield's codes 1 (best) to 4 are gains 4 to 1; -1 and 5 mean of no interest.  BEIR's scores are gains as they are.  `binary`:
+// 1 for all of them.
+retrieval_set read_retrieval(const std::string &folder, bool binary, const retrieval_subset &part);
+
+// SQuAD, versions 1.1 and 2.0.
+struct squad_question {
+  std::string id, text;
+  size_t context;
+  std::vector<std::string> answers;  // none: the text does not say
+};
+struct squad_set {
+  std::vector<std::string> contexts;
+  std::vector<squad_question> questions;
+};
+squad_set read_squad(const std::string &path, const subset &part);

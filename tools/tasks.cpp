@@ -1,0 +1,499 @@
+#include "tasks.h"
+
+#include "metrics.h"
+#include "scores.h"
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <numeric>
+
+double evaluation::median_seconds() const {
+  std::vector<double> sorted = seconds;
+  std::sort(sorted.begin(), sorted.end());
+  const size_t n = sorted.size();
+  return n == 0 ? 0 : (sorted[(n - 1) / 2] + sorted[n / 2]) / 2;
+}
+
+std::vector<evaluation> evaluate(const eval_task &task, const std::vector<eval_setting> &settings, int rounds,
+                                 const std::function<void(double)> &on_progress) {
+  std::vector<std::unique_ptr<eval_run>> runs;
+  for (const eval_setting &setting : settings) runs.push_back(task.begin(setting));
+  for (auto &run : runs) run->run(0);  // memory is made, weights are read, the CPU wakes up
+  std::vector<evaluation> results(settings.size());
+  const double steps = double(rounds) * double(task.units());
+  double done = 0;
+  for (int round = 0; round < rounds; ++round) {
+    for (evaluation &result : results) result.seconds.push_back(0);
+    for (size_t unit = 0; unit < task.units(); ++unit) {
+      for (size_t i = 0; i < runs.size(); ++i) {
+        const size_t turn = (unit + i) % runs.size();  // no setting always comes after the same one
+        const double begin = seconds_now();
+        runs[turn]->run(unit);
+        results[turn].seconds.back() += seconds_now() - begin;
+      }
+      if (on_progress) on_progress(++done / steps);
+    }
+  }
+  for (size_t i = 0; i < runs.size(); ++i) {
+    runs[i]->finish(&results[i]);
+    results[i].arena_bytes = rs_session_arena_bytes(settings[i].session);
+  }
+  return results;
+}
+
+namespace {
+
+// ---------------------------------------------------------------------------------------------- counts
+
+// Tokens that enter each layer, summed over what a setting encodes.
+class layer_counter {
+ public:
+  layer_counter(const rs_model *model, evaluation *result) : model_(model), layers_(model_info(model).layers), result_(result) {
+    rs_meta meta;  // a template: special tokens, and the places of the texts
+    if (find_meta(model, "tokenizer.single", &meta)) special_ = int32_t(meta.count) - 1;
+    if (find_meta(model, "tokenizer.pair", &meta)) pair_special_ = int32_t(meta.count) - 2;
+  }
+
+  void add_text(const rs_text_info &info, const rs_drop *drop) {
+    ++result_->texts;
+    result_->truncation.add(info);
+    add_sequence(info.tokens, drop, drop && drop->protect == RS_PROTECT_SPECIAL ? special_ : 1);
+  }
+
+  // `prefix`: tokens of the first text and the special tokens around it.
+  void add_pair(int32_t tokens, int32_t prefix, const rs_drop *drop) {
+    add_sequence(tokens, drop,
+                 !drop                                 ? 0
+                 : drop->protect == RS_PROTECT_SPECIAL ? pair_special_
+                 : drop->protect == RS_PROTECT_PREFIX  ? prefix
+                                                       : 1);
+  }
+
+ private:
+  // protect: tokens that may not leave, unless none are protected.
+  void add_sequence(int32_t tokens, const rs_drop *drop, int32_t protect) {
+    const double all = double(tokens) * layers_;
+    result_->tokens += size_t(tokens);
+    result_->full_token_layers += all;
+    if (!drop) {
+      result_->token_layers += all;
+      return;
+    }
+    counts_.resize(size_t(layers_) + 1);
+    check(rs_drop_counts(model_, drop, tokens, drop->protect == RS_PROTECT_NONE ? 0 : protect, counts_.data()));
+    result_->token_layers += std::accumulate(counts_.begin(), counts_.end() - 1, 0.0);
+  }
+
+  const rs_model *model_;
+  int32_t layers_, special_ = 0, pair_special_ = 0;
+  evaluation *result_;
+  std::vector<int32_t> counts_;
+};
+
+// ---------------------------------------------------------------------------------------------- tasks of vectors
+
+struct text_group {
+  const text_list *list;
+  bool queries;  // how they are encoded
+};
+
+struct group_vectors {
+  std::vector<float> values;  // [n, dim]
+  std::vector<rs_text_info> infos;
+  size_t dim = 0;
+  vectors_view view() const { return {values.data(), infos.size(), dim}; }
+  const float *row(size_t i) const { return values.data() + i * dim; }
+};
+
+// Groups of texts, of which every text becomes a vector; what is good is read off the vectors.
+class vector_task : public eval_task {
+ public:
+  size_t units() const override { return batches_.size(); }
+  std::unique_ptr<eval_run> begin(const eval_setting &setting) const override;
+
+  virtual std::vector<eval_metric> judge(const eval_setting &setting, const std::vector<group_vectors> &vectors) const = 0;
+
+  // What a text becomes: an embedding, unless a task wants something else.
+  virtual size_t width(const eval_setting &setting) const { return size_t(setting.dim); }
+  virtual rs_status compute(const eval_setting &setting, const std::vector<rs_text> &texts, const rs_encode_params &params,
+                            float *out, rs_text_info *infos) const {
+    return rs_encode(setting.session, texts.data(), texts.size(), &params, out, texts.size() * width(setting), infos);
+  }
+
+ protected:
+  // In the constructor, when the lists are there; they stay where they are.
+  void set_groups(std::vector<text_group> groups, int batch) {
+    groups_ = std::move(groups);
+    for (size_t g = 0; g < groups_.size(); ++g)
+      for (size_t begin = 0; begin < groups_[g].list->size(); begin += size_t(batch))
+        batches_.push_back({g, begin, std::min(groups_[g].list->size(), begin + size_t(batch))});
+  }
+
+ private:
+  friend class vector_run;
+  struct batch {
+    size_t group, begin, end;
+  };
+  std::vector<text_group> groups_;
+  std::vector<batch> batches_;
+};
+
+class vector_run : public eval_run {
+ public:
+  vector_run(const vector_task &task, const eval_setting &setting) : task_(task), setting_(setting) {
+    for (const text_group &group : task.groups_) {
+      group_vectors vectors;
+      vectors.dim = task.width(setting);
+      vectors.values.resize(group.list->size() * vectors.dim);
+      vectors.infos.resize(group.list->size());
+      vectors_.push_back(std::move(vectors));
+    }
+  }
+
+  void run(size_t unit) override {
+    const vector_task::batch &batch = task_.batches_[unit];
+    const text_group &group = task_.groups_[batch.group];
+    group_vectors &vectors = vectors_[batch.group];
+    texts_.clear();
+    for (size_t i = batch.begin; i < batch.end; ++i) texts_.push_back(view_of(group.list->texts[i]));
+    const rs_encode_params &params = group.queries ? setting_.queries : setting_.texts;
+    rs_status status = task_.compute(setting_, texts_, params, vectors.values.data() + batch.begin * vectors.dim,
+                                     vectors.infos.data() + batch.begin);
+    size_t culprit = rs_encode_failed(setting_.session);
+    if (status != RS_OK && culprit < texts_.size()) fail(group.list->place(batch.begin + culprit), ": ", rs_last_error());
+    check(status);
+  }
+
+  void finish(evaluation *result) override {
+    layer_counter counter(setting_.model, result);
+    for (size_t g = 0; g < vectors_.size(); ++g)
+      for (const rs_text_info &info : vectors_[g].infos)
+        counter.add_text(info, task_.groups_[g].queries ? setting_.queries.drop : setting_.texts.drop);
+    result->metrics = task_.judge(setting_, vectors_);
+  }
+
+  std::vector<group_vectors> &vectors() { return vectors_; }
+
+ private:
+  const vector_task &task_;
+  const eval_setting &setting_;
+  std::vector<group_vectors> vectors_;
+  std::vector<rs_text> texts_;
+};
+
+std::unique_ptr<eval_run> vector_task::begin(const eval_setting &setting) const {
+  return std::make_unique<vector_run>(*this, setting);
+}
+
+class stsb_task : public vector_task {
+ public:
+  explicit stsb_task(const task_options &options) : pairs_(read_scored_pairs(options.data, {size_t(options.limit), options.seed})) {
+    const auto [least, most] = std::minmax_element(pairs_.scores.begin(), pairs_.scores.end());
+    if (!(*least < *most)) fail(in_quotes(options.data), ": a correlation needs at least two different scores");
+    set_groups({{&pairs_.first, false}, {&pairs_.second, false}}, options.batch);
+  }
+  std::string what() const override { return join(pairs_.scores.size(), " pairs"); }
+
+  std::vector<eval_metric> judge(const eval_setting &, const std::vector<group_vectors> &vectors) const override {
+    std::vector<double> cosines;
+    for (size_t i = 0; i < pairs_.scores.size(); ++i)
+      cosines.push_back(cosine(vectors[0].row(i), vectors[1].row(i), vectors[0].dim));
+    return {{"Spearman", 100 * spearman(cosines, pairs_.scores), 2}, {"Pearson", 100 * pearson(cosines, pairs_.scores), 2}};
+  }
+
+ private:
+  scored_pairs pairs_;
+};
+
+class retrieval_task : public vector_task {
+ public:
+  explicit retrieval_task(const task_options &options)
+      : set_(read_retrieval(options.data, options.binary,
+                            {{size_t(options.limit_queries), options.seed}, {size_t(options.limit_documents), options.seed}})) {
+    set_groups({{&set_.documents, false}, {&set_.queries, true}}, options.batch);
+  }
+  std::string what() const override { return join(set_.documents.size(), " documents, ", set_.queries.size(), " queries"); }
+
+  std::vector<eval_metric> judge(const eval_setting &, const std::vector<group_vectors> &vectors) const override {
+    constexpr size_t deep = 100, shallow = 10;
+    double ndcg = 0, recall = 0, recall_deep = 0;
+    const std::vector<std::vector<size_t>> ranked = nearest_rows(vectors[1].view(), vectors[0].view(), deep);
+    for (size_t query = 0; query < ranked.size(); ++query) {
+      std::map<size_t, double> gains;
+      std::vector<double> relevant, found;
+      for (const judged_document &judged : set_.relevant[query]) {
+        gains[judged.document] = judged.gain;
+        relevant.push_back(judged.gain);
+      }
+      for (size_t document : ranked[query]) {
+        const auto gain = gains.find(document);
+        found.push_back(gain == gains.end() ? 0 : gain->second);
+      }
+      ndcg += ndcg_at(shallow, found, relevant);
+      recall += recall_at(shallow, found, relevant);
+      recall_deep += recall_at(deep, found, relevant);
+    }
+    const double scale = 100 / double(ranked.size());
+    return {{"nDCG@10", scale * ndcg, 2}, {"recall@10", scale * recall, 2}, {"recall@100", scale * recall_deep, 2}};
+  }
+
+ private:
+  retrieval_set set_;
+};
+
+class nn_task : public vector_task {
+ public:
+  explicit nn_task(const task_options &options) : neighbours_(size_t(options.neighbours)) {
+    const subset part{size_t(options.limit), options.seed};
+    test_ = read_labelled_texts(options.data, part);
+    if (!options.train.empty()) train_ = read_labelled_texts(options.train, {});
+    else if (test_.labels.size() < 2) fail(in_quotes(options.data), ": a neighbour needs at least two texts");
+    const labelled_texts &train = options.train.empty() ? test_ : train_;
+    std::map<std::string, int> classes;  // in the order of names
+    for (const std::string &label : train.labels) classes.emplace(label, 0);
+    int number = 0;
+    for (auto &[name, of_class] : classes) of_class = number++;
+    const auto numbers = [&](const labelled_texts &data) {
+      std::vector<int> result;
+      for (size_t i = 0; i < data.labels.size(); ++i) {
+        auto found = classes.find(data.labels[i]);
+        if (found == classes.end()) fail(data.texts.place(i), ": no training text has the label ", in_quotes(data.labels[i]));
+        result.push_back(found->second);
+      }
+      return result;
+    };
+    test_classes_ = numbers(test_);
+    train_classes_ = numbers(train);
+    std::vector<text_group> groups = {{&test_.texts, false}};
+    if (!options.train.empty()) groups.push_back({&train_.texts, false});
+    set_groups(groups, options.batch);
+  }
+  std::string what() const override {
+    if (train_.labels.empty()) return join(test_.labels.size(), " texts, each by all others");
+    return join(test_.labels.size(), " texts by ", train_.labels.size());
+  }
+
+  std::vector<eval_metric> judge(const eval_setting &, const std::vector<group_vectors> &vectors) const override {
+    const auto accuracy = [&](size_t k) {
+      const bool leave_one_out = vectors.size() == 1;
+      const std::vector<int> found = leave_one_out
+                                         ? nearest_classes(vectors[0].view(), train_classes_, {nullptr, 0, vectors[0].dim}, k)
+                                         : nearest_classes(vectors[1].view(), train_classes_, vectors[0].view(), k);
+      size_t right = 0;
+      for (size_t i = 0; i < found.size(); ++i) right += found[i] == test_classes_[i];
+      return 100 * double(right) / double(found.size());
+    };
+    std::vector<eval_metric> metrics = {{join("accuracy@", neighbours_), accuracy(neighbours_), 2}};
+    if (neighbours_ != 1) metrics.push_back({"accuracy@1", accuracy(1), 2});
+    return metrics;
+  }
+
+ private:
+  size_t neighbours_;
+  labelled_texts test_, train_;
+  std::vector<int> test_classes_, train_classes_;
+};
+
+class cosine_task : public vector_task {
+ public:
+  explicit cosine_task(const task_options &options) : texts_(read_texts(options.data, {size_t(options.limit), options.seed})) {
+    set_groups({{&texts_, false}}, options.batch);
+  }
+  std::string what() const override { return join(texts_.size(), texts_.size() == 1 ? " text" : " texts"); }
+
+  void prepare(const eval_setting &reference) override {
+    vector_run run(*this, reference);
+    for (size_t unit = 0; unit < units(); ++unit) run.run(unit);
+    reference_ = std::move(run.vectors()[0]);
+  }
+
+  std::vector<eval_metric> judge(const eval_setting &, const std::vector<group_vectors> &vectors) const override {
+    if (vectors[0].dim != reference_.dim)
+      fail("vectors of ", vectors[0].dim, " values cannot be compared with vectors of ", reference_.dim);
+    double sum = 0, least = 1;
+    for (size_t i = 0; i < texts_.size(); ++i) {
+      const double value = cosine(vectors[0].row(i), reference_.row(i), reference_.dim);
+      sum += value;
+      least = std::min(least, value);
+    }
+    return {{"cosine", sum / double(texts_.size()), 5}, {"lowest", least, 5}};
+  }
+
+ private:
+  text_list texts_;
+  group_vectors reference_;
+};
+
+// ---------------------------------------------------------------------------------------------- tasks of heads
+
+class classification_task : public vector_task {
+ public:
+  explicit classification_task(const task_options &options)
+      : data_(read_labelled_texts(options.data, {size_t(options.limit), options.seed})) {
+    set_groups({{&data_.texts, false}}, options.batch);
+  }
+  std::string what() const override { return join(data_.labels.size(), " texts"); }
+
+  void check(const rs_model *model) const override {
+    need_head(model, {RS_HEAD_SEQUENCE}, "eval", "classification");
+    labels_of(model);
+  }
+
+  size_t width(const eval_setting &setting) const override { return size_t(model_info(setting.model).labels); }
+  rs_status compute(const eval_setting &setting, const std::vector<rs_text> &texts, const rs_encode_params &params, float *out,
+                    rs_text_info *infos) const override {
+    return rs_classify(setting.session, texts.data(), nullptr, texts.size(), &params, out, texts.size() * width(setting), infos);
+  }
+
+  std::vector<eval_metric> judge(const eval_setting &setting, const std::vector<group_vectors> &logits) const override {
+    const std::vector<size_t> wanted = labels_of(setting.model);
+    std::map<size_t, class_counts> classes;
+    double right = 0;
+    for (size_t i = 0; i < wanted.size(); ++i) {
+      const float *row = logits[0].row(i);
+      // A single logit is that of label 1.
+      const size_t found = logits[0].dim == 1 ? size_t(row[0] > 0) : best_first(row, logits[0].dim, 1)[0];
+      ++classes[wanted[i]].wanted;
+      ++classes[found].found;
+      if (found != wanted[i]) continue;
+      ++classes[found].both;
+      ++right;
+    }
+    double f1 = 0;
+    for (const auto &[label, count] : classes) f1 += 2 * count.both / (count.wanted + count.found);
+    return {{"accuracy", 100 * right / double(wanted.size()), 2}, {"macro-F1", 100 * f1 / double(classes.size()), 2}};
+  }
+
+ private:
+  struct class_counts {
+    double wanted = 0, found = 0, both = 0;
+  };
+
+  // What the model calls a label, or its number.
+  std::vector<size_t> labels_of(const rs_model *model) const {
+    const int32_t labels = model_info(model).labels;
+    std::map<std::string, size_t> numbers;
+    std::string names;
+    for (int32_t i = 0; i < std::max(labels, 2); ++i) {
+      numbers.emplace(std::to_string(i), size_t(i));
+      if (const char *name = i < labels && labels > 1 ? rs_model_label(model, i) : nullptr) {
+        numbers[name] = size_t(i);
+        names += (names.empty() ? "" : ", ") + std::string(name);
+      }
+    }
+    std::vector<size_t> result;
+    for (size_t i = 0; i < data_.labels.size(); ++i) {
+      auto found = numbers.find(data_.labels[i]);
+      if (found == numbers.end())
+        fail(data_.texts.place(i), ": the model has no label ", in_quotes(data_.labels[i]), " (it has 0 to ",
+             std::max(labels, 2) - 1, names.empty() ? "" : ": " + one_line(names, 200), ")");
+      result.push_back(found->second);
+    }
+    return result;
+  }
+
+  labelled_texts data_;
+};
+
+class squad_task : public eval_task {
+ public:
+  explicit squad_task(const task_options &options)
+      : set_(read_squad(options.data, {size_t(options.limit), options.seed})), threshold_(options.no_answer_threshold) {
+    for (const squad_question &question : set_.questions) unanswerable_ += question.answers.empty();
+  }
+  std::string what() const override {
+    const std::string count = join(set_.questions.size(), " questions");
+    return unanswerable_ == 0 ? count : join(count, ", ", unanswerable_, " without an answer");
+  }
+  void check(const rs_model *model) const override { need_head(model, {RS_HEAD_SPANS}, "eval", "question-answering"); }
+  size_t units() const override { return set_.questions.size(); }
+  std::unique_ptr<eval_run> begin(const eval_setting &setting) const override;
+
+ private:
+  friend class squad_run;
+  squad_set set_;
+  double threshold_;
+  size_t unanswerable_ = 0;
+};
+
+class squad_run : public eval_run {
+ public:
+  squad_run(const squad_task &task, const eval_setting &setting) : task_(task), setting_(setting), found_(task.units()) {
+    params_.max_tokens = setting.texts.max_tokens;
+    params_.drop = setting.texts.drop;
+  }
+
+  void run(size_t unit) override {
+    const squad_question &question = task_.set_.questions[unit];
+    const rs_text asked = view_of(question.text), context = view_of(task_.set_.contexts[question.context]);
+    size_t n = 0;
+    if (rs_answer_question(setting_.session, &asked, &context, &params_, &found_[unit], 1, &n) != RS_OK)
+      fail("question ", in_quotes(question.id), ": ", rs_last_error());
+    if (n == 0) found_[unit] = {};  // a context without a token
+  }
+
+  void finish(evaluation *result) override {
+    layer_counter counter(setting_.model, result);
+    double exact = 0, f1 = 0, right_to_refuse = 0;
+    for (size_t i = 0; i < found_.size(); ++i) {
+      const squad_question &question = task_.set_.questions[i];
+      const std::string prediction = prediction_of(i);
+      const squad_score score = squad_judge(prediction, question.answers);
+      exact += score.exact;
+      f1 += score.f1;
+      if (question.answers.empty()) right_to_refuse += score.exact;
+      count(question, found_[i], &counter);
+    }
+    result->texts = found_.size();
+    const double scale = 100 / double(found_.size());
+    result->metrics = {{"F1", scale * f1, 2}, {"exact", scale * exact, 2}};
+    if (task_.unanswerable_ > 0) result->metrics.push_back({"no answer", 100 * right_to_refuse / double(task_.unanswerable_), 2});
+  }
+
+ private:
+  // Data in which every question has an answer is that of SQuAD 1.1, whose models know no better than to answer.
+  std::string prediction_of(size_t i) const {
+    const rs_answer &answer = found_[i];
+    if (task_.unanswerable_ > 0 && answer.no_answer_logit - answer.logit > task_.threshold_) return "";
+    const std::string &context = task_.set_.contexts[task_.set_.questions[i].context];
+    return context.substr(answer.begin, answer.end - answer.begin);
+  }
+
+  // Of several windows only their sum is known; they are about equally long.
+  void count(const squad_question &question, const rs_answer &answer, layer_counter *counter) const {
+    const rs_text asked = view_of(question.text);
+    size_t prefix = 0;
+    const rs_status status = rs_tokenize(setting_.model, &asked, nullptr, nullptr, nullptr, nullptr, SIZE_MAX, &prefix);
+    ::check(status);
+    int32_t left = answer.tokens;
+    for (int32_t window = answer.windows; window > 0; --window) {
+      const int32_t tokens = (left + window - 1) / window;
+      counter->add_pair(tokens, int32_t(prefix), setting_.texts.drop);
+      left -= tokens;
+    }
+  }
+
+  const squad_task &task_;
+  const eval_setting &setting_;
+  rs_answer_params params_ = sized<rs_answer_params>();
+  std::vector<rs_answer> found_;
+};
+
+std::unique_ptr<eval_run> squad_task::begin(const eval_setting &setting) const {
+  return std::make_unique<squad_run>(*this, setting);
+}
+
+}  // namespace
+
+const std::vector<std::string> task_names = {"stsb", "sst2", "classification", "retrieval", "squad", "nn", "cosine"};
+
+std::unique_ptr<eval_task> load_task(const std::string &name, const task_options &options) {
+  if (name == "stsb") return std::make_unique<stsb_task>(options);
+  if (name == "sst2" || name == "classification") return std::make_unique<classification_task>(options);
+  if (name == "squad") return std::make_unique<squad_task>(options);
+  if (name == "retrieval") return std::make_unique<retrieval_task>(options);
+  if (name == "nn") return std::make_unique<nn_task>(options);
+  if (name == "cosine") return std::make_unique<cosine_task>(options);
+  fail_usage("unknown task ", in_quotes(name));
+}
