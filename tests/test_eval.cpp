@@ -550,7 +550,7 @@ TEST_F(Eval, WithoutAndWithDropping) {
   const run_result r = eval(table);
   EXPECT_EQ(r.code, 0) << r;
   const strings lines = lines_of(r.out);
-  ASSERT_EQ(lines.size(), 9u) << r;
+  ASSERT_EQ(lines.size(), 10u) << r;
   EXPECT_NE(lines[3].find("none"), std::string::npos) << r;
   EXPECT_NE(lines[4].find("yes"), std::string::npos) << r;
   EXPECT_NE(lines[5].find("ratio"), std::string::npos) << r;

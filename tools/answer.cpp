@@ -60,6 +60,7 @@ class answerer : public text_run {
 
   void compute(const std::vector<const text_item *> &items) override {
     answers_.assign(items.size(), {});
+    counts_.assign(items.size(), 0);
     for (size_t i = 0; i < items.size(); ++i) {
       rs_text question = view_of(question_of(*items[i])), context = view_of(context_of(*items[i]));
       std::vector<rs_answer> &found = answers_[i];
@@ -68,7 +69,7 @@ class answerer : public text_run {
       rs_status status = rs_answer_question(session_.get(), &question, &context, &params_, found.data(), found.size(), &n);
       if (status != RS_OK && rs_encode_failed(session_.get()) != SIZE_MAX) throw item_failure(i, rs_last_error());
       check(status);
-      found.resize(n);
+      counts_[i] = n;
     }
   }
 
@@ -77,10 +78,8 @@ class answerer : public text_run {
     const std::string &context = context_of(item);
     json_line line(item.id);
     // Without an answer the scores are those of that.
-    rs_answer best = {};
-    if (!found.empty()) best = found[0];
-    const bool none = found.empty() || (options_.no_answer && best.no_answer_logit - best.logit > *options_.no_answer);
-    if (none) {
+    rs_answer best = found[0];
+    if (counts_[i] == 0 || (options_.no_answer && best.no_answer_logit - best.logit > *options_.no_answer)) {
       best.logit = best.no_answer_logit;
       best.score = best.no_answer_score;
       best.begin = best.end = 0;
@@ -89,9 +88,9 @@ class answerer : public text_run {
     line.number("no_answer_score", best.no_answer_score).number("no_answer_logit", best.no_answer_logit);
     if (options_.top > 0) {
       std::vector<std::string> list;
-      for (const rs_answer &answer : found) {
+      for (size_t k = 0; k < counts_[i]; ++k) {
         json_line one;
-        add_answer(context, answer, &one);
+        add_answer(context, found[k], &one);
         list.push_back(one.str());
       }
       line.raw("answers", json_list(list));
@@ -110,7 +109,8 @@ class answerer : public text_run {
 
   const answer_options &options_;
   rs_answer_params params_ = sized<rs_answer_params>();
-  std::vector<std::vector<rs_answer>> answers_;
+  std::vector<std::vector<rs_answer>> answers_;  // room for the best, and how many there are
+  std::vector<size_t> counts_;
 };
 
 int run_answer(const answer_options &options) { return answerer(options).run(); }
