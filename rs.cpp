@@ -5933,7 +5933,7 @@ class batch {
                           e.protect.data() + at);
   }
 
-  size_t vectors_of(const window &w) const { return set.pooling == RS_POOL_NONE ? static_cast<size_t>(w.kept) : 1; }
+  size_t vectors_of(const window &w) const { return set.per_token ? static_cast<size_t>(w.kept) : 1; }
 
   // Where the vectors of each part go; returns how many there are.
   size_t place_vectors() {

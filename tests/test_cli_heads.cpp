@@ -235,6 +235,27 @@ TEST_F(CliHeads, LongTextsAreCutAndSaidToBe) {
   EXPECT_NE(ner.err.find("cut to 10 tokens (longest: 102)"), std::string::npos);
 }
 
+TEST_F(CliHeads, Dropping) {
+  const std::string text = "hello world cat kitten stock find read text line";
+  for (const auto &[model, command, arguments] :
+       std::vector<std::tuple<std::string, std::string, strings>>{{"sentiment", "classify", {"--top", "3", "--", text}},
+                                                                  {"ner", "classify", {"--tokens", "--", text}},
+                                                                  {"cross", "rerank", {"-q", "hello", "--", text}},
+                                                                  {"squad", "answer", {"-q", "hello", "--", text}}}) {
+    const auto with = [&, command = command, model = model, arguments = arguments](const std::string &ratios) {
+      strings all = {"--drop", ratios};
+      all.insert(all.end(), arguments.begin(), arguments.end());
+      return on(model, command, all);
+    };
+    const run_result plain = on(model, command, arguments), zero = with("0,0"), half = with("0.5");
+    EXPECT_EQ(plain.code, 0) << plain;
+    EXPECT_EQ(zero.out, plain.out) << zero;
+    EXPECT_EQ(half.code, 0) << half;
+    EXPECT_NE(half.out, plain.out) << half;
+    EXPECT_EQ(with("1").code, 2);
+  }
+}
+
 // ------------------------------------------------------------------------------------------------ labels of tokens
 
 TEST_F(CliHeads, EntitiesAreNeighboursOfOneLabel) {

@@ -175,6 +175,41 @@ TEST(heads, vectors_and_logits_take_turns) {
   EXPECT_EQ(logits, classify(b, {some_texts[0]}).logits);
 }
 
+TEST(heads, dropping_keeps_a_row_for_every_token) {
+  temp_dir dir;
+  strings texts;
+  for (int i = 0; i < 12; i++)
+    texts.push_back(some_texts[static_cast<size_t>(i) % 5] + " the cat sat on a mat" + (i % 2 ? " ." : ""));
+  for (rs_head head : all_heads) {
+    tiny_bert tiny(33);
+    tiny.add_head(head, labels_for(head));
+    ASSERT_EQ(tiny.convert(dir / "m.rsw", "q8"), RS_OK) << rs_last_error();
+    const loaded one(dir / "m.rsw", 1), three(dir / "m.rsw", 3, 40);
+    const floats without = classify(one, texts).logits;
+    for (rs_drop_mode mode : {RS_DROP_PRUNE, RS_DROP_RESTORE, RS_DROP_MERGE, RS_DROP_FOLD}) {
+      SCOPED_TRACE(std::string(rs_head_name(head)) + " " + std::to_string(mode));
+      double ratios[] = {0.4};
+      auto drop = sized<rs_drop>();
+      drop.ratios = ratios, drop.n_ratios = 1;
+      drop.mode = mode;
+      auto params = sized<rs_encode_params>();
+      params.drop = &drop;
+      const classified all = classify(three, texts, nullptr, &params);
+      ASSERT_EQ(all.status, RS_OK) << rs_last_error();
+      EXPECT_EQ(all.logits.size(), without.size());  // of a head of tokens: as many rows
+      EXPECT_NE(all.logits, without);
+      floats singles;
+      for (const std::string &text : texts) {
+        const floats single = classify(one, {text}, nullptr, &params).logits;
+        singles.insert(singles.end(), single.begin(), single.end());
+      }
+      EXPECT_EQ(all.logits, singles);
+      ratios[0] = 0;
+      EXPECT_EQ(classify(three, texts, nullptr, &params).logits, without);
+    }
+  }
+}
+
 // What the tokenizers library makes of two lengths.
 TEST(heads, pairs_are_cut_the_longer_first) {
   struct lengths {
@@ -589,6 +624,22 @@ TEST_F(answers, do_not_depend_on_threads_or_parts) {
     ASSERT_EQ(got.size(), wanted.size());
     EXPECT_EQ(memcmp(got.data(), wanted.data(), wanted.size() * sizeof wanted[0]), 0);
   }
+}
+
+TEST_F(answers, may_be_where_tokens_were_dropped) {
+  const std::string context = words(40, 9);
+  const std::vector<rs_answer> wanted = ask("the cat", context, 10);
+  double ratios[] = {0};
+  auto drop = sized<rs_drop>();
+  drop.ratios = ratios, drop.n_ratios = 1;
+  params.drop = &drop;
+  const std::vector<rs_answer> none = ask("the cat", context, 10);
+  ASSERT_EQ(none.size(), wanted.size());
+  EXPECT_EQ(memcmp(none.data(), wanted.data(), wanted.size() * sizeof wanted[0]), 0);
+  ratios[0] = 0.6;
+  params.max_answer_tokens = 1;
+  params.whole_words = RS_OFF;
+  EXPECT_EQ(ask("the cat", context, 1000).size(), tokenize(m->model, context, nullptr).ids.size() - 2);  // every token is one
 }
 
 TEST_F(answers, are_bytes_of_the_context_whatever_it_is_written_in) {

@@ -20,6 +20,7 @@ const char *const examples =
     "transformers); score: the product of their softmaxes over a window (its question-answering pipeline).";
 
 struct answer_options : text_run_options {
+  drop_options drop;
   std::string question, context_file;
   const CLI::Option *question_option = nullptr;
   int max_tokens = 0, overlap = -1, longest = 0, top = 0;
@@ -43,10 +44,12 @@ std::unique_ptr<text_source> open_source(const answer_options &options) {
 
 class answerer : public text_run {
  public:
-  explicit answerer(const answer_options &options) : text_run(options, open_source(options)), options_(options) {
+  explicit answerer(const answer_options &options)
+      : text_run(options, open_source(options)), options_(options), drop_(options.drop, model_.get()) {
     need_head(model_.get(), {RS_HEAD_SPANS}, "answer", "question-answering");
     check_max_tokens(options.max_tokens, model_.get(), true);
     params_.max_tokens = options.max_tokens;
+    params_.drop = drop_.get();
     params_.overlap = options.overlap > 0 ? options.overlap : options.overlap == 0 ? -1 : 0;
     params_.max_answer_tokens = options.longest;
     if (options.no_word_alignment) params_.whole_words = RS_OFF;
@@ -108,6 +111,7 @@ class answerer : public text_run {
   }
 
   const answer_options &options_;
+  drop_choice drop_;
   rs_answer_params params_ = sized<rs_answer_params>();
   std::vector<std::vector<rs_answer>> answers_;  // room for the best, and how many there are
   std::vector<size_t> counts_;
@@ -140,4 +144,5 @@ void add_answer(CLI::App *app, command_line *line) {
       ->type_name("N")
       ->check(CLI::NonNegativeNumber);
   sub->add_flag("--no-word-alignment", options->no_word_alignment, "an answer may begin or end inside of a word");
+  add_drop_options(sub, &options->drop);
 }
