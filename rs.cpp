@@ -6174,6 +6174,85 @@ rs_status rs_encode_ids(rs_session *s, const int32_t *ids, const int32_t *type_i
   });
 }
 
+// ---- plans
+
+namespace {
+
+// Bytes of the results that lie in the arena while operator t runs.
+size_t live_bytes(const graph_plan &p, const rs_tensor &t) {
+  size_t bytes = 0;
+  for (const auto &x : p.graph->tensors) {
+    if (x->kind != tensor_op || p.bound[x->id] || p.in_block(*x) || x->id > t.id) continue;
+    const int last = x->last_use;
+    const bool live = last >= t.id || p.graph->tensors[static_cast<size_t>(last)]->stage == t.stage;
+    if (live) bytes += round_up(p.bytes[x->id], align_data);
+  }
+  return bytes;
+}
+
+// What a plan comes to, layer by layer: what follows a layer's output, until the next begins, belongs to the layer that drops.
+void sum_plan(const graph_plan &p, int layers, rs_plan_layer *out) {
+  const rs_tensor *input = rs_graph_tensor(p.graph, "cu_seqlens");
+  int layer = 0;
+  bool ended = false;  // the layer's output is made
+  std::fill(out, out + layers + 1, rs_plan_layer{});
+  out[0].tokens = p.tokens(*input);
+  for (const op_run &r : p.ops) {
+    const std::string &name = r.t->name;
+    if (ended && name.rfind("drop.", 0) != 0) layer++, ended = false;
+    rs_plan_layer &to = out[std::min(layer, layers)];
+    // Operators of a drop are of the tokens before it, or behind it: a layer has those that its first operator has.
+    if (!to.macs && r.t->op == OP_LINEAR && r.t->shape[0] == RS_DIM_TOKENS) to.tokens = p.tokens(*r.t);
+    to.bytes = std::max(to.bytes, live_bytes(p, *r.t));
+    to.macs += op_rows[r.t->op].macs(r).count;
+    ended |= name == "blk." + std::to_string(layer) + ".out";
+  }
+}
+
+}  // namespace
+
+rs_status rs_plan(rs_session *s, const int32_t *lengths, size_t n, const rs_encode_params *params, rs_plan_layer *layers,
+                  size_t *arena_bytes) {
+  return guarded([&] {
+    encode_settings set = {};
+    RS_CHECK(resolve(*s, params, &set));
+    if (set.layers != s->model->info.layers) return rs_fail(RS_ERR_ARGUMENT, "a plan is of all layers");
+    const encoder_graph *g;
+    RS_CHECK(get_encoder_graph(s, set, &g));
+    std::vector<int32_t> starts = {0}, flags;
+    size_t rows = 0;
+    for (size_t i = 0; i < n; i++) {
+      if (lengths[i] < 1 || lengths[i] > s->model->info.position_limit)
+        return rs_fail(RS_ERR_LIMIT, "sequence %zu: %d tokens, expected 1 to %d", i, lengths[i], s->model->info.position_limit);
+      if (lengths[i] > INT32_MAX - starts.back()) return rs_fail(RS_ERR_LIMIT, "more than %d tokens", INT32_MAX);
+      starts.push_back(starts.back() + lengths[i]);
+      flags.resize(static_cast<size_t>(starts.back()));
+      // Without texts, special tokens are the first and the last.
+      flags[static_cast<size_t>(starts[i])] = g->schedule.protect != RS_PROTECT_NONE;
+      if (g->schedule.protect == RS_PROTECT_SPECIAL) flags.back() = 1;
+      const int32_t protect = static_cast<int32_t>(std::count(flags.end() - lengths[i], flags.end(), 1));
+      rows += set.pooling == RS_POOL_NONE ? static_cast<size_t>(kept_tokens(*g, protect, lengths[i])) : 1;
+    }
+    const size_t tokens = flags.size();
+    std::vector<int32_t> zeros(tokens);
+    std::vector<float> vectors(rows * static_cast<size_t>(set.width));
+    std::vector<rs_binding> bindings = {{g->ids, zeros.data(), tokens * 4},
+                                        {g->type_ids, zeros.data(), tokens * 4},
+                                        {g->positions, zeros.data(), tokens * 4},
+                                        {g->cu_seqlens, starts.data(), starts.size() * 4},
+                                        {g->result, vectors.data(), vectors.size() * 4}};
+    if (g->protect) bindings.push_back({g->protect, flags.data(), tokens * 4});
+    lane l;
+    graph_plan &p = *plan_of(&l, g->graph);
+    RS_CHECK(make_plan(s, s->threads, p,
+                       {g->graph, static_cast<int64_t>(tokens), static_cast<int64_t>(n), bindings.data(), bindings.size()}));
+    place(l, p, nullptr);  // multiplications of attention depend on the starts
+    sum_plan(p, s->model->info.layers, layers);
+    *arena_bytes = arena_bytes_of(p, s->threads);
+    return RS_OK;
+  });
+}
+
 // ---- traces
 
 struct rs_trace {

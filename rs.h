@@ -359,6 +359,16 @@ RS_API size_t rs_encode_failed(const rs_session *session);
 RS_API rs_status rs_encode_ids(rs_session *session, const int32_t *ids, const int32_t *type_ids, const size_t *starts, size_t n,
                                const rs_encode_params *params, float *out, size_t capacity);
 
+/* What it takes to run n sequences of those lengths together, layer by layer, without running them.  layers: [model layers + 1],
+ * the last for what comes behind them (pooling).  With RS_PROTECT_PREFIX, the first token counts as protected. */
+typedef struct rs_plan_layer {
+  int64_t tokens; /* that enter */
+  size_t bytes;   /* of activations in the arena, at most, while the layer runs */
+  double macs;    /* multiply-accumulates */
+} rs_plan_layer;
+RS_API rs_status rs_plan(rs_session *session, const int32_t *lengths, size_t n, const rs_encode_params *params,
+                         rs_plan_layer *layers, size_t *arena_bytes);
+
 /* Which tokens of a text leave where, under params->drop (with RS_LONG_CHUNK an error).  Everything lives until rs_trace_free. */
 typedef struct rs_trace rs_trace;
 typedef struct rs_trace_step { /* a layer that drops */

@@ -4,10 +4,10 @@
 #include "options.h"
 #include "output.h"
 #include "progress.h"
+#include "shapes.h"
 #include "table.h"
 
 #include <algorithm>
-#include <charconv>
 #include <cmath>
 #include <optional>
 #include <random>
@@ -31,7 +31,6 @@ const char *const examples =
     "else, which is measured on the spot.\n"
     "--json prints an object a line for each case, as soon as it is measured; ms of \"ops\" are of one run.";
 
-constexpr int max_batch = 65536;
 constexpr int warm_up_runs = 2;   // memory is made, weights are read, the CPU wakes up
 constexpr size_t least_runs = 3;  // however long they take
 
@@ -45,44 +44,6 @@ struct bench_options {
   std::string ops;  // how to sum up operators; empty: no table of them
   drop_options drop;
 };
-
-// ---------------------------------------------------------------------------------------------- shapes
-
-struct shape {
-  size_t batch, tokens;
-  std::string str() const { return join(batch, "x", tokens); }
-};
-
-// A number from 1 to max_batch at the front of `text`, which is cut off; 0 when there is none.
-size_t take_number(std::string_view *text) {
-  size_t number = 0;
-  auto [end, error] = std::from_chars(text->data(), text->data() + text->size(), number);
-  if (error != std::errc() || number > max_batch) return 0;
-  text->remove_prefix(size_t(end - text->data()));
-  return number;
-}
-
-shape parse_shape(std::string_view text) {
-  std::string_view rest = text;
-  shape result{};
-  result.batch = take_number(&rest);
-  bool has_x = !rest.empty() && rest[0] == 'x';
-  if (has_x) rest.remove_prefix(1);
-  result.tokens = take_number(&rest);
-  if (result.batch == 0 || !has_x || result.tokens == 0 || !rest.empty())
-    fail_usage("--shapes: ", in_quotes(text), " is not BATCHxTOKENS, two numbers from 1 to ", max_batch, " as in 8x128");
-  return result;
-}
-
-std::vector<shape> parse_shapes(std::string_view list) {
-  std::vector<shape> shapes;
-  for (;;) {
-    size_t comma = list.find(',');
-    shapes.push_back(parse_shape(list.substr(0, comma)));
-    if (comma == std::string_view::npos) return shapes;
-    list.remove_prefix(comma + 1);
-  }
-}
 
 // ---------------------------------------------------------------------------------------------- a weight file
 
@@ -191,7 +152,7 @@ class bench {
  public:
   explicit bench(const bench_options &options)
       : options_(options),
-        shapes_(parse_shapes(options.shapes)),
+        shapes_(parse_shapes("--shapes", options.shapes)),
         threads_(rs_session_threads(create_session(nullptr, options.threads, false).get())),
         peaks_(threads_),
         progress_(progress::wanted_beside(STDOUT_FILENO)) {

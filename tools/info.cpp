@@ -2,6 +2,7 @@
 #include "json.h"
 #include "options.h"
 #include "output.h"
+#include "shapes.h"
 #include "table.h"
 
 #include <map>
@@ -14,11 +15,17 @@ const char *const examples =
     "Examples:\n"
     "  rs info minilm.rsw\n"
     "  rs info minilm.rsw --tensors\n"
-    "  rs info minilm.rsw --json | jq .metadata";
+    "  rs info minilm.rsw --json | jq .metadata\n"
+    "  rs info minilm.rsw --plan 1x512,8x128 --drop 0.5 --drop-score -mlp   # what dropping saves, layer by layer\n"
+    "--plan tells what running sequences together takes, without running them: tokens that enter each layer, activations in "
+    "memory\n"
+    "while it runs, at most, and multiply-accumulates.  arena: all of that memory, with the scratch of every thread.";
 
 struct info_options {
-  std::string model;
+  std::string model, plan;
+  int threads = 0;
   bool json = false, tensors = false;
+  drop_options drop;
 };
 
 // ---------------------------------------------------------------------------------------------- metadata
@@ -182,8 +189,90 @@ std::string as_json(const rs_model *model) {
   return root.dump(1, ' ', false, ordered::error_handler_t::replace) + "\n";
 }
 
+// ---------------------------------------------------------------------------------------------- plans
+
+struct plan {
+  std::vector<rs_plan_layer> layers;
+  size_t arena = 0;
+  rs_plan_layer sum() const {  // of the layers alone
+    rs_plan_layer total{};
+    for (size_t i = 0; i + 1 < layers.size(); ++i)
+      total.tokens += layers[i].tokens, total.bytes += layers[i].bytes, total.macs += layers[i].macs;
+    return total;
+  }
+};
+
+plan plan_of(rs_session *session, const rs_model_info &info, const shape &shape, const rs_drop *drop) {
+  if (shape.tokens > size_t(info.position_limit))
+    fail_usage("--plan: ", shape.str(), ": ", shape.tokens, " tokens are more than the ", info.position_limit,
+               " positions of this model");
+  auto params = sized<rs_encode_params>();
+  params.drop = drop;
+  std::vector<int32_t> lengths(shape.batch, int32_t(shape.tokens));
+  plan result;
+  result.layers.resize(size_t(info.layers) + 1);
+  check(rs_plan(session, lengths.data(), lengths.size(), &params, result.layers.data(), &result.arena));
+  return result;
+}
+
+// Columns of a plan; beside those of another one, how much less they are.
+std::string percent_less(double value, double before) { return before > 0 ? format("%.1f %%", 100 * (value / before - 1)) : ""; }
+
+std::string plan_table(const shape &shape, const plan &whole, const plan *dropped) {
+  std::vector<std::string> head = {shape.str(), "tokens", "activations", "MMAC"};
+  if (dropped)
+    for (const char *column : {"dropping: tokens", "activations", "MMAC", "tokens", "activations", "MMAC"}) head.push_back(column);
+  text_table table(head);
+  const auto add = [&](const std::string &name, const rs_plan_layer &a, const rs_plan_layer *b) {
+    std::vector<std::string> row = {name, std::to_string(a.tokens), human_bytes(double(a.bytes)), format("%.1f", a.macs / 1e6)};
+    if (b)
+      for (const std::string &column : {std::to_string(b->tokens), human_bytes(double(b->bytes)), format("%.1f", b->macs / 1e6),
+                                        percent_less(double(b->tokens), double(a.tokens)),
+                                        percent_less(double(b->bytes), double(a.bytes)), percent_less(b->macs, a.macs)})
+        row.push_back(column);
+    table.add(row);
+  };
+  const size_t layers = whole.layers.size() - 1;
+  for (size_t i = 0; i < layers; ++i) add(join("layer ", i), whole.layers[i], dropped ? &dropped->layers[i] : nullptr);
+  const rs_plan_layer all = whole.sum(), left = dropped ? dropped->sum() : rs_plan_layer{};
+  add("sum", all, dropped ? &left : nullptr);
+  std::string text = table.str() + "arena " + human_bytes(double(whole.arena));
+  if (dropped) text += ", dropping " + human_bytes(double(dropped->arena));
+  return text + "\n";
+}
+
+ordered plan_json(const plan &p) {
+  ordered layers = ordered::array();
+  for (const rs_plan_layer &l : p.layers) layers.push_back({{"tokens", l.tokens}, {"activation_bytes", l.bytes}, {"macs", l.macs}});
+  return {{"layers", layers}, {"arena_bytes", p.arena}};
+}
+
+int print_plans(const info_options &options, const rs_model *model) {
+  const drop_choice drop(options.drop, model);
+  const rs_model_info info = model_info(model);
+  const session_ptr session = create_session(model, options.threads, false);
+  std::string text;
+  for (const shape &shape : parse_shapes("--plan", options.plan)) {
+    const plan whole = plan_of(session.get(), info, shape, nullptr);
+    plan dropped;
+    if (drop.get()) dropped = plan_of(session.get(), info, shape, drop.get());
+    if (options.json) {
+      ordered row = {{"batch", shape.batch}, {"tokens", shape.tokens}, {"plan", plan_json(whole)}};
+      if (drop.get()) row["drop"] = text_of(*drop.get()), row["dropping"] = plan_json(dropped);
+      text += row.dump() + "\n";
+    } else {
+      text += (text.empty() ? "" : "\n") + plan_table(shape, whole, drop.get() ? &dropped : nullptr);
+    }
+  }
+  print(text);
+  return 0;
+}
+
 int run_info(const info_options &options) {
   model_ptr model = load_model(options.model, false);
+  if (!options.plan.empty()) return print_plans(options, model.get());
+  if (!options.drop.ratios.empty() || !options.drop.keeps.empty() || !options.drop.profile.empty())
+    fail_usage("a drop schedule goes with --plan");
   print(options.json ? as_json(model.get()) : as_text(model.get(), options.tensors));
   return 0;
 }
@@ -195,5 +284,9 @@ void add_info(CLI::App *app, command_line *line) {
   CLI::App *sub = add_command(app, "info", "what a weight file is and has", examples, options, run_info, line);
   add_model_option(sub, &options->model, true);
   sub->add_flag("--json", options->json, "everything, as one JSON object");
+  sub->add_option("--plan", options->plan, "what sequences by tokens take to run, instead of the rest: 8x128,1x512")
+      ->type_name("BxT,...");
+  add_threads_option(sub, &options->threads);
+  add_drop_options(sub, &options->drop);
   sub->add_flag("--tensors", options->tensors, "list every tensor");
 }

@@ -1,0 +1,10 @@
+// Shapes of batches as options give them: "1x16,8x128".
+#pragma once
+#include "common.h"
+
+struct shape {
+  size_t batch, tokens;
+  std::string str() const { return join(batch, "x", tokens); }
+};
+
+std::vector<shape> parse_shapes(const std::string &option, std::string_view list);  // throws usage_failure that names the option
