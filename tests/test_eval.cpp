@@ -738,7 +738,7 @@ TEST(eval_real, sst2_accuracy) {
   ASSERT_EQ(r.code, 0) << r;
   const json row = jsonl(r.out).at(0);
   EXPECT_EQ(row["full"]["texts"], 872);
-  EXPECT_GT(row["full"]["quality"], 88);
+  EXPECT_NEAR(row["full"]["quality"], 89.79, 0.5);  // the reference's, in f32
 }
 
 TEST(eval_real, xquad_is_read) {
