@@ -6541,17 +6541,19 @@ rs_status rs_answer_question(rs_session *s, const rs_text *question, const rs_te
                           static_cast<float>(softmax_sum(logits, w).share(first[0]) * softmax_sum(logits + 1, w).share(first[1])));
       answer_spans(logits, w, longest, most, &candidates);
     }
-    rs_answer answer = {0, 0, 0, 0, no_logit, no_score, static_cast<int32_t>(windows.size()), static_cast<int32_t>(rows)};
-    if (capacity > 0) answers[0] = answer;
+    const rs_answer nothing = {0, 0, 0, 0, no_logit, no_score, static_cast<int32_t>(windows.size()), static_cast<int32_t>(rows)};
+    if (capacity > 0) answers[0] = nothing;
     std::sort(candidates.begin(), candidates.end(), better);
     for (const answer_candidate &c : candidates) {
       if (*n == capacity) break;
       const rs_span bytes = answer_bytes(m, e.pair_tokens, c, p.whole_words != RS_OFF);
       if (std::any_of(answers, answers + *n, [&](const rs_answer &a) { return a.begin == bytes.begin && a.end == bytes.end; }))
         continue;
-      answer.logit = c.logit, answer.score = c.score;
-      answer.begin = bytes.begin, answer.end = bytes.end;
-      answers[(*n)++] = answer;
+      rs_answer &answer = answers[(*n)++] = nothing;
+      answer.logit = c.logit;
+      answer.score = c.score;
+      answer.begin = bytes.begin;
+      answer.end = bytes.end;
     }
     return RS_OK;
   });
