@@ -5933,7 +5933,7 @@ class batch {
                           e.protect.data() + at);
   }
 
-  size_t vectors_of(const window &w) const { return set.pooling == RS_POOL_NONE ? static_cast<size_t>(w.kept) : 1; }
+  size_t vectors_of(const window &w) const { return set.per_token ? static_cast<size_t>(w.kept) : 1; }
 
   // Where the vectors of each part go; returns how many there are.
   size_t place_vectors() {
@@ -6541,20 +6541,19 @@ rs_status rs_answer_question(rs_session *s, const rs_text *question, const rs_te
                           static_cast<float>(softmax_sum(logits, w).share(first[0]) * softmax_sum(logits + 1, w).share(first[1])));
       answer_spans(logits, w, longest, most, &candidates);
     }
+    const rs_answer nothing = {0, 0, 0, 0, no_logit, no_score, static_cast<int32_t>(windows.size()), static_cast<int32_t>(rows)};
+    if (capacity > 0) answers[0] = nothing;
     std::sort(candidates.begin(), candidates.end(), better);
     for (const answer_candidate &c : candidates) {
       if (*n == capacity) break;
       const rs_span bytes = answer_bytes(m, e.pair_tokens, c, p.whole_words != RS_OFF);
       if (std::any_of(answers, answers + *n, [&](const rs_answer &a) { return a.begin == bytes.begin && a.end == bytes.end; }))
         continue;
-      answers[(*n)++] = {c.logit,
-                         c.score,
-                         bytes.begin,
-                         bytes.end,
-                         no_logit,
-                         no_score,
-                         static_cast<int32_t>(windows.size()),
-                         static_cast<int32_t>(rows)};
+      rs_answer &answer = answers[(*n)++] = nothing;
+      answer.logit = c.logit;
+      answer.score = c.score;
+      answer.begin = bytes.begin;
+      answer.end = bytes.end;
     }
     return RS_OK;
   });

@@ -426,7 +426,8 @@ typedef struct rs_answer {
  * token.  The logits are those of the SQuAD script of transformers, where there is no answer if no_answer_logit - logit is more
  * than a threshold; the scores are those of its question-answering pipeline.  A span lies in the context, in one window.  Of spans
  * that come to the same bytes the best counts.  A long context goes in windows that overlap; a question that leaves no room for it
- * is an error (RS_ERR_LIMIT).  rs_encode_failed: 0 where the question is at fault, 1 where the context is. */
+ * is an error (RS_ERR_LIMIT).  Where there is no span, answers[0] still has what is equal for all answers.  rs_encode_failed: 0
+ * where the question is at fault, 1 where the context is. */
 RS_API rs_status rs_answer_question(rs_session *session, const rs_text *question, const rs_text *context,
                                     const rs_answer_params *params, rs_answer *answers, size_t capacity, size_t *n);
 

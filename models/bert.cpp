@@ -144,10 +144,11 @@ rs_status sequence_activation(rs_importer &in, int64_t labels, const char **out)
   }
   const char *problem;
   RS_TRY(in.config_str("problem_type", &problem, ""));
-  if (!strcmp(problem, "regression")) *out = "none";
-  else if (!strcmp(problem, "multi_label_classification") || labels == 1) *out = "sigmoid";
-  else if (!strcmp(problem, "single_label_classification") || !*problem) *out = "softmax";
-  else return rs_fail(RS_ERR_UNSUPPORTED, "config.json: 'problem_type' is '%s', which is not known", problem);
+  const bool single = !strcmp(problem, "single_label_classification"), multi = !strcmp(problem, "multi_label_classification"),
+             regression = !strcmp(problem, "regression");
+  if (*problem && !single && !multi && !regression)
+    return rs_fail(RS_ERR_UNSUPPORTED, "config.json: 'problem_type' is '%s', which is not known", problem);
+  *out = regression ? "none" : multi || labels == 1 ? "sigmoid" : "softmax";
   return RS_OK;
 }
 

@@ -2,6 +2,7 @@
 """Make the weight files that the tests use: fetch all-MiniLM-L6-v2 and convert it once a type.
 
 Reads RS_TEST_MODEL_DIR (a model folder, fetched to there when absent), RS_TEST_MODELS (where the files go), RS_PROGRAM.
+sst2-minilm, a classifier, is made beside the model folder by $RS_SHARED/models/make-models (else ../shared) where that is there.
 Exit status 77, and nothing written, where the model cannot be fetched; 1 where it cannot be converted.
 """
 
@@ -12,16 +13,10 @@ import sys
 SOURCE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
-def main():
-    folder, models, program = (os.environ[n] for n in ("RS_TEST_MODEL_DIR", "RS_TEST_MODELS", "RS_PROGRAM"))
-    if not os.path.exists(os.path.join(folder, "model.safetensors")):
-        fetch = [sys.executable, os.path.join(SOURCE, "tools", "fetch-model"), "all-MiniLM-L6-v2", folder]
-        if subprocess.run(fetch, check=False).returncode != 0:
-            print("skipped: needs all-MiniLM-L6-v2, which cannot be fetched, nor is it in $RS_TEST_MODEL_DIR")
-            return 77
-    os.makedirs(models, exist_ok=True)
-    for kind in ("f32", "f16", "q8", "q4"):
-        path = os.path.join(models, "minilm-%s.rsw" % kind)
+def convert(program, folder, models, name, kinds):
+    """Weight files NAME-KIND.rsw, but for those that are newer than the program.  False where one cannot be made."""
+    for kind in kinds:
+        path = os.path.join(models, "%s-%s.rsw" % (name, kind))
         if os.path.exists(path) and os.path.getmtime(path) > os.path.getmtime(program):
             continue
         # A converter that fails must not leave an older one's file to be tested.
@@ -29,8 +24,38 @@ def main():
             os.remove(path)
         result = subprocess.run([program, "convert", folder, "-o", path, "--type", kind], check=False)
         if result.returncode != 0 or not os.path.exists(path):
-            print("'rs convert --type %s' failed with exit status %d" % (kind, result.returncode))
-            return 1
+            print("'rs convert --type %s' of %s failed with exit status %d" % (kind, name, result.returncode))
+            return False
+    return True
+
+
+def has_weights(folder):
+    return os.path.exists(os.path.join(folder, "model.safetensors"))
+
+
+def make_classifier(folder):
+    """Whether the classifier is there, after an attempt to make it."""
+    make = os.path.join(os.environ.get("RS_SHARED") or os.path.join(SOURCE, "..", "shared"), "models", "make-models")
+    if not has_weights(folder) and os.path.exists(make):
+        subprocess.run([sys.executable, make, os.path.dirname(folder), os.path.basename(folder)], check=False)
+    if not has_weights(folder):
+        print("no sst2-minilm: its tests will skip")
+    return has_weights(folder)
+
+
+def main():
+    folder, models, program = (os.environ[n] for n in ("RS_TEST_MODEL_DIR", "RS_TEST_MODELS", "RS_PROGRAM"))
+    if not has_weights(folder):
+        fetch = [sys.executable, os.path.join(SOURCE, "tools", "fetch-model"), "all-MiniLM-L6-v2", folder]
+        if subprocess.run(fetch, check=False).returncode != 0:
+            print("skipped: needs all-MiniLM-L6-v2, which cannot be fetched, nor is it in $RS_TEST_MODEL_DIR")
+            return 77
+    os.makedirs(models, exist_ok=True)
+    if not convert(program, folder, models, "minilm", ("f32", "f16", "q8", "q4")):
+        return 1
+    classifier = os.path.join(os.path.dirname(os.path.abspath(folder)), "sst2-minilm")
+    if make_classifier(classifier) and not convert(program, classifier, models, "sst2", ("f32", "q8", "q4")):
+        return 1
     return 0
 
 

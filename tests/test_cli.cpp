@@ -1,5 +1,6 @@
 // The program rs, run as a user runs it: what it prints, what it writes, how it ends.  Most tests use a tiny model that is made
 // here, so they run anywhere; those that need a real one say so when they skip.
+#include "cli_util.h"
 #include "tiny_model.h"
 
 #include <sys/resource.h>
@@ -13,28 +14,6 @@
 
 namespace {
 
-using strings = std::vector<std::string>;
-
-// ------------------------------------------------------------------------------------------------ helpers
-
-strings lines_of(const std::string &text) {
-  strings lines;
-  std::istringstream in(text);
-  for (std::string line; std::getline(in, line);) lines.push_back(line);
-  return lines;
-}
-
-std::vector<json> jsonl(const std::string &text) {
-  std::vector<json> objects;
-  for (const std::string &line : lines_of(text)) {
-    objects.push_back(json::parse(line, nullptr, false));
-    EXPECT_FALSE(objects.back().is_discarded()) << line;
-  }
-  return objects;
-}
-
-std::vector<float> floats(const json &array) { return array.get<std::vector<float>>(); }
-
 double cosine_of(const std::vector<float> &a, const std::vector<float> &b) {
   double dot = 0, aa = 0, bb = 0;
   for (size_t i = 0; i < a.size(); ++i) dot += double(a[i]) * b[i], aa += double(a[i]) * a[i], bb += double(b[i]) * b[i];
@@ -45,22 +24,6 @@ double norm_of(const std::vector<float> &v) {
   double sum = 0;
   for (float x : v) sum += double(x) * x;
   return std::sqrt(sum);
-}
-
-run_result rs(strings arguments, const std::string &input = "") {
-  arguments.insert(arguments.begin(), program());
-  run_options options;
-  options.input = input;
-  return run(arguments, options);
-}
-
-// Exit status 1 or 2 and one line that begins with "rs: " and says `part`; nothing on standard output.
-void expect_failure(const run_result &r, int code, const std::string &part) {
-  EXPECT_EQ(r.code, code) << r;
-  EXPECT_EQ(r.out, "") << r;
-  EXPECT_EQ(lines_of(r.err).size(), 1u) << r;
-  EXPECT_EQ(r.err.compare(0, 4, "rs: "), 0) << r;
-  EXPECT_NE(r.err.find(part), std::string::npos) << r << "\nwanted: " << part;
 }
 
 strings files_in(const std::string &folder) {

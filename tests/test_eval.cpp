@@ -550,7 +550,7 @@ TEST_F(Eval, WithoutAndWithDropping) {
   const run_result r = eval(table);
   EXPECT_EQ(r.code, 0) << r;
   const strings lines = lines_of(r.out);
-  ASSERT_EQ(lines.size(), 9u) << r;
+  ASSERT_EQ(lines.size(), 10u) << r;
   EXPECT_NE(lines[3].find("none"), std::string::npos) << r;
   EXPECT_NE(lines[4].find("yes"), std::string::npos) << r;
   EXPECT_NE(lines[5].find("ratio"), std::string::npos) << r;
@@ -775,7 +775,7 @@ TEST(eval_real, sst2_accuracy) {
   ASSERT_EQ(r.code, 0) << r;
   const json row = jsonl(r.out).at(0);
   EXPECT_EQ(row["full"]["texts"], 872);
-  EXPECT_GT(row["full"]["quality"], 88);
+  EXPECT_NEAR(row["full"]["quality"], 89.79, 0.5);  // the reference's, in f32
 }
 
 TEST(eval_real, xquad_is_read) {

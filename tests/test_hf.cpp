@@ -338,6 +338,37 @@ TEST(HfPooling, WithoutModulesItIsTheMean) {
   EXPECT_NE(got.notes[0].find("modules.json"), std::string::npos);
 }
 
+// A classifier has no vectors to speak of: neither modules nor a word on pooling are missed.
+TEST(HfPooling, HeadsNeedNone) {
+  folder f;
+  json config = tiny_model().config();
+  config["architectures"] = {"BertForSequenceClassification"};
+  f.put("config.json", config);
+  f.put("modules.json", json::array({tiny_model::modules()[0]}));
+  EXPECT_TRUE(f.read().notes.empty());
+  f.remove("modules.json");
+  EXPECT_TRUE(f.read().notes.empty());
+}
+
+TEST(HfPooling, ActivationOfACrossEncoder) {
+  const auto activation = [](const hf_folder &got) -> std::string {
+    std::string found;
+    for (const rs_source_value &value : got.config)
+      if (value.key == std::string("sentence_transformers.activation_fn")) found += value.str;
+    return found;
+  };
+  folder f;
+  EXPECT_EQ(activation(f.read()), "");
+  f.put("config_sentence_transformers.json", json{{"activation_fn", "torch.nn.modules.linear.Identity"}});
+  EXPECT_EQ(activation(f.read()), "torch.nn.modules.linear.Identity");
+  json config = tiny_model().config();
+  config["sentence_transformers"] = {{"activation_fn", "Sigmoid"}};
+  f.put("config.json", config);
+  EXPECT_EQ(activation(f.read()), "Sigmoid");  // config.json counts
+  f.put("config_sentence_transformers.json", json{{"activation_fn", 5}});
+  expect_error(f, "'activation_fn' is number, expected a string");
+}
+
 TEST(HfPooling, KnowsEveryMode) {
   const std::pair<json, const char *> cases[] = {{{{"pooling_mode_cls_token", true}}, "cls"},
                                                  {{{"pooling_mode_max_tokens", true}}, "max"},

@@ -1,5 +1,6 @@
 // Whole models: the real all-MiniLM-L6-v2 against the vectors and states of the reference implementation, a small one against a
 // plain f64 BERT, and what must hold for every model: a text's vector does not depend on what else is in the batch.
+#include "bert_f64.h"
 #include "encoding.h"
 #include "tiny_bert.h"
 
@@ -226,79 +227,6 @@ TEST(minilm, loads_within_twenty_milliseconds) {
 }
 
 // ---- a small model against BERT as it is written down
-
-double activation_f64(const std::string &name, double x) {
-  if (name == "gelu") return x / 2 * (1 + std::erf(x / std::sqrt(2.0)));
-  if (name == "gelu_new") return x / 2 * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
-  if (name == "relu") return std::max(x, 0.0);
-  if (name == "silu") return x / (1 + std::exp(-x));
-  if (name == "tanh") return std::tanh(x);
-  return x / (1 + std::exp(-1.702 * x));  // quick_gelu
-}
-
-using matrix64 = std::vector<std::vector<double>>;
-
-// Last states [n, C] of the model for one sequence.
-matrix64 bert_f64(tiny_bert &m, const std::vector<int32_t> &ids, const std::vector<int32_t> &types) {
-  const auto w = [&](const std::string &name) -> const std::vector<float> & { return m.weights.at(m.prefix + name); };
-  const size_t c = static_cast<size_t>(m.hidden), n = ids.size(), d = c / static_cast<size_t>(m.heads);
-  const auto norm = [&](std::vector<double> v, const std::string &name) {
-    double mean = 0, var = 0;
-    for (double x : v) mean += x / static_cast<double>(c);
-    for (double x : v) var += (x - mean) * (x - mean) / static_cast<double>(c);
-    for (size_t i = 0; i < c; i++) v[i] = (v[i] - mean) / std::sqrt(var + m.eps) * w(name + ".weight")[i] + w(name + ".bias")[i];
-    return v;
-  };
-  const auto dense = [&](const std::vector<double> &x, const std::string &name) {
-    const std::vector<float> &weight = w(name + ".weight"), &bias = w(name + ".bias");
-    std::vector<double> y(bias.begin(), bias.end());
-    for (size_t i = 0; i < y.size(); i++)
-      for (size_t j = 0; j < x.size(); j++) y[i] += double(weight[i * x.size() + j]) * x[j];
-    return y;
-  };
-  const auto plus = [](std::vector<double> a, const std::vector<double> &b) {
-    for (size_t i = 0; i < a.size(); i++) a[i] += b[i];
-    return a;
-  };
-  matrix64 x;
-  for (size_t i = 0; i < n; i++) {
-    std::vector<double> v(c);
-    for (size_t j = 0; j < c; j++)
-      v[j] = double(w("embeddings.word_embeddings.weight")[static_cast<size_t>(ids[i]) * c + j]) +
-             w("embeddings.position_embeddings.weight")[i * c + j] +
-             w("embeddings.token_type_embeddings.weight")[static_cast<size_t>(types[i]) * c + j];
-    x.push_back(norm(v, "embeddings.LayerNorm"));
-  }
-  for (int64_t l = 0; l < m.layers; l++) {
-    const std::string at = "encoder.layer." + std::to_string(l) + ".";
-    matrix64 q, k, v, y;
-    for (const auto &row : x) {
-      q.push_back(dense(row, at + "attention.self.query"));
-      k.push_back(dense(row, at + "attention.self.key"));
-      v.push_back(dense(row, at + "attention.self.value"));
-    }
-    for (size_t i = 0; i < n; i++) {
-      std::vector<double> mixed(c);
-      for (size_t h = 0; h < static_cast<size_t>(m.heads); h++) {
-        std::vector<double> p(n);
-        double sum = 0;
-        for (size_t j = 0; j < n; j++) {
-          for (size_t e = h * d; e < (h + 1) * d; e++) p[j] += q[i][e] * k[j][e] / std::sqrt(static_cast<double>(d));
-          sum += p[j] = std::exp(p[j]);
-        }
-        for (size_t j = 0; j < n; j++)
-          for (size_t e = h * d; e < (h + 1) * d; e++) mixed[e] += p[j] / sum * v[j][e];
-      }
-      const std::vector<double> hidden =
-          norm(plus(dense(mixed, at + "attention.output.dense"), x[i]), at + "attention.output.LayerNorm");
-      std::vector<double> up = dense(hidden, at + "intermediate.dense");
-      for (double &u : up) u = activation_f64(m.act, u);
-      y.push_back(norm(plus(dense(up, at + "output.dense"), hidden), at + "output.LayerNorm"));
-    }
-    x = y;
-  }
-  return x;
-}
 
 TEST(bert, every_setting_is_honoured) {
   temp_dir dir;

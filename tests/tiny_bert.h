@@ -56,6 +56,24 @@ struct tiny_bert {
     }
   }
 
+  // With a head on top, as transformers publishes it.
+  void add_head(rs_head head, const std::vector<std::string> &labels) {
+    const auto n = static_cast<int64_t>(labels.size());
+    prefix = "bert.";
+    if (weights.empty()) fill();
+    const float s = 1 / std::sqrt(static_cast<float>(hidden));
+    if (head == RS_HEAD_SEQUENCE)
+      tensor("pooler.dense.weight", {hidden, hidden}, 0, s), tensor("pooler.dense.bias", {hidden}, 0, 0.1f);
+    prefix = "";
+    const std::string name = head == RS_HEAD_SPANS ? "qa_outputs" : "classifier";
+    tensor(name + ".weight", {n, hidden}, 0, 2 * s), tensor(name + ".bias", {n}, 0, 0.5f);
+    prefix = "bert.";
+    const char *const names[] = {"", "SequenceClassification", "TokenClassification", "QuestionAnswering"};
+    extra_strings = {{"architectures.0", std::string("BertFor") + names[head]}};
+    for (size_t i = 0; i < labels.size() && head != RS_HEAD_SPANS; i++)
+      extra_strings.emplace_back("id2label." + std::to_string(i), labels[i]);
+  }
+
   // The source, valid as long as this object is not changed.
   rs_source source() {
     if (weights.empty()) fill();

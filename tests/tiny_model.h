@@ -25,6 +25,8 @@ struct tiny_options {
   int64_t hidden = 32, intermediate = 64, layers = 2, heads = 4, positions = 64;
   int64_t max_tokens = 32;
   bool prompts = true;
+  std::string head;  // "SequenceClassification", "TokenClassification" or "QuestionAnswering"; empty: the bare encoder
+  std::vector<std::string> labels;
 };
 
 class tiny_model {
@@ -38,6 +40,14 @@ class tiny_model {
   std::map<std::string, tiny_tensor> &weights() { return weights_; }
 
   json config() const {
+    json root = encoder_config();
+    if (options_.head.empty()) return root;
+    root["architectures"] = {"BertFor" + options_.head};
+    for (size_t i = 0; i < options_.labels.size(); ++i) root["id2label"][std::to_string(i)] = options_.labels[i];
+    return root;
+  }
+
+  json encoder_config() const {
     return {{"architectures", {"BertModel"}},
             {"model_type", "bert"},
             {"hidden_act", "gelu"},
@@ -113,13 +123,14 @@ class tiny_model {
     return safetensors_file_bytes(header.dump(), data);
   }
 
-  // Everything that a sentence-transformers folder has.
+  // Everything that a sentence-transformers folder has, or what transformers writes where there is a head.
   void write(const std::string &folder) const {
     std::filesystem::create_directories(folder + "/1_Pooling");
     write_file(folder + "/config.json", config().dump());
     write_file(folder + "/tokenizer.json", tokenizer().dump());
     write_file(folder + "/tokenizer_config.json", json{{"do_lower_case", true}, {"model_max_length", 512}}.dump());
     write_file(folder + "/model.safetensors", safetensors());
+    if (!options_.head.empty()) return;
     write_file(folder + "/modules.json", modules().dump());
     write_file(folder + "/1_Pooling/config.json",
                json{{"pooling_mode_mean_tokens", true}, {"pooling_mode_cls_token", false}}.dump());
@@ -178,6 +189,16 @@ class tiny_model {
       add_linear(layer + "output.dense", c, options_.intermediate);
       add_norm(layer + "output.LayerNorm");
     }
+    if (options_.head == "SequenceClassification") add_linear("pooler.dense", c, c);
+    if (!options_.head.empty()) put_on_head();
+  }
+
+  void put_on_head() {
+    std::map<std::string, tiny_tensor> encoder = std::move(weights_);
+    weights_.clear();
+    for (auto &[name, tensor] : encoder) weights_["bert." + name] = std::move(tensor);
+    const bool spans = options_.head == "QuestionAnswering";
+    add_linear(spans ? "qa_outputs" : "classifier", spans ? 2 : int64_t(options_.labels.size()), options_.hidden);
   }
 
   static void append_value(std::string *data, float value, const std::string &dtype) {

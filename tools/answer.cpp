@@ -20,6 +20,7 @@ const char *const examples =
     "transformers); score: the product of their softmaxes over a window (its question-answering pipeline).";
 
 struct answer_options : text_run_options {
+  drop_options drop;
   std::string question, context_file;
   const CLI::Option *question_option = nullptr;
   int max_tokens = 0, overlap = -1, longest = 0, top = 0;
@@ -43,10 +44,12 @@ std::unique_ptr<text_source> open_source(const answer_options &options) {
 
 class answerer : public text_run {
  public:
-  explicit answerer(const answer_options &options) : text_run(options, open_source(options)), options_(options) {
+  explicit answerer(const answer_options &options)
+      : text_run(options, open_source(options)), options_(options), drop_(options.drop, model_.get()) {
     need_head(model_.get(), {RS_HEAD_SPANS}, "answer", "question-answering");
     check_max_tokens(options.max_tokens, model_.get(), true);
     params_.max_tokens = options.max_tokens;
+    params_.drop = drop_.get();
     params_.overlap = options.overlap > 0 ? options.overlap : options.overlap == 0 ? -1 : 0;
     params_.max_answer_tokens = options.longest;
     if (options.no_word_alignment) params_.whole_words = RS_OFF;
@@ -60,6 +63,7 @@ class answerer : public text_run {
 
   void compute(const std::vector<const text_item *> &items) override {
     answers_.assign(items.size(), {});
+    counts_.assign(items.size(), 0);
     for (size_t i = 0; i < items.size(); ++i) {
       rs_text question = view_of(question_of(*items[i])), context = view_of(context_of(*items[i]));
       std::vector<rs_answer> &found = answers_[i];
@@ -68,7 +72,7 @@ class answerer : public text_run {
       rs_status status = rs_answer_question(session_.get(), &question, &context, &params_, found.data(), found.size(), &n);
       if (status != RS_OK && rs_encode_failed(session_.get()) != SIZE_MAX) throw item_failure(i, rs_last_error());
       check(status);
-      found.resize(n);
+      counts_[i] = n;
     }
   }
 
@@ -77,10 +81,8 @@ class answerer : public text_run {
     const std::string &context = context_of(item);
     json_line line(item.id);
     // Without an answer the scores are those of that.
-    rs_answer best = {};
-    if (!found.empty()) best = found[0];
-    const bool none = found.empty() || (options_.no_answer && best.no_answer_logit - best.logit > *options_.no_answer);
-    if (none) {
+    rs_answer best = found[0];
+    if (counts_[i] == 0 || (options_.no_answer && best.no_answer_logit - best.logit > *options_.no_answer)) {
       best.logit = best.no_answer_logit;
       best.score = best.no_answer_score;
       best.begin = best.end = 0;
@@ -89,9 +91,9 @@ class answerer : public text_run {
     line.number("no_answer_score", best.no_answer_score).number("no_answer_logit", best.no_answer_logit);
     if (options_.top > 0) {
       std::vector<std::string> list;
-      for (const rs_answer &answer : found) {
+      for (size_t k = 0; k < counts_[i]; ++k) {
         json_line one;
-        add_answer(context, answer, &one);
+        add_answer(context, found[k], &one);
         list.push_back(one.str());
       }
       line.raw("answers", json_list(list));
@@ -109,8 +111,10 @@ class answerer : public text_run {
   }
 
   const answer_options &options_;
+  drop_choice drop_;
   rs_answer_params params_ = sized<rs_answer_params>();
-  std::vector<std::vector<rs_answer>> answers_;
+  std::vector<std::vector<rs_answer>> answers_;  // room for the best, and how many there are
+  std::vector<size_t> counts_;
 };
 
 int run_answer(const answer_options &options) { return answerer(options).run(); }
@@ -140,4 +144,5 @@ void add_answer(CLI::App *app, command_line *line) {
       ->type_name("N")
       ->check(CLI::NonNegativeNumber);
   sub->add_flag("--no-word-alignment", options->no_word_alignment, "an answer may begin or end inside of a word");
+  add_drop_options(sub, &options->drop);
 }

@@ -21,6 +21,7 @@ const char *const examples =
     "             begin and end count characters.  With --tokens also \"token_labels\", each token by itself";
 
 struct classify_options : text_run_options {
+  drop_options drop;
   int max_tokens = 0, overlap = 0, top = 0;
   std::string activation, long_text = "truncate", pair;
   const CLI::Option *pair_option = nullptr;
@@ -37,12 +38,16 @@ struct token_label {
 class classifier : public text_run {
  public:
   explicit classifier(const classify_options &options)
-      : text_run(options, options.texts.open()), options_(options), how_(activation_of(options.activation, info_)) {
+      : text_run(options, options.texts.open()),
+        options_(options),
+        how_(activation_of(options.activation, info_)),
+        drop_(options.drop, model_.get()) {
     need_head(model_.get(), {RS_HEAD_SEQUENCE, RS_HEAD_TOKENS}, "classify", "classification");
     if (!of_tokens() && options.tokens) fail_usage("--tokens: this model labels texts, not tokens");
     if (of_tokens() && options.top > 0) fail_usage("--top: this model labels tokens, not texts");
     check_max_tokens(options.max_tokens, model_.get(), options.pair_option->count() > 0);
     params_.max_tokens = options.max_tokens;
+    params_.drop = drop_.get();
     set_long(options.long_text, options.overlap, &params_);
     if (of_tokens() && params_.long_text == RS_LONG_CHUNK) fail_usage("--long chunk: labels of tokens cannot be averaged");
     truncator_ = std::make_unique<truncator>(model_.get(), size_t(max_tokens()));
@@ -172,6 +177,7 @@ class classifier : public text_run {
 
   const classify_options &options_;
   rs_head_activation how_;
+  drop_choice drop_;
   rs_encode_params params_ = sized<rs_encode_params>();
   std::unique_ptr<truncator> truncator_;
   std::vector<std::string> labels_;
@@ -196,4 +202,5 @@ void add_classify(CLI::App *app, command_line *line) {
   add_activation_option(sub, &options->activation);
   add_max_tokens_option(sub, &options->max_tokens);
   add_long_options(sub, &options->long_text, &options->overlap, "their logits averaged");
+  add_drop_options(sub, &options->drop);
 }

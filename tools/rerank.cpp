@@ -18,6 +18,7 @@ const char *const examples =
     "  without       {\"id\": …, \"results\": [{\"index\": i, \"score\": …, \"text\": \"…\"}, …]} a line for each query";
 
 struct rerank_options : text_run_options {
+  drop_options drop;
   std::string query, label, activation;
   const CLI::Option *query_option = nullptr;
   int top = 0, max_tokens = 0;
@@ -49,10 +50,14 @@ std::unique_ptr<text_source> open_source(const rerank_options &options) {
 class reranker : public text_run {
  public:
   explicit reranker(const rerank_options &options)
-      : text_run(options, open_source(options)), options_(options), how_(activation_of(options.activation, info_)) {
+      : text_run(options, open_source(options)),
+        options_(options),
+        how_(activation_of(options.activation, info_)),
+        drop_(options.drop, model_.get()) {
     need_head(model_.get(), {RS_HEAD_SEQUENCE}, "rerank", "classification");
     check_max_tokens(options.max_tokens, model_.get(), true);
     params_.max_tokens = options.max_tokens;
+    params_.drop = drop_.get();
     label_ = find_label();
   }
 
@@ -138,6 +143,7 @@ class reranker : public text_run {
 
   const rerank_options &options_;
   rs_head_activation how_;
+  drop_choice drop_;
   rs_encode_params params_ = sized<rs_encode_params>();
   size_t label_ = 0;
   std::vector<float> logits_;
@@ -161,4 +167,5 @@ void add_rerank(CLI::App *app, command_line *line) {
   sub->add_flag("--no-text", options->no_text, "index and score only");
   add_activation_option(sub, &options->activation);
   add_max_tokens_option(sub, &options->max_tokens);
+  add_drop_options(sub, &options->drop);
 }
