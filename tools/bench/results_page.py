@@ -168,14 +168,14 @@ def goal_rows(results):
         saved = time_saved if goal.what == "time" else layers_saved
         good = [r for r in results["final"] if r["task"] == goal.task and r["type"] == "q8" and change(r) >= -goal.loss]
         limit = "%g %%" % goal.loss if goal.task == "retrieval" else "%g points" % goal.loss
-        wanted = "%s: ≥ %d %% less %s at ≤ %s" % (NAMES[goal.task], goal.saved, goal.what, limit)
+        wanted = "%s: ≥ %d %% %s at ≤ %s lost" % (NAMES[goal.task], goal.saved, "less time" if goal.what == "time" else "fewer token-layers", limit)
         if not good:
             out.append([wanted, "no schedule that was tried stays within that", "", met[False]])
             continue
         best = max(good, key=saved)
         text = "**%.0f %%**%s at %s %s" % (saved(best), mark(best) if goal.what == "time" else "", signed(goal.task, change(best)), UNITS[goal.task])
         if goal.what != "time":
-            text += ", %s %% of the time%s" % (signed("stsb", -time_saved(best)), mark(best))
+            text += " (%.0f %%%s of the time)" % (time_saved(best), mark(best))
         out.append([wanted, text, short(best["drop"]), met[saved(best) >= goal.saved]])
     final = {r["drop"] for r in results["final"] if r["task"] == "retrieval"}
     mine = [(b["drop"], s) for b in results["bench"] if b["drop"] in final and b["type"] == "q8" for s in speeds(b) if s[0] == "8x512"]
@@ -384,9 +384,10 @@ def markdown(results, plots):
     if results["final"]:
         out += ["The schedules that save most within a goal's loss, timed (q8: median of %d rounds, without and with dropping in turns; "
                 "tokenizer, and queries that lose nothing, included):\n" % max(r["rounds"] for r in results["final"]), final_table(results)]
-    out += ["## Quality against speed\n", "![quality against time saved](%s)\n" % plots["curves"],
-            "A point is a schedule; one that falls below a plot stands at its lower edge as an arrow. The grey line joins those that no other one "
-            "beats in both. q8.\n"]
+    if "curves" in plots:
+        out += ["## Quality against speed\n", "![quality against time saved](%s)\n" % plots["curves"],
+                "A point is a schedule; one that falls below a plot stands at its lower edge as an arrow. The grey line joins those that no other one "
+                "beats in both. q8.\n"]
     out += ["## Scores\n", "Change of quality by score, q8, `prune`: per cent of nDCG@10, points of the others; of *cosine*, the mean itself. "
             "The best of a column is bold; `random`: mean%s.\n" % (" and range of %d seeds" % len(s["seeds"]) if len(s["seeds"]) > 1 else ""),
             score_table(results, rows, "q8", tasks, SCORE_SCHEDULES), saved_line(rows, tasks, "q8", SCORE_SCHEDULES)]
@@ -443,19 +444,20 @@ def curve_panel(task, rows):
                 points.append((time_saved(r), r["dropped"]["quality"], "%s: %.2f, %.0f %% less time" % (r["drop"], r["dropped"]["quality"], time_saved(r))))
         if points:
             series[number] = points
+    if not series:
+        return None
     lines = [("y", before, "without dropping")] if task != "cosine" else []
     for goal in GOALS:
         if goal.task == task:
             limit = before * (1 - goal.loss / 100) if task == "retrieval" else before - goal.loss
-            lines.append(("y", limit, "−%g %s" % (goal.loss, UNITS[task])))
+            lines.append(("y", limit, "%g %s lost" % (goal.loss, UNITS[task])))
             if goal.what == "time":
-                lines.append(("x", goal.saved, "%d %%" % goal.saved))
+                lines.append(("x", goal.saved, "wanted at %g %%" % goal.loss))
     # The score that is drawn by lot is no choice that anyone could make again.
     front = plot.pareto([(x, y) for n, points in series.items() if SERIES[n][1] != "random" for x, y, _ in points])
     xs = [x for points in series.values() for x, _, _ in points]
     x_low = min(0, *xs)
-    return {"title": "%s: %s" % (NAMES[task], {"retrieval": "nDCG@10", "stsb": "Spearman", "sst2": "accuracy", "cosine": "cosine"}[task]),
-            "x": "time saved, %", "y": mine[0]["metric"], "x range": (max(x_low, -25), max(*xs, 10) + 3), "y range": (low, high),
+    return {"title": NAMES[task] if task != "cosine" else "vectors of documents", "x": "time saved, %", "y": mine[0]["metric"], "x range": (max(x_low, -25), max(*xs, 10) + 3), "y range": (low, high),
             "series": series, "lines": lines, "curves": [front]}
 
 
@@ -478,7 +480,9 @@ def plots(results):
     where = "%s, %d threads, kernels %s" % (results["machine"]["cpu"], results["settings"]["threads"], results["rs"]["isa"])
     panels = [p for p in (curve_panel(t, results["rows"]) for t in tasks_of(results)) if p]
     trial = " (a trial: little data)" if results["settings"]["quick"] else ""
-    out = {"curves": plot.scatter("Quality against time saved by token dropping%s" % trial, where, [s[0] for s in SERIES], panels)}
+    out = {}
+    if panels:
+        out["curves"] = plot.scatter("Quality against time saved by token dropping%s" % trial, where, [s[0] for s in SERIES], panels)
     if results["bench"]:
         shapes, panel = speed_panel(results["bench"])
         out["speed"] = plot.scatter("Speed-up by token dropping%s" % trial, where + "; lines: as predicted, and %d %% of it" % (100 * SPEED_GOAL),
