@@ -146,7 +146,8 @@ TEST_F(Cli, HelpAndVersion) {
   EXPECT_EQ(rs({"--version"}).out, std::string("rs ") + RS_VERSION + "\n");
   const run_result help = rs({"--help"});
   EXPECT_EQ(help.code, 0);
-  for (const char *command : {"convert", "embed", "tokenize", "similarity", "info", "verify", "bench"}) {
+  for (const char *command : {"convert", "embed", "tokenize", "similarity", "info", "verify", "bench", "eval", "trace", "tune",
+                              "classify", "rerank", "answer"}) {
     EXPECT_NE(help.out.find(command), std::string::npos) << command;
     const run_result r = rs({command, "--help"});
     EXPECT_EQ(r.code, 0) << r;

@@ -173,7 +173,7 @@ TEST_F(Readers, ScoredPairsThatAreWrong) {
       {"{\"text1\":\"a\"\n", "x:1: not valid JSON"},
       {"{\"a\":" + std::string(1000, '[') + std::string(1000, ']') + "}\n", "nested deeper"},
   };
-  for (const auto &[text, part] : cases) expect_error([&] { read_scored_pairs(write("x", text), {}); }, part);
+  for (const auto &wrong : cases) expect_error([&] { read_scored_pairs(write("x", wrong.first), {}); }, wrong.second);
   expect_error([&] { read_scored_pairs(dir_ / "absent", {}); }, "cannot open");
   expect_error([&] { read_scored_pairs(dir_.path(), {}); }, "cannot read");
   expect_error([&] { read_scored_pairs(write("x", std::string((size_t(64) << 20) + 1, 'a')), {}); }, "x:1: the line is longer");

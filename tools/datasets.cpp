@@ -35,16 +35,31 @@ void text_list::keep(const std::vector<size_t> &chosen) {
   keep_of(&lines, chosen);
 }
 
-std::vector<size_t> subset::of(size_t n) const {
-  std::vector<size_t> all(n);
-  std::iota(all.begin(), all.end(), size_t(0));
-  if (limit == 0 || limit >= n) return all;
+// `count` of `values` at random, in the order that chance gave them: fewer are the first of more.
+static void choose(std::vector<size_t> *values, size_t count, uint64_t seed) {
   std::mt19937_64 random(seed);
+  const size_t n = values->size();
   // Not std::shuffle, which is another one in every library.
-  for (size_t i = 0; seed != 0 && i < limit; ++i) std::swap(all[i], all[i + size_t(random() % (n - i))]);
-  all.resize(limit);
-  std::sort(all.begin(), all.end());
-  return all;
+  for (size_t i = 0; i < count; ++i) std::swap((*values)[i], (*values)[i + size_t(random() % (n - i))]);
+}
+
+std::vector<size_t> subset::of(size_t n) const {
+  std::vector<size_t> chosen(n);
+  std::iota(chosen.begin(), chosen.end(), size_t(0));
+  if (limit > 0 && limit < n) {
+    if (seed != 0) choose(&chosen, limit, seed);
+    chosen.resize(limit);
+  }
+  if (half != 0 || share < 1) {
+    std::sort(chosen.begin(), chosen.end());
+    choose(&chosen, chosen.size(), seed + 0x9e3779b97f4a7c15);
+    const auto middle = chosen.begin() + std::ptrdiff_t((chosen.size() + 1) / 2);
+    if (half == 1) chosen.erase(middle, chosen.end());
+    if (half == 2) chosen.erase(chosen.begin(), middle);
+    chosen.resize(std::min(chosen.size(), size_t(std::ceil(double(chosen.size()) * share))));
+  }
+  std::sort(chosen.begin(), chosen.end());
+  return chosen;
 }
 
 // ---------------------------------------------------------------------------------------------- lines, columns
@@ -438,23 +453,26 @@ raw_retrieval read_cranfield(const std::string &folder) {
   return raw;
 }
 
-// Those that are relevant first, in the order of the queries, then the others; `part.limit` of all.
+// Those that are relevant first, in the order of the queries, then the others; `part.limit` of all, or a share of these.  Halves
+// are of queries, not of documents.
 std::vector<size_t> choose_documents(const retrieval_set &set, const subset &part) {
+  size_t limit = part.limit;
+  if (part.share < 1) limit = size_t(std::ceil(part.share * double(limit > 0 ? limit : set.documents.size())));
   std::vector<size_t> chosen;
   std::vector<bool> taken(set.documents.size());
   const auto take = [&](size_t document) {
-    if (taken[document] || (part.limit > 0 && chosen.size() >= part.limit)) return;
+    if (taken[document] || (limit > 0 && chosen.size() >= limit)) return;
     taken[document] = true;
     chosen.push_back(document);
   };
-  if (part.limit > 0)
+  if (limit > 0)
     for (const auto &relevant : set.relevant)
       for (const judged_document &judged : relevant) take(judged.document);
   std::vector<size_t> others;
   for (size_t i = 0; i < set.documents.size(); ++i)
     if (!taken[i]) others.push_back(i);
-  const size_t room = part.limit > chosen.size() ? part.limit - chosen.size() : 0;
-  if (part.limit == 0 || room > 0)
+  const size_t room = limit > chosen.size() ? limit - chosen.size() : 0;
+  if (limit == 0 || room > 0)
     for (size_t i : subset{room, part.seed}.of(others.size())) take(others[i]);
   std::sort(chosen.begin(), chosen.end());
   return chosen;

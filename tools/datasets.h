@@ -14,10 +14,13 @@ struct text_list {
   void keep(const std::vector<size_t> &chosen);
 };
 
-// Part of what there is: the first `limit`, or with a seed that many of all at random.  0: no limit, and no seed.
+// Part of what there is: the first `limit`, or with a seed that many of all at random (0: no limit, and no seed).  Of these, one
+// of two random halves, where `half` is 1 or 2; and of these a random share.  Smaller shares are part of larger ones.
 struct subset {
   size_t limit = 0;
   uint64_t seed = 0;
+  int half = 0;
+  double share = 1;
   std::vector<size_t> of(size_t n) const;  // in order
 };
 

@@ -118,21 +118,9 @@ class eval_case {
     setting.dim = texts_.dim;
     setting.texts.drop = drop;
     setting.queries.drop = options.drop_queries ? drop : nullptr;
-    if (options.task ==
-        "retrieval") {  // what the model's authors meant to stand before a query and a document, unless told otherwise
-      if (!given(options.query_prompt_option)) use_stored_prompt({"query"}, &setting.queries);
-      if (!given(options.encode.prompt_option)) use_stored_prompt({"passage", "document", "corpus"}, &setting.texts);
-    }
+    if (options.task == "retrieval")
+      use_stored_prompts(&setting, !given(options.encode.prompt_option), !given(options.query_prompt_option));
     settings_.push_back(setting);
-  }
-
-  void use_stored_prompt(std::initializer_list<const char *> names, rs_encode_params *params) const {
-    const char *text = nullptr;
-    for (const char *name : names)
-      if (rs_model_prompt(model_.get(), name, &text) == RS_OK) {
-        params->prompt = text;
-        return;
-      }
   }
 
   std::string file_;

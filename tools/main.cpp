@@ -69,7 +69,7 @@ static int usage_error(const CLI::App &app, const std::string &message) {
 static int run_program(CLI::App &app, int argc, char **argv) {
   command_line line;
   for (auto add : {add_convert, add_embed, add_classify, add_rerank, add_answer, add_tokenize, add_similarity, add_info, add_verify,
-                   add_bench, add_eval})
+                   add_bench, add_eval, add_trace, add_tune})
     add(&app, &line);
   try {
     app.parse(split_arguments(app, argc, argv, &line));

@@ -124,6 +124,14 @@ void set_long(const std::string &what, int overlap, rs_encode_params *params) {
   params->chunk_overlap = overlap;
 }
 
+void add_sequence_options(CLI::App *sub, encode_options *options) {
+  add_max_tokens_option(sub, &options->max_tokens);
+  options->prompt_option = sub->add_option("--prompt", options->prompt,
+                                           "put in front of every text: the name of a stored prompt, or the\n"
+                                           "prompt itself; '' for none (default: the model's)")
+                               ->type_name("PROMPT");
+}
+
 void add_encode_options(CLI::App *sub, encode_options *options) {
   sub->add_option("--pooling", options->pooling,
                   "mean, cls, max, mean_sqrt_len, weighted_mean, last,\n"
@@ -131,11 +139,7 @@ void add_encode_options(CLI::App *sub, encode_options *options) {
       ->type_name("NAME");
   CLI::Option *on = sub->add_flag("--normalize", options->normalize, "divide by the L2 norm (default: what the model does)");
   sub->add_flag("--no-normalize", options->no_normalize, "do not")->excludes(on);
-  add_max_tokens_option(sub, &options->max_tokens);
-  options->prompt_option = sub->add_option("--prompt", options->prompt,
-                                           "put in front of every text: the name of a stored prompt, or the\n"
-                                           "prompt itself; '' for none (default: the model's)")
-                               ->type_name("PROMPT");
+  add_sequence_options(sub, options);
   sub->add_option("--dim", options->dim, "keep the first N values and normalise again (Matryoshka)")
       ->type_name("N")
       ->check(CLI::PositiveNumber);

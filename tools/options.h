@@ -23,6 +23,8 @@ void add_info(CLI::App *app, command_line *line);
 void add_rerank(CLI::App *app, command_line *line);
 void add_similarity(CLI::App *app, command_line *line);
 void add_tokenize(CLI::App *app, command_line *line);
+void add_trace(CLI::App *app, command_line *line);
+void add_tune(CLI::App *app, command_line *line);
 void add_verify(CLI::App *app, command_line *line);
 
 // A subcommand with its line of description, examples for its --help, and what it does with `options` once they are parsed.
@@ -86,6 +88,8 @@ struct encode_options {
   drop_options drop;
 };
 void add_encode_options(CLI::App *sub, encode_options *options);
+// Of these, --max-tokens and --prompt: for what makes sequences, but no vectors.
+void add_sequence_options(CLI::App *sub, encode_options *options);
 
 // The same, checked against a model.
 struct encoding {

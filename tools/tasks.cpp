@@ -8,6 +8,20 @@
 #include <map>
 #include <numeric>
 
+static void use_stored_prompt(const rs_model *model, std::initializer_list<const char *> names, rs_encode_params *params) {
+  const char *text = nullptr;
+  for (const char *name : names) {
+    if (rs_model_prompt(model, name, &text) != RS_OK) continue;
+    params->prompt = text;
+    return;
+  }
+}
+
+void use_stored_prompts(eval_setting *setting, bool of_texts, bool of_queries) {
+  if (of_queries) use_stored_prompt(setting->model, {"query"}, &setting->queries);
+  if (of_texts) use_stored_prompt(setting->model, {"passage", "document", "corpus"}, &setting->texts);
+}
+
 double evaluation::median_seconds() const {
   std::vector<double> sorted = seconds;
   std::sort(sorted.begin(), sorted.end());
@@ -44,6 +58,12 @@ std::vector<evaluation> evaluate(const eval_task &task, const std::vector<eval_s
 
 namespace {
 
+subset part_of(const task_options &options, int limit) { return {size_t(limit), options.seed, options.half, options.share}; }
+
+retrieval_subset documents_and_queries(const task_options &options) {
+  return {part_of(options, options.limit_queries), {size_t(options.limit_documents), options.seed, 0, options.share}};
+}
+
 // ---------------------------------------------------------------------------------------------- counts
 
 // Tokens that enter each layer, summed over what a setting encodes.
@@ -75,6 +95,7 @@ class layer_counter {
   void add_sequence(int32_t tokens, const rs_drop *drop, int32_t protect) {
     const double all = double(tokens) * layers_;
     result_->tokens += size_t(tokens);
+    ++result_->lengths[tokens];
     result_->full_token_layers += all;
     if (!drop) {
       result_->token_layers += all;
@@ -188,7 +209,7 @@ std::unique_ptr<eval_run> vector_task::begin(const eval_setting &setting) const 
 
 class stsb_task : public vector_task {
  public:
-  explicit stsb_task(const task_options &options) : pairs_(read_scored_pairs(options.data, {size_t(options.limit), options.seed})) {
+  explicit stsb_task(const task_options &options) : pairs_(read_scored_pairs(options.data, part_of(options, options.limit))) {
     const auto [least, most] = std::minmax_element(pairs_.scores.begin(), pairs_.scores.end());
     if (!(*least < *most)) fail(in_quotes(options.data), ": a correlation needs at least two different scores");
     set_groups({{&pairs_.first, false}, {&pairs_.second, false}}, options.batch);
@@ -209,8 +230,7 @@ class stsb_task : public vector_task {
 class retrieval_task : public vector_task {
  public:
   explicit retrieval_task(const task_options &options)
-      : set_(read_retrieval(options.data, options.binary,
-                            {{size_t(options.limit_queries), options.seed}, {size_t(options.limit_documents), options.seed}})) {
+      : set_(read_retrieval(options.data, options.binary, documents_and_queries(options))) {
     set_groups({{&set_.documents, false}, {&set_.queries, true}}, options.batch);
   }
   std::string what() const override { return join(set_.documents.size(), " documents, ", set_.queries.size(), " queries"); }
@@ -245,7 +265,7 @@ class retrieval_task : public vector_task {
 class nn_task : public vector_task {
  public:
   explicit nn_task(const task_options &options) : neighbours_(size_t(options.neighbours)) {
-    const subset part{size_t(options.limit), options.seed};
+    const subset part = part_of(options, options.limit);
     test_ = read_labelled_texts(options.data, part);
     if (!options.train.empty()) train_ = read_labelled_texts(options.train, {});
     else if (test_.labels.size() < 2) fail(in_quotes(options.data), ": a neighbour needs at least two texts");
@@ -297,7 +317,7 @@ class nn_task : public vector_task {
 
 class cosine_task : public vector_task {
  public:
-  explicit cosine_task(const task_options &options) : texts_(read_texts(options.data, {size_t(options.limit), options.seed})) {
+  explicit cosine_task(const task_options &options) : texts_(read_texts(options.data, part_of(options, options.limit))) {
     set_groups({{&texts_, false}}, options.batch);
   }
   std::string what() const override { return join(texts_.size(), texts_.size() == 1 ? " text" : " texts"); }
@@ -330,7 +350,7 @@ class cosine_task : public vector_task {
 class classification_task : public vector_task {
  public:
   explicit classification_task(const task_options &options)
-      : data_(read_labelled_texts(options.data, {size_t(options.limit), options.seed})) {
+      : data_(read_labelled_texts(options.data, part_of(options, options.limit))) {
     set_groups({{&data_.texts, false}}, options.batch);
   }
   std::string what() const override { return join(data_.labels.size(), " texts"); }
@@ -399,7 +419,7 @@ class classification_task : public vector_task {
 class squad_task : public eval_task {
  public:
   explicit squad_task(const task_options &options)
-      : set_(read_squad(options.data, {size_t(options.limit), options.seed})), threshold_(options.no_answer_threshold) {
+      : set_(read_squad(options.data, part_of(options, options.limit))), threshold_(options.no_answer_threshold) {
     for (const squad_question &question : set_.questions) unanswerable_ += question.answers.empty();
   }
   std::string what() const override {

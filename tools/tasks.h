@@ -8,6 +8,7 @@
 #include "encode.h"
 
 #include <functional>
+#include <map>
 
 // How texts go through a model.  Everything that is pointed to outlives what uses the setting.
 struct eval_setting {
@@ -17,6 +18,9 @@ struct eval_setting {
   rs_encode_params queries = sized<rs_encode_params>();  // of retrieval
   int64_t dim = 0;                                       // of a vector
 };
+
+// Of retrieval: what the model's authors meant to stand before a document and before a query, where the file says so.
+void use_stored_prompts(eval_setting *setting, bool of_texts, bool of_queries);
 
 struct eval_metric {
   std::string name;  // "nDCG@10"
@@ -33,8 +37,9 @@ struct evaluation {
   double tokens_per_second() const { return double(tokens) / median_seconds(); }
 
   size_t texts = 0, tokens = 0;
-  double token_layers = 0;       // tokens that enter each layer, summed over layers
-  double full_token_layers = 0;  // the same without dropping
+  std::map<int32_t, size_t> lengths;  // texts by their tokens
+  double token_layers = 0;            // tokens that enter each layer, summed over layers
+  double full_token_layers = 0;       // the same without dropping
   double tokens_per_layer(int32_t layers) const { return token_layers / (double(texts) * layers); }
   double share_left() const { return token_layers / full_token_layers; }
 
@@ -67,6 +72,8 @@ struct task_options {
   int limit_documents = 0;         // retrieval
   int limit_queries = 0;           // retrieval
   uint64_t seed = 0;               // of random parts; 0: the first
+  int half = 0;                    // of pairs, texts, queries, questions: 1 or 2, a random half; 0: all
+  double share = 1;                // of these, and of documents
   bool binary = false;             // retrieval: gains are 0 or 1
   double no_answer_threshold = 0;  // squad: "" where the logit of no answer is that much higher
   int neighbours = 10;             // nn

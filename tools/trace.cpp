@@ -1,0 +1,233 @@
+// rs trace: which tokens of a text left at which layer, with what score.
+#include "trace.h"
+#include "options.h"
+#include "output.h"
+
+#include <unistd.h>
+#include <cstring>
+
+namespace {
+
+constexpr size_t max_page = 500;  // texts on a page that a browser still scrolls well
+
+const char *const examples =
+    "Examples:\n"
+    "  rs trace -m minilm.rsw --drop 0,0.3,0,0.3 --drop-score=-mlp 'The cat sat on the mat.'\n"
+    "  rs trace -m minilm.rsw --drop-profile fast -f texts.jsonl -o trace.html\n"
+    "Formats:\n"
+    "  text  each token in the colour of the layer behind which it left; without colours the layer as an index: the\xe2\x82\x81\n"
+    "  json  an object a line: \"tokens\" with their place in the text (begin, end: characters; bytes), \"kept\": the positions "
+    "left\n"
+    "        at the end, and \"layers\": what stayed, what left, every score.  Positions count special tokens.\n"
+    "  html  one page that needs no other file";
+
+struct trace_options {
+  std::string model;
+  int threads = 0;
+  bool no_check = false;
+  text_options texts;
+  error_options errors;
+  encode_options encode;
+  std::string format, output, color = "auto";
+};
+
+std::string format_of(const trace_options &options) {
+  if (!options.format.empty()) return options.format;
+  const std::string &path = options.output;
+  const auto ends_with = [&](const std::string &end) {
+    return path.size() > end.size() && path.compare(path.size() - end.size(), end.size(), end) == 0;
+  };
+  if (ends_with(".html") || ends_with(".htm")) return "html";
+  return ends_with(".json") || ends_with(".jsonl") ? "json" : "text";
+}
+
+colours colours_of(const std::string &wanted, int fd) {
+  const auto variable = [](const char *name) {
+    const char *value = getenv(name);
+    return std::string(value ? value : "");
+  };
+  const std::string terminal = variable("TERM"), depth = variable("COLORTERM");
+  if (wanted == "never") return colours::none;
+  if (wanted == "auto" && (!isatty(fd) || !variable("NO_COLOR").empty() || terminal == "dumb")) return colours::none;
+  return depth == "truecolor" || depth == "24bit" ? colours::full : colours::cube;
+}
+
+class tracer {
+ public:
+  explicit tracer(const trace_options &options)
+      : options_(options),
+        source_(options.texts.open()),
+        model_(load_model(options.model, !options.no_check)),
+        encoding_(options.encode, model_.get()),
+        session_(create_session(model_.get(), options.threads, false)),
+        format_(format_of(options)),
+        out_(options.output),
+        colours_(colours_of(options.color, out_.fd())) {
+    const rs_drop *drop = encoding_.params.drop;
+    if (!drop) fail_usage("no schedule: give --drop, --keep or --drop-profile");
+    setting_.model = model_info(model_.get()).name;
+    setting_.layers = model_info(model_.get()).layers;
+    describe(*drop);
+    if (!encoding_.params.prompt) prompt_ = default_prompt();
+    else prompt_ = encoding_.prompt;
+  }
+
+  int run() {
+    if (format_ == "text") out_.write(trace_legend(setting_, colours_));
+    text_item item;
+    while (!stopped_ && source_->next(&item)) {
+      ++seen_;
+      traced_text traced;
+      if (!item.error.empty() || !trace(&item, &traced)) report(item);
+      else write(std::move(traced));
+      if (!source_->ready(0)) out_.flush();
+    }
+    if (format_ == "html") out_.write(trace_html(page_, setting_));
+    out_.commit();
+    if (failed_ > 0)
+      say(join(failed_, " of ", seen_, seen_ == 1 ? " text" : " texts", " failed", stopped_ ? "; stopped there" : ""));
+    return failed_ > 0 ? 1 : 0;
+  }
+
+ private:
+  void describe(const rs_drop &drop) {
+    setting_.schedule = text_of(drop);
+    nlohmann::ordered_json ratios = nlohmann::ordered_json::array(), keeps = nlohmann::ordered_json::array();
+    for (size_t i = 0; i < drop.n_ratios; ++i) {
+      ratios.push_back(drop.ratios[i]);
+      if (drop.ratios[i] > 0) setting_.drops.push_back(int32_t(i));
+    }
+    for (size_t i = 0; i < drop.n_keeps; ++i) {
+      keeps.push_back(drop.keeps[i]);
+      if (drop.keeps[i] > 0) setting_.drops.push_back(int32_t(i));
+    }
+    if (setting_.drops.empty()) fail_usage("the schedule drops nothing");
+    static const char *const modes[] = {"prune", "restore", "merge", "fold"};
+    static const char *const protects[] = {"cls", "special", "none", "prefix"};
+    setting_.json = {{"text", setting_.schedule},
+                     {"ratios", ratios},
+                     {"keeps", keeps},
+                     {"score", drop.score ? drop.score : "mlp"},
+                     {"mode", modes[drop.mode]},
+                     {"protect", protects[drop.protect]},
+                     {"min", drop.least},
+                     {"seed", drop.seed}};
+  }
+
+  std::string default_prompt() const {
+    rs_meta name;
+    const char *text = nullptr;
+    if (!find_meta(model_.get(), "prompt.default", &name) || name.kind != RS_META_STR) return "";
+    return rs_model_prompt(model_.get(), name.str, &text) == RS_OK ? text : "";
+  }
+
+  bool trace(text_item *item, traced_text *out) {
+    rs_text text = view_of(item->text), pair = view_of(item->pair);
+    rs_trace *handle = nullptr;
+    if (rs_trace_text(session_.get(), &text, item->has_pair ? &pair : nullptr, &encoding_.params, &handle) != RS_OK) {
+      item->error = rs_last_error();
+      return false;
+    }
+    std::unique_ptr<rs_trace, releaser<rs_trace_free>> owned(handle);
+    out->id = item->id;
+    out->text = prompt_ + item->text;
+    out->pair = item->pair;
+    out->has_pair = item->has_pair;
+    take_tokens(handle, out);
+    take_steps(handle, out);
+    return true;
+  }
+
+  void take_tokens(const rs_trace *handle, traced_text *out) const {
+    const int32_t *ids = nullptr, *types = nullptr;
+    const rs_span *spans = nullptr;
+    const size_t n = rs_trace_tokens(handle, &ids, &types, &spans);
+    character_counter characters[] = {character_counter(out->text), character_counter(out->pair)};
+    bool second = false;  // of a pair: models without segments give both texts the type 0
+    for (size_t i = 0; i < n; ++i) {
+      traced_token token;
+      token.id = ids[i];
+      const char *name = rs_token(model_.get(), ids[i]);
+      token.token = name ? name : "";
+      second |= types[i] != 0;
+      token.segment = int32_t(second && out->has_pair);
+      token.bytes = spans[i];
+      if (!token.special()) {
+        character_counter &counter = characters[token.segment];
+        token.characters.begin = uint32_t(counter.before(spans[i].begin));
+        token.characters.end = uint32_t(counter.before(spans[i].end));
+      }
+      out->tokens.push_back(std::move(token));
+    }
+  }
+
+  static void take_steps(const rs_trace *handle, traced_text *out) {
+    for (size_t i = 0; i < rs_trace_steps(handle); ++i) {
+      rs_trace_step step{};
+      check(rs_trace_step_at(handle, i, &step));
+      traced_layer layer;
+      layer.layer = step.layer;
+      layer.positions.assign(step.positions, step.positions + step.n);
+      layer.scores.assign(step.scores, step.scores + step.n);
+      layer.kept.assign(step.kept, step.kept + step.n);
+      if (step.into) layer.into.assign(step.into, step.into + step.n);
+      for (size_t j = 0; j < layer.positions.size(); ++j)
+        if (!layer.kept[j] && layer.positions[j] >= 0) out->tokens.at(size_t(layer.positions[j])).left_at = step.layer;
+      out->layers.push_back(std::move(layer));
+    }
+    const int32_t *kept = nullptr;
+    const size_t n = rs_trace_kept(handle, &kept);
+    for (size_t i = 0; i < n; ++i)
+      if (kept[i] >= 0) out->kept.push_back(kept[i]);
+  }
+
+  void report(const text_item &item) {
+    say(source_->place(item) + ": " + item.error);
+    ++failed_;
+    stopped_ = options_.errors.stop();
+  }
+
+  void write(traced_text traced) {
+    if (format_ == "json") return out_.write(trace_json(traced, setting_));
+    if (format_ == "text") return out_.write("\n" + trace_terminal(traced, setting_, colours_));
+    if (page_.size() == max_page) fail("more than ", max_page, " texts on a page; --format json has no limit");
+    page_.push_back(std::move(traced));
+  }
+
+  const trace_options &options_;
+  std::unique_ptr<text_source> source_;
+  model_ptr model_;
+  encoding encoding_;
+  session_ptr session_;
+  std::string format_;
+  output_file out_;
+  colours colours_;
+  trace_setting setting_;
+  std::string prompt_;  // stands in front of every text
+  std::vector<traced_text> page_;
+  size_t seen_ = 0, failed_ = 0;
+  bool stopped_ = false;
+};
+
+int run_trace(const trace_options &options) { return tracer(options).run(); }
+
+}  // namespace
+
+void add_trace(CLI::App *app, command_line *line) {
+  auto options = std::make_shared<trace_options>();
+  CLI::App *sub = add_command(app, "trace", "which tokens of a text leave at which layer", examples, options, run_trace, line);
+  add_model_option(sub, &options->model, false);
+  add_text_options(sub, &options->texts, line);
+  add_drop_options(sub, &options->encode.drop);
+  sub->add_option("--format", options->format, "text, json or html (default: by the ending of --output, else text)")
+      ->type_name("NAME")
+      ->check(CLI::IsMember({"text", "json", "html"}));
+  sub->add_option("-o,--output", options->output, "write to this file (default: standard output)")->type_name("FILE");
+  sub->add_option("--color", options->color, "auto (default: on a terminal, unless NO_COLOR is set), always or never")
+      ->type_name("WHEN")
+      ->check(CLI::IsMember({"auto", "always", "never"}));
+  add_threads_option(sub, &options->threads);
+  add_sequence_options(sub, &options->encode);
+  add_error_options(sub, &options->errors);
+  add_no_check_option(sub, &options->no_check);
+}
