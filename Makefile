@@ -16,7 +16,7 @@ SOURCES = $(wildcard *.h *.cpp models/*.h models/*.cpp tools/*.h tools/*.cpp tes
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := all
-.PHONY: all deps demo test test-asan test-arm bench-peers bench-check lint format install uninstall clean distclean help
+.PHONY: all deps demo test test-asan test-arm bench-peers bench-check results lint format install uninstall clean distclean help
 
 # Targets that need more than a compiler install it first; all does not, so it says what is missing.
 all: ## build build/rs, build/librs.a and build/librs.so
@@ -60,6 +60,11 @@ bench-peers: ## measure rs and its peers in turns, into docs/benchmarks.md (inst
 	@OPENMP=$(OPENMP) tools/install-deps build demo bench
 	+@$(MAKE) all
 	@tools/bench-peers --rs $(BUILD) $(ARGS)
+
+results: ## measure what token dropping costs and saves, into docs/results.md (wants ../shared or RS_SHARED; ARGS=--quick: a trial)
+	@OPENMP=$(OPENMP) tools/install-deps build demo
+	+@$(MAKE) all
+	@tools/results --rs $(BUILD) $(ARGS)
 
 bench-check: ## fail where rs is more than 10 % slower than tests/bench-baseline.json says (ARGS=--update stores anew)
 	@OPENMP=$(OPENMP) tools/install-deps build demo bench

@@ -568,6 +568,43 @@ TEST_F(Eval, WithoutAndWithDropping) {
   expect_failure(eval({"cosine", "-m", weights("f32"), "--data", data, "--drop", "2"}), 2, "ratio");
 }
 
+TEST_F(Eval, ListOfSchedules) {
+  const std::string data = write("texts.txt", "a cat , a kitten . hello world\nhello\n");
+  const std::string list = write("list.txt", "ratios=0.5 score=-mlp\n\nkeeps=4 score=norm mode=merge\nscore=first ratios=0,0\n");
+  const strings base = {"cosine", "-m", weights("f32"), "--data", data, "--rounds", "1"};
+  strings listed = base;
+  listed.insert(listed.end(), {"--drop-list", list});
+  const std::vector<json> rows = eval_json(listed);
+  ASSERT_EQ(rows.size(), 3u);
+  EXPECT_EQ(rows[1]["drop"], "keeps=4 score=norm mode=merge protect=cls min=0 seed=0");
+  EXPECT_EQ(rows[2]["dropped"]["metrics"], rows[2]["full"]["metrics"]);
+  // The same as one at a time.
+  strings alone = base;
+  alone.insert(alone.end(), {"--drop", "0.5", "--drop-score=-mlp"});
+  const json one = eval_json(alone).at(0);
+  for (const char *key : {"metrics", "share_left", "arena_bytes"}) {
+    EXPECT_EQ(rows[0]["dropped"][key], one["dropped"][key]) << key;
+    EXPECT_EQ(rows[0]["full"][key], one["full"][key]) << key;
+  }
+  EXPECT_EQ(rows[0]["drop"], one["drop"]);
+
+  const run_result r = eval(listed);
+  EXPECT_EQ(r.code, 0) << r;
+  EXPECT_NE(r.out.find("\ndrop 2: keeps=4 score=norm mode=merge"), std::string::npos) << r;
+
+  const auto failing = [&](const std::string &path, int code, const std::string &words) {
+    strings command = base;
+    command.insert(command.end(), {"--drop-list", path});
+    expect_failure(eval(command), code, words);
+  };
+  failing(write("empty.txt", "\n \n"), 1, "empty.txt' has no schedule");
+  failing(write("bad.txt", "ratios=0.5\nratios=2\n"), 2, "bad.txt:2: ");
+  failing(write("deep.txt", "ratios=0,0,0.5\n"), 2, "deep.txt:1: ");  // the model has two layers
+  failing(dir_ / "nowhere.txt", 1, "nowhere.txt");
+  listed.insert(listed.end(), {"--drop", "0.5"});
+  expect_failure(eval(listed), 2, "--drop");
+}
+
 TEST_F(Eval, Classification) {
   const strings texts = {"a cat", "hello world", "stock line 7 .", "kitten", "find text", "read"};
   std::string named, numbered;

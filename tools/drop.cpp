@@ -60,12 +60,17 @@ drop_choice::drop_choice(const drop_options &options, const rs_model *model) {
   const std::string text = join(options.keeps.empty() ? "ratios=" : "keeps=", without_blanks(options.keeps + options.ratios),
                                 " score=", without_blanks(options.score), " mode=", options.mode, " protect=", options.protect,
                                 " min=", options.least, " seed=", options.seed);
+  own_ = parse_drop(text, model);
+  drop_ = own_.get();
+  if (const char *warning = rs_drop_warning(model, drop_)) say(join("warning: ", warning, "; rs tune finds what suits your data"));
+}
+
+drop_ptr parse_drop(const std::string &text, const rs_model *model, const std::string &place) {
   rs_drop *drop = nullptr;
-  if (rs_drop_parse(text.c_str(), &drop) != RS_OK) fail_usage(rs_last_error());
-  own_.reset(drop);
-  if (rs_drop_check(model, drop) != RS_OK) fail_usage(rs_last_error());
-  drop_ = drop;
-  if (const char *warning = rs_drop_warning(model, drop)) say(join("warning: ", warning, "; rs tune finds what suits your data"));
+  if (rs_drop_parse(text.c_str(), &drop) != RS_OK) fail_usage(place, rs_last_error());
+  drop_ptr owner(drop);
+  if (rs_drop_check(model, drop) != RS_OK) fail_usage(place, rs_last_error());
+  return owner;
 }
 
 std::string text_of(const rs_drop &drop) {

@@ -24,4 +24,6 @@ class drop_choice {
   const rs_drop *drop_ = nullptr;
 };
 
+// A schedule as rs_drop_parse reads it, that the model can run; what is wrong with it is a usage_failure that begins with `place`.
+drop_ptr parse_drop(const std::string &text, const rs_model *model, const std::string &place = "");
 std::string text_of(const rs_drop &drop);  // as rs_drop_format writes it

@@ -15,6 +15,7 @@ const char *const examples =
     "  rs eval stsb -m minilm.rsw --data stsb-test.csv\n"
     "  rs eval retrieval -m minilm-f32.rsw -m minilm-q8.rsw --data scifact --limit-queries 50\n"
     "  rs eval retrieval -m minilm-q8.rsw --data scifact --drop 0,0.3 --drop-score -mlp\n"
+    "  rs eval stsb -m minilm-q8.rsw --data stsb-test.csv --drop-list schedules.txt --json\n"
     "  rs eval cosine -m minilm-q4.rsw --against minilm-f32.rsw --data texts.txt\n"
     "Tasks, the quality that each is judged by, and what --data is:\n"
     "  stsb       Spearman's correlation x100 of cosines with scores.  Tab-separated as in STS-B (the score in column 5, the "
@@ -32,12 +33,20 @@ const char *const examples =
     "or\n"
     "             tab-separated with a heading; each text by all others, or by those of --train\n"
     "  cosine     mean cosine with the vectors without dropping, or with those of --against.  Texts, plain or JSON lines\n"
-    "With a schedule (--drop …) each weight file is judged without and with it.  Of retrieval, documents lose tokens, and queries\n"
-    "only with --drop-queries.  Weight files and settings take turns, batch by batch.\n"
+    "With a schedule (--drop …) each weight file is judged without and with it; --drop-list: with each of many, written as\n"
+    "\"ratios=0,0.3 score=-mlp mode=merge\" (keeps=, protect=, min=, seed=).  Of retrieval, documents lose tokens, and queries "
+    "only "
+    "with\n"
+    "--drop-queries.  Weight files and settings take turns, batch by batch.\n"
     "tokens/s: of the median round, tokenizer included.  tokens/layer: that enter a layer, mean over layers and texts; left: "
     "their\n"
     "share of all.  arena: memory for activations; peak RSS: of the whole process.\n"
-    "--json prints an object a line for each weight file.";
+    "--json prints an object a line for each weight file, and for each schedule of it.";
+
+// A schedule of --drop-list.
+struct listed_drop {
+  std::string place, text;
+};
 
 struct eval_options {
   std::string task;
@@ -46,6 +55,8 @@ struct eval_options {
   int threads = 0, rounds = 3;
   bool no_check = false, json = false;
   encode_options encode;
+  std::string drop_list;
+  std::vector<listed_drop> listed;  // what is in it
   bool drop_queries = false;
   std::string query_prompt;
   const CLI::Option *query_prompt_option = nullptr;
@@ -55,7 +66,7 @@ struct eval_options {
 
 // ---------------------------------------------------------------------------------------------- a weight file
 
-// A model, and how its texts are encoded: without dropping, and with it where a schedule was given.
+// A model, and how its texts are encoded: without dropping, and with each schedule that was given.
 class eval_case {
  public:
   eval_case(const std::string &file, const eval_options &options)
@@ -68,14 +79,17 @@ class eval_case {
     if (texts_.params.long_text == RS_LONG_CHUNK)
       fail_usage("--long chunk: rs eval counts tokens of sequences, not of windows; it truncates");
     add_setting(options, nullptr);
-    if (drop()) add_setting(options, drop());
+    if (const rs_drop *drop = texts_.drop.get()) add_setting(options, drop);
+    for (const listed_drop &listed : options.listed) {
+      listed_.push_back(parse_drop(listed.text, model_.get(), listed.place + ": "));
+      add_setting(options, listed_.back().get());
+    }
   }
 
   const std::string &file() const { return file_; }
   const rs_model_info &info() const { return info_; }
   const rs_model *model() const { return model_.get(); }
-  const std::vector<eval_setting> &settings() const { return settings_; }
-  const rs_drop *drop() const { return texts_.drop.get(); }
+  const std::vector<eval_setting> &settings() const { return settings_; }  // without dropping, then with each schedule
   int threads() const { return rs_session_threads(sessions_[0].get()); }
 
   std::string truncation_summary(const evaluation &result) const {
@@ -113,6 +127,7 @@ class eval_case {
   model_ptr model_;
   rs_model_info info_;
   encoding texts_, queries_;
+  std::vector<drop_ptr> listed_;
   std::vector<session_ptr> sessions_;
   std::vector<eval_setting> settings_;
 };
@@ -152,16 +167,17 @@ class evaluator {
     if (options_.against.empty()) return task_->prepare(cases_[0]->settings()[0]);
     eval_options plain = options_;
     plain.encode.drop = {};
+    plain.listed = {};
     const eval_case reference(options_.against, plain);
     task_->prepare(reference.settings()[0]);
   }
 
-  // Calls f(case, its result without dropping, the one with it or nullptr).
+  // Calls f(case, results of its settings).
   template <class F>
   void each_case(F f) const {
     const evaluation *next = results_.data();
     for (const auto &c : cases_) {
-      f(*c, *next, c->drop() ? next + 1 : nullptr);
+      f(*c, next);
       next += c->settings().size();
     }
   }
@@ -178,18 +194,21 @@ class evaluator {
     for (const char *name : {"tokens/s", "tokens/layer", "left", "arena"}) head.emplace_back(name);
     text_table table(head);
     std::string schedules;
-    each_case([&](const eval_case &c, const evaluation &full, const evaluation *dropped) {
-      table.add(row_of(c, "none", full));
-      if (!dropped) return;
-      table.add(row_of(c, "yes", *dropped));
-      table.add(ratio_row(c, full, *dropped));
-      const std::string schedule = "drop: " + text_of(*c.drop()) + "\n";
-      if (schedules.find(schedule) == std::string::npos) schedules += schedule;
+    each_case([&](const eval_case &c, const evaluation *results) {
+      table.add(row_of(c, "none", results[0]));
+      for (size_t i = 1; i < c.settings().size(); ++i) {
+        const std::string number = options_.listed.empty() ? "" : std::to_string(i);
+        table.add(row_of(c, number.empty() ? "yes" : number, results[i]));
+        table.add(ratio_row(c, results[0], results[i]));
+        const std::string schedule =
+            join("drop", number.empty() ? "" : " ", number, ": ", text_of(*c.settings()[i].texts.drop), "\n");
+        if (schedules.find(schedule) == std::string::npos) schedules += schedule;
+      }
     });
     return table.str() + (schedules.empty() ? "" : "\n") + schedules;
   }
 
-  static std::vector<std::string> row_of(const eval_case &c, const char *drop, const evaluation &result) {
+  static std::vector<std::string> row_of(const eval_case &c, const std::string &drop, const evaluation &result) {
     std::vector<std::string> row = {c.file(), c.info().weight_type, drop};
     for (const eval_metric &metric : result.metrics)
       row.push_back(std::isfinite(metric.value) ? format("%.*f", metric.digits, metric.value) : "undefined");
@@ -231,33 +250,38 @@ class evaluator {
   }
 
   void print_json() const {
-    each_case([&](const eval_case &c, const evaluation &full, const evaluation *dropped) {
-      nlohmann::ordered_json root = {{"task", options_.task},
-                                     {"data", options_.data.data},
-                                     {"model", c.file()},
-                                     {"weight_type", c.info().weight_type},
-                                     {"isa", rs_isa()},
-                                     {"threads", c.threads()},
-                                     {"rounds", options_.rounds},
-                                     {"metric", full.metrics[0].name},
-                                     {"full", result_json(c, full)}};
-      if (dropped) {
-        root["drop"] = text_of(*c.drop());
-        root["dropped"] = result_json(c, *dropped);
-        root["ratio"] = {{"quality", number_or_null(ratio(dropped->quality(), full.quality()))},
-                         {"tokens_per_second", number_or_null(ratio(dropped->tokens_per_second(), full.tokens_per_second()))},
-                         {"token_layers", number_or_null(ratio(dropped->token_layers, full.token_layers))},
-                         {"arena_bytes", number_or_null(ratio(double(dropped->arena_bytes), double(full.arena_bytes)))}};
-      }
-      root["peak_rss_bytes"] = nullptr;
-      if (auto bytes = peak_resident_bytes()) root["peak_rss_bytes"] = *bytes;
-      print(root.dump(-1, ' ', false, json::error_handler_t::replace) + "\n");
+    each_case([&](const eval_case &c, const evaluation *results) {
+      if (c.settings().size() == 1) print_json(c, results[0], nullptr, nullptr);
+      for (size_t i = 1; i < c.settings().size(); ++i) print_json(c, results[0], c.settings()[i].texts.drop, &results[i]);
     });
   }
 
+  void print_json(const eval_case &c, const evaluation &full, const rs_drop *drop, const evaluation *dropped) const {
+    nlohmann::ordered_json root = {{"task", options_.task},
+                                   {"data", options_.data.data},
+                                   {"model", c.file()},
+                                   {"weight_type", c.info().weight_type},
+                                   {"isa", rs_isa()},
+                                   {"threads", c.threads()},
+                                   {"rounds", options_.rounds},
+                                   {"metric", full.metrics[0].name},
+                                   {"full", result_json(c, full)}};
+    if (dropped) {
+      root["drop"] = text_of(*drop);
+      root["dropped"] = result_json(c, *dropped);
+      root["ratio"] = {{"quality", number_or_null(ratio(dropped->quality(), full.quality()))},
+                       {"tokens_per_second", number_or_null(ratio(dropped->tokens_per_second(), full.tokens_per_second()))},
+                       {"token_layers", number_or_null(ratio(dropped->token_layers, full.token_layers))},
+                       {"arena_bytes", number_or_null(ratio(double(dropped->arena_bytes), double(full.arena_bytes)))}};
+    }
+    root["peak_rss_bytes"] = nullptr;
+    if (auto bytes = peak_resident_bytes()) root["peak_rss_bytes"] = *bytes;
+    print(root.dump(-1, ' ', false, json::error_handler_t::replace) + "\n");
+  }
+
   void say_what_was_cut() const {
-    each_case([](const eval_case &c, const evaluation &full, const evaluation *) {
-      if (std::string cut = c.truncation_summary(full); !cut.empty()) say(c.file() + ": " + cut);
+    each_case([](const eval_case &c, const evaluation *results) {
+      if (std::string cut = c.truncation_summary(results[0]); !cut.empty()) say(c.file() + ": " + cut);
     });
   }
 
@@ -290,11 +314,25 @@ const std::vector<std::pair<const char *, std::vector<std::string>>> options_of_
     {"--batch", {"stsb", "sst2", "classification", "retrieval", "nn", "cosine"}},
 };
 
+std::vector<listed_drop> read_drop_list(const std::string &path) {
+  std::vector<listed_drop> list;
+  const std::unique_ptr<text_source> lines = texts_of_file(path, input_kind::text);
+  for (text_item item; lines->next(&item);) {
+    if (!item.error.empty()) fail(lines->place(item), ": ", item.error);
+    if (!is_blank(item.text)) list.push_back({lines->place(item), item.text});
+  }
+  if (list.empty()) fail("--drop-list: ", in_quotes(path), " has no schedule");
+  return list;
+}
+
 int run_eval(const eval_options &options) {
   for (const auto &[option, tasks] : options_of_tasks)
     if (options.sub->count(option) > 0 && std::find(tasks.begin(), tasks.end(), options.task) == tasks.end())
       fail_usage(option, " does not go with ", options.task);
-  return evaluator(options).run();
+  if (options.drop_list.empty()) return evaluator(options).run();
+  eval_options listed = options;
+  listed.listed = read_drop_list(options.drop_list);
+  return evaluator(listed).run();
 }
 
 }  // namespace
@@ -343,6 +381,10 @@ void add_eval(CLI::App *app, command_line *line) {
                       "retrieval: --prompt for queries.  Without either, the stored prompts \"query\", and \"passage\" or\n"
                       "\"document\", where the model has them")
           ->type_name("PROMPT");
+  CLI::Option *list =
+      sub->add_option("--drop-list", options->drop_list, "judge each of these schedules: one a line, as rs info shows stored ones")
+          ->type_name("FILE");
+  for (const char *name : {"--drop", "--keep", "--drop-profile"}) list->excludes(sub->get_option(name));
   sub->add_flag("--drop-queries", options->drop_queries, "retrieval: drop tokens of queries too");
   sub->add_flag("--json", options->json, "one JSON object a line for each weight file");
   add_no_check_option(sub, &options->no_check);

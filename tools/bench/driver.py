@@ -1,5 +1,6 @@
-"""Workers, and the turns they take: what tools/bench-peers and tools/bench-check share."""
+"""Workers, and the turns they take; models and weights: what tools/bench-peers, tools/bench-check and tools/results share."""
 
+import argparse
 import array
 import base64
 import hashlib
@@ -26,6 +27,45 @@ class EngineError(Exception):
 def note(text):
     print(text, file=sys.stderr, flush=True)
 
+
+def write(path, text):
+    """A file appears whole or not at all."""
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    part = path + ".part"
+    with open(part, "w", encoding="utf-8") as f:
+        f.write(text)
+    os.replace(part, path)
+    note("wrote %s" % path)
+
+
+def commit():
+    found = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"], stdout=subprocess.PIPE,
+                           stderr=subprocess.DEVNULL, text=True, check=False).stdout.strip()
+    return found or "unknown"
+
+
+# ---------------------------------------------------------------------------------------------------- arguments
+
+def comma_list(text):
+    out = [s.strip() for s in text.split(",") if s.strip()]
+    if not out:
+        raise argparse.ArgumentTypeError("expected names with commas between them, got '%s'" % text)
+    return out
+
+
+def at_least(low, kind):
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not low <= value < 1e6:
+            raise argparse.ArgumentTypeError("expected a number from %g, got '%s'" % (low, text))
+        return value
+    return parse
+
+
+# ---------------------------------------------------------------------------------------------------- workers
 
 class Worker:
     """An engine in its process.  Between questions the process is stopped, so that whatever its threads spin on, they take no

@@ -4,6 +4,8 @@ import math
 import statistics
 from xml.sax.saxutils import escape
 
+from plot import INK, document, nice_step
+
 CASES = ["1x16", "1x64", "1x128", "1x512", "8x128", "32x128"]
 # How many times the best peer of its class rs wants to be.
 GOALS = {
@@ -189,14 +191,19 @@ def memory_table(results):
     return table(["engine", "case", "peak RSS, MiB", "of it before loading, MiB", "of the best peer's", "load, ms", "import, s"], rows, 2)
 
 
-def machine_lines(results):
-    m, s = results["machine"], results["settings"]
+def machine_rows(results):
+    """What every measured page begins with: the machine, the model, the program."""
+    m = results["machine"]
     flags = ", ".join(m["flags"]) or "none of those that matter here"
-    lines = ["| | |", "|---|---|", "| date | %s |" % results["date"],
-             "| CPU | %s, %d CPUs%s |" % (m["cpu"], m["cpus"], ", %s GiB" % whole(m["memory"] / 2**30) if m.get("memory") else ""),
-             "| of its features | %s |" % flags, "| system | %s, Python %s |" % (m["system"], results["python"]),
-             "| model | %s |" % results["model"],
-             "| rs | %s, kernels `%s`, commit %s |" % (results["rs"]["version"], results["rs"]["isa"], results["rs"]["commit"])]
+    return ["| | |", "|---|---|", "| date | %s |" % results["date"],
+            "| CPU | %s, %d CPUs%s |" % (m["cpu"], m["cpus"], ", %s GiB" % whole(m["memory"] / 2**30) if m.get("memory") else ""),
+            "| of its features | %s |" % flags, "| system | %s, Python %s |" % (m["system"], results["python"]),
+            "| model | %s |" % results["model"],
+            "| rs | %s, kernels `%s`, commit %s |" % (results["rs"]["version"], results["rs"]["isa"], results["rs"]["commit"])]
+
+
+def machine_lines(results):
+    s, lines = results["settings"], machine_rows(results)
     versions = {}
     for e in results["engines"].values():
         versions.update({k: v for k, v in e.get("versions", {}).items() if v})
@@ -282,16 +289,8 @@ def check_entries(results):
 
 # ---------------------------------------------------------------------------------------------------- plot
 
-# One grey that reads on white and on GitHub's dark background: an image is not told which of them it lies on.
-INK = "#6e7681"
 COLOURS = {"ours": ("#1f6feb", "rs"), "int8": ("#d08700", "int8 peers"), "f32": ("#8b949e", "f32 peers"),
            "other model": ("#a371f7", "another model")}
-
-
-def nice_step(top):
-    """A step of 1, 2 or 5 times a power of ten that divides 0 … top into three to seven."""
-    power = 10.0 ** math.floor(math.log10(top / 3))
-    return next(power * k for k in (1, 2, 5, 10) if top / (power * k) <= 5)
 
 
 def svg(results):
@@ -304,11 +303,8 @@ def svg(results):
     label_w, plot_w, bar, gap, top, head = 240, 240, 13, 4, 74, 30
     panel_w, panel_h = label_w + plot_w + 60, head + len(names) * (bar + gap) + 46
     width, height = max(columns * panel_w + 20, 800), top + -(-len(cases) // columns) * panel_h
-    out = ['<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" viewBox="0 0 %d %d" font-family="sans-serif" font-size="11" '
-           'fill="%s" role="img">' % (width, height, width, height, INK)]
     title = "Tokens a second, %s, %d threads, %s" % (results["model"], results["settings"]["threads"], results["machine"]["cpu"])
-    out.append("<title>%s</title>" % escape(title))
-    out.append('<text x="10" y="22" font-size="14" font-weight="bold">%s</text>' % escape(title))
+    out = []
     x = 10
     for key, (colour, text) in COLOURS.items():
         if not any(colour_key(results["engines"][n]) == key for n in names):
@@ -318,8 +314,7 @@ def svg(results):
         x += 110
     for k, case in enumerate(cases):
         out += panel(results, case, names, 10 + (k % columns) * panel_w, top + (k // columns) * panel_h, label_w, plot_w, bar, gap, head)
-    out.append("</svg>")
-    return "\n".join(out) + "\n"
+    return document(width, height, title, out)
 
 
 def colour_key(engine):
