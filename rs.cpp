@@ -4568,7 +4568,7 @@ struct graph_runner {
 
 // One run: T tokens, B sequences and what is bound.
 struct run_request {
-  const rs_graph *graph;
+  rs_graph *graph;
   int64_t tokens, sequences;
   const rs_binding *bindings;
   size_t n_bindings;
@@ -4598,32 +4598,33 @@ size_t arena_bytes_of(const graph_plan &p, int threads) {
   return p.tensor_bytes + p.shared_bytes + p.each_bytes * static_cast<size_t>(threads);
 }
 
-// Throughput: every thread takes the next of n independent parts of a graph and runs it alone, with no one to wait for.
+// Throughput: every thread takes the next of n independent parts and runs it alone, with no one to wait for.
 // request(i, bindings) says what part i is; any thread may ask.
 template <class F>
-rs_status run_parts(rs_session *s, const rs_graph *graph, int64_t n, const F &request) {
+rs_status run_parts(rs_session *s, int64_t n, const F &request) {
   while (s->lanes.size() < static_cast<size_t>(s->threads)) s->lanes.push_back(std::make_unique<lane>());
   // Memory and plans are made here, since the caller's allocator is not to be called on other threads.
   size_t bytes = 0;
   for (int64_t i = 0; i < n; i++) {
-    graph_plan &p = *plan_of(s->lanes[0].get(), graph);
     part_bindings bindings;
-    RS_CHECK(make_plan(s, 1, p, request(i, &bindings)));
+    const run_request q = request(i, &bindings);
+    graph_plan &p = *plan_of(s->lanes[0].get(), q.graph);
+    RS_CHECK(make_plan(s, 1, p, q));
     bytes = std::max(bytes, arena_bytes_of(p, 1));
+    for (const auto &l : s->lanes) {
+      std::vector<token_level> &levels = plan_of(l.get(), q.graph)->levels;
+      for (size_t j = 0; j < levels.size(); j++) levels[j].cu.reserve(p.levels[j].cu.size());
+    }
   }
-  for (const auto &l : s->lanes) {
-    graph_plan *p = plan_of(l.get(), graph);
-    for (size_t i = 0; i < p->levels.size(); i++)
-      p->levels[i].cu.reserve(plan_of(s->lanes[0].get(), graph)->levels[i].cu.capacity());
-    RS_CHECK(reserve_arena(s, l.get(), bytes));
-  }
+  for (const auto &l : s->lanes) RS_CHECK(reserve_arena(s, l.get(), bytes));
   run_error error;
   run_team(s->threads, [&](const worker &me) {
     lane *l = s->lanes[static_cast<size_t>(me.thread)].get();
-    graph_plan &p = *plan_of(l, graph);
     for (int64_t i = me.next(-1); i < n && !error.taken; i = me.next(i)) {
       part_bindings bindings;
-      if (const rs_status status = make_plan(s, 1, p, request(i, &bindings))) return error.set(status);
+      const run_request q = request(i, &bindings);
+      graph_plan &p = *plan_of(l, q.graph);
+      if (const rs_status status = make_plan(s, 1, p, q)) return error.set(status);
       place(*l, p, &error);
       graph_runner{s, p, me.alone()}.run();
     }
@@ -5665,8 +5666,9 @@ struct encoder_graph {
 struct window {
   size_t text;
   int32_t tokens;
-  bool first, last;  // of its text
-  int32_t kept = 0;  // tokens that the last layer leaves
+  bool first, last;   // of its text
+  int32_t kept = 0;   // tokens that the last layer leaves
+  bool whole = true;  // no layer drops any of them
 };
 
 // Windows that run together: [begin, end) of those that wait, from `token` on; their starts are at cu_seqlens[begin + index].
@@ -5855,11 +5857,17 @@ int32_t mark_protected(const rs_tokenizer *t, rs_drop_protect protect, const int
   return count;
 }
 
-// Tokens that the last layer of a graph leaves.
-int32_t kept_tokens(const encoder_graph &g, int32_t protect, int32_t tokens) {
-  if (!g.drop || g.schedule.mode == RS_DROP_RESTORE) return tokens;
-  for (int i = 0; i < g.layers; i++) tokens = drop_layer_count(g.schedule.layers[static_cast<size_t>(i)], tokens, protect);
-  return tokens;
+// Tokens that the last layer of a graph leaves; *whole: no layer drops any.
+int32_t kept_tokens(const encoder_graph &g, int32_t protect, int32_t tokens, bool *whole = nullptr) {
+  int32_t left = tokens;
+  bool all = true;
+  for (int i = 0; g.drop && i < g.layers; i++) {
+    const int32_t before = left;
+    left = drop_layer_count(g.schedule.layers[static_cast<size_t>(i)], left, protect);
+    all &= left == before;
+  }
+  if (whole) *whole = all;
+  return g.drop && g.schedule.mode == RS_DROP_RESTORE ? tokens : left;
 }
 
 // Packs sequences, runs them in parts of the token budget, and joins the vectors of a text's windows.
@@ -5873,7 +5881,13 @@ class batch {
     clear();
   }
 
-  rs_status open() { return get_encoder_graph(s, set, &graph); }
+  rs_status open() {
+    RS_CHECK(get_encoder_graph(s, set, &graph));
+    if (!graph->drop) return RS_OK;
+    encode_settings without = set;
+    without.drop = nullptr;
+    return get_encoder_graph(s, without, &whole_graph);
+  }
 
   // *kept, which may be nullptr, grows by the tokens that the last layer leaves.
   rs_status add(window w, const int32_t *ids, const int32_t *type_ids, int32_t *kept) {
@@ -5883,7 +5897,7 @@ class batch {
     else e.type_ids.resize(e.ids.size(), 0);
     for (int32_t i = 0; i < w.tokens; i++) e.positions.push_back(i);
     const size_t at = e.ids.size() - static_cast<size_t>(w.tokens);
-    w.kept = kept_tokens(*graph, protect(at, w.tokens), w.tokens);
+    w.kept = kept_tokens(*graph, protect(at, w.tokens), w.tokens, &w.whole);
     if (kept) *kept += w.kept;
     e.windows.push_back(w);
     return RS_OK;
@@ -5902,13 +5916,13 @@ class batch {
       for (size_t i = p.begin; i < p.end; i++) e.cu_seqlens.push_back(e.cu_seqlens.back() + e.windows[i].tokens);
     }
     if (side_by_side) {
-      RS_CHECK(run_parts(s, graph->graph, static_cast<int64_t>(e.parts.size()),
+      RS_CHECK(run_parts(s, static_cast<int64_t>(e.parts.size()),
                          [&](int64_t i, part_bindings *bindings) { return request(static_cast<size_t>(i), bindings); }));
     } else {
       for (size_t i = 0; i < e.parts.size(); i++) {
         part_bindings bindings;
         const run_request q = request(i, &bindings);
-        RS_CHECK(rs_graph_run(s, graph->graph, q.tokens, q.sequences, q.bindings, q.n_bindings));
+        RS_CHECK(rs_graph_run(s, q.graph, q.tokens, q.sequences, q.bindings, q.n_bindings));
       }
     }
     size_t row = 0;
@@ -5987,16 +6001,22 @@ class batch {
     const batch_part &p = e.parts[i];
     const size_t width = static_cast<size_t>(set.width), n = p.end - p.begin, bytes = static_cast<size_t>(p.tokens) * 4;
     size_t rows = 0;
-    for (size_t j = p.begin; j < p.end; j++) rows += vectors_of(e.windows[j]);
+    bool whole = whole_graph != nullptr;
+    for (size_t j = p.begin; j < p.end; j++) {
+      rows += vectors_of(e.windows[j]);
+      whole &= e.windows[j].whole;
+    }
+    // Where no token of the part is dropped, there is nothing to score either.
+    const encoder_graph &g = whole ? *whole_graph : *graph;
     *bindings = {{
-        {graph->ids, e.ids.data() + p.token, bytes},
-        {graph->type_ids, e.type_ids.data() + p.token, bytes},
-        {graph->positions, e.positions.data() + p.token, bytes},
-        {graph->cu_seqlens, e.cu_seqlens.data() + p.begin + i, (n + 1) * 4},
-        {graph->result, e.vectors.data() + static_cast<size_t>(p.row) * width, rows * width * 4},
-        {graph->protect, e.protect.data() + p.token, bytes},
+        {g.ids, e.ids.data() + p.token, bytes},
+        {g.type_ids, e.type_ids.data() + p.token, bytes},
+        {g.positions, e.positions.data() + p.token, bytes},
+        {g.cu_seqlens, e.cu_seqlens.data() + p.begin + i, (n + 1) * 4},
+        {g.result, e.vectors.data() + static_cast<size_t>(p.row) * width, rows * width * 4},
+        {g.protect, e.protect.data() + p.token, bytes},
     }};
-    return {graph->graph, p.tokens, static_cast<int64_t>(n), bindings->data(), bindings->size() - (graph->protect ? 0 : 1)};
+    return {g.graph, p.tokens, static_cast<int64_t>(n), bindings->data(), bindings->size() - (g.protect ? 0 : 1)};
   }
 
   rs_status deliver(const window &w, const float *x) {
@@ -6025,7 +6045,8 @@ class batch {
   encoder &e;
   const encode_settings &set;
   const encoder_graph *graph = nullptr;
-  int64_t supply;  // tokens that wait at most
+  const encoder_graph *whole_graph = nullptr;  // where graph drops tokens: the same without
+  int64_t supply;                              // tokens that wait at most
   float *out;
   size_t capacity, written = 0;
   float weights = 0;  // of the windows so far of the text that is being joined
