@@ -261,7 +261,7 @@ TEST_F(Journal, KeepsWhatWasFound) {
 }
 
 TEST_F(Journal, ALineThatWasCutOffIsIgnored) {
-  for (const std::string &torn :
+  for (const char *torn :
        {"{", "{\"file\":0,\"rung\":2,\"drop\":\"c\",\"quality\":0.", "{\"file\":0,\"rung\":2,\"drop\":\"c\",\"quality\":0.7}"})
     EXPECT_EQ(taken_with(torn), std::make_pair(size_t(2), std::string())) << torn;
   for (size_t cut = 0; cut < good_.find('\n'); ++cut) {  // of the first line too: then it begins anew

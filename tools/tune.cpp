@@ -773,7 +773,7 @@ void add_tune(CLI::App *app, command_line *line) {
   sub->add_option("--limit", options->limit, "so much of the data at most (default: all)")
       ->type_name("N")
       ->check(CLI::PositiveNumber);
-  sub->add_option("--limit-documents", options->limit_documents, "of retrieval: so many documents at most (default: all)")
+  sub->add_option("--limit-docs", options->limit_documents, "of retrieval: so many documents at most (default: all)")
       ->type_name("N")
       ->check(CLI::PositiveNumber);
   sub->add_option("-b,--batch", options->batch, "texts that are encoded together (default: 64)")

@@ -18,14 +18,14 @@ static constexpr size_t most_bytes = size_t(256) << 20;
 static constexpr size_t longest_line = 8192;  // also bounds how deep a line can nest
 static const char *const mark = "rs tune";
 
-tune_journal::tune_journal(const std::string &path, const ordered &settings, policy policy) : path_(path), settings_(settings) {
+tune_journal::tune_journal(const std::string &path, const ordered &settings, policy how) : path_(path), settings_(settings) {
   fd_ = open(path.c_str(), O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
   if (fd_ < 0) fail_errno("open", path);
   try {
     if (flock(fd_, LOCK_EX | LOCK_NB) != 0) fail(in_quotes(path), ": another rs tune is writing to this journal");
     std::error_code error;
     if (!fs::is_regular_file(path, error)) fail(in_quotes(path), ": not a regular file");
-    const size_t good = read(::read_file(path, most_bytes), policy);
+    const size_t good = read(::read_file(path, most_bytes), how);
     if (ftruncate(fd_, off_t(good)) != 0) fail_errno("write", path);
     if (good == 0) append({{mark, version}, {"settings", settings_}});
   } catch (...) {
@@ -36,10 +36,10 @@ tune_journal::tune_journal(const std::string &path, const ordered &settings, pol
 
 tune_journal::~tune_journal() { close(fd_); }
 
-size_t tune_journal::read(const std::string &content, policy policy) {
+size_t tune_journal::read(const std::string &content, policy how) {
   if (content.empty()) return 0;
   size_t at = content.find('\n');
-  const json head = at == std::string::npos || at > longest_line ? json() : json::parse(content.substr(0, at), nullptr, false);
+  const json head = at > longest_line ? json() : json::parse(content.substr(0, at), nullptr, false);
   if (!head.is_object() || !head.contains(mark) || !head.contains("settings")) {
     // A first line that was cut off begins like a whole one; nothing else is written over.
     const std::string beginning = join("{\"", mark, "\":");
@@ -48,14 +48,14 @@ size_t tune_journal::read(const std::string &content, policy policy) {
       return 0;
     fail(in_quotes(path_), ": not a journal of rs tune; give another --journal, or remove it");
   }
-  if (policy == policy::anew) return 0;
+  if (how == policy::anew) return 0;
   ordered stored = ordered::parse(content.substr(0, at))["settings"];
   // What a run found out for itself, and goes on with, is no difference.
   ordered comparable = stored, wanted = settings_;
   if (comparable.is_object()) comparable.erase("found");
   wanted.erase("found");
   if (head[mark] != version || json(comparable) != json(wanted)) {
-    if (policy == policy::resume) fail(in_quotes(path_), ": the journal is of other settings, another model or other data");
+    if (how == policy::resume) fail(in_quotes(path_), ": the journal is of other settings, another model or other data");
     note_ = "the journal " + in_quotes(path_) + " is of other settings, another model or other data: beginning anew";
     return 0;
   }

@@ -18,7 +18,7 @@ class tune_journal {
   };
   // Creates the file, or takes what it holds.  A line that is not whole, or not as this class writes it, ends what is taken: it
   // goes, with all behind it.  Throws failure for a file that is no such journal, or that another process writes.
-  tune_journal(const std::string &path, const nlohmann::ordered_json &settings, policy policy);
+  tune_journal(const std::string &path, const nlohmann::ordered_json &settings, policy how);
   ~tune_journal();
   tune_journal(const tune_journal &) = delete;
   tune_journal &operator=(const tune_journal &) = delete;
@@ -34,7 +34,7 @@ class tune_journal {
 
  private:
   using key = std::tuple<size_t, size_t, std::string>;
-  size_t read(const std::string &content, policy policy);  // bytes that count
+  size_t read(const std::string &content, policy how);  // bytes that count
   bool take(const std::string &line);
   void append(const nlohmann::ordered_json &object);
 

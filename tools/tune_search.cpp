@@ -40,10 +40,10 @@ std::string candidate_key(const drop_candidate &c) {
   return key + c.score() + join(" ", int(c.mode), " ", int(c.protect), " ", c.least);
 }
 
-const std::vector<std::string> tried_scores = {
-    "-mlp",      "mlp",     "norm",      "centre",      "attn-colsum",      "attn-cls", "-attention",
-    "attention", "-block",  "block",     "-mlp:cos",    "mlp:cos",          "-mlp:out", "mlp:out",
-    "-norm",     "-centre", "-mlp+norm", "-mlp+centre", "norm+attn-colsum", "random",   "first"};
+const std::vector<std::string> tried_scores = {"-mlp+norm",        "-mlp",     "mlp",        "norm",      "-mlp+centre", "centre",
+                                               "attn-colsum",      "attn-cls", "-attention", "attention", "-block",      "block",
+                                               "-mlp:cos",         "mlp:cos",  "-mlp:out",   "mlp:out",   "-norm",       "-centre",
+                                               "norm+attn-colsum", "random",   "first"};
 
 std::vector<size_t> shuffled(size_t n, uint64_t seed) {
   std::vector<size_t> order(n);
