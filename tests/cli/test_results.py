@@ -286,10 +286,10 @@ class Trial(unittest.TestCase):
         after = self.entries(cache)
         timed = {k for k in after if after[k] > 1}
         self.assertEqual({k for k in before if k not in timed}, {k for k in after if k not in timed})
-        for x in measured["rows"]:
-            if not x["timed"]:
-                key = json.dumps(["eval", x["task"], x["type"], x["drop"], 1, list(tool.BY_NAME[x["task"]].quick), 0])
-                self.assertEqual(after[key], before[key], key)
+        untimed = {(x["task"], x["type"], x["drop"]) for x in measured["rows"] if not x["timed"]}
+        again = {k: n for k, n in after.items() if tuple(json.loads(k)[1:4]) in untimed}
+        self.assertGreater(len(again), 40)
+        self.assertEqual(set(again.values()), {1})
 
     def entries(self, cache):
         """How often each key is in the file."""
