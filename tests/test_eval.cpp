@@ -568,6 +568,22 @@ TEST_F(Eval, WithoutAndWithDropping) {
   expect_failure(eval({"cosine", "-m", weights("f32"), "--data", data, "--drop", "2"}), 2, "ratio");
 }
 
+TEST_F(Eval, HalvesAreAll) {
+  std::string texts;
+  for (int i = 0; i < 9; ++i) texts += "hello " + std::string(size_t(i), 'a') + " world\n";
+  const std::string data = write("texts.txt", texts);
+  const auto half = [&](const strings &more) {
+    strings command = {"cosine", "-m", weights("f32"), "--data", data, "--rounds", "1"};
+    command.insert(command.end(), more.begin(), more.end());
+    return int(eval_json(command).at(0)["full"]["tokens"]);
+  };
+  const int all = half({}), first = half({"--half", "1"}), second = half({"--half", "2"});
+  EXPECT_EQ(first + second, all);
+  EXPECT_GT(first, 0);
+  EXPECT_GT(second, 0);
+  expect_failure(eval({"cosine", "-m", weights("f32"), "--data", data, "--half", "3"}), 2, "--half");
+}
+
 TEST_F(Eval, ListOfSchedules) {
   const std::string data = write("texts.txt", "a cat , a kitten . hello world\nhello\n");
   const std::string list = write("list.txt", "ratios=0.5 score=-mlp\n\nkeeps=4 score=norm mode=merge\nscore=first ratios=0,0\n");

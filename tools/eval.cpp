@@ -365,6 +365,11 @@ void add_eval(CLI::App *app, command_line *line) {
   add_count("--limit-docs", &options->data.limit_documents,
             "retrieval: only so many documents; those that are relevant to a query first");
   sub->add_option("--seed", options->data.seed, "limits take a random part (default: 0, the first)")->type_name("N");
+  sub->add_option("--half", options->data.half,
+                  "only one of two random halves of pairs, texts, queries or questions, as rs tune splits\n"
+                  "them: choose by one, judge by the other")
+      ->type_name("1|2")
+      ->check(CLI::IsMember({1, 2}));
   sub->add_flag("--binary", options->data.binary, "retrieval: all that is relevant has the same gain");
   sub->add_option("--no-answer-threshold", options->data.no_answer_threshold,
                   "squad, where some questions have no answer: refuse where the logit of no answer is\n"
