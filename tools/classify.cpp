@@ -15,9 +15,9 @@ const char *const examples =
     "Output, a line for each text; id as the input has it:\n"
     "  of texts   {\"id\": …, \"label\": \"positive\", \"score\": 0.99, \"tokens\": n, \"truncated\": bool}; with --top N\n"
     "             \"scores\": [{\"label\": …, \"score\": …}, …] as well, best first\n"
-    "  of tokens  {\"id\": …, \"entities\": [{\"label\": \"PER\", \"score\": …, \"text\": …, \"begin\": …, \"end\": …}, …], …}: "
-    "neighbouring\n"
-    "             tokens of one label joined, B- and I- understood, \"O\" left out (the simple strategy of transformers);\n"
+    "  of tokens  {\"id\": …, \"entities\": [{\"label\": \"PER\", \"score\": …, \"text\": …, \"begin\": …, \"end\": …}, …], …}:\n"
+    "             neighbouring tokens of one label joined, B- and I- understood, \"O\" left out (the simple strategy of "
+    "transformers);\n"
     "             begin and end count characters.  With --tokens also \"token_labels\", each token by itself";
 
 struct classify_options : text_run_options {
