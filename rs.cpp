@@ -5528,7 +5528,7 @@ rs_status rs_model_get_info(const rs_model *m, rs_model_info *info) {
 }
 
 const char *rs_model_label(const rs_model *m, int32_t label) {
-  rs_meta labels;
+  rs_meta labels = {};
   if (label < 0 || label >= m->info.labels || rs_model_meta(m, "head.labels", &labels) != RS_OK) return nullptr;
   return rs_meta_string(&labels, static_cast<size_t>(label), nullptr);
 }
