@@ -4393,6 +4393,12 @@ graph_plan *plan_of(lane *l, const rs_graph *g) {
   return l->plans.back().get();
 }
 
+void forget_plans(rs_session *s, const rs_graph *g) {
+  for (const auto &l : s->lanes)
+    l->plans.erase(std::remove_if(l->plans.begin(), l->plans.end(), [&](const auto &p) { return p->graph_id == g->id; }),
+                   l->plans.end());
+}
+
 rs_status check_binding(const graph_plan &p, const rs_binding &b) {
   const rs_tensor &t = *b.tensor;
   if (b.bytes != p.bytes[t.id])
@@ -5522,7 +5528,7 @@ rs_status rs_model_get_info(const rs_model *m, rs_model_info *info) {
 }
 
 const char *rs_model_label(const rs_model *m, int32_t label) {
-  rs_meta labels;
+  rs_meta labels = {};
   if (label < 0 || label >= m->info.labels || rs_model_meta(m, "head.labels", &labels) != RS_OK) return nullptr;
   return rs_meta_string(&labels, static_cast<size_t>(label), nullptr);
 }
@@ -5771,18 +5777,28 @@ rs_status build_encoder_graph(const rs_model *model, encoder_graph *e, F mark) {
   return rs_graph_finish(g);
 }
 
+// Graphs that a session keeps, the last used at the end.  More than any program needs that does not try out drop schedules; one
+// that does shall not grow with each.
+constexpr size_t most_graphs = 16;
+
 rs_status get_encoder_graph(rs_session *s, const encode_settings &set, const encoder_graph **out) {
-  for (const auto &g : s->encoder->graphs)
-    if (g->is(set)) {
-      *out = g.get();
-      return RS_OK;
-    }
+  auto &graphs = s->encoder->graphs;
+  const auto known = std::find_if(graphs.begin(), graphs.end(), [&](const auto &g) { return g->is(set); });
+  if (known != graphs.end()) {
+    std::rotate(known, known + 1, graphs.end());
+    *out = graphs.back().get();
+    return RS_OK;
+  }
   auto e = std::make_unique<encoder_graph>();
   RS_CHECK(e->set(*s->model, set));
   RS_CHECK(rs_graph_create(s->model, &e->graph));
   RS_CHECK(build_encoder_graph(s->model, e.get(), [](rs_graph *) {}));
-  *out = e.get();
-  s->encoder->graphs.push_back(std::move(e));
+  if (graphs.size() == most_graphs) {
+    forget_plans(s, graphs.front()->graph);
+    graphs.erase(graphs.begin());
+  }
+  graphs.push_back(std::move(e));
+  *out = graphs.back().get();
   return RS_OK;
 }
 

@@ -781,17 +781,57 @@ TEST_F(drop_tiny, the_sign_that_does_harm_gets_a_warning) {
     EXPECT_EQ(rs_drop_warning(m.model, schedule(text).drop), nullptr) << text;
 }
 
-TEST_F(drop_tiny, less_is_computed_and_kept) {
-  ASSERT_EQ(tiny.convert(dir / "tiny.rsw", "q8"), RS_OK);
-  const loaded m(dir / "tiny.rsw", 1), dropping(dir / "tiny.rsw", 1);
-  std::vector<std::string> texts(20, "the cat sat on the mat and the dog sat on the cat, the world, the world, the mats.");
-  auto params = sized<rs_encode_params>();
-  encode(m.session, texts, params, 32);
-  const schedule s("ratios=0.8 score=norm");
-  params.drop = s.drop;
-  std::vector<rs_text_info> infos;
-  encode(dropping.session, texts, params, 32, &infos);
-  EXPECT_EQ(infos[0].kept, infos[0].tokens - static_cast<int32_t>(infos[0].tokens * 0.8));
+// More schedules than a session keeps graphs for, back and forth.
+TEST_F(drop_tiny, many_schedules_take_turns) {
+  const loaded m(dir / "tiny.rsw"), throughput(dir / "tiny.rsw", 2, 0, RS_THREADS_THROUGHPUT);
+  const std::vector<std::string> texts = some_texts();
+  std::vector<vec> first;
+  for (int round = 0; round < 3; round++)
+    for (int i = 0; i < 40; i++) {
+      const int k = round == 1 ? 39 - i : i;
+      const schedule s("ratios=0.5,0.3 score=random seed=" + std::to_string(k));
+      auto params = sized<rs_encode_params>();
+      params.drop = s.drop;
+      const vec v = encode((k % 2 ? m : throughput).session, texts, params, 32);
+      if (round == 0) first.push_back(v);
+      else ASSERT_EQ(v, first[static_cast<size_t>(k)]) << k;
+    }
+  EXPECT_NE(first[0], first[1]);
+}
+
+TEST_F(drop_tiny, a_plan_tells_what_dropping_saves) {
+  const loaded m(dir / "tiny.rsw");
+  const ints lengths = {40, 40, 10};
+  const auto plan = [&](const char *text) {
+    const schedule s(text);
+    auto params = sized<rs_encode_params>();
+    params.drop = s.drop;
+    std::vector<rs_plan_layer> layers(5);
+    size_t arena = 0;
+    EXPECT_EQ(rs_plan(m.session, lengths.data(), 3, &params, layers.data(), &arena), RS_OK) << rs_last_error();
+    EXPECT_GT(arena, 0u);
+    return layers;
+  };
+  // Of a layer: the linear layers (12 C^2 with an MLP of 2 C are 8 C^2) and attention.
+  const auto macs = [](const ints &n) {
+    double sum = 0;
+    for (int32_t t : n) sum += 8.0 * 32 * 32 * t + 2.0 * 32 * t * t;
+    return sum;
+  };
+  const auto whole = plan(""), dropped = plan("ratios=0,0.5,0,0 score=norm min=8");
+  for (size_t i = 0; i < 4; i++) {
+    EXPECT_EQ(whole[i].tokens, 90);
+    EXPECT_EQ(whole[i].macs, macs(lengths));
+    EXPECT_EQ(dropped[i].tokens, i < 2 ? 90 : 48);
+    EXPECT_EQ(dropped[i].macs, macs(i < 2 ? lengths : ints{20, 20, 8}));
+  }
+  EXPECT_EQ(dropped[1].bytes, whole[1].bytes);
+  EXPECT_LT(dropped[3].bytes, whole[3].bytes * 6 / 10);
+  const int32_t none = 0, many = 41;
+  size_t arena;
+  rs_plan_layer layers[5];
+  EXPECT_EQ(rs_plan(m.session, &none, 1, nullptr, layers, &arena), RS_ERR_LIMIT);
+  EXPECT_EQ(rs_plan(m.session, &many, 1, nullptr, layers, &arena), RS_ERR_LIMIT);
 }
 
 // ---- the reference implementation
