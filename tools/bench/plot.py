@@ -95,7 +95,7 @@ def scatter_panel(panel, x0, y0, width, height):
             continue
         ends = (at_x(value), top, at_x(value), bottom) if axis == "x" else (left, at_y(value), right, at_y(value))
         out.append('<line x1="%.1f" y1="%.1f" x2="%.1f" y2="%.1f" stroke="%s" stroke-dasharray="5 4"/>' % (*ends, INK))
-        place = (ends[0] + 4, bottom - 5, "start") if axis == "x" else (left + 4, ends[1] - 4, "start")
+        place = (ends[0] + 4, bottom - 5, "start") if axis == "x" else (right - 2, ends[1] - 4, "end")
         out.append('<text x="%.1f" y="%.1f" text-anchor="%s" font-style="italic">%s</text>' % (*place, escape(text)))
     for curve in panel["curves"]:
         shown = [(at_x(x), at_y(y)) for x, y in curve if x_low <= x <= x_high and y_low <= y <= y_high]
