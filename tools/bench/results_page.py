@@ -449,13 +449,14 @@ def curve_panel(task, rows):
             r["drop"], r["dropped"]["quality"], time_saved(r))))
     if not series:
         return None
+    high = max(high, max(y for points in series.values() for _, y, _ in points) + 0.03 * (high - low)) if task != "cosine" else high
     lines = [("y", before, "without dropping")] if task != "cosine" else []
     for goal in GOALS:
         if goal.task == task:
             limit = before * (1 - goal.loss / 100) if task == "retrieval" else before - goal.loss
             lines.append(("y", limit, "%g %s lost" % (goal.loss, UNITS[task])))
             if goal.what == "time":
-                lines.append(("x", goal.saved, "wanted at %g %%" % goal.loss))
+                lines.append(("x", goal.saved, "goal at %g %%" % goal.loss))
     # The score that is drawn by lot is no choice that anyone could make again.
     front = plot.pareto([(x, y) for n, points in series.items() if SERIES[n][1] != "random" for x, y, _ in points])
     xs = [x for points in series.values() for x, _, _ in points]
