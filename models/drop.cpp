@@ -340,10 +340,13 @@ rs_tensor *rs_dropper::term(int layer, const rs_score_term &t, const rs_layer_st
 rs_tensor *rs_dropper::score(int layer, const std::vector<rs_score_term> &terms, const rs_layer_states &s, bool *lowest) {
   *lowest = terms.size() == 1 && terms[0].weight < 0;
   if (terms.size() == 1) return term(layer, terms[0], s);
+  // Every operator of a drop has a name that begins with "drop.": rs_plan counts them among the layer that drops.
   rs_tensor *sum = nullptr;
-  for (const rs_score_term &t : terms) {
-    rs_tensor *part = rs_standardize(g_, term(layer, t, s), cu_seqlens(), t.weight);
-    sum = sum ? rs_add(g_, sum, part) : part;
+  for (size_t i = 0; i < terms.size(); i++) {
+    const std::string name = "drop." + std::to_string(layer) + ".term." + std::to_string(i);
+    rs_tensor *value = rs_name(g_, term(layer, terms[i], s), name.c_str());
+    rs_tensor *part = rs_name(g_, rs_standardize(g_, value, cu_seqlens(), terms[i].weight), (name + ".standard").c_str());
+    sum = sum ? rs_name(g_, rs_add(g_, sum, part), (name + ".sum").c_str()) : part;
   }
   return sum;
 }

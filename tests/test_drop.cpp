@@ -834,6 +834,26 @@ TEST_F(drop_tiny, a_plan_tells_what_dropping_saves) {
   EXPECT_EQ(rs_plan(m.session, &many, 1, nullptr, layers, &arena), RS_ERR_LIMIT);
 }
 
+TEST_F(drop_tiny, a_plan_counts_tokens_as_the_schedule_does) {
+  const loaded m(dir / "tiny.rsw");
+  std::vector<std::string> all(std::begin(all_schedules), std::end(all_schedules));
+  for (const char *mode : {"prune", "restore", "merge", "fold"})
+    all.push_back(std::string("ratios=0.2,0.3,0.3,0.3 score=norm-mlp-attention+first mode=") + mode);
+  for (const std::string &text : all) {
+    if (text.find("prefix") != std::string::npos) continue;  // a plan has no pairs
+    const schedule s(text);
+    auto params = sized<rs_encode_params>();
+    params.drop = s.drop;
+    const int32_t length = 37, protect = s.drop->protect == RS_PROTECT_NONE ? 0 : s.drop->protect == RS_PROTECT_SPECIAL ? 2 : 1;
+    std::vector<rs_plan_layer> layers(5);
+    std::vector<int32_t> counts(5);
+    size_t arena = 0;
+    ASSERT_EQ(rs_plan(m.session, &length, 1, &params, layers.data(), &arena), RS_OK) << rs_last_error();
+    ASSERT_EQ(rs_drop_counts(m.model, s.drop, length, protect, counts.data()), RS_OK) << rs_last_error();
+    for (size_t i = 0; i < 4; i++) EXPECT_EQ(layers[i].tokens, counts[i]) << text << ", layer " << i;
+  }
+}
+
 // ---- the reference implementation
 
 // Scores that lie within 1e-4 of each other may be ordered by either sum: the README of the golden files says so.

@@ -89,13 +89,15 @@ def scatter_panel(panel, x0, y0, width, height):
     out.append('<text x="%.1f" y="%.1f" text-anchor="middle">%s</text>' % ((left + right) / 2, bottom + 30, escape(panel["x"])))
     out.append('<text x="%.1f" y="%.1f" text-anchor="middle" transform="rotate(-90 %.1f %.1f)">%s</text>'
                % (x0 + 12, (top + bottom) / 2, x0 + 12, (top + bottom) / 2, escape(panel["y"])))
-    for axis, value, text in panel["lines"]:
+    for number, (axis, value, text) in enumerate(panel["lines"]):
         inside = x_low <= value <= x_high if axis == "x" else y_low <= value <= y_high
         if not inside:
             continue
         ends = (at_x(value), top, at_x(value), bottom) if axis == "x" else (left, at_y(value), right, at_y(value))
         out.append('<line x1="%.1f" y1="%.1f" x2="%.1f" y2="%.1f" stroke="%s" stroke-dasharray="5 4"/>' % (*ends, INK))
-        place = (ends[0] + 4, bottom - 5, "start") if axis == "x" else (left + 4, ends[1] - 4, "start")
+        room = axis == "x" and ends[0] + 6 * len(text) < right
+        place = (right - 2, ends[1] - 4, "end") if axis == "y" else (
+            (ends[0] + 4, bottom - 9 - 14 * (number % 3), "start") if room else (ends[0] - 4, bottom - 9 - 14 * (number % 3), "end"))
         out.append('<text x="%.1f" y="%.1f" text-anchor="%s" font-style="italic">%s</text>' % (*place, escape(text)))
     for curve in panel["curves"]:
         shown = [(at_x(x), at_y(y)) for x, y in curve if x_low <= x <= x_high and y_low <= y <= y_high]

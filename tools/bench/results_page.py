@@ -261,6 +261,8 @@ def mode_tables(results, rows):
         for ratios in MODE_SCHEDULES:
             scores = list(dict.fromkeys(x["score"] for x in p if x["ratios"] == ratios and any(rows.values(task, "q8", ratios, x["score"], m)
                                                                                            for m in modes if m != "prune")))
+            count = {s: sum(bool(rows.values(task, "q8", ratios, s, m)) for m in modes) for s in scores}
+            scores = [s for s in scores if count[s] == max(count.values())]  # those of the curves have one mode or two
             if not scores:
                 continue
             body = []
@@ -326,8 +328,8 @@ def lost(results, rows):
         if worse:
             out.append("- %s, `%s`: worse than at random (%s %s): %s." % (NAMES[task], first, signed(task, chance), UNITS[task], ", ".join(
                 "`%s` %s" % (s, signed(task, v)) for v, s in worse)))
-    for mode, why in (("restore", "states of different depth do not mix with vectors of texts that lost nothing"),
-                      ("merge", "what it forgives a bad score, it may cost a good one"), ("fold", "one extra token a text")):
+    for mode, why in (("restore", "what is dropped keeps its last state: where both sides of a comparison are dropped alike that helps, beside vectors of texts that lost nothing it does harm"),
+                      ("merge", "what it forgives a bad score, it may cost a good one"), ("fold", "saves less than its ratios say: one extra token a layer that drops stays")):
         cells = []
         for task in tasks:
             pairs = []
@@ -416,7 +418,7 @@ def markdown(results, plots):
         out += ["## Short sentences\n", "sst2-minilm:\n", speed_table(results["short"])]
     tried = lost(results, rows)
     if tried:
-        out += ["## Tried and lost\n", tried]
+        out += ["## What lost, and what a mode is worth\n", tried]
     if results["left out"]:
         out += ["## Left out\n", "".join("- %s\n" % x for x in results["left out"])]
     return "\n".join(out)
@@ -447,13 +449,14 @@ def curve_panel(task, rows):
             r["drop"], r["dropped"]["quality"], time_saved(r))))
     if not series:
         return None
+    high = max(high, max(y for points in series.values() for _, y, _ in points) + 0.03 * (high - low)) if task != "cosine" else high
     lines = [("y", before, "without dropping")] if task != "cosine" else []
     for goal in GOALS:
         if goal.task == task:
             limit = before * (1 - goal.loss / 100) if task == "retrieval" else before - goal.loss
             lines.append(("y", limit, "%g %s lost" % (goal.loss, UNITS[task])))
             if goal.what == "time":
-                lines.append(("x", goal.saved, "wanted at %g %%" % goal.loss))
+                lines.append(("x", goal.saved, "goal at %g %%" % goal.loss))
     # The score that is drawn by lot is no choice that anyone could make again.
     front = plot.pareto([(x, y) for n, points in series.items() if SERIES[n][1] != "random" for x, y, _ in points])
     xs = [x for points in series.values() for x, _, _ in points]
