@@ -3772,11 +3772,12 @@ void token_drop_cpu(const op_run &r, const worker &me) {
     const int64_t keep = has_extra(rule, n, all) ? all - 1 : all;
     uint64_t *order = reinterpret_cast<uint64_t *>(r.shared) + from[b];
     for (int64_t i = 0; i < n; i++) {
-      const float score = r.f32(0)[(from[b] + i) * r.in[0].stride];
+      float score = r.f32(0)[(from[b] + i) * r.in[0].stride];
       if (std::isnan(score)) {
         rs_fail(RS_ERR_NUMERIC, "'%s': the score of token %lld of sequence %lld is NaN", r.t->src[0]->name.c_str(),
                 static_cast<long long>(i), static_cast<long long>(b));
-        return r.error->set(RS_ERR_NUMERIC);
+        r.error->set(RS_ERR_NUMERIC);
+        score = 0;  // the operators behind this one get rows that exist
       }
       const bool stays = (rule.keep_first && i == 0) || (protect && origin(i) >= 0 && protect[origin(i)]);
       order[i] = drop_order(stays, rule.lowest ? -score : score, i);

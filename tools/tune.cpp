@@ -112,6 +112,8 @@ class tune_file {
   tune_file(const std::string &path, const tune_options &options)
       : path_(path),
         threads_(options.threads),
+        retrieval_(options.metric == "retrieval"),
+        prompt_option_(options.encode.prompt_option),
         model_(load_model(path, !options.no_check)),
         encoding_(options.encode, model_.get()) {
     if (encoding_.per_token()) fail_usage("rs tune compares vectors of texts, not of tokens");
