@@ -288,7 +288,7 @@ class Trial(unittest.TestCase):
         self.assertEqual({k for k in before if k not in timed}, {k for k in after if k not in timed})
         untimed = {(x["task"], x["type"], x["drop"]) for x in measured["rows"] if not x["timed"]}
         again = {k: n for k, n in after.items() if tuple(json.loads(k)[1:4]) in untimed}
-        self.assertGreater(len(again), 40)
+        self.assertGreaterEqual(len(again), 8 * len(tasks))
         self.assertEqual(set(again.values()), {1})
 
     def entries(self, cache):
