@@ -216,16 +216,21 @@ bool rs_drop_schedule::drops() const {
   return std::any_of(layers.begin(), layers.end(), [](const layer &l) { return l.drops; });
 }
 
-rs_status rs_drop_resolve(const rs_drop &d, int layers, rs_drop_schedule *out) {
+rs_status rs_drop_check_fields(const rs_drop &d) {
   if ((d.n_ratios && !d.ratios) || (d.n_keeps && !d.keeps))
     return rs_fail(RS_ERR_ARGUMENT, "a drop schedule of %zu ratios and %zu counts that are not there", d.n_ratios, d.n_keeps);
+  if (d.mode < RS_DROP_PRUNE || d.mode > RS_DROP_FOLD) return rs_fail(RS_ERR_ARGUMENT, "drop mode %d", static_cast<int>(d.mode));
+  if (d.protect < RS_PROTECT_CLS || d.protect > RS_PROTECT_PREFIX)
+    return rs_fail(RS_ERR_ARGUMENT, "drop protect %d", static_cast<int>(d.protect));
+  return RS_OK;
+}
+
+rs_status rs_drop_resolve(const rs_drop &d, int layers, rs_drop_schedule *out) {
+  RS_TRY(rs_drop_check_fields(d));
   if (d.n_ratios && d.n_keeps) return rs_fail(RS_ERR_ARGUMENT, "a drop schedule has ratios or counts, not both");
   const size_t n = std::max(d.n_ratios, d.n_keeps);
   if (n > static_cast<size_t>(layers))
     return rs_fail(RS_ERR_ARGUMENT, "the drop schedule is for %zu layers, the model has %d", n, layers);
-  if (d.mode < RS_DROP_PRUNE || d.mode > RS_DROP_FOLD) return rs_fail(RS_ERR_ARGUMENT, "drop mode %d", static_cast<int>(d.mode));
-  if (d.protect < RS_PROTECT_CLS || d.protect > RS_PROTECT_PREFIX)
-    return rs_fail(RS_ERR_ARGUMENT, "drop protect %d", static_cast<int>(d.protect));
   if (d.least < 0)
     return rs_fail(RS_ERR_ARGUMENT, "the least that a drop schedule leaves is %d tokens, expected 0 or more", d.least);
   const std::vector<std::string_view> scores = split(score_of(d), ',');
@@ -266,6 +271,7 @@ rs_status rs_drop_resolve(const rs_drop &d, int layers, rs_drop_schedule *out) {
 rs_status rs_drop_format(const rs_drop *drop, char *text, size_t capacity) {
   try {
     const rs_drop &d = *drop;
+    RS_TRY(rs_drop_check_fields(d));
     std::string s;
     if (d.n_keeps) append_numbers(&(s = "keeps="), d.keeps, d.n_keeps);
     else append_numbers(&(s = "ratios="), d.n_ratios ? d.ratios : std::vector<double>{0}.data(), std::max<size_t>(1, d.n_ratios));

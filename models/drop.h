@@ -16,6 +16,7 @@ struct rs_owned_drop : rs_drop {
   rs_owned_drop &operator=(const rs_owned_drop &) = delete;
   void point();  // the pointers of rs_drop to the values here
 };
+rs_status rs_drop_check_fields(const rs_drop &drop);    // what must hold before any of it is used
 bool rs_drop_same(const rs_drop &a, const rs_drop &b);  // allocates nothing
 
 enum class rs_score_source { mlp, attention, block, norm, centre, attn_colsum, attn_cls, random, first };

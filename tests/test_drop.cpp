@@ -525,6 +525,13 @@ TEST(drop, text_and_struct_say_the_same) {
   char text[200];
   rs_drop none = {};
   none.size = sizeof none;
+  none.mode = static_cast<rs_drop_mode>(9);
+  EXPECT_EQ(rs_drop_format(&none, text, sizeof text), RS_ERR_ARGUMENT);
+  EXPECT_STREQ(rs_last_error(), "drop mode 9");
+  none.mode = RS_DROP_PRUNE;
+  none.n_ratios = 2;
+  EXPECT_EQ(rs_drop_format(&none, text, sizeof text), RS_ERR_ARGUMENT);
+  none.n_ratios = 0;
   ASSERT_EQ(rs_drop_format(&none, text, sizeof text), RS_OK);
   EXPECT_STREQ(text, "ratios=0 score=mlp mode=prune protect=cls min=0 seed=0");
 }
@@ -779,6 +786,25 @@ TEST_F(drop_tiny, the_sign_that_does_harm_gets_a_warning) {
     EXPECT_NE(rs_drop_warning(m.model, schedule(text).drop), nullptr) << text;
   for (const char *text : {"ratios=0", "ratios=0,0.5 score=mlp,norm", "ratios=0.5 score=-mlp"})
     EXPECT_EQ(rs_drop_warning(m.model, schedule(text).drop), nullptr) << text;
+}
+
+TEST_F(drop_tiny, a_schedule_that_is_not_there_is_an_error) {
+  const loaded m(dir / "tiny.rsw");
+  const schedule s("ratios=0.5,0.3");
+  auto params = sized<rs_encode_params>();
+  params.drop = s.drop;
+  encode(m.session, {"hello"}, params, 32);  // a graph of as many ratios is known from here on
+  rs_drop broken = *s.drop;
+  broken.ratios = nullptr;
+  params.drop = &broken;
+  const rs_text text = {"hello", 5};
+  float v[32];
+  EXPECT_EQ(rs_encode(m.session, &text, 1, &params, v, 32, nullptr), RS_ERR_ARGUMENT);
+  EXPECT_STREQ(rs_last_error(), "a drop schedule of 2 ratios and 0 counts that are not there");
+  broken = *s.drop;
+  broken.size = 0;
+  EXPECT_EQ(rs_encode(m.session, &text, 1, &params, v, 32, nullptr), RS_ERR_ARGUMENT);
+  EXPECT_STREQ(rs_last_error(), "rs_drop.size is 0: set it to sizeof(rs_drop)");
 }
 
 // More schedules than a session keeps graphs for, back and forth.

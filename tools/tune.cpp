@@ -124,7 +124,7 @@ class tune_file {
   const rs_model *model() const { return model_.get(); }
   rs_model_info info() const { return model_info(model_.get()); }
 
-  // A session of its own for each schedule: sessions keep what they made for every schedule that they saw.
+  // A session of its own for each schedule, so that each has an arena to be measured, and goes with all that was made for it.
   session_ptr open(const rs_drop *drop, eval_setting *setting) const {
     session_ptr session = create_session(model_.get(), threads_, false);
     setting->model = model_.get();
