@@ -186,6 +186,18 @@ TEST_F(Cli, WrongUsageExitsWithTwo) {
       {{"embed", "-m", m, "--normalize", "--no-normalize", "x"}, "normalize"},
       {{"embed", "-m", m, "-f", m, "x"}, "both texts and --file"},
       {{"embed", "-m", m, "a", "++"}, "'++'"},
+      {{"embed", "-m", m, "--drop", "", "x"}, "--drop: is empty"},
+      {{"embed", "-m", m, "--drop", "0.5", "--drop-score", "", "x"}, "--drop-score: is empty"},
+      {{"embed", "-m", m, "--drop", "1", "x"}, "ratio 1, expected 0 to below 1"},
+      {{"embed", "-m", m, "--drop", "0.1,0.1,0.1,0.1,0.1,0.1,0.1,0.1,0.1", "x"}, "for 9 layers"},
+      {{"embed", "-m", m, "--drop", "half", "x"}, "'half' is not a number"},
+      {{"embed", "-m", m, "--drop", "0.5", "--keep", "3", "x"}, "excludes"},
+      {{"embed", "-m", m, "--drop-min", "4", "x"}, "goes with --drop or --keep"},
+      {{"embed", "-m", m, "--drop", "0.5", "--drop-mode", "hide", "x"}, "hide"},
+      {{"embed", "-m", m, "--drop-profile", "fast", "x"}, "no drop schedule 'fast' (stored: none)"},
+      {{"info", m, "--drop", "0.5"}, "goes with --plan"},
+      {{"info", m, "--plan", "8x"}, "'8x' is not BATCHxTOKENS"},
+      {{"info", m, "--plan", "1x65"}, "65 tokens are more than the 64 positions"},
       {{"similarity", "-m", m, "a"}, "two texts are needed, got 1"},
       {{"similarity", "-m", m, "--pooling", "none", "a", "b"}, "--pooling none"},
       {{"convert", hf()}, "--output is required"},
@@ -199,6 +211,63 @@ TEST_F(Cli, WrongUsageExitsWithTwo) {
     expect_failure(rs(arguments), 2, part);
     EXPECT_NE(rs(arguments).err.find("--help"), std::string::npos);
   }
+}
+
+// ------------------------------------------------------------------------------------------------ token dropping
+
+TEST_F(Cli, DroppingTokensChangesVectorsAndSaysHowManyAreLeft) {
+  const json plain = jsonl(embed({"hello world hello world hello"}).out)[0];
+  EXPECT_FALSE(plain.contains("kept"));
+  const int tokens = plain["tokens"];
+  const auto dropping = [](const strings &options) {
+    strings all = options;
+    all.push_back("hello world hello world hello");
+    const run_result r = embed(all);
+    EXPECT_EQ(r.code, 0) << r;
+    return jsonl(r.out)[0];
+  };
+  const json half = dropping({"--drop", "0.5", "--drop-score", "-mlp"});
+  EXPECT_EQ(half["kept"], tokens - tokens / 2);
+  EXPECT_EQ(half["tokens"], tokens);
+  EXPECT_NE(half["embedding"], plain["embedding"]);
+  EXPECT_EQ(dropping({"--keep", "3", "--drop-score=norm"})["kept"], 3);
+  EXPECT_EQ(dropping({"--drop", "0.9", "--drop-score=norm", "--drop-protect", "special"})["kept"], 2);
+  // What is there no more is not kept; what was never dropped is as it was.
+  EXPECT_FALSE(dropping({"--drop", "0.5", "--drop-score=norm", "--drop-mode", "restore"}).contains("kept"));
+  EXPECT_EQ(dropping({"--drop", "0"}), plain);
+  EXPECT_EQ(dropping({"--drop", "0.9", "--drop-score=norm", "--drop-min", "64"}), plain);
+  EXPECT_EQ(dropping({"--drop", "0.5", "--drop-score=norm", "--pooling", "none"})["embedding"].size(), size_t(tokens - tokens / 2));
+  // Which score, and which seed, make a difference; a score that does harm is told.
+  EXPECT_NE(dropping({"--drop", "0.5", "--drop-score=random"}),
+            dropping({"--drop", "0.5", "--drop-score=random", "--drop-seed", "1"}));
+  EXPECT_NE(embed({"--drop", "0.5", "x"}).err.find("warning: "), std::string::npos);
+  EXPECT_EQ(embed({"--drop", "0.5", "--drop-score=-mlp", "x"}).err, "");
+}
+
+TEST_F(Cli, PlansAndBenchesCompareWithAndWithoutDropping) {
+  const run_result text = rs({"info", weights(), "--plan", "2x40", "--drop", "0.5", "--drop-score=norm"});
+  EXPECT_EQ(text.code, 0) << text;
+  EXPECT_NE(text.out.find("dropping: tokens"), std::string::npos) << text;
+  const run_result r = rs({"info", weights(), "--json", "--plan", "2x40", "--drop", "0.5", "--drop-score=norm"});
+  ASSERT_EQ(r.code, 0) << r;
+  const json plan = json::parse(r.out), whole = plan["plan"]["layers"], dropped = plan["dropping"]["layers"];
+  EXPECT_EQ(plan["drop"], "ratios=0.5 score=norm mode=prune protect=cls min=0 seed=0");
+  EXPECT_EQ(whole[0]["tokens"], 80);
+  EXPECT_EQ(whole[1]["tokens"], 80);
+  EXPECT_EQ(dropped[0]["tokens"], 80);
+  EXPECT_EQ(dropped[1]["tokens"], 40);
+  EXPECT_LT(dropped[1]["macs"].get<double>(), 0.5 * whole[1]["macs"].get<double>() + 1);
+  EXPECT_LT(dropped[1]["activation_bytes"].get<double>(), 0.6 * whole[1]["activation_bytes"].get<double>());
+
+  const run_result bench =
+      rs({"bench", "-m", weights(), "--shapes", "1x16", "--seconds", "0.01", "--json", "--drop", "0.5", "--drop-score=norm"});
+  ASSERT_EQ(bench.code, 0) << bench;
+  const std::vector<json> rows = jsonl(bench.out);
+  ASSERT_EQ(rows.size(), 2u);
+  EXPECT_FALSE(rows[0].contains("drop"));
+  EXPECT_EQ(rows[1]["drop"], plan["drop"]);
+  EXPECT_TRUE(std::fabs(rows[1]["times_as_fast"].get<double>() -
+                        rows[0]["median_ms"].get<double>() / rows[1]["median_ms"].get<double>()) < 1e-9);
 }
 
 // ------------------------------------------------------------------------------------------------ where texts come from

@@ -38,6 +38,9 @@ void add_drop_options(CLI::App *sub, drop_options *options) {
              ->type_name("WHAT")
              ->check(CLI::IsMember({"cls", "special", "none", "prefix"})));
   detail(sub->add_option("--drop-seed", options->seed, "of the score random (default: 0)")->type_name("N"));
+  // An empty value comes from a shell variable that was never set; it must not pass for "no dropping" or for a default.
+  for (const char *name : {"--drop", "--keep", "--drop-profile", "--drop-score"})
+    sub->get_option(name)->check([](const std::string &value) { return value.empty() ? std::string("is empty") : std::string(); });
   for (const char *name : {"--drop-score", "--drop-mode", "--drop-min", "--drop-protect", "--drop-seed"}) {
     CLI::Option *option = sub->get_option(name);
     option->check([=](const std::string &) {
