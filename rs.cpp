@@ -2657,31 +2657,31 @@ rs_status rs_measure_peak(rs_type type, int32_t threads, double *macs_per_second
 
 namespace {
 
-// Every operator: X(ENUM, name, inputs, whether row i of the result needs no more than row i of those inputs that have the tokens
-// of its level).  The list makes the enum, the names and the table of functions; section 10 has one block for each, with
-// name##_infer, name##_work, name##_macs and name##_cpu.
+// Every operator: X(ENUM, name, inputs, by rows: whether row i of the result needs no more than row i of those inputs that have the
+// tokens of its level; one level: whether all its tensors have, else it looks for itself).  The list makes the enum, the names and
+// the table of functions; section 10 has one block for each, with name##_infer, name##_work, name##_macs and name##_cpu.
 #define RS_OPS(X) \
-  X(EMBED, embed, 2, true) \
-  X(ADD, add, 2, true) \
-  X(LINEAR, linear, 3, true) \
-  X(LAYER_NORM, layer_norm, 4, true) \
-  X(FLASH_ATTN, flash_attn, 5, false) \
-  X(POOL, pool, 3, false) \
-  X(L2_NORMALIZE, l2_normalize, 1, true) \
-  X(SHIFT, shift, 2, true) \
-  X(CENTRE_DISTANCE, centre_distance, 2, false) \
-  X(ATTN_COLSUM, attn_colsum, 4, false) \
-  X(POSITION_SCORE, position_score, 1, false) \
-  X(STANDARDIZE, standardize, 2, false) \
-  X(TOKEN_DROP, token_drop, 5, false) \
-  X(TOKEN_GATHER, token_gather, 2, true) \
-  X(TOKEN_RESTORE, token_restore, 3, false) \
-  X(TOKEN_ASSIGN, token_assign, 4, false) \
-  X(TOKEN_MERGE, token_merge, 7, false) \
-  X(TOKEN_SIZES, token_sizes, 5, false)
+  X(EMBED, embed, 2, true, true) \
+  X(ADD, add, 2, true, true) \
+  X(LINEAR, linear, 3, true, true) \
+  X(LAYER_NORM, layer_norm, 4, true, true) \
+  X(FLASH_ATTN, flash_attn, 5, false, true) \
+  X(POOL, pool, 3, false, true) \
+  X(L2_NORMALIZE, l2_normalize, 1, true, true) \
+  X(SHIFT, shift, 2, true, true) \
+  X(CENTRE_DISTANCE, centre_distance, 2, false, true) \
+  X(ATTN_COLSUM, attn_colsum, 4, false, true) \
+  X(POSITION_SCORE, position_score, 1, false, true) \
+  X(STANDARDIZE, standardize, 2, false, true) \
+  X(TOKEN_DROP, token_drop, 5, false, false) \
+  X(TOKEN_GATHER, token_gather, 2, true, false) \
+  X(TOKEN_RESTORE, token_restore, 3, false, false) \
+  X(TOKEN_ASSIGN, token_assign, 4, false, false) \
+  X(TOKEN_MERGE, token_merge, 7, false, false) \
+  X(TOKEN_SIZES, token_sizes, 5, false, false)
 
 enum op_code {
-#define X(op, name, n, by_rows) OP_##op,
+#define X(op, name, n, by_rows, one_level) OP_##op,
   RS_OPS(X)
 #undef X
       op_count
@@ -2767,14 +2767,14 @@ namespace {
 struct op_row {
   const char *name;
   int inputs;
-  bool by_rows;
+  bool by_rows, one_level;
   rs_status (*infer)(rs_tensor &out);
   work_bytes (*work)(const op_run &);
   op_macs (*macs)(const op_run &);
   void (*cpu)(const op_run &, const worker &me);
 };
 
-#define X(op, name, n, by_rows) \
+#define X(op, name, n, by_rows, one_level) \
   rs_status name##_infer(rs_tensor &out); \
   work_bytes name##_work(const op_run &); \
   op_macs name##_macs(const op_run &); \
@@ -2783,7 +2783,7 @@ RS_OPS(X)
 #undef X
 
 constexpr op_row op_rows[op_count] = {
-#define X(op, name, n, by_rows) {#name, n, by_rows, name##_infer, name##_work, name##_macs, name##_cpu},
+#define X(op, name, n, by_rows, one_level) {#name, n, by_rows, one_level, name##_infer, name##_work, name##_macs, name##_cpu},
     RS_OPS(X)
 #undef X
 };
@@ -2857,7 +2857,7 @@ rs_tensor *add_op(rs_graph *g, op_code op, const op_params &params, std::initial
     std::copy(src.begin(), src.end(), t->src);
     t->level = t->src[0]->level;
     rs_status status = op_rows[op].infer(*t);
-    if (status == RS_OK && op <= OP_STANDARDIZE) status = expect_one_level(*t);
+    if (status == RS_OK && op_rows[op].one_level) status = expect_one_level(*t);
     return status == RS_OK ? t : graph_fail(g, status);
   } catch (const std::bad_alloc &) {
     return graph_fail(g, rs_fail(RS_ERR_MEMORY, "out of memory"));
@@ -3028,6 +3028,18 @@ struct run_error {
     if (taken.exchange(1)) return;
     status = s;
     memcpy(text, last_error, sizeof text);
+  }
+};
+
+// Parts of a thread's scratch, one behind the other; with `memory` nullptr, only how many bytes they take.
+struct scratch_parts {
+  char *memory;
+  size_t bytes = 0;
+  explicit scratch_parts(char *memory) : memory(memory) {}
+  float *take(size_t floats) {
+    float *at = reinterpret_cast<float *>(memory + bytes);
+    bytes += round_up(floats * 4, align_data);
+    return at;
   }
 };
 
@@ -3289,23 +3301,18 @@ const attn_kernels *coarse_kernels(const op_run &r) {
   return head_size(r) <= attn_most_d ? r.kernels->coarse_attn : nullptr;
 }
 
-struct attn_scratch {   // of a thread
+struct attn_scratch : scratch_parts {
   char *block;          // keys and values
   float *scores;        // [attn_rows][attn_keys]
   float *out;           // [attn_unit_queries][Dp]
   float *most, *total;  // [attn_unit_queries]
   float *correction;    // [attn_rows]
   float *log_sizes;     // [attn_keys]
-  size_t dp, bytes;
+  size_t dp;
 
-  attn_scratch(char *memory, const op_run &r) : block(memory), dp(round_up(head_size(r), panel_n)) {
+  attn_scratch(char *memory, const op_run &r) : scratch_parts(memory), block(memory), dp(round_up(head_size(r), panel_n)) {
     const attn_kernels *coarse = coarse_kernels(r);
     const size_t packed = coarse ? coarse->block_bytes(head_size(r)) : attn_keys * (head_size(r) + dp) * 4;
-    const auto take = [&](size_t floats) {
-      float *at = reinterpret_cast<float *>(memory + bytes);
-      bytes += round_up(floats * 4, align_data);
-      return at;
-    };
     bytes = round_up(packed, align_data);
     scores = take(attn_rows * attn_keys);
     out = take(attn_unit_queries * dp);
@@ -3565,20 +3572,14 @@ rs_status attn_colsum_infer(rs_tensor &out) {
   return result_scores(out);
 }
 
-struct colsum_scratch {  // of a thread; of the longest sequence that the tokens may be
-  float *keys;           // panels [n / 16][D][16]
-  float *scores;         // [attn_rows][n]
-  float *log_sizes;      // [n]
-  float *rows;           // largest, sum and correction, [attn_rows] each
-  size_t bytes = 0;
+struct colsum_scratch : scratch_parts {  // for the longest sequence that the tokens may be
+  float *keys;                           // panels [n / 16][D][16]
+  float *scores;                         // [attn_rows][n]
+  float *log_sizes;                      // [n]
+  float *rows;                           // largest, sum and correction, [attn_rows] each
 
-  colsum_scratch(char *memory, const op_run &r) {
+  colsum_scratch(char *memory, const op_run &r) : scratch_parts(memory) {
     const auto n = round_up(static_cast<size_t>(r.in[0].rows), panel_n), d = static_cast<size_t>(r.in[0].cols / r.t->params.heads);
-    const auto take = [&](size_t floats) {
-      float *at = reinterpret_cast<float *>(memory + bytes);
-      bytes += round_up(floats * 4, align_data);
-      return at;
-    };
     keys = take(n * d);
     scores = take(attn_rows * n);
     log_sizes = take(n);
@@ -3877,20 +3878,14 @@ rs_status token_assign_infer(rs_tensor &out) {
 // divided by their norms.
 constexpr int64_t assign_unit_rows = 256, assign_rows = 64, assign_keys = 128;
 
-struct assign_scratch {  // of a thread
-  float *dropped;        // [assign_rows][C]
-  float *keys;           // [assign_keys][C], then their panels
-  float *panels;         // [assign_keys / 16][C][16]
-  float *likeness;       // [assign_rows][assign_keys]
-  size_t bytes = 0;
+struct assign_scratch : scratch_parts {
+  float *dropped;   // [assign_rows][C]
+  float *keys;      // [assign_keys][C], then their panels
+  float *panels;    // [assign_keys / 16][C][16]
+  float *likeness;  // [assign_rows][assign_keys]
 
-  assign_scratch(char *memory, const op_run &r) {
+  assign_scratch(char *memory, const op_run &r) : scratch_parts(memory) {
     const auto c = static_cast<size_t>(r.in[0].cols);
-    const auto take = [&](size_t floats) {
-      float *at = reinterpret_cast<float *>(memory + bytes);
-      bytes += round_up(floats * 4, align_data);
-      return at;
-    };
     dropped = take(assign_rows * c);
     keys = take(assign_keys * c);
     panels = take(assign_keys * c);
@@ -5830,6 +5825,7 @@ rs_status resolve(const rs_session &s, const rs_encode_params *params, encode_se
   out->layers = p.layer_plus_one ? p.layer_plus_one - 1 : m.info.layers;
   if (p.drop) {
     RS_CHECK(read_params(p.drop, "rs_drop", &out->drop_fields));
+    RS_CHECK(rs_drop_check_fields(out->drop_fields));
     out->drop = &out->drop_fields;
   }
   const auto content = out->max_tokens - static_cast<int32_t>(rs_tokenizer_special(m.tokenizer, false));
@@ -5885,6 +5881,26 @@ int32_t kept_tokens(const encoder_graph &g, int32_t protect, int32_t tokens, boo
   }
   if (whole) *whole = all;
   return g.drop && g.schedule.mode == RS_DROP_RESTORE ? tokens : left;
+}
+
+// Sequences as the inputs of an encoder's graph, and where its result goes.
+struct packed_sequences {
+  int32_t *ids, *type_ids, *positions, *cu_seqlens, *protect;  // protect: read where the graph has it
+  size_t tokens, sequences;
+  float *result;
+  size_t floats;
+};
+// Returns how many of the bindings there are.
+size_t bind_packed(const encoder_graph &g, const packed_sequences &p, part_bindings *out) {
+  *out = {{
+      {g.ids, p.ids, p.tokens * 4},
+      {g.type_ids, p.type_ids, p.tokens * 4},
+      {g.positions, p.positions, p.tokens * 4},
+      {g.cu_seqlens, p.cu_seqlens, (p.sequences + 1) * 4},
+      {g.result, p.result, p.floats * 4},
+      {g.protect, p.protect, p.tokens * 4},
+  }};
+  return out->size() - (g.protect ? 0 : 1);
 }
 
 // Packs sequences, runs them in parts of the token budget, and joins the vectors of a text's windows.
@@ -6016,7 +6032,7 @@ class batch {
   // The run of part i; bindings is where its bindings go.
   run_request request(size_t i, part_bindings *bindings) const {
     const batch_part &p = e.parts[i];
-    const size_t width = static_cast<size_t>(set.width), n = p.end - p.begin, bytes = static_cast<size_t>(p.tokens) * 4;
+    const size_t width = static_cast<size_t>(set.width), n = p.end - p.begin;
     size_t rows = 0;
     bool whole = whole_graph != nullptr;
     for (size_t j = p.begin; j < p.end; j++) {
@@ -6025,15 +6041,12 @@ class batch {
     }
     // Where no token of the part is dropped, there is nothing to score either.
     const encoder_graph &g = whole ? *whole_graph : *graph;
-    *bindings = {{
-        {g.ids, e.ids.data() + p.token, bytes},
-        {g.type_ids, e.type_ids.data() + p.token, bytes},
-        {g.positions, e.positions.data() + p.token, bytes},
-        {g.cu_seqlens, e.cu_seqlens.data() + p.begin + i, (n + 1) * 4},
-        {g.result, e.vectors.data() + static_cast<size_t>(p.row) * width, rows * width * 4},
-        {g.protect, e.protect.data() + p.token, bytes},
-    }};
-    return {g.graph, p.tokens, static_cast<int64_t>(n), bindings->data(), bindings->size() - (g.protect ? 0 : 1)};
+    const size_t bound = bind_packed(g,
+                                     {e.ids.data() + p.token, e.type_ids.data() + p.token, e.positions.data() + p.token,
+                                      e.cu_seqlens.data() + p.begin + i, e.protect.data() + p.token, static_cast<size_t>(p.tokens),
+                                      n, e.vectors.data() + static_cast<size_t>(p.row) * width, rows * width},
+                                     bindings);
+    return {g.graph, p.tokens, static_cast<int64_t>(n), bindings->data(), bound};
   }
 
   rs_status deliver(const window &w, const float *x) {
@@ -6274,16 +6287,14 @@ rs_status rs_plan(rs_session *s, const int32_t *lengths, size_t n, const rs_enco
     const size_t tokens = flags.size();
     std::vector<int32_t> zeros(tokens);
     std::vector<float> vectors(rows * static_cast<size_t>(set.width));
-    std::vector<rs_binding> bindings = {{g->ids, zeros.data(), tokens * 4},
-                                        {g->type_ids, zeros.data(), tokens * 4},
-                                        {g->positions, zeros.data(), tokens * 4},
-                                        {g->cu_seqlens, starts.data(), starts.size() * 4},
-                                        {g->result, vectors.data(), vectors.size() * 4}};
-    if (g->protect) bindings.push_back({g->protect, flags.data(), tokens * 4});
+    part_bindings bindings;
+    const size_t bound = bind_packed(
+        *g, {zeros.data(), zeros.data(), zeros.data(), starts.data(), flags.data(), tokens, n, vectors.data(), vectors.size()},
+        &bindings);
     lane l;
     graph_plan &p = *plan_of(&l, g->graph);
-    RS_CHECK(make_plan(s, s->threads, p,
-                       {g->graph, static_cast<int64_t>(tokens), static_cast<int64_t>(n), bindings.data(), bindings.size()}));
+    RS_CHECK(
+        make_plan(s, s->threads, p, {g->graph, static_cast<int64_t>(tokens), static_cast<int64_t>(n), bindings.data(), bound}));
     place(l, p, nullptr);  // multiplications of attention depend on the starts
     sum_plan(p, s->model->info.layers, layers);
     *arena_bytes = arena_bytes_of(p, s->threads);
@@ -6358,12 +6369,12 @@ rs_status trace_sequence(rs_session *s, const trace_graph &g, rs_trace *t) {
         mark_protected(s->model->tokenizer, g.e.schedule.protect, t->tokens.ids.data(), t->tokens.type_ids.data(), n, flags.data());
   const size_t kept = static_cast<size_t>(kept_tokens(g.e, protect, static_cast<int32_t>(n)));
   std::vector<float> result((g.e.pooling == RS_POOL_NONE ? kept : 1) * static_cast<size_t>(s->model->info.dim));
-  std::vector<rs_binding> bindings = {{g.e.ids, t->tokens.ids.data(), n * 4},
-                                      {g.e.type_ids, t->tokens.type_ids.data(), n * 4},
-                                      {g.e.positions, positions.data(), n * 4},
-                                      {g.e.cu_seqlens, starts.data(), 8},
-                                      {g.e.result, result.data(), result.size() * 4}};
-  if (g.e.protect) bindings.push_back({g.e.protect, flags.data(), n * 4});
+  part_bindings bound;
+  const size_t n_bound = bind_packed(g.e,
+                                     {t->tokens.ids.data(), t->tokens.type_ids.data(), positions.data(), starts.data(),
+                                      flags.data(), n, 1, result.data(), result.size()},
+                                     &bound);
+  std::vector<rs_binding> bindings(bound.begin(), bound.begin() + static_cast<std::ptrdiff_t>(n_bound));
   std::vector<std::vector<int32_t>> rows(g.steps.size()), assign(g.steps.size());
   t->steps.resize(g.steps.size());
   size_t at = n;
