@@ -1,15 +1,16 @@
 // Token dropping: each operator against a plain f64 version, the golden choices of the reference implementation, and what must hold
 // for every schedule: a text's vector does not depend on its neighbours, nothing dropped is nothing changed, and no schedule,
 // however odd, does more than give an error.
+#include "bert_f64.h"
 #include "encoding.h"
 #include "graph_harness.h"
-#include "tiny_bert.h"
 
 #include <nlohmann/json.hpp>
 
 #include <algorithm>
 #include <fstream>
 #include <functional>
+#include <map>
 #include <numeric>
 #include <set>
 
@@ -722,6 +723,224 @@ TEST_F(drop_tiny, a_drop_behind_the_last_layer_is_a_mean_of_some_states) {
     EXPECT_TRUE(std::fabs(mean - double(pooled[j])) < 1e-5);
   }
   rs_trace_free(trace);
+}
+
+// ---- whole models against f64
+
+using numbers = std::vector<double>;
+using score_f64 = std::function<numbers(const layer_f64 &)>;
+
+double length(const numbers &v) {
+  double sum = 0;
+  for (double x : v) sum += x * x;
+  return std::sqrt(sum);
+}
+numbers minus(numbers a, const numbers &b) {
+  for (size_t i = 0; i < a.size(); i++) a[i] -= b[i];
+  return a;
+}
+double cosine_f64(const numbers &a, const numbers &b) {
+  double sum = 0;
+  for (size_t i = 0; i < a.size(); i++) sum += a[i] * b[i];
+  return sum / length(a) / length(b);
+}
+// f(token) for every token of a layer.
+score_f64 each(const std::function<double(const layer_f64 &, size_t)> &f) {
+  return [f](const layer_f64 &did) {
+    numbers values;
+    for (size_t i = 0; i < did.y.size(); i++) values.push_back(f(did, i));
+    return values;
+  };
+}
+score_f64 shares(bool class_only) {
+  return [class_only](const layer_f64 &did) {
+    numbers values(did.y.size());
+    const size_t queries = class_only ? 1 : values.size();
+    for (const matrix64 &p : did.p)
+      for (size_t i = 0; i < queries; i++)
+        for (size_t j = 0; j < values.size(); j++) values[j] += p[i][j] / static_cast<double>(queries);
+    return values;
+  };
+}
+numbers standardized(numbers v) {
+  double mean = 0, squares = 0;
+  for (double x : v) mean += x / static_cast<double>(v.size());
+  for (double x : v) squares += (x - mean) * (x - mean) / static_cast<double>(v.size());
+  for (double &x : v) x = (x - mean) / std::sqrt(squares);
+  return v;
+}
+score_f64 sum_of(const std::vector<std::pair<double, score_f64>> &terms) {
+  return [terms](const layer_f64 &did) {
+    numbers sum(did.y.size());
+    for (const auto &[weight, score] : terms) {
+      const numbers v = standardized(score(did));
+      for (size_t i = 0; i < v.size(); i++) sum[i] += weight * v[i];
+    }
+    return sum;
+  };
+}
+
+// Drop behind a layer as rs.h tells it, the first token protected.  `places`: of the states that are left in the sequence, -1 for a
+// folded one; `whole`: of restore, every token's last state.
+struct drop_f64 {
+  std::map<int64_t, double> ratios;
+  score_f64 score;
+  rs_drop_mode mode;
+  std::vector<int> places;
+  matrix64 whole;
+
+  void behind(int64_t layer, const layer_f64 &did, matrix64 *x, numbers *sizes) {
+    if (places.empty())
+      for (size_t i = 0; i < x->size(); i++) places.push_back(static_cast<int>(i));
+    if (whole.empty()) whole = *x;
+    for (size_t i = 0; i < x->size(); i++)
+      if (places[i] >= 0) whole[static_cast<size_t>(places[i])] = (*x)[i];
+    const size_t n = x->size(), keep = n - static_cast<size_t>(static_cast<double>(n) * (ratios.count(layer) ? ratios[layer] : 0));
+    if (keep == n || (mode == RS_DROP_FOLD && n - keep < 2)) return;
+    const numbers value = score(did);
+    std::vector<size_t> order(n);
+    std::iota(order.begin(), order.end(), 0u);
+    std::stable_sort(order.begin() + 1, order.end(), [&](size_t a, size_t b) { return value[a] > value[b]; });
+    std::vector<bool> stays(n);
+    for (size_t i = 0; i < keep; i++) stays[order[i]] = true;
+    matrix64 next;
+    numbers next_sizes;
+    std::vector<int> next_places;
+    std::vector<size_t> from;
+    for (size_t i = 0; i < n; i++)
+      if (stays[i]) from.push_back(i);
+    const numbers z = standardized(value);
+    const auto join = [&](const std::vector<size_t> &rows, const numbers &weights, int place) {
+      numbers sum((*x)[0].size());
+      double total = 0, count = 0;
+      for (size_t r = 0; r < rows.size(); r++) {
+        for (size_t j = 0; j < sum.size(); j++) sum[j] += weights[r] * (*x)[rows[r]][j];
+        total += weights[r], count += (*sizes)[rows[r]];
+      }
+      for (double &v : sum) v /= total;
+      next.push_back(sum), next_sizes.push_back(count), next_places.push_back(place);
+    };
+    std::vector<std::vector<size_t>> groups(keep);
+    std::vector<size_t> folded;
+    for (size_t k = 0; k < keep; k++) groups[k].push_back(from[k]);
+    for (size_t i = 0; i < n; i++) {
+      if (stays[i]) continue;
+      folded.push_back(i);
+      const auto like = [&](size_t k) { return cosine_f64((*x)[i], (*x)[from[k]]); };
+      size_t best = 0;
+      for (size_t k = 1; k < keep; k++) best = like(k) > like(best) ? k : best;
+      if (mode == RS_DROP_MERGE) groups[best].push_back(i);
+    }
+    for (size_t k = 0; k < keep; k++) {
+      numbers weights;
+      for (size_t i : groups[k]) weights.push_back((*sizes)[i]);
+      join(groups[k], weights, places[from[k]]);
+    }
+    if (mode == RS_DROP_FOLD) {
+      numbers weights;
+      for (size_t i : folded) weights.push_back((*sizes)[i] * std::exp(z[i]));
+      join(folded, weights, -1);
+    }
+    *x = next, *sizes = next_sizes, places = next_places;
+  }
+};
+
+TEST_F(drop_tiny, every_score_and_mode_matches_f64) {
+  const auto of = [](matrix64 layer_f64::*part) {
+    return each([=](const layer_f64 &d, size_t i) { return length((d.*part)[i]); });
+  };
+  const auto between = [](matrix64 layer_f64::*to, matrix64 layer_f64::*from) {
+    return each([=](const layer_f64 &d, size_t i) { return length(minus((d.*to)[i], (d.*from)[i])); });
+  };
+  const auto turn = [](matrix64 layer_f64::*a, matrix64 layer_f64::*b) {
+    return each([=](const layer_f64 &d, size_t i) { return 1 - cosine_f64((d.*a)[i], (d.*b)[i]); });
+  };
+  const auto magnitudes = [](matrix64 layer_f64::*part) {
+    return each([=](const layer_f64 &d, size_t i) {
+      double sum = 0;
+      for (double v : (d.*part)[i]) sum += std::fabs(v);
+      return sum;
+    });
+  };
+  const auto opposite = [](const score_f64 &score) {
+    return score_f64([score](const layer_f64 &d) {
+      numbers v = score(d);
+      for (double &x : v) x = -x;
+      return v;
+    });
+  };
+  const score_f64 centre = [](const layer_f64 &d) {
+    numbers mean(d.y[0].size()), values;
+    for (const numbers &row : d.y)
+      for (size_t j = 0; j < mean.size(); j++) mean[j] += row[j] / static_cast<double>(d.y.size());
+    for (const numbers &row : d.y) values.push_back(length(minus(row, mean)));
+    return values;
+  };
+  using L = layer_f64;
+  const std::vector<std::pair<const char *, score_f64>> scores = {
+      {"mlp", of(&L::mlp)},
+      {"-mlp", opposite(of(&L::mlp))},
+      {"mlp:l1", magnitudes(&L::mlp)},
+      {"mlp:out", between(&L::y, &L::h)},
+      {"mlp:bare", between(&L::mlp, &L::h)},
+      {"mlp:cos", turn(&L::h, &L::y)},
+      {"mlp:bare:cos", turn(&L::mlp, &L::h)},
+      {"attention", of(&L::attn)},
+      {"-attention:out", opposite(between(&L::h, &L::x))},
+      {"attention:bare", between(&L::attn, &L::x)},
+      {"attention:cos", turn(&L::h, &L::x)},
+      {"block", between(&L::y, &L::x)},
+      {"-block:cos", opposite(turn(&L::y, &L::x))},
+      {"norm", of(&L::y)},
+      {"norm:l1", magnitudes(&L::y)},
+      {"centre", centre},
+      {"attn-colsum", shares(false)},
+      {"attn-cls", shares(true)},
+      {"first", each([](const L &, size_t i) { return -static_cast<double>(i); })},
+      {"centre-0.5mlp:out", sum_of({{1, centre}, {-0.5, between(&L::y, &L::h)}})},
+      {"-mlp+2attention-block", sum_of({{-1, of(&L::mlp)}, {2, of(&L::attn)}, {-1, between(&L::y, &L::x)}})},
+  };
+  const loaded m(dir / "tiny.rsw");
+  const std::string text = "the dogs sat sitting on a cat, the world. hello a mat, dog and hello world cats.";
+  const rs_text view = {text.data(), text.size()};
+  int32_t ids[64];
+  size_t n = 0;
+  ASSERT_EQ(rs_tokenize(m.model, &view, nullptr, ids, nullptr, nullptr, 64, &n), RS_OK) << rs_last_error();
+  ASSERT_GE(n, 20u);
+  for (const auto &[name, score] : scores)
+    for (const auto &[mode, mode_name] : {std::pair(RS_DROP_PRUNE, "prune"), std::pair(RS_DROP_RESTORE, "restore"),
+                                          std::pair(RS_DROP_MERGE, "merge"), std::pair(RS_DROP_FOLD, "fold")}) {
+      SCOPED_TRACE(std::string(name) + " " + mode_name);
+      drop_f64 reference = {{{0, 0.3}, {2, 0.4}}, score, mode, {}, {}};
+      numbers sizes(n, 1);
+      const matrix64 left =
+          bert_f64(tiny, ints(ids, ids + n), ints(n), [&](int64_t layer, const L &did, matrix64 *x, numbers *size) {
+            reference.behind(layer, did, x, size);
+            sizes = *size;
+          });
+      const matrix64 &states = mode == RS_DROP_RESTORE ? reference.whole : left;
+      if (mode == RS_DROP_RESTORE || mode == RS_DROP_PRUNE) sizes.assign(states.size(), 1);
+      vec wanted(32);
+      double total = 0;
+      for (double size : sizes) total += size;
+      for (size_t j = 0; j < 32; j++) {
+        double sum = 0;
+        for (size_t i = 0; i < states.size(); i++) sum += sizes[i] * states[i][j];
+        wanted[j] = static_cast<float>(sum / total);
+      }
+      const schedule s("ratios=0.3,0,0.4 score=" + std::string(name) + " mode=" + mode_name);
+      auto params = sized<rs_encode_params>();
+      params.drop = s.drop;
+      params.normalize = RS_OFF;
+      rs_trace *trace = nullptr;
+      ASSERT_EQ(rs_trace_text(m.session, &view, nullptr, &params, &trace), RS_OK) << rs_last_error();
+      const int32_t *positions = nullptr;
+      const size_t kept = rs_trace_kept(trace, &positions);
+      EXPECT_EQ(ints(positions, positions + kept), ints(reference.places.begin(), reference.places.end()));
+      rs_trace_free(trace);
+      // f32 through four layers of width 32: a few dozen roundings of numbers near 1.
+      expect_close(encode(m.session, {text}, params, 32), wanted, 2e-5f);
+    }
 }
 
 TEST_F(drop_tiny, the_first_text_of_a_pair_is_protected) {
