@@ -62,7 +62,7 @@ bench-peers: ## measure rs and its peers in turns, into docs/benchmarks.md (inst
 	@tools/bench-peers --rs $(BUILD) $(ARGS)
 
 results: ## measure what token dropping costs and saves, into docs/results.md (wants ../shared or RS_SHARED; ARGS=--quick: a trial)
-	@OPENMP=$(OPENMP) tools/install-deps build demo
+	@OPENMP=$(OPENMP) tools/install-deps build demo bench
 	+@$(MAKE) all
 	@tools/results --rs $(BUILD) $(ARGS)
 

@@ -11,6 +11,10 @@ import subprocess
 import sys
 
 SOURCE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.dont_write_bytecode = True  # the tools' folder stays as it is in the repository
+sys.path.insert(0, os.path.join(SOURCE, "tools", "bench"))
+
+import made_models  # noqa: E402  pylint: disable=wrong-import-position
 
 
 def convert(program, folder, models, name, kinds):
@@ -29,23 +33,20 @@ def convert(program, folder, models, name, kinds):
     return True
 
 
-def has_weights(folder):
-    return os.path.exists(os.path.join(folder, "model.safetensors"))
-
-
 def make_classifier(folder):
     """Whether the classifier is there, after an attempt to make it."""
-    make = os.path.join(os.environ.get("RS_SHARED") or os.path.join(SOURCE, "..", "shared"), "models", "make-models")
-    if not has_weights(folder) and os.path.exists(make):
-        subprocess.run([sys.executable, make, os.path.dirname(folder), os.path.basename(folder)], check=False)
-    if not has_weights(folder):
-        print("no sst2-minilm: its tests will skip")
-    return has_weights(folder)
+    script = os.path.join(os.environ.get("RS_SHARED") or os.path.join(SOURCE, "..", "shared"), "models", "make-models")
+    try:
+        made_models.make(script, folder)
+    except (OSError, RuntimeError) as e:
+        print("no sst2-minilm, its tests will skip: %s" % e)
+        return False
+    return True
 
 
 def main():
     folder, models, program = (os.environ[n] for n in ("RS_TEST_MODEL_DIR", "RS_TEST_MODELS", "RS_PROGRAM"))
-    if not has_weights(folder):
+    if not made_models.has_weights(folder):
         fetch = [sys.executable, os.path.join(SOURCE, "tools", "fetch-model"), "all-MiniLM-L6-v2", folder]
         if subprocess.run(fetch, check=False).returncode != 0:
             print("skipped: needs all-MiniLM-L6-v2, which cannot be fetched, nor is it in $RS_TEST_MODEL_DIR")
