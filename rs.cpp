@@ -6312,6 +6312,7 @@ struct rs_trace {
     std::vector<uint8_t> kept;
   };
   rs_tokens tokens;
+  size_t pair;  // where it begins
   std::vector<step> steps;
   std::vector<int32_t> kept;
 };
@@ -6414,7 +6415,9 @@ rs_status rs_trace_text(rs_session *s, const rs_text *text, const rs_text *pair,
       return rs_fail(RS_ERR_LIMIT, "the text has %zu tokens, the limit is %d", n + special, set.max_tokens);
     size_t first_end = e.tokens.ids.size(), second_end = second.ids.size();
     rs_cut_pair(&first_end, &second_end, room);
-    rs_tokenizer_template(s->model->tokenizer, e.tokens, 0, first_end, pair ? &second : nullptr, 0, second_end, &t->tokens);
+    t->pair =
+        rs_tokenizer_template(s->model->tokenizer, e.tokens, 0, first_end, pair ? &second : nullptr, 0, second_end, &t->tokens);
+    if (!pair) t->pair = t->tokens.ids.size();
     trace_graph g;
     RS_CHECK(g.build(s->model, set));
     RS_CHECK(trace_sequence(s, g, t.get()));
@@ -6431,6 +6434,8 @@ size_t rs_trace_tokens(const rs_trace *t, const int32_t **ids, const int32_t **t
   if (spans) *spans = t->tokens.spans.data();
   return t->tokens.ids.size();
 }
+
+size_t rs_trace_pair(const rs_trace *t) { return t->pair; }
 
 size_t rs_trace_steps(const rs_trace *t) { return t->steps.size(); }
 

@@ -274,12 +274,13 @@ typedef enum rs_drop_mode {
   RS_DROP_FOLD       /* the dropped tokens of a sequence become one more token at its end, weighted by score (EViT: arXiv
                         2202.07800); counted as RS_DROP_MERGE does */
 } rs_drop_mode;
-typedef enum rs_drop_protect {                     /* tokens that never leave */
-                               RS_PROTECT_CLS = 0, /* the first of a sequence */
-                               RS_PROTECT_SPECIAL, /* those of the tokenizer's template: [CLS], [SEP] */
-                               RS_PROTECT_NONE,
-                               RS_PROTECT_PREFIX /* of a pair, the first text and the special tokens around it: a question, a query;
-                                                    else the first token */
+/* Tokens that never leave.  RS_PROTECT_PREFIX: of a pair, the first text and the special tokens around it (a question, a query), as
+ * type ids tell; of a single text, and where both texts of a pair have one type id, the first token. */
+typedef enum rs_drop_protect {
+  RS_PROTECT_CLS = 0, /* the first of a sequence */
+  RS_PROTECT_SPECIAL, /* those of the tokenizer's template: [CLS], [SEP] */
+  RS_PROTECT_NONE,
+  RS_PROTECT_PREFIX
 } rs_drop_protect;
 
 /* A schedule.  Either ratios or keeps, one a layer; layers that they do not reach drop nothing, more than the model has are an
@@ -384,8 +385,9 @@ RS_API rs_status rs_trace_text(rs_session *session, const rs_text *text, const r
                                rs_trace **out);
 RS_API void rs_trace_free(rs_trace *trace);
 /* The sequence as the model gets it, a prompt included: returns how many tokens.  spans: bytes of the prompt and text, or of the
- * pair.  Any of the pointers may be NULL. */
+ * pair from rs_trace_pair on.  Any of the pointers may be NULL. */
 RS_API size_t rs_trace_tokens(const rs_trace *trace, const int32_t **ids, const int32_t **type_ids, const rs_span **spans);
+RS_API size_t rs_trace_pair(const rs_trace *trace); /* the first token of the pair; without one, how many tokens there are */
 RS_API size_t rs_trace_steps(const rs_trace *trace);
 RS_API rs_status rs_trace_step_at(const rs_trace *trace, size_t i, rs_trace_step *out);
 RS_API size_t rs_trace_kept(const rs_trace *trace, const int32_t **positions); /* at the end; returns how many */

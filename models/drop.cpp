@@ -274,7 +274,8 @@ rs_status rs_drop_format(const rs_drop *drop, char *text, size_t capacity) {
     RS_TRY(rs_drop_check_fields(d));
     std::string s;
     if (d.n_keeps) append_numbers(&(s = "keeps="), d.keeps, d.n_keeps);
-    else append_numbers(&(s = "ratios="), d.n_ratios ? d.ratios : std::vector<double>{0}.data(), std::max<size_t>(1, d.n_ratios));
+    else if (d.n_ratios) append_numbers(&(s = "ratios="), d.ratios, d.n_ratios);
+    else s = "ratios=0";
     s += std::string(" score=") + score_of(d) + " mode=" + mode_names[d.mode] + " protect=" + protect_names[d.protect] +
          " min=" + std::to_string(d.least) + " seed=" + std::to_string(d.seed);
     if (s.size() >= capacity)

@@ -957,6 +957,7 @@ TEST_F(drop_tiny, the_first_text_of_a_pair_is_protected) {
     const size_t kept = rs_trace_kept(trace, &positions);
     const ints got(positions, positions + kept);
     EXPECT_EQ(got, pair ? (ints{0, 1, 2, 3, 4}) : ints{0});
+    EXPECT_EQ(rs_trace_pair(trace), 5u);  // without one: the number of tokens
     rs_trace_free(trace);
   }
 }

@@ -24,6 +24,10 @@ TEST(metrics, correlations) {
   EXPECT_NEAR(spearman({1, 2, 3}, {10, 20, 1000}), 1, 1e-12);
   EXPECT_NEAR(spearman({1, 2, 3}, {3, 2, 1}), -1, 1e-12);
   EXPECT_TRUE(std::isnan(spearman({1, 2, 3}, {4, 4, 4})));
+  EXPECT_TRUE(std::isnan(spearman({NAN, NAN, NAN}, {1, 2, 3})));
+  EXPECT_TRUE(std::isnan(spearman({1, 2, 3}, {1, NAN, 3})));
+  EXPECT_EQ(median({}), 0);
+  EXPECT_EQ(median({5, 1, 2, 9}), 3.5);
   EXPECT_TRUE(std::isnan(pearson({}, {})));
   EXPECT_TRUE(std::isnan(pearson({1}, {1})));
 }
@@ -582,6 +586,15 @@ TEST_F(Eval, HalvesAreAll) {
   EXPECT_GT(first, 0);
   EXPECT_GT(second, 0);
   expect_failure(eval({"cosine", "-m", weights("f32"), "--data", data, "--half", "3"}), 2, "--half");
+  // One text has one half only; the other is an error, not an empty list that is read.
+  size_t empty = 0;
+  for (const char *one : {"1", "2"}) {
+    const run_result r = eval({"cosine", "-m", weights("f32"), "--data", data, "--limit", "1", "--half", one, "--rounds", "1"});
+    if (r.code == 0) continue;
+    ++empty;
+    expect_failure(r, 1, "no texts left by --limit and --half");
+  }
+  EXPECT_EQ(empty, 1u);
 }
 
 TEST_F(Eval, ListOfSchedules) {

@@ -423,6 +423,11 @@ TEST_F(TraceProgram, WhatIsWrongIsSaidInOneLine) {
     EXPECT_EQ(count_of(r.err, "\n"), 1u) << r;
     EXPECT_NE(r.err.find(part), std::string::npos) << r;
   }
+  const std::string model = read_file(weights());
+  const run_result over = trace({"--drop", "0.3", "--drop-score=-mlp", "-o", weights(), "x"});
+  EXPECT_EQ(over.code, 1);
+  EXPECT_NE(over.err.find("is the weight file itself"), std::string::npos) << over;
+  EXPECT_TRUE(read_file(weights()) == model);
   const run_result bad = trace({"--drop", "0.3", "--drop-score=-mlp", "--format", "json", "good", "bad \xff", "good"});
   EXPECT_EQ(bad.code, 1);
   EXPECT_EQ(count_of(bad.out, "\n"), 2u) << bad;

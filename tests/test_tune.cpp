@@ -47,6 +47,7 @@ TEST(Chart, TicksAreRound) {
   EXPECT_EQ(chart_ticks(0, 6), (std::vector<double>{0, 1, 2, 3, 4, 5, 6}));
   EXPECT_TRUE(chart_ticks(1, 1).empty());
   EXPECT_TRUE(chart_ticks(0, INFINITY).empty());
+  for (double tick : chart_ticks(-0.05, 3)) EXPECT_FALSE(std::signbit(tick));
   for (double tick : chart_ticks(0.19, 0.33)) EXPECT_NEAR(tick / 0.025, std::round(tick / 0.025), 1e-9);
 }
 
@@ -54,7 +55,7 @@ TEST(Chart, SvgIsWellFormedWhateverItIsCalled) {
   chart c;
   c.title = "a <b> & \"c\" \033";
   c.series.push_back(
-      {"<&>", 0.5, true, true, false, {{1, 2, "</title>", "x"}, {NAN, 1, "", ""}, {2, INFINITY, "", ""}, {3, 1, "", ""}}});
+      {"<&>", 0.5, true, false, {{1, 2, "</title>", "x"}, {NAN, 1, "", ""}, {2, INFINITY, "", ""}, {3, 1, "", ""}}});
   c.rules.push_back({true, 1.5, "limit"});
   const std::string svg = chart_svg(c);
   EXPECT_EQ(svg.compare(0, 5, "<svg "), 0);
@@ -69,7 +70,7 @@ TEST(Chart, SvgIsWellFormedWhateverItIsCalled) {
 
 TEST(Chart, TickTextsHaveTheDigitsTheyNeed) {
   chart c;
-  c.series.push_back({"", 0.5, false, true, false, {{0.2, 0, "", ""}, {0.325, 6, "", ""}}});
+  c.series.push_back({"", 0.5, false, false, {{0.2, 0, "", ""}, {0.325, 6, "", ""}}});
   const std::string svg = chart_svg(c);
   EXPECT_NE(svg.find(">0.225<"), std::string::npos) << svg;
 }
@@ -501,6 +502,29 @@ TEST_F(Tune, WhatCannotBeFoundIsNotStored) {
   EXPECT_EQ(read_file(model()), before);
 }
 
+// What was found out about other data, or another model, is not taken for this one.
+TEST_F(Tune, AJournalBelongsToItsDataAndItsModel) {
+  const std::string mine = dir_ / "mine.jsonl", journal = dir_ / "j";
+  std::string lines = read_file(data());
+  write_file(mine, lines);
+  const auto tune_with = [&](const std::string &file) {
+    return run({program(), "tune", "-m", file, "--data", mine, "-t", "1", "--passes", "1", "--rounds", "1", "--max-loss", "50%",
+                "--journal", journal, "--resume"});
+  };
+  EXPECT_EQ(tune_with(model()).code, 0);
+  EXPECT_EQ(tune_with(model()).code, 0);
+  const std::string kept = read_file(journal);
+  const run_result model_differs = tune_with(dir_ / "q8.rsw");
+  EXPECT_EQ(model_differs.code, 1) << model_differs;
+  lines.replace(lines.find("hello"), 5, "jello");
+  write_file(mine, lines);
+  const run_result data_differ = tune_with(model());
+  EXPECT_EQ(data_differ.code, 1) << data_differ;
+  for (const run_result &r : {model_differs, data_differ})
+    EXPECT_NE(r.err.find("the journal is of other settings, another model or other data"), std::string::npos) << r;
+  EXPECT_EQ(read_file(journal), kept);
+}
+
 TEST_F(Tune, WhatIsWrongIsSaidInOneLine) {
   write_file(dir_ / "few.jsonl", "{\"text\": \"cat\"}\n");
   write_file(dir_ / "bad.jsonl", "{\"text\": \"cat\"}\n{\"text\": 7}\n");
@@ -511,6 +535,10 @@ TEST_F(Tune, WhatIsWrongIsSaidInOneLine) {
       {{"--max-loss", "-1%"}, 2, "not a number above 0"},
       {{"--max-loss", "nan"}, 2, "not a number above 0"},
       {{"--budget-ms", "0"}, 2, "--budget-ms"},
+      {{"--budget-ms", "nan"}, 2, "--budget-ms: nan is not"},
+      {{"--minutes", "nan"}, 2, "--minutes: nan is not"},
+      {{"--also", model()}, 2, "is given twice"},
+      {{"-o", dir_ / "one", "--journal", dir_ / "one"}, 2, "the plot and the journal are both"},
       {{"--store", "fast"}, 2, "how good? add --max-loss or --budget-ms"},
       {{"--store", "=1%"}, 2, "begins with no name"},
       {{"--store", "a=1%", "--store", "a=2%"}, 2, "'a' is given twice"},

@@ -31,8 +31,7 @@ std::string tick_text(double value, double step) {
   constexpr int most = 9;
   int digits = 0;
   while (digits < most && std::fabs(step - std::round(step)) > 1e-6 * step) step *= 10, ++digits;
-  std::string text = format("%.*f", digits, value);
-  return text == "-0" ? "0" : text;
+  return format("%.*f", digits, value);
 }
 
 class plot {
@@ -141,10 +140,9 @@ class plot {
     if (series.line && !path.empty()) out_ += format("<path class=\"path s%zu%s\" d=\"", number, faint) + path + "\"/>\n";
     for (const chart_point &p : series.points) {
       if (!std::isfinite(p.x) || !std::isfinite(p.y)) continue;
-      if (series.dots)
-        out_ += format("<circle class=\"dot s%zu%s\" cx=\"%.1f\" cy=\"%.1f\" r=\"%s\"><title>", number, faint, px(p.x), py(p.y),
-                       series.faint ? "3.5" : "5.5") +
-                markup(p.title) + "</title></circle>\n";
+      out_ += format("<circle class=\"dot s%zu%s\" cx=\"%.1f\" cy=\"%.1f\" r=\"%s\"><title>", number, faint, px(p.x), py(p.y),
+                     series.faint ? "3.5" : "5.5") +
+              markup(p.title) + "</title></circle>\n";
       if (!p.label.empty()) text(px(p.x) - 9, py(p.y) + 18, " text-anchor=\"end\" class=\"label\"", p.label);
     }
   }
@@ -169,7 +167,7 @@ std::vector<double> chart_ticks(double low, double high) {
       break;
     }
   }
-  for (double i = std::ceil(low / step); i * step <= high; ++i) ticks.push_back(i * step);
+  for (double i = std::ceil(low / step); i * step <= high; ++i) ticks.push_back(i * step + 0.0);  // one zero
   return ticks;
 }
 

@@ -13,7 +13,7 @@ struct chart_point {
 struct chart_series {
   std::string name;  // in the legend; empty: not there
   double hue = 0;    // 0 to 1 along the ramp of colour.h; below 0: grey
-  bool line = false, dots = true, faint = false;
+  bool line = false, faint = false;
   std::vector<chart_point> points;
 };
 

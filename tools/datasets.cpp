@@ -216,6 +216,7 @@ text_list read_texts(const std::string &path, const subset &part) {
   }
   need_some(list.size(), path, "texts");
   list.keep(part.of(list.size()));
+  need_some(list.size(), path, "texts left by --limit and --half");
   return list;
 }
 
@@ -242,6 +243,7 @@ scored_pairs read_scored_pairs(const std::string &path, const subset &part) {
   pairs.first.keep(chosen);
   pairs.second.keep(chosen);
   keep_of(&pairs.scores, chosen);
+  need_some(pairs.scores.size(), path, "pairs left by --limit and --half");
   return pairs;
 }
 
@@ -267,10 +269,14 @@ labelled_texts read_labelled_texts(const std::string &path, const subset &part) 
   std::vector<size_t> chosen = part.of(data.labels.size());
   data.texts.keep(chosen);
   keep_of(&data.labels, chosen);
+  need_some(data.labels.size(), path, "texts left by --limit and --half");
   return data;
 }
 
 // ---------------------------------------------------------------------------------------------- retrieval
+
+const std::vector<std::string> retrieval_files = {"corpus.jsonl",  "queries.jsonl", "qrels/test.tsv",
+                                                  "cran.all.1400", "cran.qry",      "cranqrel"};
 
 namespace {
 
@@ -555,5 +561,6 @@ squad_set read_squad(const std::string &path, const subset &part) {
   }
   need_some(set.questions.size(), path, "questions");
   keep_of(&set.questions, part.of(set.questions.size()));
+  need_some(set.questions.size(), path, "questions left by --limit and --half");
   return set;
 }

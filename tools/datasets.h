@@ -59,6 +59,7 @@ struct retrieval_subset {
 };
 // Cranfield's codes 1 (best) to 4 are gains 4 to 1; -1 and 5 mean of no interest.  BEIR's scores are gains as they are.  `binary`:
 // 1 for all of them.
+extern const std::vector<std::string> retrieval_files;  // of a folder, BEIR's and Cranfield's: those that there are are read
 retrieval_set read_retrieval(const std::string &folder, bool binary, const retrieval_subset &part);
 
 // SQuAD, versions 1.1 and 2.0.

@@ -364,10 +364,12 @@ void add_eval(CLI::App *app, command_line *line) {
   add_count("--limit-queries", &options->data.limit_queries, "retrieval: only so many of the queries that have judgements");
   add_count("--limit-docs", &options->data.limit_documents,
             "retrieval: only so many documents; those that are relevant to a query first");
-  sub->add_option("--seed", options->data.seed, "limits take a random part (default: 0, the first)")->type_name("N");
+  sub->add_option("--seed", options->data.seed,
+                  "of --half, and of limits, which take a random part (default: 0: of limits the first)")
+      ->type_name("N");
   sub->add_option("--half", options->data.half,
                   "only one of two random halves of pairs, texts, queries or questions, as rs tune splits\n"
-                  "them: choose by one, judge by the other")
+                  "them by the same --seed (its default is 1): choose by one, judge by the other")
       ->type_name("1|2")
       ->check(CLI::IsMember({1, 2}));
   sub->add_flag("--binary", options->data.binary, "retrieval: all that is relevant has the same gain");

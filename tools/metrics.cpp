@@ -37,7 +37,19 @@ double pearson(const std::vector<double> &a, const std::vector<double> &b) {
   return aa > 0 && bb > 0 ? ab / std::sqrt(aa * bb) : std::numeric_limits<double>::quiet_NaN();
 }
 
-double spearman(const std::vector<double> &a, const std::vector<double> &b) { return pearson(ranks_of(a), ranks_of(b)); }
+double spearman(const std::vector<double> &a, const std::vector<double> &b) {
+  // NaN has no rank, and would get one.
+  for (const std::vector<double> *values : {&a, &b})
+    for (double value : *values)
+      if (std::isnan(value)) return value;
+  return pearson(ranks_of(a), ranks_of(b));
+}
+
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  const size_t n = values.size();
+  return n == 0 ? 0 : (values[(n - 1) / 2] + values[n / 2]) / 2;
+}
 
 // ---------------------------------------------------------------------------------------------- ranking
 

@@ -9,6 +9,7 @@
 std::vector<double> ranks_of(const std::vector<double> &values);
 // NaN where one side does not vary, or there are fewer than two values.
 double pearson(const std::vector<double> &a, const std::vector<double> &b);
+double median(std::vector<double> values);  // 0 of none
 double spearman(const std::vector<double> &a, const std::vector<double> &b);
 
 // `found`: the gain of each result in the order of ranks, 0 where it is of no use; `relevant`: the gains of all that there is to

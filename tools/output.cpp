@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <utility>
 
 static constexpr size_t buffer_bytes = size_t(1) << 18;
@@ -98,6 +99,12 @@ void output_file::commit() {
   if (close(std::exchange(fd_, -1)) != 0) fail_write();
   replace_file(temporary_, target_);
   temporary_.clear();
+}
+
+const std::string &not_the_model(const std::string &path, const std::string &model) {
+  std::error_code error;
+  if (std::filesystem::equivalent(path, model, error)) fail(in_quotes(path), " is the weight file itself");
+  return path;
 }
 
 void print(const std::string &text) {

@@ -53,6 +53,9 @@ class vector_writer {
 extern const std::vector<std::string> vector_formats;  // "jsonl", "json", "csv", "npy", "raw"
 std::unique_ptr<vector_writer> make_vector_writer(const std::string &format, int64_t dim, output_file *out);
 
+// `path`, which is not the weight file `model`: throws failure where they are the same file.
+const std::string &not_the_model(const std::string &path, const std::string &model);
+
 void print(const std::string &text);  // to standard output, all of it
 
 // The fewest digits that read back as the same float.

@@ -22,12 +22,7 @@ void use_stored_prompts(eval_setting *setting, bool of_texts, bool of_queries) {
   if (of_texts) use_stored_prompt(setting->model, {"passage", "document", "corpus"}, &setting->texts);
 }
 
-double evaluation::median_seconds() const {
-  std::vector<double> sorted = seconds;
-  std::sort(sorted.begin(), sorted.end());
-  const size_t n = sorted.size();
-  return n == 0 ? 0 : (sorted[(n - 1) / 2] + sorted[n / 2]) / 2;
-}
+double evaluation::median_seconds() const { return median(seconds); }
 
 std::vector<evaluation> evaluate(const eval_task &task, const std::vector<eval_setting> &settings, int rounds,
                                  const std::function<void(double)> &on_progress) {

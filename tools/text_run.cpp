@@ -2,19 +2,11 @@
 
 #include "op_times.h"
 
-#include <filesystem>
-
 static constexpr size_t batch_bytes = size_t(4) << 20;  // a batch ends here even when it has fewer texts than asked for
 static constexpr int patience_ms = 5;                   // for the next text, before what there is gets computed
 
 static const std::map<std::string, rs_thread_mode> thread_modes = {
     {"auto", RS_THREADS_AUTO}, {"latency", RS_THREADS_LATENCY}, {"throughput", RS_THREADS_THROUGHPUT}};
-
-static const std::string &checked_output(const text_run_options &options) {
-  std::error_code error;
-  if (std::filesystem::equivalent(options.output, options.model, error)) fail("the output is the weight file itself");
-  return options.output;
-}
 
 text_run::text_run(const text_run_options &options, std::unique_ptr<text_source> source)
     : options_(options),
@@ -22,7 +14,7 @@ text_run::text_run(const text_run_options &options, std::unique_ptr<text_source>
       model_(load_model(options.model, !options.no_check)),
       info_(model_info(model_.get())),
       session_(create_session(model_.get(), options.threads, !options.profile.empty(), thread_modes.at(options.thread_mode))),
-      out_(checked_output(options)),
+      out_(not_the_model(options.output, options.model)),
       progress_(progress::wanted_beside(out_.fd())) {}
 
 int text_run::run() {

@@ -61,7 +61,7 @@ class tracer {
         encoding_(options.encode, model_.get()),
         session_(create_session(model_.get(), options.threads, false)),
         format_(format_of(options)),
-        out_(options.output),
+        out_(not_the_model(options.output, options.model)),
         colours_(colours_of(options.color, out_.fd())) {
     const rs_drop *drop = encoding_.params.drop;
     if (!drop) fail_usage("no schedule: give --drop, --keep or --drop-profile");
@@ -102,16 +102,13 @@ class tracer {
       if (drop.keeps[i] > 0) setting_.drops.push_back(int32_t(i));
     }
     if (setting_.drops.empty()) fail_usage("the schedule drops nothing");
-    static const char *const modes[] = {"prune", "restore", "merge", "fold"};
-    static const char *const protects[] = {"cls", "special", "none", "prefix"};
-    setting_.json = {{"text", setting_.schedule},
-                     {"ratios", ratios},
-                     {"keeps", keeps},
-                     {"score", drop.score ? drop.score : "mlp"},
-                     {"mode", modes[drop.mode]},
-                     {"protect", protects[drop.protect]},
-                     {"min", drop.least},
-                     {"seed", drop.seed}};
+    const auto word = [&](const std::string &key) {  // of the schedule as the library writes it
+      const size_t begin = setting_.schedule.find(" " + key + "=") + key.size() + 2;
+      return setting_.schedule.substr(begin, setting_.schedule.find(' ', begin) - begin);
+    };
+    setting_.json = {
+        {"text", setting_.schedule}, {"ratios", ratios},           {"keeps", keeps},    {"score", drop.score ? drop.score : "mlp"},
+        {"mode", word("mode")},      {"protect", word("protect")}, {"min", drop.least}, {"seed", drop.seed}};
   }
 
   std::string default_prompt() const {
@@ -139,18 +136,16 @@ class tracer {
   }
 
   void take_tokens(const rs_trace *handle, traced_text *out) const {
-    const int32_t *ids = nullptr, *types = nullptr;
+    const int32_t *ids = nullptr;
     const rs_span *spans = nullptr;
-    const size_t n = rs_trace_tokens(handle, &ids, &types, &spans);
+    const size_t n = rs_trace_tokens(handle, &ids, nullptr, &spans);
     character_counter characters[] = {character_counter(out->text), character_counter(out->pair)};
-    bool second = false;  // of a pair: models without segments give both texts the type 0
     for (size_t i = 0; i < n; ++i) {
       traced_token token;
       token.id = ids[i];
       const char *name = rs_token(model_.get(), ids[i]);
       token.token = name ? name : "";
-      second |= types[i] != 0;
-      token.segment = int32_t(second && out->has_pair);
+      token.segment = int32_t(i >= rs_trace_pair(handle));
       token.bytes = spans[i];
       if (!token.special()) {
         character_counter &counter = characters[token.segment];

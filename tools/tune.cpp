@@ -5,6 +5,7 @@
 // was chosen by luck shows.
 #include "chart.h"
 #include "json.h"
+#include "metrics.h"
 #include "options.h"
 #include "output.h"
 #include "pareto.h"
@@ -217,13 +218,13 @@ class data_judge : public tune_judge {
   data_judge(const tune_options &options, const std::vector<std::unique_ptr<tune_file>> &files)
       : options_(options), files_(files), cost_(files[0]->model()) {
     // Few texts tell little, so the first look takes in some even of small data.
-    const data_part all = part(1, 1);
+    data_part all = part(1, 1);
     const double few = options.metric == "cosine" ? 24 : 128;
     for (double share : {1.0 / 16, 1.0 / 4}) {
       const double wanted = std::max(share, few / double(all.full.texts));
       if (wanted < 0.7 && (parts_.empty() || wanted > 2 * last_share_)) parts_.push_back(part(1, last_share_ = wanted));
     }
-    parts_.push_back(part(1, 1));
+    parts_.push_back(std::move(all));
     other_ = part(2, 1);
   }
 
@@ -323,6 +324,9 @@ struct timed_schedule {
 class tuner {
  public:
   explicit tuner(const tune_options &options) : options_(options), progress_(true) {
+    // CLI11's own checks let NaN pass.
+    if (!(options.minutes > 0)) fail_usage("--minutes: ", options.minutes, " is not a number above 0");
+    if (!(options.budget_ms >= 0)) fail_usage("--budget-ms: ", options.budget_ms, " is not a number above 0");
     if (!options.max_loss.empty()) usual_.loss = parse_loss(options.max_loss, "--max-loss");
     usual_.ms = options.budget_ms;
     for (const std::string &text : options.stores) stores_.push_back(parse_store(text, usual_));
@@ -331,6 +335,9 @@ class tuner {
         if (stores_[i].name == stores_[j].name) fail_usage("--store: ", in_quotes(stores_[i].name), " is given twice");
     files_.push_back(std::make_unique<tune_file>(options.model, options));
     for (const std::string &path : options.also) {
+      std::error_code error;
+      for (const auto &file : files_)
+        if (std::filesystem::equivalent(path, file->path(), error)) fail_usage("--also: ", in_quotes(path), " is given twice");
       files_.push_back(std::make_unique<tune_file>(path, options));
       if (files_.back()->info().dim != files_[0]->info().dim || files_.back()->info().layers != files_[0]->info().layers)
         fail(in_quotes(path), ": not the same model as ", in_quotes(options.model));
@@ -343,7 +350,7 @@ class tuner {
     progress_.update(0, 1, "opening the journal");
     const std::string journal_path = journal_name();
     ordered settings = journal_settings();
-    settings["found"] = {{"passes", passes(judge)}};
+    settings["found"] = {{"passes", passes(judge)}, {"minutes", options_.minutes}};
     const auto policy = options_.anew     ? tune_journal::policy::anew
                         : options_.resume ? tune_journal::policy::resume
                                           : tune_journal::policy::automatic;
@@ -367,11 +374,12 @@ class tuner {
   // ------------------------------------------------------------------------------------------ what is where
 
   void check_outputs() const {
-    std::error_code error;
     for (const auto &file : files_)
-      for (const std::string &path : {options_.output, options_.journal})
-        if (!path.empty() && std::filesystem::equivalent(path, file->path(), error))
-          fail(in_quotes(path), " is the weight file itself");
+      for (const std::string &path : {options_.output, options_.journal}) not_the_model(path, file->path());
+    std::error_code error;
+    if (!options_.output.empty() &&
+        (options_.output == options_.journal || std::filesystem::equivalent(options_.output, options_.journal, error)))
+      fail_usage("the plot and the journal are both ", in_quotes(options_.output));
     if (!options_.output.empty()) output_target(options_.output);
   }
 
@@ -410,11 +418,13 @@ class tuner {
     return int(std::exp2(std::clamp(std::round(std::log2(many)), 0.0, std::log2(double(most_passes)))));
   }
 
-  // A run that goes on keeps to the effort that it was begun with.
+  // A run that goes on keeps to the effort that it was begun with, unless it is given another time.
   int stored_passes(const tune_journal &journal, int otherwise) const {
     if (options_.passes > 0 || !journal.settings().contains("found")) return otherwise;
     const ordered &found = journal.settings()["found"];
-    if (!found.is_object() || !found.contains("passes") || !found["passes"].is_number_unsigned()) return otherwise;
+    if (!found.is_object() || !found.contains("passes") || !found["passes"].is_number_unsigned() || !found.contains("minutes") ||
+        found["minutes"] != ordered(options_.minutes))
+      return otherwise;
     const auto passes = found["passes"].get<uint64_t>();
     return passes >= 1 && passes <= most_passes ? int(passes) : otherwise;
   }
@@ -502,8 +512,7 @@ class tuner {
       std::vector<double> ratios;
       for (size_t round = 0; round < results[i].seconds.size(); ++round)
         ratios.push_back(results[0].seconds[round] / results[i].seconds[round]);
-      std::sort(ratios.begin(), ratios.end());
-      schedules_[i].speedup = (ratios[(ratios.size() - 1) / 2] + ratios[ratios.size() / 2]) / 2;
+      schedules_[i].speedup = median(std::move(ratios));
       // By the ratio too: medians of rounds that were slow for all differ more than the schedules.
       schedules_[i].ms = 1000 * results[0].median_seconds() / double(results[0].texts) / schedules_[i].speedup;
     }
@@ -630,7 +639,7 @@ class tuner {
     c.x_label = "ms a text";
     c.y_label = "loss, %";
     // How far times keep to the arithmetic shows by how far the front is from the others.
-    chart_series tried{"tried, time by arithmetic", -1, false, true, true, {}};
+    chart_series tried{"tried, time by arithmetic", -1, false, true, {}};
     double most = 0;
     for (const timed_schedule &s : schedules_) most = std::max(most, s.loss);
     for (const search_result &r : results)
@@ -638,7 +647,7 @@ class tuner {
         tried.points.push_back({r.share * schedules_[0].ms, 100 * r.loss, candidate_drop(r.candidate, options_.seed).text(), ""});
     c.series.push_back(tried);
     for (bool other : {true, false}) {
-      chart_series front{other ? "held out" : "chosen on", other ? 0.15 : 0.75, true, true, false, {}};
+      chart_series front{other ? "held out" : "chosen on", other ? 0.15 : 0.75, true, false, {}};
       for (const timed_schedule *s : by_time())
         if (s->on_front)
           front.points.push_back({s->ms, 100 * (other ? s->held_out_loss : s->loss),

@@ -1,5 +1,7 @@
 #include "tune_journal.h"
 
+#include "datasets.h"
+
 #include <fcntl.h>
 #include <sys/file.h>
 #include <unistd.h>
@@ -153,6 +155,7 @@ void add_file(const std::string &path, hash *h) {
     in.read(chunk.data(), std::streamsize(chunk.size()));
     h->add(chunk.data(), size_t(in.gcount()));
   } while (in);
+  if (in.bad()) fail_errno("read", path);
 }
 
 }  // namespace
@@ -164,14 +167,12 @@ std::string hash_of_data(const std::string &path) {
     add_file(path, &h);
     return h.str();
   }
-  std::vector<std::string> files;
-  for (const auto &entry : fs::recursive_directory_iterator(path))
-    if (entry.is_regular_file()) files.push_back(entry.path().string());
-  std::sort(files.begin(), files.end());
-  for (const std::string &file : files) {
-    h.add(file.substr(path.size()));
-    add_file(file, &h);
-  }
+  // What a task reads of a folder, and not what else lies in it: plots, weight files, the journal itself.
+  for (const std::string &name : retrieval_files)
+    if (fs::is_regular_file(fs::path(path) / name, error)) {
+      h.add(name);
+      add_file((fs::path(path) / name).string(), &h);
+    }
   return h.str();
 }
 

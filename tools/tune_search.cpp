@@ -40,12 +40,34 @@ std::string candidate_key(const drop_candidate &c) {
   return key + c.score() + join(" ", int(c.mode), " ", int(c.protect), " ", c.least);
 }
 
-const std::vector<std::string> tried_scores = {"-mlp+norm",        "-mlp",     "mlp",        "norm",      "-mlp+centre", "centre",
-                                               "attn-colsum",      "attn-cls", "-attention", "attention", "-block",      "block",
-                                               "-mlp:cos",         "mlp:cos",  "-mlp:out",   "mlp:out",   "-norm",       "-centre",
-                                               "norm+attn-colsum", "random",   "first"};
+const std::vector<std::string> tried_scores = {"norm-mlp-attention",
+                                               "norm-mlp-attention+first",
+                                               "norm-mlp:out-attention:out",
+                                               "-mlp:out+0.5first",
+                                               "-mlp+norm",
+                                               "-mlp",
+                                               "mlp",
+                                               "norm",
+                                               "-mlp+centre",
+                                               "centre",
+                                               "attn-colsum",
+                                               "attn-cls",
+                                               "-attention",
+                                               "attention",
+                                               "-block",
+                                               "block",
+                                               "-mlp:cos",
+                                               "mlp:cos",
+                                               "-mlp:out",
+                                               "mlp:out",
+                                               "-norm",
+                                               "-centre",
+                                               "norm+attn-colsum",
+                                               "random",
+                                               "first"};
 
-std::vector<size_t> shuffled(size_t n, uint64_t seed) {
+// Random permutation of 0 to n - 1, the same on every platform.
+static std::vector<size_t> shuffled(size_t n, uint64_t seed) {
   std::vector<size_t> order(n);
   std::iota(order.begin(), order.end(), size_t(0));
   std::mt19937_64 random(seed);
@@ -332,7 +354,6 @@ class search {
       const judged *before = judge(last_ - 1, c);
       if (!before || before->loss > cutoff() || beaten(last_ - 1, *before)) return false;
     }
-    if (!judge_->possible(c)) return false;
     const judged *result = judge(last_, c);
     return result && !beaten(last_, *result);
   }

@@ -69,6 +69,3 @@ extern const std::vector<std::string> tried_scores;
 // and what is being done.
 std::vector<search_result> search_schedules(tune_judge *judge, const search_settings &settings,
                                             const std::function<void(double, const std::string &)> &on_progress = {});
-
-// Random permutation of 0 to n - 1, the same on every platform.
-std::vector<size_t> shuffled(size_t n, uint64_t seed);
