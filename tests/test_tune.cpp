@@ -54,8 +54,7 @@ TEST(Chart, TicksAreRound) {
 TEST(Chart, SvgIsWellFormedWhateverItIsCalled) {
   chart c;
   c.title = "a <b> & \"c\" \033";
-  c.series.push_back(
-      {"<&>", 0.5, true, false, {{1, 2, "</title>", "x"}, {NAN, 1, "", ""}, {2, INFINITY, "", ""}, {3, 1, "", ""}}});
+  c.series.push_back({"<&>", 0.5, true, false, {{1, 2, "</title>", "x"}, {NAN, 1, "", ""}, {2, INFINITY, "", ""}, {3, 1, "", ""}}});
   c.rules.push_back({true, 1.5, "limit"});
   const std::string svg = chart_svg(c);
   EXPECT_EQ(svg.compare(0, 5, "<svg "), 0);
