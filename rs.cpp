@@ -15,7 +15,7 @@
 //   12  weight file: reader
 //   13  weight file: writer
 //   14  model
-//   15  session: texts to vectors
+//   15  session: texts and images to vectors
 //   16  calibration: what the quantizers should know of the inputs
 
 #ifdef RS_VECTOR_PART
@@ -439,6 +439,7 @@ double peak(rs_type type, size_t steps) {
 #else  // the file as a whole
 #include "rs.h"
 
+#include "models/image.h"
 #include "models/models.h"
 #include "models/status.h"
 #include "models/text.h"
@@ -598,6 +599,8 @@ const char *rs_status_name(rs_status status) {
       return "text error";
     case RS_ERR_NUMERIC:
       return "numeric error";
+    case RS_ERR_IMAGE:
+      return "image error";
     case RS_ERR_NOT_FOUND:
       return "not found";
   }
@@ -2666,6 +2669,8 @@ namespace {
   X(LINEAR, linear, 3, true, true) \
   X(LAYER_NORM, layer_norm, 4, true, true) \
   X(FLASH_ATTN, flash_attn, 5, false, true) \
+  X(ATTN_POOL, attn_pool, 5, false, true) \
+  X(GATE, gate, 1, true, true) \
   X(POOL, pool, 3, false, true) \
   X(L2_NORMALIZE, l2_normalize, 1, true, true) \
   X(SHIFT, shift, 2, true, true) \
@@ -2695,7 +2700,8 @@ struct op_params {  // each operator uses its own
   float eps, scale, weight;
   int heads;
   rs_distance distance;
-  bool first_only, random;
+  bool first_only, random, causal;
+  int skip;
   uint64_t seed;
   rs_drop_rule rule;
 };
@@ -3377,6 +3383,13 @@ void add_to_rows(float *scores, size_t ld, int rows, int n, const float *x) {
     for (int j = 0; j < n; j++) scores[j] += x[j];
 }
 
+// A query does not see keys behind its own place.  Finite, since exp of the kernels is of finite numbers; what is left of it is 0.
+constexpr float masked_score = -1e30f;
+void mask_later_keys(float *scores, size_t ld, int rows, int n, int64_t query, int64_t key) {
+  for (int i = 0; i < rows; i++, scores += ld)
+    for (int64_t j = std::max<int64_t>(0, query + i + 1 - key); j < n; j++) scores[j] = masked_score;
+}
+
 void attn_unit(const op_run &r, const attn_scratch &s, int64_t head, int64_t seq_begin, int64_t seq_end, int64_t query_begin,
                int64_t query_end) {
   const kernel_row &k = *r.kernels;
@@ -3385,7 +3398,8 @@ void attn_unit(const op_run &r, const attn_scratch &s, int64_t head, int64_t seq
   const int64_t column = head * static_cast<int64_t>(d);
   const auto ldq = static_cast<size_t>(r.in[0].stride);
   float *keys = reinterpret_cast<float *>(s.block), *values = keys + attn_keys * d;
-  for (int64_t key = seq_begin; key < seq_end; key += attn_keys) {
+  const int64_t keys_end = r.t->params.causal ? query_end : seq_end;
+  for (int64_t key = seq_begin; key < keys_end; key += attn_keys) {
     const int n = static_cast<int>(std::min<int64_t>(attn_keys, seq_end - key));
     const int key_panels = static_cast<int>(ceil_div(n, panel_n)), value_panels = static_cast<int>(s.dp / panel_n);
     const float *from_k = r.f32(1) + key * r.in[1].stride + column, *from_v = r.f32(2) + key * r.in[2].stride + column;
@@ -3405,6 +3419,7 @@ void attn_unit(const op_run &r, const attn_scratch &s, int64_t head, int64_t seq
       if (coarse) coarse->scores(q, ldq, rows, s.block, n, d, s.scores);
       else k.f32_panels(q, ldq, rows, keys, d * panel_n, key_panels, d, s.scores, attn_keys, false);
       if (r.t->src[4]) add_to_rows(s.scores, attn_keys, rows, n, s.log_sizes);
+      if (r.t->params.causal) mask_later_keys(s.scores, attn_keys, rows, n, query, key);
       k.softmax(s.scores, attn_keys, rows, static_cast<size_t>(n), r.t->params.scale, first, s.most + at, s.total + at, correction);
       for (int i = 0; !first && i < rows; i++)
         for (size_t j = 0; j < s.dp; j++) out[static_cast<size_t>(i) * s.dp + j] *= correction[i];
@@ -3436,6 +3451,85 @@ void flash_attn_cpu(const op_run &r, const worker &me) {
         }
 }
 
+// ---- attn_pool: attention of one query that is the same for every sequence
+
+rs_status attn_pool_infer(rs_tensor &out) {
+  const rs_tensor &k = *out.src[1], &v = *out.src[2];
+  RS_CHECK(expect_f32_matrix(out, k, "k"));
+  RS_CHECK(expect_f32_matrix(out, v, "v"));
+  if (!same_shape(k, 2, v.shape))
+    return rs_fail(RS_ERR_ARGUMENT, "attn_pool: k %s and v %s differ", shape_text(2, k.shape).c_str(),
+                   shape_text(2, v.shape).c_str());
+  RS_CHECK(expect_f32_vector(out, *out.src[0], "query", k.shape[1]));
+  RS_CHECK(expect_i32(out, *out.src[3], "cu_seqlens", RS_DIM_CU_SEQLENS));
+  RS_CHECK(expect_heads(out, k, out.src[4]));
+  out.level = k.level;
+  const int64_t shape[] = {RS_DIM_SEQUENCES, k.shape[1]};
+  return set_shape(&out, 2, shape);
+}
+work_bytes attn_pool_work(const op_run &) { return {0, 0}; }
+op_macs attn_pool_macs(const op_run &r) { return {2 * static_cast<double>(r.in[1].rows) * static_cast<double>(r.out.cols), RS_F32}; }
+
+// Online softmax, a key at a time: this runs once a sequence.
+void attn_pool_head(const op_run &r, int64_t b, int64_t head) {
+  const int32_t *cu = r.i32(3);
+  const int64_t d = r.out.cols / r.t->params.heads, column = head * d;
+  const float *q = r.f32(0) + column, scale = r.t->params.scale;
+  float *y = r.result() + b * r.out.stride + column;
+  std::fill(y, y + d, 0.0f);
+  float most = -INFINITY, total = 0;
+  for (int64_t i = cu[b]; i < cu[b + 1]; i++) {
+    const float *k = r.f32(1) + i * r.in[1].stride + column, *v = r.f32(2) + i * r.in[2].stride + column;
+    float score = 0;
+    for (int64_t j = 0; j < d; j++) score += q[j] * k[j];
+    score *= scale;
+    if (r.t->src[4]) score += std::log(r.f32(4)[i * r.in[4].stride]);
+    const float largest = std::max(most, score), keep = std::exp(most - largest), weight = std::exp(score - largest);
+    for (int64_t j = 0; j < d; j++) y[j] = y[j] * keep + weight * v[j];
+    total = total * keep + weight;
+    most = largest;
+  }
+  for (int64_t j = 0; total > 0 && j < d; j++) y[j] /= total;
+}
+
+void attn_pool_cpu(const op_run &r, const worker &me) {
+  const int64_t heads = r.t->params.heads, units = r.out.rows * heads;
+  for (int64_t unit = me.next(-1); unit < units; unit = me.next(unit)) attn_pool_head(r, unit / heads, unit % heads);
+}
+
+// ---- gate: act(x[:, :F]) x[:, F:]
+
+rs_status gate_infer(rs_tensor &out) {
+  const rs_tensor &x = *out.src[0];
+  RS_CHECK(expect_f32_matrix(out, x, "x"));
+  if (x.shape[1] % 2) return rs_fail(RS_ERR_ARGUMENT, "gate: '%s' %s has no two halves", x.name.c_str(), shape_text(2, x.shape).c_str());
+  const int64_t shape[] = {x.shape[0], x.shape[1] / 2};
+  return set_shape(&out, 2, shape);
+}
+work_bytes gate_work(const op_run &) { return {0, 0}; }
+op_macs gate_macs(const op_run &) { return {0, RS_F32}; }
+void gate_cpu(const op_run &r, const worker &me) {
+  const auto [begin, end] = me.share(r.out.rows);
+  const int64_t f = r.out.cols;
+  for (int64_t i = begin; i < end; i++) {
+    const float *x = r.f32(0) + i * r.in[0].stride;
+    float *y = r.result() + i * r.out.stride;
+    // finish_f32 takes 16 channels of a row at a time.
+    int64_t j = 0;
+    for (; j + panel_n <= f; j += panel_n) {
+      memcpy(y + j, x + j, panel_n * 4);
+      r.kernels->finish_f32(nullptr, 1, r.t->params.act, y + j, panel_n);
+    }
+    if (j < f) {
+      float part[panel_n] = {};
+      memcpy(part, x + j, static_cast<size_t>(f - j) * 4);
+      r.kernels->finish_f32(nullptr, 1, r.t->params.act, part, panel_n);
+      memcpy(y + j, part, static_cast<size_t>(f - j) * 4);
+    }
+    for (j = 0; j < f; j++) y[j] *= x[f + j];
+  }
+}
+
 // ---- pool: [T, C] -> [B, C]
 
 rs_status pool_infer(rs_tensor &out) {
@@ -3444,6 +3538,7 @@ rs_status pool_infer(rs_tensor &out) {
   RS_CHECK(expect_i32(out, *out.src[1], "cu_seqlens", RS_DIM_CU_SEQLENS));
   if (out.params.pooling < RS_POOL_MEAN || out.params.pooling > RS_POOL_LAST)
     return rs_fail(RS_ERR_ARGUMENT, "pool: pooling %d", static_cast<int>(out.params.pooling));
+  if (out.params.skip < 0) return rs_fail(RS_ERR_ARGUMENT, "pool: skip %d", out.params.skip);
   if (out.src[2]) RS_CHECK(expect_scores(out, *out.src[2], "sizes"));
   const int64_t shape[] = {RS_DIM_SEQUENCES, x.shape[1]};
   return set_shape(&out, 2, shape);
@@ -3455,10 +3550,10 @@ void pool_cpu(const op_run &r, const worker &me) {
   const auto [begin, end] = me.share(r.out.rows);
   for (int64_t b = begin; b < end; b++) {
     float *y = r.result() + b * r.out.stride;
-    const int64_t n = cu[b + 1] - cu[b];
-    const auto row = [&](int64_t i) { return r.f32(0) + (cu[b] + i) * r.in[0].stride; };
+    const int64_t first = cu[b] + r.t->params.skip, n = cu[b + 1] - first;
+    const auto row = [&](int64_t i) { return r.f32(0) + (first + i) * r.in[0].stride; };
     std::fill(y, y + r.out.cols, 0.0f);
-    if (n == 0) continue;
+    if (n <= 0) continue;
     const rs_pooling pooling = r.t->params.pooling;
     if (pooling == RS_POOL_CLS || pooling == RS_POOL_LAST) {
       memcpy(y, row(pooling == RS_POOL_CLS ? 0 : n - 1), static_cast<size_t>(r.out.cols) * 4);
@@ -3473,7 +3568,7 @@ void pool_cpu(const op_run &r, const worker &me) {
     const bool weighted = pooling == RS_POOL_WEIGHTED_MEAN;
     double count = 0;
     for (int64_t i = 0; i < n; i++) {
-      const float weight = weighted ? static_cast<float>(i + 1) : r.t->src[2] ? r.f32(2)[(cu[b] + i) * r.in[2].stride] : 1;
+      const float weight = weighted ? static_cast<float>(i + 1) : r.t->src[2] ? r.f32(2)[(first + i) * r.in[2].stride] : 1;
       const float *x = row(i);
       for (int64_t j = 0; j < r.out.cols; j++) y[j] += weight * x[j];
       count += static_cast<double>(weight);
@@ -4080,16 +4175,36 @@ rs_tensor *rs_layer_norm(rs_graph *g, rs_tensor *x, rs_tensor *residual, rs_tens
   p.eps = eps;
   return add_op(g, OP_LAYER_NORM, p, {x, residual, gamma, beta}, 1u << 1);
 }
-rs_tensor *rs_flash_attn(rs_graph *g, rs_tensor *q, rs_tensor *k, rs_tensor *v, rs_tensor *cu_seqlens, rs_tensor *sizes, int heads,
-                         float scale) {
+namespace {
+op_params attention_params(int heads, float scale, bool causal) {
   op_params p = {};
   p.heads = heads;
   p.scale = scale;
-  return add_op(g, OP_FLASH_ATTN, p, {q, k, v, cu_seqlens, sizes}, 1u << 4);
+  p.causal = causal;
+  return p;
 }
-rs_tensor *rs_pool(rs_graph *g, rs_tensor *x, rs_tensor *cu_seqlens, rs_tensor *sizes, rs_pooling pooling) {
+}  // namespace
+rs_tensor *rs_flash_attn(rs_graph *g, rs_tensor *q, rs_tensor *k, rs_tensor *v, rs_tensor *cu_seqlens, rs_tensor *sizes, int heads,
+                         float scale) {
+  return add_op(g, OP_FLASH_ATTN, attention_params(heads, scale, false), {q, k, v, cu_seqlens, sizes}, 1u << 4);
+}
+rs_tensor *rs_flash_attn_causal(rs_graph *g, rs_tensor *q, rs_tensor *k, rs_tensor *v, rs_tensor *cu_seqlens, rs_tensor *sizes,
+                                int heads, float scale) {
+  return add_op(g, OP_FLASH_ATTN, attention_params(heads, scale, true), {q, k, v, cu_seqlens, sizes}, 1u << 4);
+}
+rs_tensor *rs_attn_pool(rs_graph *g, rs_tensor *query, rs_tensor *k, rs_tensor *v, rs_tensor *cu_seqlens, rs_tensor *sizes,
+                        int heads, float scale) {
+  return add_op(g, OP_ATTN_POOL, attention_params(heads, scale, false), {query, k, v, cu_seqlens, sizes}, 1u << 4);
+}
+rs_tensor *rs_gate(rs_graph *g, rs_tensor *x, rs_activation act) {
+  op_params p = {};
+  p.act = act;
+  return add_op(g, OP_GATE, p, {x});
+}
+rs_tensor *rs_pool(rs_graph *g, rs_tensor *x, rs_tensor *cu_seqlens, rs_tensor *sizes, rs_pooling pooling, int skip) {
   op_params p = {};
   p.pooling = pooling;
+  p.skip = skip;
   return add_op(g, OP_POOL, p, {x, cu_seqlens, sizes}, 1u << 2);
 }
 rs_tensor *rs_l2_normalize(rs_graph *g, rs_tensor *x) { return add_op(g, OP_L2_NORMALIZE, {}, {x}); }
@@ -4576,9 +4691,9 @@ struct run_request {
   size_t n_bindings;
 };
 
-// What a part of a batch binds: ids, type ids, positions, cu_seqlens, vectors, and protect where tokens are dropped with regard to
-// it.
-using part_bindings = std::array<rs_binding, 6>;
+// What a part of a batch binds: ids and type ids, or pixels; positions, cu_seqlens, vectors, and protect where tokens are dropped
+// with regard to it.
+using part_bindings = std::array<rs_binding, 7>;
 
 // All but memory.  Allocates nothing.
 rs_status make_plan(const rs_session *s, int threads, graph_plan &p, const run_request &q) {
@@ -4740,8 +4855,10 @@ struct rs_model {
   std::vector<rs_meta> meta;
   std::vector<rs_tensor_info> tensors;
   const rs_family *family = nullptr;
-  rs_tokenizer *tokenizer = nullptr;
+  rs_tokenizer *tokenizer = nullptr;  // of a text tower
   rs_model_info info = {};
+  rs_model_shape shape;
+  rs_image_spec image;  // of an image tower
   rs_pooling pooling = RS_POOL_MEAN;
   bool normalize = false;
   const char *default_prompt = "";
@@ -5359,15 +5476,33 @@ rs_status read_info(rs_model *m) {
   m->info.architecture = v.str;
   m->family = rs_family_find(v.str);
   if (!m->family) return rs_fail(RS_ERR_UNSUPPORTED, "%s: architecture '%s' is not known to this library", m->path.c_str(), v.str);
-  const std::string prefix = std::string(v.str) + ".";
-  RS_CHECK(positive(*m, prefix + "hidden_size", &m->info.dim));
-  RS_CHECK(positive(*m, prefix + "num_layers", &m->info.layers));
-  RS_CHECK(positive(*m, prefix + "num_heads", &m->info.heads));
-  RS_CHECK(positive(*m, prefix + "vocab_size", &m->info.vocab));
-  RS_CHECK(positive(*m, prefix + "max_positions", &m->info.position_limit));
-  RS_CHECK(positive(*m, "encode.max_tokens", &m->info.max_tokens));
-  if (m->info.max_tokens > m->info.position_limit)
-    return bad_file(*m, "encode.max_tokens is %d, more than the %d positions", m->info.max_tokens, m->info.position_limit);
+  const rs_status status = m->family->shape(m, &m->shape);
+  if (status != RS_OK) return rs_fail(status, "%s: %s", m->path.c_str(), std::string(last_error).c_str());
+  const rs_model_shape &shape = m->shape;
+  const rs_tower_shape &first = shape.text.hidden ? shape.text : shape.image;
+  m->info.dim = shape.dim;
+  m->info.layers = first.layers;
+  m->info.heads = first.heads;
+  m->info.vocab = shape.vocab;
+  m->info.position_limit = shape.positions;
+  m->info.text_hidden = shape.text.hidden;
+  m->info.image_hidden = shape.image.hidden;
+  m->info.image_layers = shape.image.layers;
+  m->info.logit_scale = shape.logit_scale;
+  m->info.logit_bias = shape.logit_bias;
+  if (shape.text.hidden) {
+    RS_CHECK(positive(*m, "encode.max_tokens", &m->info.max_tokens));
+    if (m->info.max_tokens > m->info.position_limit)
+      return bad_file(*m, "encode.max_tokens is %d, more than the %d positions", m->info.max_tokens, m->info.position_limit);
+  }
+  if (shape.image.hidden) {
+    const rs_status image = rs_image_spec_load(m, &m->image);
+    if (image != RS_OK) return rs_fail(image, "%s: %s", m->path.c_str(), std::string(last_error).c_str());
+    m->info.image_width = m->image.width();
+    m->info.image_height = m->image.height();
+    rs_image_shape native;
+    RS_CHECK(rs_image_get_shape(m, 0, 0, &native));
+  }
   m->info.name = optional_str(*m, "general.name", "");
   m->info.weight_type = optional_str(*m, "general.weight_type", "");
   m->info.file_bytes = m->map_bytes;
@@ -5423,6 +5558,42 @@ rs_status read_drops(rs_model *m) {
   return RS_OK;
 }
 
+}  // namespace
+
+rs_status rs_image_get_shape(const rs_model *m, int32_t width, int32_t height, rs_image_shape *out) {
+  constexpr int32_t most_side = 16384, most_tokens = 1 << 18;
+  if (!m->shape.image.hidden) return rs_fail(RS_ERR_ARGUMENT, "%s: the model takes no images", m->path.c_str());
+  if (!width && !height) width = m->image.width(), height = m->image.height();
+  const int32_t patch = m->shape.patch;
+  if (width < patch || height < patch || width > most_side || height > most_side)
+    return rs_fail(RS_ERR_ARGUMENT, "an image of %dx%d pixels, expected %d (a patch) to %d on each side", width, height, patch,
+                   most_side);
+  const int32_t columns = width / patch, rows = height / patch;
+  if (static_cast<int64_t>(columns) * rows > most_tokens - m->shape.prefix)
+    return rs_fail(RS_ERR_LIMIT, "an image of %dx%d pixels has %lld patches of %d, the limit is %d", width, height,
+                   static_cast<long long>(columns) * rows, patch, most_tokens - m->shape.prefix);
+  *out = {width, height, columns, rows, m->shape.prefix, m->shape.prefix + columns * rows};
+  return RS_OK;
+}
+
+namespace {
+
+// What is added to the tokens of an image of that size, which a graph keeps.
+struct image_rows {
+  rs_image_shape shape = {};
+  rs_image_grid grid = {};
+  std::unique_ptr<float, void (*)(void *)> memory{nullptr, std::free};
+
+  rs_status find(const rs_model &m, int32_t width, int32_t height) {
+    RS_CHECK(rs_image_get_shape(&m, width, height, &shape));
+    const size_t floats = static_cast<size_t>(shape.tokens) * static_cast<size_t>(m.shape.image.hidden);
+    memory.reset(static_cast<float *>(std::aligned_alloc(align_data, round_up(floats * 4, align_data))));
+    if (!memory) return rs_fail(RS_ERR_MEMORY, "%zu bytes for the positions of an image", floats * 4);
+    grid = {shape.columns, shape.rows, memory.get()};
+    return m.family->image_rows(&m, shape.columns, shape.rows, memory.get());
+  }
+};
+
 constexpr const char *head_names[] = {"none", "sequence", "tokens", "spans"};
 constexpr const char *head_activation_names[] = {"none", "softmax", "sigmoid"};
 
@@ -5451,17 +5622,26 @@ rs_status read_head(rs_model *m) {
   return RS_OK;
 }
 
-// Build the whole encoder, and the head, once and throw it away: every shape is then known to fit.
-rs_status check_architecture(const rs_model &m, rs_head head) {
+// Build a whole tower, and what is on top of it, once and throw it away: every shape is then known to fit.
+rs_status check_tower(const rs_model &m, rs_tower tower, rs_head head) {
   rs_graph *g;
   RS_CHECK(rs_graph_create(&m, &g));
   rs_states states = {};
-  rs_status status = m.family->build(&m, g, m.info.layers, nullptr, &states);
+  image_rows rows;
+  rs_status status = tower == rs_tower::image ? rows.find(m, 0, 0) : RS_OK;
+  if (status == RS_OK) status = m.family->build(&m, g, tower, m.shape.of(tower).layers, nullptr, &rows.grid, &states);
   rs_tensor *logits;
   if (status == RS_OK && head != RS_HEAD_NONE) status = m.family->head(&m, g, head, m.info.labels, states, &logits);
+  if (status == RS_OK && m.family->embed) (void)m.family->embed(&m, g, tower, states);
   if (status == RS_OK && g->status != RS_OK) status = rs_fail(g->status, "%s", g->error.c_str());
   rs_graph_free(g);
   return status == RS_OK ? RS_OK : rs_fail(status, "%s: %s", m.path.c_str(), std::string(last_error).c_str());
+}
+
+rs_status check_architecture(const rs_model &m, rs_head head) {
+  for (const rs_tower tower : {rs_tower::text, rs_tower::image})
+    if (m.shape.of(tower).hidden) RS_CHECK(check_tower(m, tower, head));
+  return RS_OK;
 }
 
 // Early files have labels but do not say what of: of texts, unless the weights are not there that this takes.
@@ -5478,6 +5658,7 @@ rs_status check_heads(rs_model *m) {
 }
 
 rs_status load_tokenizer(rs_model *m) {
+  if (!m->shape.text.hidden) return RS_OK;
   const rs_status status = rs_tokenizer_load(m, &m->tokenizer);
   if (status != RS_OK) return rs_fail(status, "%s: %s", m->path.c_str(), std::string(last_error).c_str());
   if (rs_tokenizer_vocab(m->tokenizer) > static_cast<size_t>(m->info.vocab))
@@ -5564,25 +5745,39 @@ rs_status rs_model_drop(const rs_model *m, const char *name, const rs_drop **dro
 }
 
 namespace {
-rs_status resolve_drop(const rs_model *m, const rs_drop *drop, rs_drop_schedule *out) {
-  rs_drop d;
-  RS_CHECK(read_params(drop, "rs_drop", &d));
-  return rs_drop_resolve(d, m->info.layers, out);
+// Of a model that takes images, its schedules are for these.
+rs_tower drop_tower(const rs_model &m) { return m.shape.image.hidden ? rs_tower::image : rs_tower::text; }
+
+rs_status resolve_drop(const rs_model &m, const rs_drop &drop, rs_drop_schedule *out) {
+  const rs_tower tower = drop_tower(m);
+  RS_CHECK(rs_drop_resolve(drop, m.shape.of(tower).layers, out));
+  if (tower == rs_tower::text) return RS_OK;
+  if (drop.protect == RS_PROTECT_NONE && m.shape.prefix)
+    return rs_fail(RS_ERR_ARGUMENT, "drop protect none: the tokens before the patches can't be dropped");
+  // They are the special tokens of an image; where there is one, its place tells.
+  const bool one = m.shape.prefix == 1;
+  out->protect = one ? RS_PROTECT_CLS : m.shape.prefix ? RS_PROTECT_SPECIAL : RS_PROTECT_NONE;
+  for (rs_drop_schedule::layer &l : out->layers) l.rule.keep_first = one;
+  return RS_OK;
 }
 }  // namespace
 
 rs_status rs_drop_check(const rs_model *m, const rs_drop *drop) {
   return guarded([&] {
+    rs_drop d;
     rs_drop_schedule schedule;
-    return resolve_drop(m, drop, &schedule);
+    RS_CHECK(read_params(drop, "rs_drop", &d));
+    return resolve_drop(*m, d, &schedule);
   });
 }
 
 const char *rs_drop_warning(const rs_model *m, const rs_drop *drop) {
   const char *warning = nullptr;
   (void)guarded([&] {
+    rs_drop d;
     rs_drop_schedule schedule;
-    RS_CHECK(resolve_drop(m, drop, &schedule));
+    RS_CHECK(read_params(drop, "rs_drop", &d));
+    RS_CHECK(resolve_drop(*m, d, &schedule));
     warning = m->family->drop_warning(schedule);
     return RS_OK;
   });
@@ -5593,8 +5788,10 @@ rs_status rs_drop_counts(const rs_model *m, const rs_drop *drop, int32_t tokens,
   return guarded([&] {
     if (tokens < 0 || protect < 0 || protect > tokens)
       return rs_fail(RS_ERR_ARGUMENT, "%d tokens, %d of them protected", tokens, protect);
+    rs_drop d;
     rs_drop_schedule schedule;
-    RS_CHECK(resolve_drop(m, drop, &schedule));
+    RS_CHECK(read_params(drop, "rs_drop", &d));
+    RS_CHECK(resolve_drop(*m, d, &schedule));
     counts[0] = tokens;
     for (size_t i = 0; i < schedule.layers.size(); i++) counts[i + 1] = drop_layer_count(schedule.layers[i], counts[i], protect);
     return RS_OK;
@@ -5619,16 +5816,18 @@ rs_status rs_pooling_parse(const char *name, rs_pooling *out) {
                  name);
 }
 
-// ================================================================================ 15  session: texts to vectors
+// ================================================================================ 15  session: texts and images to vectors
 
 namespace {
 
 // rs_encode_params with every default resolved.
 struct encode_settings {
-  rs_pooling pooling;
-  bool head;       // logits instead of states
-  bool per_token;  // a row a token instead of one a sequence
-  int32_t width;   // of a row, before dim cuts it
+  rs_tower tower;
+  int32_t image_width, image_height;  // of the image tower
+  rs_pooling pooling;                 // RS_POOL_DEFAULT: what the family makes of the states
+  bool head;                          // logits instead of states
+  bool per_token;                     // a row a token instead of one a sequence
+  int32_t width;                      // of a row, before dim cuts it
   bool normalize;
   int32_t max_tokens, chunk_overlap, dim;
   rs_long_text long_text;
@@ -5640,33 +5839,38 @@ struct encode_settings {
 
 // A graph that ends in the states of one layer, pooled or not, or in the logits of the model's head.
 struct encoder_graph {
+  rs_tower tower = rs_tower::text;
   int layers;
   rs_pooling pooling;
   bool head = false;
+  image_rows image;                     // of the image tower
   std::unique_ptr<rs_owned_drop> drop;  // nullptr: none
   rs_drop_schedule schedule;            // of it
   rs_graph *graph = nullptr;
-  rs_tensor *ids, *type_ids, *positions, *cu_seqlens, *protect, *result;
+  rs_tensor *ids, *type_ids, *pixels, *positions, *cu_seqlens, *protect, *result;  // nullptr where the graph has none
 
   ~encoder_graph() { rs_graph_free(graph); }
   rs_status set(const rs_model &model, const encode_settings &to) {
+    tower = to.tower;
     layers = to.layers;
     pooling = to.pooling;
     head = to.head;
+    if (tower == rs_tower::image) RS_CHECK(image.find(model, to.image_width, to.image_height));
     if (!to.drop) return RS_OK;
-    RS_CHECK(rs_drop_resolve(*to.drop, model.info.layers, &schedule));
+    RS_CHECK(resolve_drop(model, *to.drop, &schedule));
     drop = std::make_unique<rs_owned_drop>(*to.drop);
     return RS_OK;
   }
   bool is(const encode_settings &wanted) const {
-    return layers == wanted.layers && pooling == wanted.pooling && head == wanted.head && !drop == !wanted.drop &&
-           (!drop || rs_drop_same(*drop, *wanted.drop));
+    return tower == wanted.tower && layers == wanted.layers && pooling == wanted.pooling && head == wanted.head &&
+           !drop == !wanted.drop && (!drop || rs_drop_same(*drop, *wanted.drop)) &&
+           (tower == rs_tower::text || (image.shape.width == wanted.image_width && image.shape.height == wanted.image_height));
   }
 };
 
-// One sequence of the batch that is being packed: a text, or a window of one.
+// One sequence of the batch that is being packed: a text, a window of one, or an image.
 struct window {
-  size_t text;
+  size_t text;  // or image: its index
   int32_t tokens;
   bool first, last;   // of its text
   int32_t kept = 0;   // tokens that the last layer leaves
@@ -5689,6 +5893,8 @@ struct encoder {
   std::string prompted;  // prompt + text
   rs_tokens tokens, pair_tokens, wrapped;
   std::vector<int32_t> ids, type_ids, positions, cu_seqlens, protect;
+  std::vector<float> pixels;    // a row a token, [3 P P]
+  std::vector<float> prepared;  // [3, height, width] of an image that is not
   std::vector<window> windows;
   std::vector<batch_part> parts;
   std::vector<int64_t> busy;
@@ -5758,16 +5964,21 @@ template <class F>
 rs_status build_encoder_graph(const rs_model *model, encoder_graph *e, F mark) {
   rs_graph *g = e->graph;
   rs_states states = {};
-  RS_CHECK(model->family->build(model, g, e->layers, e->drop ? &e->schedule : nullptr, &states));
+  RS_CHECK(model->family->build(model, g, e->tower, e->layers, e->drop ? &e->schedule : nullptr, &e->image.grid, &states));
   e->ids = rs_graph_tensor(g, "ids");
   e->type_ids = rs_graph_tensor(g, "type_ids");
+  e->pixels = rs_graph_tensor(g, "pixels");
   e->positions = rs_graph_tensor(g, "positions");
   e->cu_seqlens = rs_graph_tensor(g, "cu_seqlens");
   e->protect = rs_graph_tensor(g, "protect");
   rs_tensor *result = states.x;
   if (e->head) RS_CHECK(model->family->head(model, g, model->info.head, model->info.labels, states, &result));
-  else if (e->pooling != RS_POOL_NONE)
-    result = rs_name(g, rs_pool(g, states.x, states.cu_seqlens, states.sizes, e->pooling), "pooled");
+  else if (e->pooling == RS_POOL_DEFAULT) result = rs_name(g, model->family->embed(model, g, e->tower, states), "embedding");
+  else if (e->pooling != RS_POOL_NONE) {
+    const bool patches = e->tower == rs_tower::image && e->pooling != RS_POOL_CLS;
+    result = rs_pool(g, states.x, states.cu_seqlens, states.sizes, e->pooling, patches ? model->shape.prefix : 0);
+    result = rs_name(g, result, "pooled");
+  }
   e->result = rs_output(g, result);
   mark(g);
   return rs_graph_finish(g);
@@ -5798,35 +6009,50 @@ rs_status get_encoder_graph(rs_session *s, const encode_settings &set, const enc
   return RS_OK;
 }
 
-rs_status resolve(const rs_session &s, const rs_encode_params *params, encode_settings *out) {
+rs_status resolve(const rs_session &s, const rs_encode_params *params, rs_tower tower, encode_settings *out) {
   if (!s.model) return rs_fail(RS_ERR_ARGUMENT, "the session has no model");
   rs_encode_params p;
   RS_CHECK(read_params(params, "rs_encode_params", &p));
   const rs_model &m = *s.model;
+  const rs_tower_shape &shape = m.shape.of(tower);
+  if (!shape.hidden)
+    return rs_fail(RS_ERR_ARGUMENT, "%s: the model takes no %s", m.path.c_str(), tower == rs_tower::text ? "texts" : "images");
+  out->tower = tower;
   if (p.pooling < RS_POOL_DEFAULT || p.pooling > RS_POOL_NONE)
     return rs_fail(RS_ERR_ARGUMENT, "pooling is %d", static_cast<int>(p.pooling));
   if (p.long_text < RS_LONG_TRUNCATE || p.long_text > RS_LONG_CHUNK)
     return rs_fail(RS_ERR_ARGUMENT, "long_text is %d", static_cast<int>(p.long_text));
   if (p.max_tokens < 0 || p.max_tokens > m.info.position_limit)
     return rs_fail(RS_ERR_ARGUMENT, "max_tokens is %d, the model has %d positions", p.max_tokens, m.info.position_limit);
-  if (p.dim < 0 || p.dim > m.info.dim) return rs_fail(RS_ERR_ARGUMENT, "dim is %d, the model has %d", p.dim, m.info.dim);
-  if (p.layer_plus_one < 0 || p.layer_plus_one > m.info.layers + 1)
-    return rs_fail(RS_ERR_ARGUMENT, "layer_plus_one is %d, the model has %d layers", p.layer_plus_one, m.info.layers);
-  out->pooling = p.pooling == RS_POOL_DEFAULT ? m.pooling : p.pooling;
+  if (p.layer_plus_one < 0 || p.layer_plus_one > shape.layers + 1)
+    return rs_fail(RS_ERR_ARGUMENT, "layer_plus_one is %d, the model has %d layers", p.layer_plus_one, shape.layers);
+  out->layers = p.layer_plus_one ? p.layer_plus_one - 1 : shape.layers;
+  // Where a family makes more of the states than a pooling, that is its own embedding, of the last layer.
+  const bool own = p.pooling == RS_POOL_DEFAULT && m.family->embed && out->layers == shape.layers;
+  out->pooling = own ? RS_POOL_DEFAULT : p.pooling == RS_POOL_DEFAULT ? m.pooling : p.pooling;
+  out->width = own ? m.info.dim : shape.hidden;
+  if (p.dim < 0 || p.dim > out->width) return rs_fail(RS_ERR_ARGUMENT, "dim is %d, the model has %d", p.dim, out->width);
   if (out->pooling == RS_POOL_NONE && p.long_text == RS_LONG_CHUNK)
     return rs_fail(RS_ERR_ARGUMENT, "chunks can't be joined without pooling");
   out->normalize = p.normalize == RS_ON || (p.normalize == RS_DEFAULT && (m.normalize || p.dim > 0));
   out->max_tokens = p.max_tokens ? p.max_tokens : m.info.max_tokens;
   out->per_token = out->pooling == RS_POOL_NONE;
-  out->width = m.info.dim;
-  out->dim = p.dim ? p.dim : m.info.dim;
+  out->dim = p.dim ? p.dim : out->width;
   out->long_text = p.long_text;
   out->prompt = p.prompt ? p.prompt : m.default_prompt;
-  out->layers = p.layer_plus_one ? p.layer_plus_one - 1 : m.info.layers;
+  if (p.drop && tower != drop_tower(m))
+    return rs_fail(RS_ERR_UNSUPPORTED, "%s: tokens of texts are not dropped in a model that takes images", m.path.c_str());
   if (p.drop) {
     RS_CHECK(read_params(p.drop, "rs_drop", &out->drop_fields));
     RS_CHECK(rs_drop_check_fields(out->drop_fields));
     out->drop = &out->drop_fields;
+  }
+  if (tower == rs_tower::image) {
+    rs_image_shape image;
+    RS_CHECK(rs_image_get_shape(&m, p.image_width, p.image_height, &image));
+    out->image_width = image.width;
+    out->image_height = image.height;
+    return RS_OK;
   }
   const auto content = out->max_tokens - static_cast<int32_t>(rs_tokenizer_special(m.tokenizer, false));
   if (content < 1) return rs_fail(RS_ERR_ARGUMENT, "max_tokens is %d: no room for text beside the special tokens", out->max_tokens);
@@ -5837,14 +6063,15 @@ rs_status resolve(const rs_session &s, const rs_encode_params *params, encode_se
 }
 
 // The same for rs_classify: the head decides what a row is.
-rs_status resolve_head(const rs_session &s, const rs_encode_params *params, encode_settings *out) {
+rs_status resolve_head(const rs_session &s, const rs_encode_params *params, rs_tower tower, encode_settings *out) {
   rs_encode_params p;
   RS_CHECK(read_params(params, "rs_encode_params", &p));
   if (!p.prompt) p.prompt = "";  // the model's own is for vectors
-  RS_CHECK(resolve(s, &p, out));
+  RS_CHECK(resolve(s, &p, tower, out));
   const rs_model_info &info = s.model->info;
   if (info.head == RS_HEAD_NONE) return rs_fail(RS_ERR_ARGUMENT, "%s: the model has no head", s.model->path.c_str());
-  if (out->layers != info.layers) return rs_fail(RS_ERR_ARGUMENT, "layer_plus_one: the head is on the last layer");
+  if (out->layers != s.model->shape.of(tower).layers)
+    return rs_fail(RS_ERR_ARGUMENT, "layer_plus_one: the head is on the last layer");
   out->head = true;
   out->pooling = RS_POOL_NONE;  // the head's own
   out->per_token = info.head != RS_HEAD_SEQUENCE;
@@ -5870,6 +6097,12 @@ int32_t mark_protected(const rs_tokenizer *t, rs_drop_protect protect, const int
   return count;
 }
 
+// The same of an image.
+int32_t mark_prefix(const rs_model &m, size_t n, int32_t *flags) {
+  for (size_t i = 0; i < n; i++) flags[i] = i < static_cast<size_t>(m.shape.prefix);
+  return m.shape.prefix;
+}
+
 // Tokens that the last layer of a graph leaves; *whole: no layer drops any.
 int32_t kept_tokens(const encoder_graph &g, int32_t protect, int32_t tokens, bool *whole = nullptr) {
   int32_t left = tokens;
@@ -5885,22 +6118,39 @@ int32_t kept_tokens(const encoder_graph &g, int32_t protect, int32_t tokens, boo
 
 // Sequences as the inputs of an encoder's graph, and where its result goes.
 struct packed_sequences {
-  int32_t *ids, *type_ids, *positions, *cu_seqlens, *protect;  // protect: read where the graph has it
+  int32_t *ids, *type_ids;  // of texts
+  float *pixels;            // of images
+  int32_t *positions, *cu_seqlens, *protect;
   size_t tokens, sequences;
   float *result;
   size_t floats;
 };
-// Returns how many of the bindings there are.
+// Those that the graph has; returns how many.
 size_t bind_packed(const encoder_graph &g, const packed_sequences &p, part_bindings *out) {
-  *out = {{
-      {g.ids, p.ids, p.tokens * 4},
-      {g.type_ids, p.type_ids, p.tokens * 4},
-      {g.positions, p.positions, p.tokens * 4},
-      {g.cu_seqlens, p.cu_seqlens, (p.sequences + 1) * 4},
-      {g.result, p.result, p.floats * 4},
-      {g.protect, p.protect, p.tokens * 4},
-  }};
-  return out->size() - (g.protect ? 0 : 1);
+  size_t n = 0;
+  const auto bind = [&](rs_tensor *t, void *data, size_t bytes) {
+    if (t) (*out)[n++] = {t, data, bytes};
+  };
+  bind(g.ids, p.ids, p.tokens * 4);
+  bind(g.type_ids, p.type_ids, p.tokens * 4);
+  if (g.pixels) bind(g.pixels, p.pixels, p.tokens * static_cast<size_t>(g.pixels->shape[1]) * 4);
+  bind(g.positions, p.positions, p.tokens * 4);
+  bind(g.cu_seqlens, p.cu_seqlens, (p.sequences + 1) * 4);
+  bind(g.result, p.result, p.floats * 4);
+  bind(g.protect, p.protect, p.tokens * 4);
+  return n;
+}
+
+// The rows of "pixels" for an image [3, height, width].
+void pack_pixels(const rs_image_shape &shape, int32_t patch, const float *image, float *out) {
+  const auto p = static_cast<size_t>(patch), width = static_cast<size_t>(shape.width), plane = width * static_cast<size_t>(shape.height);
+  std::fill_n(out, static_cast<size_t>(shape.prefix) * 3 * p * p, 0.0f);
+  out += static_cast<size_t>(shape.prefix) * 3 * p * p;
+  for (size_t row = 0; row < static_cast<size_t>(shape.rows); row++)
+    for (size_t column = 0; column < static_cast<size_t>(shape.columns); column++)
+      for (size_t channel = 0; channel < 3; channel++)
+        for (size_t y = 0; y < p; y++, out += p)
+          memcpy(out, image + channel * plane + (row * p + y) * width + column * p, p * 4);
 }
 
 // Packs sequences, runs them in parts of the token budget, and joins the vectors of a text's windows.
@@ -5924,17 +6174,25 @@ class batch {
 
   // *kept, which may be nullptr, grows by the tokens that the last layer leaves.
   rs_status add(window w, const int32_t *ids, const int32_t *type_ids, int32_t *kept) {
-    if (!e.windows.empty() && static_cast<int64_t>(e.ids.size()) + w.tokens > supply) RS_CHECK(flush());
+    RS_CHECK(make_room(w));
     e.ids.insert(e.ids.end(), ids, ids + w.tokens);
     if (type_ids) e.type_ids.insert(e.type_ids.end(), type_ids, type_ids + w.tokens);
     else e.type_ids.resize(e.ids.size(), 0);
-    for (int32_t i = 0; i < w.tokens; i++) e.positions.push_back(i);
-    const size_t at = e.ids.size() - static_cast<size_t>(w.tokens);
-    w.kept = kept_tokens(*graph, protect(at, w.tokens), w.tokens, &w.whole);
-    if (kept) *kept += w.kept;
-    e.windows.push_back(w);
+    place(w, kept);
     return RS_OK;
   }
+
+  // An image [3, height, width] of the size of the settings.
+  rs_status add_image(window w, const float *pixels, int32_t *kept) {
+    RS_CHECK(make_room(w));
+    const size_t at = e.pixels.size();
+    const int32_t patch = s->model->shape.patch;
+    e.pixels.resize(at + static_cast<size_t>(w.tokens) * pixel_row());
+    pack_pixels(graph->image.shape, patch, pixels, e.pixels.data() + at);
+    place(w, kept);
+    return RS_OK;
+  }
+  const rs_image_shape &image_shape() const { return graph->image.shape; }
 
   rs_status flush() {
     if (e.windows.empty()) return RS_OK;
@@ -5969,13 +6227,30 @@ class batch {
   }
 
  private:
-  void clear() { e.ids.clear(), e.type_ids.clear(), e.positions.clear(), e.protect.clear(), e.windows.clear(); }
+  void clear() {
+    e.ids.clear(), e.type_ids.clear(), e.pixels.clear(), e.positions.clear(), e.protect.clear(), e.windows.clear();
+  }
+
+  size_t pixel_row() const { return static_cast<size_t>(graph->pixels->shape[1]); }
+
+  rs_status make_room(const window &w) {
+    return !e.windows.empty() && static_cast<int64_t>(e.positions.size()) + w.tokens > supply ? flush() : RS_OK;
+  }
+
+  void place(window w, int32_t *kept) {
+    const size_t at = e.positions.size();
+    for (int32_t i = 0; i < w.tokens; i++) e.positions.push_back(i);
+    w.kept = kept_tokens(*graph, protect(at, w.tokens), w.tokens, &w.whole);
+    if (kept) *kept += w.kept;
+    e.windows.push_back(w);
+  }
 
   // Marks which of the tokens from `at` on may not leave; returns how many these are.
   int32_t protect(size_t at, int32_t tokens) {
     if (!graph->drop) return 0;
     const size_t n = static_cast<size_t>(tokens);
     e.protect.resize(at + n);
+    if (graph->tower == rs_tower::image) return mark_prefix(*s->model, n, e.protect.data() + at);
     return mark_protected(s->model->tokenizer, graph->schedule.protect, e.ids.data() + at, e.type_ids.data() + at, n,
                           e.protect.data() + at);
   }
@@ -6012,7 +6287,7 @@ class batch {
     // activations leave the cache: that gains even where there is one thread.
     constexpr int64_t least = 64, most = 192;
     const int64_t parts_a_thread = s->threads > 1 ? 4 : 1;
-    const auto total = static_cast<int64_t>(e.ids.size());
+    const auto total = static_cast<int64_t>(e.positions.size());
     const int64_t budget = std::max<int64_t>(1, s->max_batch_tokens / s->threads);
     cut(std::min(budget, std::clamp(ceil_div(total, parts_a_thread * s->threads), least, most)));
     if (s->thread_mode == RS_THREADS_THROUGHPUT) return true;
@@ -6042,9 +6317,11 @@ class batch {
     // Where no token of the part is dropped, there is nothing to score either.
     const encoder_graph &g = whole ? *whole_graph : *graph;
     const size_t bound = bind_packed(g,
-                                     {e.ids.data() + p.token, e.type_ids.data() + p.token, e.positions.data() + p.token,
-                                      e.cu_seqlens.data() + p.begin + i, e.protect.data() + p.token, static_cast<size_t>(p.tokens),
-                                      n, e.vectors.data() + static_cast<size_t>(p.row) * width, rows * width},
+                                     {e.ids.data() + p.token, e.type_ids.data() + p.token,
+                                      e.pixels.data() + (g.pixels ? static_cast<size_t>(p.token) * pixel_row() : 0),
+                                      e.positions.data() + p.token, e.cu_seqlens.data() + p.begin + i, e.protect.data() + p.token,
+                                      static_cast<size_t>(p.tokens), n, e.vectors.data() + static_cast<size_t>(p.row) * width,
+                                      rows * width},
                                      bindings);
     return {g.graph, p.tokens, static_cast<int64_t>(n), bindings->data(), bound};
   }
@@ -6052,7 +6329,8 @@ class batch {
   rs_status deliver(const window &w, const float *x) {
     const auto dim = static_cast<size_t>(set.dim);
     if (written + dim > capacity)
-      return rs_fail(RS_ERR_LIMIT, "the output holds %zu floats, text %zu ends at %zu", capacity, w.text, written + dim);
+      return rs_fail(RS_ERR_LIMIT, "the output holds %zu floats, %s %zu ends at %zu", capacity,
+                     set.tower == rs_tower::text ? "text" : "image", w.text, written + dim);
     float *y = out + written;
     if (w.first && w.last) memcpy(y, x, dim * 4);
     else {
@@ -6148,6 +6426,43 @@ rs_status add_windows(rs_session *s, const encode_settings &set, batch *b, size_
   return RS_OK;
 }
 
+// The pixels of an image as the batch wants them: the caller's, or e.prepared.
+rs_status image_pixels(rs_session *s, const rs_image_shape &shape, const rs_image &image, const float **pixels, rs_image_info *info) {
+  if (image.kind == RS_IMAGE_PIXELS) {
+    if (image.width != shape.width || image.height != shape.height)
+      return rs_fail(RS_ERR_ARGUMENT, "pixels of %dx%d, expected %dx%d", image.width, image.height, shape.width, shape.height);
+    info->width = image.width, info->height = image.height;
+    *pixels = static_cast<const float *>(image.data);
+    return RS_OK;
+  }
+  std::vector<float> &out = s->encoder->prepared;
+  out.resize(3 * static_cast<size_t>(shape.width) * static_cast<size_t>(shape.height));
+  int32_t size[2];
+  RS_CHECK(rs_image_prepare(s->model, &image, shape.width, shape.height, out.data(), out.size(), size));
+  info->width = size[0], info->height = size[1];
+  *pixels = out.data();
+  return RS_OK;
+}
+
+rs_status run_images(rs_session *s, const encode_settings &set, const rs_image *images, size_t n, float *out, size_t capacity,
+                     rs_image_info *infos) {
+  encoder &e = *s->encoder;
+  batch b(s, set, out, capacity);
+  RS_CHECK(b.open());
+  for (size_t i = 0; i < n; i++) {
+    rs_image_info info = {};
+    const float *pixels;
+    if (const rs_status status = image_pixels(s, b.image_shape(), images[i], &pixels, &info)) {
+      e.failed = i;
+      return status;
+    }
+    info.tokens = b.image_shape().tokens;
+    RS_CHECK(b.add_image({i, info.tokens, true, true}, pixels, &info.kept));
+    if (infos) infos[i] = info;
+  }
+  return b.flush();
+}
+
 // Texts, one after the other: tokenized, cut, run.
 rs_status run_texts(rs_session *s, const encode_settings &set, const rs_text *texts, const rs_text *pairs, size_t n, float *out,
                     size_t capacity, rs_text_info *infos) {
@@ -6173,11 +6488,57 @@ rs_status run_texts(rs_session *s, const encode_settings &set, const rs_text *te
 
 }  // namespace
 
+rs_status rs_image_prepare(const rs_model *m, const rs_image *image, int32_t width, int32_t height, float *pixels, size_t capacity,
+                           int32_t source_size[2]) {
+  return guarded([&] {
+    rs_image_shape shape;
+    RS_CHECK(rs_image_get_shape(m, width, height, &shape));
+    const size_t floats = 3 * static_cast<size_t>(shape.width) * static_cast<size_t>(shape.height);
+    if (capacity < floats) return rs_fail(RS_ERR_LIMIT, "the pixels are %zu floats, the output holds %zu", floats, capacity);
+    rs_image_spec spec = m->image;
+    RS_CHECK(rs_image_spec_resize(&spec, shape.width, shape.height));
+    rs_rgb decoded;
+    const auto *rgb = static_cast<const uint8_t *>(image->data);
+    int32_t w = image->width, h = image->height;
+    switch (image->kind) {
+      case RS_IMAGE_FILE:
+        RS_CHECK(rs_image_decode(image->data, image->length, 0, &decoded));
+        rgb = decoded.data.data(), w = decoded.width, h = decoded.height;
+        break;
+      case RS_IMAGE_RGB:
+        if (!rgb || w < 1 || h < 1) return rs_fail(RS_ERR_ARGUMENT, "an image of %dx%d", w, h);
+        break;
+      default:
+        return rs_fail(RS_ERR_ARGUMENT, "image kind %d, expected a file or RGB", static_cast<int>(image->kind));
+    }
+    if (source_size) source_size[0] = w, source_size[1] = h;
+    return rs_image_pixels(spec, rgb, w, h, pixels);
+  });
+}
+
+rs_status rs_encode_images(rs_session *s, const rs_image *images, size_t n, const rs_encode_params *params, float *out,
+                           size_t capacity, rs_image_info *infos) {
+  return guarded([&] {
+    encode_settings set = {};
+    RS_CHECK(resolve(*s, params, rs_tower::image, &set));
+    return run_images(s, set, images, n, out, capacity, infos);
+  });
+}
+
+rs_status rs_classify_images(rs_session *s, const rs_image *images, size_t n, const rs_encode_params *params, float *logits,
+                             size_t capacity, rs_image_info *infos) {
+  return guarded([&] {
+    encode_settings set = {};
+    RS_CHECK(resolve_head(*s, params, rs_tower::image, &set));
+    return run_images(s, set, images, n, logits, capacity, infos);
+  });
+}
+
 rs_status rs_encode(rs_session *s, const rs_text *texts, size_t n, const rs_encode_params *params, float *out, size_t capacity,
                     rs_text_info *infos) {
   return guarded([&] {
     encode_settings set = {};
-    RS_CHECK(resolve(*s, params, &set));
+    RS_CHECK(resolve(*s, params, rs_tower::text, &set));
     return run_texts(s, set, texts, nullptr, n, out, capacity, infos);
   });
 }
@@ -6186,7 +6547,7 @@ rs_status rs_classify(rs_session *s, const rs_text *texts, const rs_text *pairs,
                       float *logits, size_t capacity, rs_text_info *infos) {
   return guarded([&] {
     encode_settings set = {};
-    RS_CHECK(resolve_head(*s, params, &set));
+    RS_CHECK(resolve_head(*s, params, rs_tower::text, &set));
     if (pairs && set.long_text == RS_LONG_CHUNK) return rs_fail(RS_ERR_ARGUMENT, "windows of pairs can't be joined");
     return run_texts(s, set, texts, pairs, n, logits, capacity, infos);
   });
@@ -6208,7 +6569,7 @@ rs_status rs_encode_ids(rs_session *s, const int32_t *ids, const int32_t *type_i
                         const rs_encode_params *params, float *out, size_t capacity) {
   return guarded([&] {
     encode_settings set = {};
-    RS_CHECK(resolve(*s, params, &set));
+    RS_CHECK(resolve(*s, params, rs_tower::text, &set));
     batch b(s, set, out, capacity);
     RS_CHECK(b.open());
     for (size_t i = 0; i < n; i++) {
@@ -6265,38 +6626,51 @@ void sum_plan(const graph_plan &p, int layers, rs_plan_layer *out) {
 rs_status rs_plan(rs_session *s, const int32_t *lengths, size_t n, const rs_encode_params *params, rs_plan_layer *layers,
                   size_t *arena_bytes) {
   return guarded([&] {
+    if (!s->model) return rs_fail(RS_ERR_ARGUMENT, "the session has no model");
+    const rs_tower tower = drop_tower(*s->model);
+    const int32_t all_layers = s->model->shape.of(tower).layers;
     encode_settings set = {};
-    RS_CHECK(resolve(*s, params, &set));
-    if (set.layers != s->model->info.layers) return rs_fail(RS_ERR_ARGUMENT, "a plan is of all layers");
+    RS_CHECK(resolve(*s, params, tower, &set));
+    if (set.layers != all_layers) return rs_fail(RS_ERR_ARGUMENT, "a plan is of all layers");
     const encoder_graph *g;
     RS_CHECK(get_encoder_graph(s, set, &g));
     std::vector<int32_t> starts = {0}, flags;
     size_t rows = 0;
     for (size_t i = 0; i < n; i++) {
-      if (lengths[i] < 1 || lengths[i] > s->model->info.position_limit)
+      if (g->pixels && lengths[i] != g->image.shape.tokens)
+        return rs_fail(RS_ERR_ARGUMENT, "image %zu: %d tokens, but %dx%d pixels have %d", i, lengths[i], set.image_width,
+                       set.image_height, g->image.shape.tokens);
+      if (!g->pixels && (lengths[i] < 1 || lengths[i] > s->model->info.position_limit))
         return rs_fail(RS_ERR_LIMIT, "sequence %zu: %d tokens, expected 1 to %d", i, lengths[i], s->model->info.position_limit);
       if (lengths[i] > INT32_MAX - starts.back()) return rs_fail(RS_ERR_LIMIT, "more than %d tokens", INT32_MAX);
       starts.push_back(starts.back() + lengths[i]);
       flags.resize(static_cast<size_t>(starts.back()));
-      // Without texts, special tokens are the first and the last.
-      flags[static_cast<size_t>(starts[i])] = g->schedule.protect != RS_PROTECT_NONE;
-      if (g->schedule.protect == RS_PROTECT_SPECIAL) flags.back() = 1;
+      if (g->pixels) {
+        (void)mark_prefix(*s->model, static_cast<size_t>(lengths[i]), flags.data() + starts[i]);
+      } else {  // without texts, special tokens are the first and the last
+        flags[static_cast<size_t>(starts[i])] = g->schedule.protect != RS_PROTECT_NONE;
+        if (g->schedule.protect == RS_PROTECT_SPECIAL) flags.back() = 1;
+      }
       const int32_t protect = static_cast<int32_t>(std::count(flags.end() - lengths[i], flags.end(), 1));
       rows += set.pooling == RS_POOL_NONE ? static_cast<size_t>(kept_tokens(*g, protect, lengths[i])) : 1;
     }
     const size_t tokens = flags.size();
     std::vector<int32_t> zeros(tokens);
     std::vector<float> vectors(rows * static_cast<size_t>(set.width));
+    // Never read: a plan wants to know only that they are bound.
+    std::vector<float> pixels(g->pixels ? tokens * static_cast<size_t>(g->pixels->shape[1]) : 0);
     part_bindings bindings;
     const size_t bound = bind_packed(
-        *g, {zeros.data(), zeros.data(), zeros.data(), starts.data(), flags.data(), tokens, n, vectors.data(), vectors.size()},
+        *g,
+        {zeros.data(), zeros.data(), pixels.data(), zeros.data(), starts.data(), flags.data(), tokens, n, vectors.data(),
+         vectors.size()},
         &bindings);
     lane l;
     graph_plan &p = *plan_of(&l, g->graph);
     RS_CHECK(
         make_plan(s, s->threads, p, {g->graph, static_cast<int64_t>(tokens), static_cast<int64_t>(n), bindings.data(), bound}));
     place(l, p, nullptr);  // multiplications of attention depend on the starts
-    sum_plan(p, s->model->info.layers, layers);
+    sum_plan(p, all_layers, layers);
     *arena_bytes = arena_bytes_of(p, s->threads);
     return RS_OK;
   });
@@ -6311,8 +6685,10 @@ struct rs_trace {
     std::vector<float> scores;
     std::vector<uint8_t> kept;
   };
-  rs_tokens tokens;
-  size_t pair;  // where it begins
+  rs_tokens tokens;           // of a text
+  std::vector<float> pixels;  // of an image: a row a token
+  size_t n = 0;               // tokens
+  size_t pair = 0;            // where it begins
   std::vector<step> steps;
   std::vector<int32_t> kept;
 };
@@ -6361,19 +6737,20 @@ void read_step(const trace_graph::step &from, const std::vector<int32_t> &kept, 
 }
 
 rs_status trace_sequence(rs_session *s, const trace_graph &g, rs_trace *t) {
-  const size_t n = t->tokens.ids.size();
+  const size_t n = t->n;
   std::vector<int32_t> positions(n), flags(n), starts = {0, static_cast<int32_t>(n)};
   std::iota(positions.begin(), positions.end(), 0);
   int32_t protect = 0;
-  if (g.e.drop)
+  if (g.e.pixels) protect = mark_prefix(*s->model, n, flags.data());
+  else if (g.e.drop)
     protect =
         mark_protected(s->model->tokenizer, g.e.schedule.protect, t->tokens.ids.data(), t->tokens.type_ids.data(), n, flags.data());
   const size_t kept = static_cast<size_t>(kept_tokens(g.e, protect, static_cast<int32_t>(n)));
-  std::vector<float> result((g.e.pooling == RS_POOL_NONE ? kept : 1) * static_cast<size_t>(s->model->info.dim));
+  std::vector<float> result((g.e.pooling == RS_POOL_NONE ? kept : 1) * static_cast<size_t>(g.e.result->shape[1]));
   part_bindings bound;
   const size_t n_bound = bind_packed(g.e,
-                                     {t->tokens.ids.data(), t->tokens.type_ids.data(), positions.data(), starts.data(),
-                                      flags.data(), n, 1, result.data(), result.size()},
+                                     {t->tokens.ids.data(), t->tokens.type_ids.data(), t->pixels.data(), positions.data(),
+                                      starts.data(), flags.data(), n, 1, result.data(), result.size()},
                                      &bound);
   std::vector<rs_binding> bindings(bound.begin(), bound.begin() + static_cast<std::ptrdiff_t>(n_bound));
   std::vector<std::vector<int32_t>> rows(g.steps.size()), assign(g.steps.size());
@@ -6402,7 +6779,7 @@ rs_status trace_sequence(rs_session *s, const trace_graph &g, rs_trace *t) {
 rs_status rs_trace_text(rs_session *s, const rs_text *text, const rs_text *pair, const rs_encode_params *params, rs_trace **out) {
   return guarded([&] {
     encode_settings set = {};
-    RS_CHECK(resolve(*s, params, &set));
+    RS_CHECK(resolve(*s, params, rs_tower::text, &set));
     if (set.long_text == RS_LONG_CHUNK) return rs_fail(RS_ERR_ARGUMENT, "a trace is of one sequence, not of chunks");
     auto t = std::make_unique<rs_trace>();
     encoder &e = *s->encoder;
@@ -6417,9 +6794,30 @@ rs_status rs_trace_text(rs_session *s, const rs_text *text, const rs_text *pair,
     rs_cut_pair(&first_end, &second_end, room);
     t->pair =
         rs_tokenizer_template(s->model->tokenizer, e.tokens, 0, first_end, pair ? &second : nullptr, 0, second_end, &t->tokens);
-    if (!pair) t->pair = t->tokens.ids.size();
+    t->n = t->tokens.ids.size();
+    if (!pair) t->pair = t->n;
     trace_graph g;
     RS_CHECK(g.build(s->model, set));
+    RS_CHECK(trace_sequence(s, g, t.get()));
+    *out = t.release();
+    return RS_OK;
+  });
+}
+
+rs_status rs_trace_image(rs_session *s, const rs_image *image, const rs_encode_params *params, rs_trace **out) {
+  return guarded([&] {
+    encode_settings set = {};
+    RS_CHECK(resolve(*s, params, rs_tower::image, &set));
+    auto t = std::make_unique<rs_trace>();
+    trace_graph g;
+    RS_CHECK(g.build(s->model, set));
+    const rs_image_shape &shape = g.e.image.shape;
+    rs_image_info info;
+    const float *pixels;
+    RS_CHECK(image_pixels(s, shape, *image, &pixels, &info));
+    t->n = t->pair = static_cast<size_t>(shape.tokens);
+    t->pixels.resize(t->n * static_cast<size_t>(g.e.pixels->shape[1]));
+    pack_pixels(shape, s->model->shape.patch, pixels, t->pixels.data());
     RS_CHECK(trace_sequence(s, g, t.get()));
     *out = t.release();
     return RS_OK;
@@ -6429,10 +6827,11 @@ rs_status rs_trace_text(rs_session *s, const rs_text *text, const rs_text *pair,
 void rs_trace_free(rs_trace *t) { delete t; }
 
 size_t rs_trace_tokens(const rs_trace *t, const int32_t **ids, const int32_t **type_ids, const rs_span **spans) {
-  if (ids) *ids = t->tokens.ids.data();
-  if (type_ids) *type_ids = t->tokens.type_ids.data();
-  if (spans) *spans = t->tokens.spans.data();
-  return t->tokens.ids.size();
+  const bool text = !t->tokens.ids.empty();
+  if (ids) *ids = text ? t->tokens.ids.data() : nullptr;
+  if (type_ids) *type_ids = text ? t->tokens.type_ids.data() : nullptr;
+  if (spans) *spans = text ? t->tokens.spans.data() : nullptr;
+  return t->n;
 }
 
 size_t rs_trace_pair(const rs_trace *t) { return t->pair; }
@@ -6551,7 +6950,7 @@ rs_status rs_answer_question(rs_session *s, const rs_text *question, const rs_te
     encode_params.max_tokens = p.max_tokens;
     encode_params.drop = p.drop;
     encode_settings set = {};
-    RS_CHECK(resolve_head(*s, &encode_params, &set));
+    RS_CHECK(resolve_head(*s, &encode_params, rs_tower::text, &set));
     const rs_model &m = *s->model;
     if (m.info.head != RS_HEAD_SPANS)
       return rs_fail(RS_ERR_ARGUMENT, "%s: answers need a head of spans, the model's is of %s", m.path.c_str(),
@@ -6616,6 +7015,7 @@ rs_status rs_answer_question(rs_session *s, const rs_text *question, const rs_te
 rs_status rs_tokenize(const rs_model *model, const rs_text *text, const rs_text *pair, int32_t *ids, int32_t *type_ids,
                       rs_span *spans, size_t capacity, size_t *n) {
   return guarded([&] {
+    if (!model->tokenizer) return rs_fail(RS_ERR_ARGUMENT, "%s: the model takes no texts", model->path.c_str());
     const rs_tokenizer_scratch_ptr scratch = rs_tokenizer_scratch_new();
     rs_tokens a, b, all;
     RS_CHECK(rs_tokenizer_encode(model->tokenizer, scratch.get(), {text->data, text_length(*text)}, &a));
@@ -6631,7 +7031,9 @@ rs_status rs_tokenize(const rs_model *model, const rs_text *text, const rs_text 
   });
 }
 
-const char *rs_token(const rs_model *model, int32_t id) { return rs_tokenizer_token(model->tokenizer, id); }
+const char *rs_token(const rs_model *model, int32_t id) {
+  return model->tokenizer ? rs_tokenizer_token(model->tokenizer, id) : nullptr;
+}
 
 // ================================================================================ 16  calibration: what the quantizers should know
 // of the inputs
@@ -6668,88 +7070,128 @@ void add_second_moment(const kernel_row &k, const value &x, int threads, rs_cali
   });
 }
 
-}  // namespace
-
-namespace {
-
-// A graph of the encoder that keeps what goes into every linear layer.
+// A graph of the encoder that keeps what goes into every linear layer, and the sequences that wait for it.
 struct calibration_graph {
-  rs_graph *graph = nullptr;
+  encoder_graph e;
   std::vector<rs_tensor *> linears;
-  ~calibration_graph() { rs_graph_free(graph); }
+  size_t first = 0;  // the layer of the calibration that is linears[0]'s
+  rs_tokens packed;
+  std::vector<float> pixels;
+  std::vector<int32_t> positions, starts = {0};
 
-  rs_status build(const rs_model *model) {
-    RS_CHECK(rs_graph_create(model, &graph));
-    rs_states states = {};
-    RS_CHECK(model->family->build(model, graph, model->info.layers, nullptr, &states));
-    for (const auto &t : graph->tensors)
-      if (t->kind == tensor_op && t->op == OP_LINEAR) {
-        rs_output(graph, t->src[0]);
-        linears.push_back(t.get());
+  rs_status build(const rs_model *model, const encode_settings &set, rs_calibration *c) {
+    RS_CHECK(e.set(*model, set));
+    RS_CHECK(rs_graph_create(model, &e.graph));
+    RS_CHECK(build_encoder_graph(model, &e, [&](rs_graph *g) {
+      for (const auto &t : g->tensors)
+        if (t->kind == tensor_op && t->op == OP_LINEAR) {
+          if (t->src[0]->kind == tensor_op) rs_output(g, t->src[0]);
+          linears.push_back(t.get());
+        }
+    }));
+    first = c->layers.size();
+    for (const rs_tensor *t : linears) {
+      const auto k = static_cast<size_t>(t->src[0]->shape[1]), stride = round_up(k, panel_n);
+      c->layers.push_back({t->src[1]->name, k, stride, std::vector<float>(stride * stride)});
+    }
+    return RS_OK;
+  }
+
+  void end_sequence(size_t tokens) {
+    for (size_t i = 0; i < tokens; i++) positions.push_back(static_cast<int32_t>(i));
+    starts.push_back(static_cast<int32_t>(positions.size()));
+  }
+
+  // Run what waits, and add up what went into each layer.
+  rs_status run(rs_session *s, rs_calibration *c) {
+    const size_t tokens = positions.size(), sequences = starts.size() - 1;
+    if (!tokens) return RS_OK;
+    std::vector<float> result((e.pooling == RS_POOL_NONE ? tokens : sequences) * static_cast<size_t>(e.result->shape[1]));
+    part_bindings bound;
+    const size_t n_bound = bind_packed(e,
+                                       {packed.ids.data(), packed.type_ids.data(), pixels.data(), positions.data(), starts.data(),
+                                        nullptr, tokens, sequences, result.data(), result.size()},
+                                       &bound);
+    std::vector<rs_binding> bindings(bound.begin(), bound.begin() + static_cast<std::ptrdiff_t>(n_bound));
+    std::vector<std::vector<float>> inputs;
+    std::vector<const float *> from;
+    for (const rs_tensor *t : linears) {
+      if (t->src[0]->kind != tensor_op) {
+        from.push_back(pixels.data());
+        continue;
       }
-    return rs_graph_finish(graph);
+      const int64_t rows = t->src[0]->shape[0] == RS_DIM_SEQUENCES ? static_cast<int64_t>(sequences) : static_cast<int64_t>(tokens);
+      inputs.emplace_back(static_cast<size_t>(rows * t->src[0]->shape[1]));
+      from.push_back(inputs.back().data());
+      const auto same = std::find_if(bindings.begin(), bindings.end(), [&](const rs_binding &b) { return b.tensor == t->src[0]; });
+      if (same != bindings.end()) from.back() = static_cast<const float *>(same->data);
+      else bindings.push_back({t->src[0], inputs.back().data(), inputs.back().size() * 4});
+    }
+    RS_CHECK(
+        rs_graph_run(s, e.graph, static_cast<int64_t>(tokens), static_cast<int64_t>(sequences), bindings.data(), bindings.size()));
+    for (size_t i = 0; i < linears.size(); i++) {
+      const rs_tensor &x = *linears[i]->src[0];
+      const int64_t rows = x.shape[0] == RS_DIM_SEQUENCES ? static_cast<int64_t>(sequences) : static_cast<int64_t>(tokens);
+      char *data = const_cast<char *>(reinterpret_cast<const char *>(from[i]));  // read only
+      add_second_moment(*s->kernels, {data, rows, x.shape[1], x.shape[1]}, s->threads, &c->layers[first + i]);
+    }
+    packed.clear();
+    pixels.clear();
+    positions.clear();
+    starts.assign(1, 0);
+    return RS_OK;
   }
 };
 
-// Run the packed sequences, and add up what went into each layer.
-rs_status calibrate_batch(rs_session *s, const calibration_graph &g, rs_tokens *packed, std::vector<int32_t> *positions,
-                          std::vector<int32_t> *starts, rs_calibration *c) {
-  const size_t tokens = packed->ids.size();
-  if (!tokens) return RS_OK;
-  std::vector<rs_binding> bindings = {
-      {rs_graph_tensor(g.graph, "ids"), packed->ids.data(), tokens * 4},
-      {rs_graph_tensor(g.graph, "type_ids"), packed->type_ids.data(), tokens * 4},
-      {rs_graph_tensor(g.graph, "positions"), positions->data(), tokens * 4},
-      {rs_graph_tensor(g.graph, "cu_seqlens"), starts->data(), starts->size() * 4},
-  };
-  std::vector<std::vector<float>> inputs;
-  for (const rs_tensor *t : g.linears) {
-    inputs.emplace_back(tokens * static_cast<size_t>(t->src[0]->shape[1]));
-    bindings.push_back({t->src[0], inputs.back().data(), inputs.back().size() * 4});
+rs_status calibrate_texts(rs_session *s, const rs_text *texts, size_t n, rs_calibration *c) {
+  encode_settings set = {};
+  RS_CHECK(resolve(*s, nullptr, rs_tower::text, &set));
+  calibration_graph g;
+  RS_CHECK(g.build(s->model, set, c));
+  const size_t content = static_cast<size_t>(set.max_tokens) - rs_tokenizer_special(s->model->tokenizer, false);
+  encoder &e = *s->encoder;
+  for (size_t i = 0; i < n; i++) {
+    if (const rs_status status = tokenize_text(s, set, texts[i])) {
+      e.failed = i;
+      return status;
+    }
+    rs_tokenizer_template(s->model->tokenizer, e.tokens, 0, std::min(e.tokens.ids.size(), content), nullptr, &g.packed);
+    g.end_sequence(g.packed.ids.size() - g.positions.size());
+    if (static_cast<int64_t>(g.positions.size()) >= s->max_batch_tokens) RS_CHECK(g.run(s, c));
   }
-  RS_CHECK(rs_graph_run(s, g.graph, static_cast<int64_t>(tokens), static_cast<int64_t>(starts->size()) - 1, bindings.data(),
-                        bindings.size()));
-  for (size_t i = 0; i < g.linears.size(); i++) {
-    const int64_t k = g.linears[i]->src[0]->shape[1];
-    add_second_moment(*s->kernels, {reinterpret_cast<char *>(inputs[i].data()), static_cast<int64_t>(tokens), k, k}, s->threads,
-                      &c->layers[i]);
+  return g.run(s, c);
+}
+
+rs_status calibrate_images(rs_session *s, const rs_image *images, size_t n, rs_calibration *c) {
+  encode_settings set = {};
+  RS_CHECK(resolve(*s, nullptr, rs_tower::image, &set));
+  calibration_graph g;
+  RS_CHECK(g.build(s->model, set, c));
+  const rs_image_shape &shape = g.e.image.shape;
+  const auto tokens = static_cast<size_t>(shape.tokens), row = static_cast<size_t>(g.e.pixels->shape[1]);
+  for (size_t i = 0; i < n; i++) {
+    const float *pixels;
+    rs_image_info info;
+    if (const rs_status status = image_pixels(s, shape, images[i], &pixels, &info)) {
+      s->encoder->failed = i;
+      return status;
+    }
+    g.pixels.resize((g.positions.size() + tokens) * row);
+    pack_pixels(shape, s->model->shape.patch, pixels, g.pixels.data() + g.positions.size() * row);
+    g.end_sequence(tokens);
+    if (static_cast<int64_t>(g.positions.size()) >= s->max_batch_tokens) RS_CHECK(g.run(s, c));
   }
-  packed->clear();
-  positions->clear();
-  starts->assign(1, 0);
-  return RS_OK;
+  return g.run(s, c);
 }
 
 }  // namespace
 
-rs_status rs_calibrate(rs_session *s, const rs_text *texts, size_t n, rs_calibration **out) {
+rs_status rs_calibrate(rs_session *s, const rs_text *texts, size_t n_texts, const rs_image *images, size_t n_images,
+                       rs_calibration **out) {
   return guarded([&] {
-    encode_settings set = {};
-    RS_CHECK(resolve(*s, nullptr, &set));
-    calibration_graph g;
-    RS_CHECK(g.build(s->model));
     auto c = std::make_unique<rs_calibration>();
-    for (const rs_tensor *t : g.linears) {
-      const auto k = static_cast<size_t>(t->src[0]->shape[1]), stride = round_up(k, panel_n);
-      c->layers.push_back({t->src[1]->name, k, stride, std::vector<float>(stride * stride)});
-    }
-    const size_t content = static_cast<size_t>(set.max_tokens) - rs_tokenizer_special(s->model->tokenizer, false);
-    encoder &e = *s->encoder;
-    rs_tokens packed;
-    std::vector<int32_t> positions, starts = {0};
-    for (size_t i = 0; i < n; i++) {
-      if (const rs_status status = tokenize_text(s, set, texts[i])) {
-        e.failed = i;
-        return status;
-      }
-      rs_tokenizer_template(s->model->tokenizer, e.tokens, 0, std::min(e.tokens.ids.size(), content), nullptr, &packed);
-      for (size_t at = positions.size(); at < packed.ids.size(); at++)
-        positions.push_back(static_cast<int32_t>(at) - starts.back());
-      starts.push_back(static_cast<int32_t>(packed.ids.size()));
-      if (static_cast<int64_t>(packed.ids.size()) >= s->max_batch_tokens)
-        RS_CHECK(calibrate_batch(s, g, &packed, &positions, &starts, c.get()));
-    }
-    RS_CHECK(calibrate_batch(s, g, &packed, &positions, &starts, c.get()));
+    if (n_texts) RS_CHECK(calibrate_texts(s, texts, n_texts, c.get()));
+    if (n_images) RS_CHECK(calibrate_images(s, images, n_images, c.get()));
     *out = c.release();
     return RS_OK;
   });

@@ -2,7 +2,7 @@
  *
  * This header is the whole public interface and its manual.  It compiles as C99.  There are two levels:
  *
- *   encode   load a weight file, give texts, get vectors.  Most programs need only this:
+ *   encode   load a weight file, give texts or images, get vectors.  Most programs need only this:
  *
  *              rs_model *model; rs_session *session; rs_text text = {"hello", RS_NUL_TERMINATED}; float v[384];
  *              if (rs_model_load("minilm.rsw", NULL, &model) == RS_OK && rs_session_create(model, NULL, &session) == RS_OK
@@ -52,7 +52,8 @@ typedef enum rs_status {
   RS_ERR_MEMORY,      /* an allocation failed */
   RS_ERR_TEXT,        /* a text is not valid UTF-8 */
   RS_ERR_NUMERIC,     /* a result is NaN or infinite */
-  RS_ERR_NOT_FOUND    /* no tensor, key or prompt of that name */
+  RS_ERR_NOT_FOUND,   /* no tensor, key or prompt of that name */
+  RS_ERR_IMAGE        /* not an image, a damaged one, or of a kind that is not read */
 } rs_status;
 
 /* What the last failed call on this thread found wrong: name, place, got and wanted.  Never NULL; valid until the next
@@ -131,15 +132,21 @@ typedef struct rs_model_info {
   const char *architecture; /* "bert" */
   const char *name;
   const char *weight_type; /* "q8": the type asked for at conversion */
-  int32_t dim;             /* of an embedding: the hidden size C */
-  int32_t layers, heads, vocab;
+  int32_t dim;             /* of an embedding: the hidden size C, or of what texts and images are projected to */
+  int32_t layers, heads;   /* of what encodes texts; of a model that takes only images, of that */
+  int32_t vocab;
   int32_t max_tokens;     /* default limit of a sequence, special tokens included */
-  int32_t position_limit; /* what max_tokens may be raised to */
+  int32_t position_limit; /* what max_tokens may be raised to; of texts */
   int64_t parameters;
   size_t file_bytes;
   rs_head head;
   int32_t labels; /* of the head; 0 without one */
   rs_head_activation head_activation;
+  int32_t text_hidden;              /* hidden size C of what encodes texts; 0: the model takes none */
+  int32_t image_hidden;             /* the same of images */
+  int32_t image_layers;             /* drop schedules are for these, where there are any */
+  int32_t image_width, image_height; /* of the images that it takes, unless asked otherwise */
+  float logit_scale, logit_bias;    /* of models that compare texts and images: logit = cosine * scale + bias; 0 of others */
 } rs_model_info;
 /* `info->size` must be set by the caller. */
 RS_API rs_status rs_model_get_info(const rs_model *model, rs_model_info *info);
@@ -336,6 +343,7 @@ typedef struct rs_encode_params {
   const char *prompt;     /* put in front of every text as it is; NULL: the model's default prompt; "": none */
   int32_t layer_plus_one; /* 0: the last layer; k + 1: the states after layer k, 0 being the embeddings (pooled all the same) */
   const rs_drop *drop;    /* token dropping; NULL: none */
+  int32_t image_width, image_height; /* pixels that images are brought to; 0: the model's own.  Both or none */
 } rs_encode_params;
 
 typedef struct rs_text_info {
@@ -355,13 +363,59 @@ RS_API rs_status rs_encode(rs_session *session, const rs_text *texts, size_t n, 
 /* The index of the text that made the last rs_encode of this session fail, or SIZE_MAX if it was not one text's fault. */
 RS_API size_t rs_encode_failed(const rs_session *session);
 
-/* The same from token ids, special tokens included: sequence i is ids[starts[i] .. starts[i + 1]); starts: [n + 1].
+/* ---- images: packed, encoded, dropped from as texts are */
+
+typedef enum rs_image_kind {
+  RS_IMAGE_FILE = 0, /* the bytes of a JPEG, PNG, GIF (its first frame), BMP, TGA, PSD or PNM file */
+  RS_IMAGE_RGB,      /* u8 [height, width, 3] */
+  RS_IMAGE_PIXELS    /* f32 [3, height, width], as rs_image_prepare makes it */
+} rs_image_kind;
+typedef struct rs_image {
+  rs_image_kind kind;
+  const void *data;
+  size_t length;         /* bytes, of RS_IMAGE_FILE */
+  int32_t width, height; /* of the others */
+} rs_image;
+
+/* What a model makes of an image of that size (0, 0: the size that it wants). */
+typedef struct rs_image_shape {
+  int32_t width, height; /* pixels */
+  int32_t columns, rows; /* patches; pixels that do not fill one are left out at the right and the bottom */
+  int32_t prefix;        /* tokens before the patches: class, distillation, registers.  They are never dropped */
+  int32_t tokens;        /* prefix + columns * rows */
+} rs_image_shape;
+RS_API rs_status rs_image_get_shape(const rs_model *model, int32_t width, int32_t height, rs_image_shape *out);
+
+/* Decode (file), turn as EXIF says, resize, crop and normalise as the model's own processor does it, to f32 [3, height, width] of
+ * that size (0, 0: the model's own): what rs_encode_images does to RS_IMAGE_FILE and RS_IMAGE_RGB, for programs that have threads of
+ * their own for it.  Any number of threads may.  capacity: in floats.  source_size: receives width and height of the decoded image,
+ * or NULL. */
+RS_API rs_status rs_image_prepare(const rs_model *model, const rs_image *image, int32_t width, int32_t height, float *pixels,
+                                  size_t capacity, int32_t source_size[2]);
+
+typedef struct rs_image_info {
+  int32_t width, height; /* of the decoded image; of pixels, as given */
+  int32_t tokens;        /* that were encoded, those before the patches included */
+  int32_t kept;          /* that the last layer leaves */
+} rs_image_info;
+/* n images to n vectors, as rs_encode.  Pooling: by default the model's own (of models that compare images with texts, projected to
+ * their common space); RS_POOL_CLS is the state of the first token, RS_POOL_MEAN and RS_POOL_MAX are of the patches,
+ * RS_POOL_NONE a vector for every token, those before the patches included.  out: [n, dim] or [sum of kept, dim], where dim is
+ * rs_model_info.dim, or image_hidden where a pooling is named.  infos: [n] or NULL. */
+RS_API rs_status rs_encode_images(rs_session *session, const rs_image *images, size_t n, const rs_encode_params *params, float *out,
+                                  size_t capacity, rs_image_info *infos);
+/* What the head of the model says of n images: logits [n, labels], as rs_classify. */
+RS_API rs_status rs_classify_images(rs_session *session, const rs_image *images, size_t n, const rs_encode_params *params,
+                                    float *logits, size_t capacity, rs_image_info *infos);
+
+/* rs_encode from token ids, special tokens included: sequence i is ids[starts[i] .. starts[i + 1]); starts: [n + 1].
  * type_ids: as ids, or NULL for zeros.  params: pooling, normalize, dim and layer_plus_one count. */
 RS_API rs_status rs_encode_ids(rs_session *session, const int32_t *ids, const int32_t *type_ids, const size_t *starts, size_t n,
                                const rs_encode_params *params, float *out, size_t capacity);
 
 /* What it takes to run n sequences of those lengths together, layer by layer, without running them.  layers: [model layers + 1],
- * the last for what comes behind them (pooling).  With RS_PROTECT_PREFIX, the first token counts as protected. */
+ * the last for what comes behind them (pooling).  With RS_PROTECT_PREFIX, the first token counts as protected.  A model that takes
+ * images is asked about these: each length is what rs_image_get_shape says of the size in params. */
 typedef struct rs_plan_layer {
   int64_t tokens; /* that enter */
   size_t bytes;   /* of activations in the arena, at most, while the layer runs */
@@ -383,6 +437,8 @@ typedef struct rs_trace_step { /* a layer that drops */
 } rs_trace_step;
 RS_API rs_status rs_trace_text(rs_session *session, const rs_text *text, const rs_text *pair, const rs_encode_params *params,
                                rs_trace **out);
+/* The same of an image: tokens have neither ids nor spans, their order is that of rs_image_shape. */
+RS_API rs_status rs_trace_image(rs_session *session, const rs_image *image, const rs_encode_params *params, rs_trace **out);
 RS_API void rs_trace_free(rs_trace *trace);
 /* The sequence as the model gets it, a prompt included: returns how many tokens.  spans: bytes of the prompt and text, or of the
  * pair from rs_trace_pair on.  Any of the pointers may be NULL. */
@@ -518,9 +574,18 @@ RS_API rs_tensor *rs_columns(rs_graph *g, rs_tensor *x, int64_t first, int64_t c
  * sizes: [T, 1] how many tokens each key stands for (proportional attention: arXiv 2210.09461), or NULL: one. */
 RS_API rs_tensor *rs_flash_attn(rs_graph *g, rs_tensor *q, rs_tensor *k, rs_tensor *v, rs_tensor *cu_seqlens, rs_tensor *sizes,
                                 int heads, float scale);
-/* One vector a sequence: x [T, C], cu_seqlens [B + 1] -> [B, C].  An empty sequence gives zeros.  sizes: [T, 1] weights of the
- * tokens in RS_POOL_MEAN and RS_POOL_MEAN_SQRT_LEN, or NULL. */
-RS_API rs_tensor *rs_pool(rs_graph *g, rs_tensor *x, rs_tensor *cu_seqlens, rs_tensor *sizes, rs_pooling pooling);
+/* The same where a query sees keys up to its own place only. */
+RS_API rs_tensor *rs_flash_attn_causal(rs_graph *g, rs_tensor *q, rs_tensor *k, rs_tensor *v, rs_tensor *cu_seqlens,
+                                       rs_tensor *sizes, int heads, float scale);
+/* Attention of one query, the same for every sequence: query [H*D], a weight; k, v: [T, H*D] -> [B, H*D].  An empty sequence gives
+ * zeros. */
+RS_API rs_tensor *rs_attn_pool(rs_graph *g, rs_tensor *query, rs_tensor *k, rs_tensor *v, rs_tensor *cu_seqlens, rs_tensor *sizes,
+                               int heads, float scale);
+/* act(x[:, :F]) x[:, F:] for x [.., 2F] -> [.., F] (GLU variants: arXiv 2002.05202). */
+RS_API rs_tensor *rs_gate(rs_graph *g, rs_tensor *x, rs_activation act);
+/* One vector a sequence: x [T, C], cu_seqlens [B + 1] -> [B, C], of all tokens but the first `skip`.  Where none is left: zeros.
+ * sizes: [T, 1] weights of the tokens in RS_POOL_MEAN and RS_POOL_MEAN_SQRT_LEN, or NULL. */
+RS_API rs_tensor *rs_pool(rs_graph *g, rs_tensor *x, rs_tensor *cu_seqlens, rs_tensor *sizes, rs_pooling pooling, int skip);
 /* Each row divided by its L2 norm (a row of zeros stays). */
 RS_API rs_tensor *rs_l2_normalize(rs_graph *g, rs_tensor *x);
 
@@ -638,10 +703,11 @@ typedef struct rs_convert_tensor { /* one row of the report */
   size_t index, total;                /* progress: tensor index of total */
 } rs_convert_tensor;
 
-/* What goes into every linear layer of a model on given texts (second moments).  With it, the rounding error of each quantized
+/* What goes into every linear layer of a model on given texts and images (second moments).  With it, the rounding error of each quantized
  * weight is made good by the weights behind it (GPTQ: Frantar et al., arXiv 2210.17323).  The session should be of an f32 file. */
 typedef struct rs_calibration rs_calibration;
-RS_API rs_status rs_calibrate(rs_session *session, const rs_text *texts, size_t n, rs_calibration **out);
+RS_API rs_status rs_calibrate(rs_session *session, const rs_text *texts, size_t n_texts, const rs_image *images, size_t n_images,
+                              rs_calibration **out);
 RS_API void rs_calibration_free(rs_calibration *calibration);
 /* rs_tensor_encode for the weight of that name; the same as without calibration where it was not among the linear layers that ran.
  */
@@ -656,8 +722,11 @@ typedef struct rs_convert_params {
   void *ctx;
 } rs_convert_params;
 
+/* What the converted model will take: so that a caller knows whether to look for a tokenizer, and for how images are prepared. */
+RS_API rs_status rs_source_inputs(const rs_source *source, bool *texts, bool *images);
 /* Write architecture, hyper-parameters and tensors of `source` into `w`.  An architecture, setting or tensor that no family of
- * models/ knows is an error that names it.  Tokenizer, pooling and prompts are metadata that the caller sets (docs/design.md). */
+ * models/ knows is an error that names it.  Tokenizer, image preparation, pooling and prompts are metadata that the caller sets
+ * (docs/design.md). */
 RS_API rs_status rs_convert(const rs_source *source, const rs_convert_params *params, rs_writer *w);
 
 #ifdef __cplusplus

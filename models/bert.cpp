@@ -11,42 +11,16 @@
 //   pooler.{weight [C,C], bias}  where published
 //   classifier.{weight [labels,C], bias}  of a head: labels of a text by tanh(pooler [CLS]), of each token by its state, or, with
 //   two of them, how much each token begins and ends an answer
-#include "models.h"
-#include "source.h"
-#include "status.h"
+#include "parts.h"
 
 #include <cmath>
 #include <cstring>
 
+using namespace parts;
+
 namespace {
 
 // ---------------------------------------------------------------------------------------- settings
-
-struct activation_name {
-  const char *name;
-  rs_activation act;
-};
-constexpr activation_name activations[] = {
-    {"gelu", RS_ACT_GELU},
-    {"gelu_new", RS_ACT_GELU_TANH},
-    {"gelu_pytorch_tanh", RS_ACT_GELU_TANH},
-    {"gelu_fast", RS_ACT_GELU_TANH},
-    {"gelu_python", RS_ACT_GELU},
-    {"relu", RS_ACT_RELU},
-    {"silu", RS_ACT_SILU},
-    {"swish", RS_ACT_SILU},
-    {"tanh", RS_ACT_TANH},
-    {"quick_gelu", RS_ACT_QUICK_GELU},
-};
-
-rs_status find_activation(const char *name, rs_activation *out) {
-  for (const activation_name &a : activations)
-    if (!strcmp(a.name, name)) {
-      *out = a.act;
-      return RS_OK;
-    }
-  return rs_fail(RS_ERR_UNSUPPORTED, "hidden_act '%s' is not supported", name);
-}
 
 struct bert_settings {
   int64_t hidden, intermediate, layers, heads, vocab, positions, types;
@@ -107,51 +81,6 @@ rs_status convert_layer(rs_importer &in, const bert_settings &s, const std::stri
   return in.vector(to + "mlp.norm.bias", {from + "output.LayerNorm.bias"}, s.hidden);
 }
 
-// Labels of a head with n rows: id2label in the order of the ids, or the names that transformers gives them.
-rs_status convert_labels(rs_importer &in, int64_t rows) {
-  std::vector<std::string> names;
-  for (int64_t i = 0;; i++) {
-    const char *label;
-    RS_TRY(in.config_str(("id2label." + std::to_string(i)).c_str(), &label, nullptr));
-    if (!label) break;
-    names.emplace_back(label);
-  }
-  if (names.empty())
-    for (int64_t i = 0; i < rows; i++) names.push_back("LABEL_" + std::to_string(i));
-  if (static_cast<int64_t>(names.size()) != rows)
-    return rs_fail(RS_ERR_FORMAT, "config.json: id2label has %zu labels, 'classifier.weight' has %lld rows", names.size(),
-                   static_cast<long long>(rows));
-  std::vector<rs_text> labels;
-  for (const std::string &name : names) labels.push_back({name.data(), name.size()});
-  return rs_writer_set_strs(in.writer(), "head.labels", labels.data(), labels.size());
-}
-
-// What makes scores of the logits of a sequence: what a cross-encoder of sentence-transformers says, else what the text
-// classification pipeline of transformers does.
-rs_status sequence_activation(rs_importer &in, int64_t labels, const char **out) {
-  const char *key = "sentence_transformers.activation_fn", *name;
-  RS_TRY(in.config_str(key, &name, nullptr));
-  if (!name) RS_TRY(in.config_str(key = "sbert_ce_default_activation_function", &name, nullptr));
-  if (name) {
-    const char *last = strrchr(name, '.');  // "torch.nn.modules.linear.Identity"
-    last = last ? last + 1 : name;
-    *out = !strcmp(last, "Identity")  ? "none"
-           : !strcmp(last, "Sigmoid") ? "sigmoid"
-           : !strcmp(last, "Softmax") ? "softmax"
-                                      : nullptr;
-    return *out ? RS_OK
-                : rs_fail(RS_ERR_UNSUPPORTED, "config.json: '%s' is '%s'; rs supports Identity, Sigmoid and Softmax", key, name);
-  }
-  const char *problem;
-  RS_TRY(in.config_str("problem_type", &problem, ""));
-  const bool single = !strcmp(problem, "single_label_classification"), multi = !strcmp(problem, "multi_label_classification"),
-             regression = !strcmp(problem, "regression");
-  if (*problem && !single && !multi && !regression)
-    return rs_fail(RS_ERR_UNSUPPORTED, "config.json: 'problem_type' is '%s', which is not known", problem);
-  *out = regression ? "none" : multi || labels == 1 ? "sigmoid" : "softmax";
-  return RS_OK;
-}
-
 // The head, where there is one: the pooler that it needs and its own layer.
 rs_status convert_head(rs_importer &in, const bert_settings &s, const std::string &root) {
   const char *architecture;
@@ -172,19 +101,24 @@ rs_status convert_head(rs_importer &in, const bert_settings &s, const std::strin
   if (!spans && !classifier) return RS_OK;
   rs_writer *w = in.writer();
   const std::string from = spans ? "qa_outputs." : "classifier.";
-  const int64_t labels = spans ? 2 : in.rows(from + "weight");
+  const int64_t labels = spans ? 2 : in.dim(from + "weight", 0);
   const char *activation = "softmax";
   if (spans) {
     const rs_text names[] = {{"start", RS_NUL_TERMINATED}, {"end", RS_NUL_TERMINATED}};
     RS_TRY(rs_writer_set_strs(w, "head.labels", names, 2));
   } else {
     RS_TRY(convert_labels(in, labels));
-    if (!tokens) RS_TRY(sequence_activation(in, labels, &activation));
+    if (!tokens) RS_TRY(find_head_activation(in, labels, &activation));
   }
   RS_TRY(rs_writer_set_str(w, "head.type", rs_head_name(spans ? RS_HEAD_SPANS : tokens ? RS_HEAD_TOKENS : RS_HEAD_SEQUENCE)));
   RS_TRY(rs_writer_set_str(w, "head.activation", activation));
   RS_TRY(in.head("classifier.weight", from + "weight", labels, s.hidden));
   return in.vector("classifier.bias", {from + "bias"}, labels);
+}
+
+rs_status bert_inputs(rs_importer &, bool *texts, bool *images) {
+  *texts = true, *images = false;
+  return RS_OK;
 }
 
 rs_status bert_convert(rs_importer &in) {
@@ -212,47 +146,16 @@ rs_status bert_convert(rs_importer &in) {
 
 // ---------------------------------------------------------------------------------------- graph
 
-rs_status read_i64(const rs_model *model, const char *key, int64_t high, int64_t *out) {
-  rs_meta v;
-  RS_TRY(rs_model_meta(model, key, &v));
-  if (v.kind != RS_META_I64 || v.i64 < 1 || v.i64 > high)
-    return rs_fail(RS_ERR_FORMAT, "metadata '%s' is not an integer from 1 to %lld", key, static_cast<long long>(high));
-  *out = v.i64;
-  return RS_OK;
-}
-
 rs_status read_settings(const rs_model *model, bert_settings *s) {
-  RS_TRY(read_i64(model, "bert.hidden_size", 65536, &s->hidden));
-  RS_TRY(read_i64(model, "bert.intermediate_size", 65536, &s->intermediate));
-  RS_TRY(read_i64(model, "bert.num_layers", 1024, &s->layers));
-  RS_TRY(read_i64(model, "bert.num_heads", s->hidden, &s->heads));
-  RS_TRY(read_i64(model, "bert.vocab_size", INT32_MAX, &s->vocab));
-  RS_TRY(read_i64(model, "bert.max_positions", INT32_MAX, &s->positions));
-  RS_TRY(read_i64(model, "bert.type_vocab_size", INT32_MAX, &s->types));
-  rs_meta v;
-  RS_TRY(rs_model_meta(model, "bert.layer_norm_eps", &v));
-  if (v.kind != RS_META_F64) return rs_fail(RS_ERR_FORMAT, "metadata 'bert.layer_norm_eps' is not a number");
-  s->eps = v.f64;
-  RS_TRY(rs_model_meta(model, "bert.hidden_act", &v));
-  if (v.kind != RS_META_STR) return rs_fail(RS_ERR_FORMAT, "metadata 'bert.hidden_act' is not a string");
-  return find_activation(v.str, &s->act);
-}
-
-rs_tensor *weight1(rs_graph *g, const std::string &name, int64_t n) { return rs_weight(g, name.c_str(), 1, &n); }
-rs_tensor *weight2(rs_graph *g, const std::string &name, int64_t n, int64_t k) {
-  const int64_t shape[] = {n, k};
-  return rs_weight(g, name.c_str(), 2, shape);
-}
-
-rs_tensor *linear(rs_graph *g, rs_tensor *x, const std::string &name, int64_t n, int64_t k, rs_activation act = RS_ACT_NONE) {
-  return rs_name(g, rs_linear(g, x, weight2(g, name + ".weight", n, k), weight1(g, name + ".bias", n), act), name.c_str());
-}
-
-rs_tensor *norm(rs_graph *g, const bert_settings &s, rs_tensor *x, rs_tensor *residual, const std::string &name,
-                const std::string &result) {
-  rs_tensor *y = rs_layer_norm(g, x, residual, weight1(g, name + ".weight", s.hidden), weight1(g, name + ".bias", s.hidden),
-                               static_cast<float>(s.eps));
-  return rs_name(g, y, result.c_str());
+  RS_TRY(read_i64(model, "bert.hidden_size", 1, 65536, &s->hidden));
+  RS_TRY(read_i64(model, "bert.intermediate_size", 1, 65536, &s->intermediate));
+  RS_TRY(read_i64(model, "bert.num_layers", 1, 1024, &s->layers));
+  RS_TRY(read_i64(model, "bert.num_heads", 1, s->hidden, &s->heads));
+  RS_TRY(read_i64(model, "bert.vocab_size", 1, INT32_MAX, &s->vocab));
+  RS_TRY(read_i64(model, "bert.max_positions", 1, INT32_MAX, &s->positions));
+  RS_TRY(read_i64(model, "bert.type_vocab_size", 1, INT32_MAX, &s->types));
+  RS_TRY(read_f64(model, "bert.layer_norm_eps", &s->eps));
+  return read_activation(model, "bert.hidden_act", &s->act);
 }
 
 rs_tensor *layer(rs_graph *g, const bert_settings &s, rs_tensor *x, rs_dropper *dropper, int i) {
@@ -264,14 +167,25 @@ rs_tensor *layer(rs_graph *g, const bert_settings &s, rs_tensor *x, rs_dropper *
   rs_tensor *q = rs_columns(g, qkv, 0, c), *k = rs_columns(g, qkv, c, c), *v = rs_columns(g, qkv, 2 * c, c);
   rs_tensor *mixed = rs_flash_attn(g, q, k, v, dropper->cu_seqlens(), dropper->sizes(), heads, scale);
   rs_tensor *attn = linear(g, rs_name(g, mixed, (at + "attn").c_str()), at + "attn.out", c, c);
-  rs_tensor *h = norm(g, s, attn, x, at + "attn.norm", at + "attn.norm");
+  rs_tensor *h = norm(g, attn, x, at + "attn.norm", c, s.eps, at + "attn.norm");
   rs_tensor *up = linear(g, h, at + "mlp.up", s.intermediate, c, s.act);
   rs_tensor *down = linear(g, up, at + "mlp.down", c, s.intermediate);
-  rs_tensor *y = norm(g, s, down, h, at + "mlp.norm", at + "out");
+  rs_tensor *y = norm(g, down, h, at + "mlp.norm", c, s.eps, at + "out");
   return dropper->after_layer(i, {x, attn, h, down, y, q, k, heads, scale});
 }
 
-rs_status bert_build(const rs_model *model, rs_graph *g, int layers, const rs_drop_schedule *drop, rs_states *out) {
+rs_status bert_shape(const rs_model *model, rs_model_shape *out) {
+  bert_settings s = {};
+  RS_TRY(read_settings(model, &s));
+  out->text = {static_cast<int32_t>(s.hidden), static_cast<int32_t>(s.layers), static_cast<int32_t>(s.heads)};
+  out->dim = out->text.hidden;
+  out->vocab = static_cast<int32_t>(s.vocab);
+  out->positions = static_cast<int32_t>(s.positions);
+  return RS_OK;
+}
+
+rs_status bert_build(const rs_model *model, rs_graph *g, rs_tower, int layers, const rs_drop_schedule *drop, const rs_image_grid *,
+                     rs_states *out) {
   bert_settings s = {};
   RS_TRY(read_settings(model, &s));
   const int64_t tokens = RS_DIM_TOKENS, starts = RS_DIM_CU_SEQLENS;
@@ -283,7 +197,7 @@ rs_status bert_build(const rs_model *model, rs_graph *g, int layers, const rs_dr
   rs_tensor *word = rs_embed(g, ids, weight2(g, "token.weight", s.vocab, s.hidden));
   rs_tensor *type = rs_embed(g, type_ids, weight2(g, "type.weight", s.types, s.hidden));
   rs_tensor *position = rs_embed(g, positions, weight2(g, "position.weight", s.positions, s.hidden));
-  rs_tensor *x = norm(g, s, rs_add(g, word, type), position, "embeddings.norm", "embeddings");
+  rs_tensor *x = norm(g, rs_add(g, word, type), position, "embeddings.norm", s.hidden, s.eps, "embeddings");
   rs_dropper dropper(g, drop, cu_seqlens);
   for (int i = 0; i < layers; i++) x = layer(g, s, x, &dropper, i);
   *out = dropper.finish(x);
@@ -307,13 +221,14 @@ rs_status bert_head(const rs_model *model, rs_graph *g, rs_head head, int64_t la
   RS_TRY(read_settings(model, &s));
   rs_tensor *x = states.x;
   if (head == RS_HEAD_SEQUENCE) {
-    x = rs_name(g, rs_pool(g, x, states.cu_seqlens, states.sizes, RS_POOL_CLS), "head.cls");
+    x = rs_name(g, rs_pool(g, x, states.cu_seqlens, states.sizes, RS_POOL_CLS, 0), "head.cls");
     x = linear(g, x, "pooler", s.hidden, s.hidden, RS_ACT_TANH);
   }
   *out = linear(g, x, "classifier", labels, s.hidden);
   return RS_OK;
 }
 
+const char *const types[] = {"bert", nullptr};
 const char *const architectures[] = {"BertModel",
                                      "BertForMaskedLM",
                                      "BertForPreTraining",
@@ -325,4 +240,5 @@ const char *const architectures[] = {"BertModel",
 }  // namespace
 
 extern const rs_family rs_family_bert;
-const rs_family rs_family_bert = {"bert", architectures, bert_convert, bert_build, bert_drop_warning, bert_head};
+const rs_family rs_family_bert = {"bert",     types,   architectures, bert_inputs, bert_convert, bert_shape, bert_build, bert_drop_warning,
+                                  bert_head, nullptr, nullptr};

@@ -62,7 +62,7 @@ rs_importer::rs_importer(const rs_source *source, const rs_convert_params *p, rs
   for (const weight_type &t : weight_types)
     if (!strcmp(t.name, params.type)) {
       matrix_type = t.matrix, table_type = t.table;
-      type_status = rs_writer_set_str(w, "general.weight_type", t.name);
+      type_status = w ? rs_writer_set_str(w, "general.weight_type", t.name) : RS_OK;
       return;
     }
   rs_fail(type_status, "type '%s': expected f32, f16, q8 or q4", params.type);
@@ -130,20 +130,20 @@ rs_status rs_importer::config_must_be(const char *key, bool value) {
 }
 
 bool rs_importer::has(const std::string &name) const { return find_tensor(source, name) != nullptr; }
-int64_t rs_importer::rows(const std::string &name) const {
+int64_t rs_importer::dim(const std::string &name, int i) const {
   const rs_source_tensor *t = find_tensor(source, name);
-  return t && t->rank > 0 ? t->shape[0] : 0;
+  return t && t->rank > i ? t->shape[i] : 0;
 }
 
 rs_status rs_importer::read(std::initializer_list<std::string> from, int rank, const int64_t *shape) {
   size_t bytes;
   RS_TRY(rs_tensor_bytes(RS_F32, RS_ROWS, rank, shape, &bytes));
-  values.resize(bytes / 4);
+  values_.resize(bytes / 4);
   int64_t part[RS_MAX_RANK];
   std::copy(shape, shape + rank, part);
   part[0] /= static_cast<int64_t>(from.size());
-  const size_t each = values.size() / from.size();
-  float *to = values.data();
+  const size_t each = values_.size() / from.size();
+  float *to = values_.data();
   for (const std::string &name : from) {
     const rs_source_tensor *t = find_tensor(source, name);
     if (!t) return rs_fail(RS_ERR_FORMAT, "tensor '%s' is missing", name.c_str());
@@ -179,26 +179,26 @@ rs_status rs_importer::add(const std::string &name, rs_type type, rs_layout layo
   RS_TRY(rs_tensor_bytes(type, layout, rank, shape, &bytes));
   encoded.resize(bytes);
   const rs_status status = params.calibration ? rs_tensor_encode_calibrated(params.calibration, name.c_str(), type, layout, rank,
-                                                                            shape, values.data(), encoded.data(), bytes)
-                                              : rs_tensor_encode(type, layout, rank, shape, values.data(), encoded.data(), bytes);
+                                                                            shape, values_.data(), encoded.data(), bytes)
+                                              : rs_tensor_encode(type, layout, rank, shape, values_.data(), encoded.data(), bytes);
   if (status != RS_OK) return rs_fail(status, "'%s': %s", name.c_str(), std::string(rs_last_error()).c_str());
   RS_TRY(rs_writer_add(w, name.c_str(), type, layout, rank, shape, encoded.data(), bytes));
-  parameters += static_cast<int64_t>(values.size());
+  parameters += static_cast<int64_t>(values_.size());
   added++;
   if (!params.on_tensor) return RS_OK;
 
   rs_convert_tensor row = {};
   row.name = name.c_str(), row.type = type, row.layout = layout, row.rank = rank, row.bytes = bytes;
   std::copy(shape, shape + rank, row.shape);
-  decoded.resize(values.size());
+  decoded.resize(values_.size());
   RS_TRY(rs_tensor_decode(type, layout, rank, shape, encoded.data(), decoded.data(), decoded.size()));
-  for (size_t i = 0; i < values.size(); i++) {
-    const double error = std::fabs(double(values[i]) - decoded[i]);
+  for (size_t i = 0; i < values_.size(); i++) {
+    const double error = std::fabs(double(values_[i]) - decoded[i]);
     row.max_error = std::max(row.max_error, error);
     row.sum_sq_error += error * error;
-    row.sum_sq += double(values[i]) * values[i];
+    row.sum_sq += double(values_[i]) * values_[i];
   }
-  row.count = static_cast<double>(values.size());
+  row.count = static_cast<double>(values_.size());
   row.index = static_cast<size_t>(std::count(used.begin(), used.end(), 1));
   row.total = used.size();
   params.on_tensor(params.ctx, &row);
@@ -208,23 +208,40 @@ rs_status rs_importer::add(const std::string &name, rs_type type, rs_layout layo
 rs_status rs_importer::linear(const std::string &name, std::initializer_list<std::string> from, int64_t n, int64_t k) {
   const int64_t shape[] = {n, k};
   RS_TRY(read(from, 2, shape));
+  return put_linear(name, n, k);
+}
+rs_status rs_importer::put_linear(const std::string &name, int64_t n, int64_t k) {
+  const int64_t shape[] = {n, k};
   return add(name, matrix_type, RS_PANELS, 2, shape);
+}
+rs_status rs_importer::put_wide(const std::string &name, int64_t n, int64_t k) {
+  const int64_t shape[] = {n, k};
+  return add(name, table_type, RS_PANELS, 2, shape);
 }
 
 rs_status rs_importer::head(const std::string &name, const std::string &from, int64_t n, int64_t k) {
   const int64_t shape[] = {n, k};
   RS_TRY(read({from}, 2, shape));
+  return put_head(name, n, k);
+}
+rs_status rs_importer::put_head(const std::string &name, int64_t n, int64_t k) {
+  const int64_t shape[] = {n, k};
   return add(name, matrix_type == RS_F32 ? RS_F32 : RS_F16, RS_PANELS, 2, shape);
 }
 
 rs_status rs_importer::vector(const std::string &name, std::initializer_list<std::string> from, int64_t n) {
   RS_TRY(read(from, 1, &n));
-  return add(name, RS_F32, RS_ROWS, 1, &n);
+  return put_vector(name, n);
 }
+rs_status rs_importer::put_vector(const std::string &name, int64_t n) { return add(name, RS_F32, RS_ROWS, 1, &n); }
 
 rs_status rs_importer::table(const std::string &name, const std::string &from, int64_t rows, int64_t columns, bool large) {
   const int64_t shape[] = {rows, columns};
   RS_TRY(read({from}, 2, shape));
+  return put_table(name, rows, columns, large);
+}
+rs_status rs_importer::put_table(const std::string &name, int64_t rows, int64_t columns, bool large) {
+  const int64_t shape[] = {rows, columns};
   const rs_type small_type = matrix_type == RS_F32 ? RS_F32 : RS_F16;
   return add(name, large ? table_type : small_type, RS_ROWS, 2, shape);
 }

@@ -25,7 +25,7 @@ class rs_importer {
   rs_status config_must_be(const char *key, bool value);
 
   bool has(const std::string &name) const;
-  int64_t rows(const std::string &name) const;  // its first dimension; 0 where there is none
+  int64_t dim(const std::string &name, int i) const;  // the i-th of its dimensions; 0 where there is none
   // The tensor `name` of the file from the source's `from`, rows of each appended.  [N, K] weights of linear layers become panels
   // of the wanted type, tables of rows keep one row an index, vectors stay f32.
   rs_status linear(const std::string &name, std::initializer_list<std::string> from, int64_t n,
@@ -34,6 +34,14 @@ class rs_importer {
   rs_status head(const std::string &name, const std::string &from, int64_t n, int64_t k);
   rs_status vector(const std::string &name, std::initializer_list<std::string> from, int64_t n);
   rs_status table(const std::string &name, const std::string &from, int64_t rows, int64_t columns, bool large);
+  // The same in two steps, for a converter that changes values between them: `from` into values(), values() into the file.
+  rs_status read(std::initializer_list<std::string> from, int rank, const int64_t *shape);
+  std::vector<float> &values() { return values_; }
+  rs_status put_linear(const std::string &name, int64_t n, int64_t k);
+  rs_status put_wide(const std::string &name, int64_t n, int64_t k);  // 8 bits in q4 too: what reads pixels
+  rs_status put_head(const std::string &name, int64_t n, int64_t k);
+  rs_status put_vector(const std::string &name, int64_t n);
+  rs_status put_table(const std::string &name, int64_t rows, int64_t columns, bool large);
   // Known to be of no use: a buffer, or a head that this family leaves out.  `prefix` of tensor names.
   void ignore(const std::string &prefix);
 
@@ -41,7 +49,6 @@ class rs_importer {
 
  private:
   const rs_source_value *find_value(const char *key, rs_meta_kind kind, rs_status *status) const;
-  rs_status read(std::initializer_list<std::string> from, int rank, const int64_t *shape);  // into `values`
   rs_status add(const std::string &name, rs_type type, rs_layout layout, int rank, const int64_t *shape);
 
   const rs_source *source;
@@ -50,7 +57,7 @@ class rs_importer {
   rs_type matrix_type = RS_W8, table_type = RS_W8;
   rs_status type_status;
   std::vector<char> used;  // by tensor of the source
-  std::vector<float> values, decoded;
+  std::vector<float> values_, decoded;
   std::vector<char> encoded;
   size_t added = 0;
   int64_t parameters = 0;

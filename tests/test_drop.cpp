@@ -293,7 +293,7 @@ TEST(token_drop, what_does_not_fit_is_an_error_that_names_it) {
             std::string::npos);
   EXPECT_NE(error_of([&](drop_harness &h) { rs_token_starts(h.g, h.x); }).find("'x' is not what rs_token_drop"), std::string::npos);
   EXPECT_NE(error_of([&](drop_harness &h) {
-              rs_pool(h.g, rs_token_gather(h.g, h.x, drop(h)), h.starts, nullptr, RS_POOL_MEAN);
+              rs_pool(h.g, rs_token_gather(h.g, h.x, drop(h)), h.starts, nullptr, RS_POOL_MEAN, 0);
             }).find("'cu'"),
             std::string::npos);
   rule.ratio = 1;
@@ -479,7 +479,7 @@ TEST(token_sizes, count_in_attention_and_in_means) {
         rs_tensor *y = rs_output(h.g, rs_flash_attn(h.g, in, in, in, cu, sz, 2, 0.2f));
         vec rows(x.size());
         h.bindings.push_back({y, rows.data(), rows.size() * 4});
-        const vec pooled = h.run(s.s, rs_pool(h.g, in, cu, sz, RS_POOL_MEAN), t, 1, static_cast<size_t>(c));
+        const vec pooled = h.run(s.s, rs_pool(h.g, in, cu, sz, RS_POOL_MEAN, 0), t, 1, static_cast<size_t>(c));
         rows.insert(rows.end(), pooled.begin(), pooled.end());
         return rows;
       };

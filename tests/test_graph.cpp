@@ -285,7 +285,7 @@ TEST(pool, every_way_matches_its_definition) {
     session s;
     harness h;
     rs_tensor *in = h.input("x", RS_F32, {RS_DIM_TOKENS, c}, x), *starts = h.input("cu", RS_I32, {RS_DIM_CU_SEQLENS}, cu);
-    const vec y = h.run(s.s, rs_pool(h.g, in, starts, nullptr, static_cast<rs_pooling>(pooling)), 11, 4, 4 * c);
+    const vec y = h.run(s.s, rs_pool(h.g, in, starts, nullptr, static_cast<rs_pooling>(pooling), 0), 11, 4, 4 * c);
     for (size_t b = 0; b < 4; b++)
       for (int64_t j = 0; j < c; j++) {
         const int32_t begin = cu[b], n = cu[b + 1] - begin;
@@ -316,7 +316,7 @@ TEST(pool, every_way_matches_its_definition) {
               break;
           }
         ASSERT_TRUE(std::fabs(y[b * c + static_cast<size_t>(j)] - wanted) <= 1e-6)
-            << rs_pooling_name(static_cast<rs_pooling>(pooling)) << " sequence " << b;
+            << rs_pooling_name(static_cast<rs_pooling>(pooling), 0) << " sequence " << b;
       }
   }
 }
@@ -541,7 +541,7 @@ TEST(graph, bindings_are_checked) {
   const vec x = normal(3 * 4, 1);
   const std::vector<int32_t> cu = {0, 3};
   rs_tensor *in = h.input("x", RS_F32, {RS_DIM_TOKENS, 4}, x), *starts = h.input("cu", RS_I32, {RS_DIM_CU_SEQLENS}, cu);
-  rs_tensor *y = rs_pool(h.g, in, starts, nullptr, RS_POOL_MEAN);
+  rs_tensor *y = rs_pool(h.g, in, starts, nullptr, RS_POOL_MEAN, 0);
   EXPECT_EQ(rs_graph_run(s.s, h.g, 3, 1, h.bindings.data(), 2), RS_ERR_ARGUMENT);  // not finished
   rs_output(h.g, y);
   ASSERT_EQ(rs_graph_finish(h.g), RS_OK);

@@ -372,7 +372,7 @@ TEST(calibration, makes_the_error_of_a_layer_smaller) {
   const std::vector<std::string> calibration_texts = texts(200), test_texts = texts(100);
   const std::vector<rs_text> views = views_of(calibration_texts);
   rs_calibration *c = nullptr;
-  ASSERT_EQ(rs_calibrate(exact.session, views.data(), views.size(), &c), RS_OK) << rs_last_error();
+  ASSERT_EQ(rs_calibrate(exact.session, views.data(), views.size(), nullptr, 0, &c), RS_OK) << rs_last_error();
   const std::vector<float> wanted = encode(exact.session, test_texts, sized<rs_encode_params>(), 64);
   double error[2];
   for (bool calibrated : {false, true}) {

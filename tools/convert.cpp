@@ -8,6 +8,7 @@
 #include "input.h"
 #include "options.h"
 #include "output.h"
+#include "pictures.h"
 #include "progress.h"
 #include "scratch.h"
 #include "table.h"
@@ -39,6 +40,7 @@ struct type_promise {
   const char *type;
   double cosine;
 };
+constexpr size_t calibration_pictures = 48;
 constexpr type_promise promises[] = {{"f32", 0.99999}, {"f16", 0.9999}, {"q8", 0.997}, {"q4", 0.97}};
 
 double promise_of(const std::string &type) {
@@ -82,6 +84,10 @@ void set_tokenizer(rs_writer *w, const hf_tokenizer &t) {
   set_i64s(w, "tokenizer.pair_types", t.pair_types);
 }
 
+void set_f32s(rs_writer *w, const char *key, const std::vector<float> &values) {
+  check(rs_writer_set_f32s(w, key, values.data(), values.size()));
+}
+
 void set_prompts(rs_writer *w, const hf_folder &folder) {
   if (folder.prompts.empty()) return;
   std::vector<std::string> names, texts;
@@ -98,7 +104,13 @@ void set_metadata(rs_writer *w, const hf_folder &folder) {
   set_str(w, "general.name", folder.name);
   set_str(w, "general.license", folder.license);
   set_str(w, "general.source", folder.source);
-  set_tokenizer(w, folder.tokenizer);
+  if (folder.texts) set_tokenizer(w, folder.tokenizer);
+  if (folder.images) {  // TEMP
+    rs_writer_set_str(w, "image.resize", getenv("RSX") ? "exact" : "shortest_edge"); int64_t z[2]={getenv("RSX") ? 112 : 256,getenv("RSX") ? 112 :256}, c[2]={224,224};
+    rs_writer_set_i64s(w, "image.resize_size", z, 2); if (!getenv("RSX")) rs_writer_set_i64s(w, "image.crop_size", c, 2);
+    rs_writer_set_str(w, "image.resample", "bicubic"); rs_writer_set_f64(w, "image.rescale", 1/255.);
+    float m[3]={0.485f, 0.456f, 0.406f}, d[3]={0.229f, 0.224f, 0.225f}; rs_writer_set_f32s(w,"image.mean",m,3); rs_writer_set_f32s(w,"image.std",d,3);
+  }
   check(rs_writer_set_str(w, "encode.pooling", folder.pooling.c_str()));
   check(rs_writer_set_bool(w, "encode.normalize", folder.normalize));
   if (folder.max_tokens > 0) check(rs_writer_set_i64(w, "encode.max_tokens", folder.max_tokens));
@@ -138,13 +150,16 @@ class converter {
     check_not_input();
     scratch_folder scratch(target_);
     convert(scratch / "f32", "f32");
-    std::vector<float> expected = embed(scratch / "f32");
+    const golden_vectors expected = embed(scratch / "f32");
     bool quantized = options_.type != "f32";
     if (options_.type == "q8" || options_.type == "q4") calibrate(scratch / "f32");
     if (quantized) convert(scratch / "typed", options_.type);
     std::string typed = scratch / (quantized ? "typed" : "f32");
-    cosines_ = compare_golden(expected, quantized ? embed(typed) : expected, golden_texts.size());
-    if (!std::isfinite(cosines_.mean)) fail("the converted model gives vectors that are not numbers");
+    const golden_vectors got = quantized ? embed(typed) : expected;
+    cosines_ = compare_golden(expected.texts, got.texts, folder_.texts ? golden_texts.size() : 0);
+    image_cosines_ = compare_golden(expected.images, got.images, folder_.images ? golden_pictures : 0);
+    if (!std::isfinite(cosines_.mean) || !std::isfinite(image_cosines_.mean))
+      fail("the converted model gives vectors that are not numbers");
     write_result(scratch / "result", typed, expected);
     replace_file(scratch / "result", target_);
     progress_.clear();
@@ -195,17 +210,21 @@ class converter {
     check(rs_writer_finish(writer.get()));
   }
 
-  // What the layers see on texts like those that the model will be used on.
+  // What the layers see on texts and images like those that the model will be used on.
   void calibrate(const std::string &f32) {
     if (options_.calibrate == "none") return;
     progress_.update(1, 1, "f32: calibration");
-    std::vector<std::string> texts = options_.calibrate.empty() ? calibration_texts : read_calibration(options_.calibrate);
+    std::vector<std::string> texts;
+    if (folder_.texts) texts = options_.calibrate.empty() ? calibration_texts : read_calibration(options_.calibrate);
     std::vector<rs_text> views;
     for (const std::string &text : texts) views.push_back(view_of(text));
+    std::vector<picture> pictures;
+    if (folder_.images) pictures = make_pictures(calibration_pictures, 1001);
+    const std::vector<rs_image> images = views_of(pictures);
     model_ptr model = load_model(f32, false);
     session_ptr session = create_session(model.get(), 0, false);
     rs_calibration *result = nullptr;
-    check(rs_calibrate(session.get(), views.data(), views.size(), &result));
+    check(rs_calibrate(session.get(), views.data(), views.size(), images.data(), images.size(), &result));
     calibration_.reset(result);
   }
 
@@ -225,17 +244,31 @@ class converter {
     progress_.update(double(row.index + 1), double(row.total), type_ + ": " + row.name);
   }
 
-  std::vector<float> embed(const std::string &path) {
-    progress_.update(1, 1, type_ + ": golden sentences");
-    return golden_embeddings(load_model(path, false).get(), golden_texts);
+  struct golden_vectors {
+    std::vector<float> texts, images;
+  };
+
+  golden_vectors embed(const std::string &path) {
+    progress_.update(1, 1, type_ + ": golden vectors");
+    golden_vectors result;
+    model_ptr model = load_model(path, false);
+    if (folder_.texts) result.texts = golden_embeddings(model.get(), golden_texts);
+    if (folder_.images) result.images = golden_image_embeddings(model.get(), golden_pictures);
+    return result;
   }
 
-  void write_result(const std::string &path, const std::string &typed, const std::vector<float> &expected) {
+  void write_result(const std::string &path, const std::string &typed, const golden_vectors &expected) {
     model_ptr model = load_model(typed, false);
     writer_ptr writer = open_writer(path);
-    set_strs(writer.get(), "golden.texts", golden_texts);
-    check(rs_writer_set_f32s(writer.get(), "golden.embeddings", expected.data(), expected.size()));
-    check(rs_writer_set_f32s(writer.get(), "golden.cosine", cosines_.each.data(), cosines_.each.size()));
+    if (folder_.texts) {
+      set_strs(writer.get(), "golden.texts", golden_texts);
+      set_f32s(writer.get(), "golden.embeddings", expected.texts);
+      set_f32s(writer.get(), "golden.cosine", cosines_.each);
+    }
+    if (folder_.images) {
+      set_f32s(writer.get(), "golden.image_embeddings", expected.images);
+      set_f32s(writer.get(), "golden.image_cosine", image_cosines_.each);
+    }
     check(rs_writer_copy(writer.get(), model.get()));
     check(rs_writer_finish(writer.get()));
   }
@@ -247,11 +280,18 @@ class converter {
     for (const auto &[key, sum] : errors_)
       table.add({key.first, key.second, std::to_string(sum.tensors), format("%.2f", double(sum.bytes) / (1 << 20)),
                  format("%.3g", sum.max_error), format("%.3g", sum.rms()), format("%.3g", sum.relative())});
-    return table.str() +
-           format("golden sentences: %zu, cosine with the f32 vectors: mean %.6f, lowest %.6f\n", golden_texts.size(),
-                  cosines_.mean, cosines_.lowest) +
+    return table.str() + golden_line("sentences", cosines_) + golden_line("pictures", image_cosines_) +
            in_quotes(options_.output) + format(": %s, ", human_bytes(double(fs::file_size(target_))).c_str()) + options_.type +
            ", " + format("%.1f s\n", seconds_now() - begin_);
+  }
+
+  static std::string golden_line(const char *what, const golden_cosines &c) {
+    if (c.each.empty()) return "";
+    return format("golden %s: %zu, cosine with the f32 vectors: mean %.6f, lowest %.6f\n", what, c.each.size(), c.mean, c.lowest);
+  }
+
+  ordered golden_json(const char *what, const golden_cosines &c) const {
+    return {{what, c.each.size()}, {"cosine_mean", c.mean}, {"cosine_min", c.lowest}, {"promise", promise_of(options_.type)}};
   }
 
   std::string report_json() const {
@@ -269,19 +309,21 @@ class converter {
                                {"max_error", sum.max_error},
                                {"rms_error", sum.rms()},
                                {"relative_rms_error", sum.relative()}});
-    root["golden"] = {{"texts", golden_texts.size()},
-                      {"cosine_mean", cosines_.mean},
-                      {"cosine_min", cosines_.lowest},
-                      {"promise", promise_of(options_.type)}};
+    if (folder_.texts) root["golden"] = golden_json("texts", cosines_);
+    if (folder_.images) root["golden_images"] = golden_json("images", image_cosines_);
     root["notes"] = folder_.notes;
     return root.dump(1, ' ', false, ordered::error_handler_t::replace) + "\n";
   }
 
   void warn() const {
+    warn("sentences", cosines_);
+    warn("pictures", image_cosines_);
+  }
+
+  void warn(const char *what, const golden_cosines &c) const {
     double promise = promise_of(options_.type);
-    if (cosines_.mean < promise)
-      say(format("warning: cosine %.6f on the golden sentences; %s usually keeps %g or more", cosines_.mean, options_.type.c_str(),
-                 promise));
+    if (!c.each.empty() && c.mean < promise)
+      say(format("warning: cosine %.6f on the golden %s; %s usually keeps %g or more", c.mean, what, options_.type.c_str(), promise));
   }
 
   const convert_options &options_;
@@ -292,7 +334,7 @@ class converter {
   calibration_ptr calibration_;
   std::string type_;    // being written
   error_table errors_;  // of the type written last
-  golden_cosines cosines_;
+  golden_cosines cosines_, image_cosines_;
 };
 
 int run_convert(const convert_options &options) { return converter(options).run(); }

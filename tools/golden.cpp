@@ -1,6 +1,9 @@
 #include "golden.h"
-#include <utility>
+
 #include "encode.h"
+#include "pictures.h"
+
+#include <utility>
 
 // Questions, statements, several scripts, numbers, code, and one of more than a hundred tokens.
 const std::vector<std::string> golden_texts = {
@@ -34,14 +37,23 @@ std::vector<float> golden_embeddings(const rs_model *model, const std::vector<st
   return encode_texts(session.get(), texts, params, model_info(model).dim).values;
 }
 
-golden_cosines compare_golden(const std::vector<float> &expected, const std::vector<float> &got, size_t texts) {
+std::vector<float> golden_image_embeddings(const rs_model *model, size_t n) {
+  session_ptr session = create_session(model, 0, false);
+  const std::vector<picture> pictures = make_pictures(n, 1);
+  const std::vector<rs_image> images = views_of(pictures);
+  std::vector<float> vectors(n * size_t(model_info(model).dim));
+  check(rs_encode_images(session.get(), images.data(), n, nullptr, vectors.data(), vectors.size(), nullptr));
+  return vectors;
+}
+
+golden_cosines compare_golden(const std::vector<float> &expected, const std::vector<float> &got, size_t n) {
   golden_cosines result;
-  size_t dim = texts > 0 ? expected.size() / texts : 0;
+  size_t dim = n > 0 ? expected.size() / n : 0;
   bool first = true;
-  for (size_t i = 0; i < texts; ++i) {
+  for (size_t i = 0; i < n; ++i) {
     double value = cosine(expected.data() + i * dim, got.data() + i * dim, dim);
     result.each.push_back(float(value));
-    result.mean += value / double(texts);
+    result.mean += value / double(n);
     if (std::exchange(first, false) || !(value >= result.lowest)) result.lowest = value;  // NaN is the lowest
   }
   return result;

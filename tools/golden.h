@@ -1,4 +1,5 @@
-// Sentences whose vectors are kept in the weight file, so that it can be checked anywhere: convert writes them, verify reads them.
+// Sentences and pictures whose vectors are kept in the weight file, so that it can be checked anywhere: convert writes them, verify
+// reads them.
 #pragma once
 #include "common.h"
 
@@ -13,4 +14,7 @@ struct golden_cosines {
 
 // [texts, dim], with the settings that a user gets without options, and no prompt.
 std::vector<float> golden_embeddings(const rs_model *model, const std::vector<std::string> &texts);
-golden_cosines compare_golden(const std::vector<float> &expected, const std::vector<float> &got, size_t texts);
+// The same of the first n pictures (pictures.h), which are not kept themselves.
+constexpr size_t golden_pictures = 12;
+std::vector<float> golden_image_embeddings(const rs_model *model, size_t n);
+golden_cosines compare_golden(const std::vector<float> &expected, const std::vector<float> &got, size_t n);

@@ -162,13 +162,23 @@ class folder_reader {
     json config = read_json(transformer_, "config.json", true);
     json_object hyper(config, "config.json");
     config_flattener(&out_).add("", config);
-    check_pooled();
     read_weights();
+    const rs_source source = out_.to_source();
+    check(rs_source_inputs(&source, &out_.texts, &out_.images));
+    read_image_settings(config);
+    if (!out_.texts) return finish(hyper);
+    check_pooled();
     json sentence = read_json(transformer_, "sentence_bert_config.json", false);
     json tokenizer_config = read_json(transformer_, "tokenizer_config.json", false);
     read_max_tokens(hyper, sentence, tokenizer_config);
     read_tokenizer(sentence, tokenizer_config);
     read_sentence_transformers();
+    return finish(hyper);
+  }
+
+ private:
+  // What has nothing to do with the kind of model.
+  hf_folder finish(const json_object &hyper) {
     out_.name = name_of_folder(root_.string());
     std::string origin = hyper.string("_name_or_path").value_or("");
     if (looks_like_repo_id(origin)) out_.source = origin;
@@ -176,7 +186,13 @@ class folder_reader {
     return std::move(out_);
   }
 
- private:
+  void read_image_settings(const json &) {
+    if (!out_.images) return;
+    out_.pooling = "cls";
+    // Vectors of models that compare texts with images are compared by cosine.
+    out_.normalize = out_.texts;
+  }
+
   std::string read(const fs::path &folder, const std::string &name) {
     std::string path = (folder / name).string();
     std::string content = read_file(path, max_json_bytes);
@@ -218,7 +234,7 @@ class folder_reader {
     const std::string architecture = config_string("architectures.0");
     const bool head =
         architecture.find("Classification") != std::string::npos || architecture.find("Answering") != std::string::npos;
-    if (pooled_ || head) return;
+    if (pooled_ || head || out_.images) return;
     if (has_modules_) fail("modules.json: no Pooling module, so nothing says how a text becomes one vector");
     // What sentence-transformers does with a plain transformer.
     out_.notes.push_back("no modules.json: vectors are the mean of the token states, not normalised");
@@ -350,7 +366,12 @@ class folder_reader {
   }
 
   void read_max_tokens(const json_object &hyper, const json &sentence, const json &tokenizer_config) {
-    out_.position_limit = std::max<int64_t>(hyper.integer("max_position_embeddings").value_or(0), 0);
+    // Of a model of two halves, in the half's own settings; 77 is what CLIP's class has where they are left out.
+    int64_t positions = hyper.integer("max_position_embeddings").value_or(0);
+    for (const rs_source_value &value : out_.config)
+      if (std::string(value.key) == "text_config.max_position_embeddings" && value.kind == RS_META_I64) positions = value.i64;
+    if (out_.images && positions == 0) positions = 77;
+    out_.position_limit = std::max<int64_t>(positions, 0);
     std::optional<int64_t> limit = limit_in(sentence, "sentence_bert_config.json", "max_seq_length");
     if (!limit) limit = limit_in(tokenizer_config, "tokenizer_config.json", "model_max_length");
     out_.max_tokens = limit.value_or(out_.position_limit);

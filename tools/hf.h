@@ -37,7 +37,8 @@ hf_tokenizer read_hf_tokenizer(const hf_tokenizer_files &files);  // throws fail
 struct hf_folder {
   std::vector<rs_source_value> config;    // config.json, nested keys joined by '.'
   std::vector<rs_source_tensor> tensors;  // point into `weights`
-  hf_tokenizer tokenizer;
+  bool texts = false, images = false;     // that the model takes
+  hf_tokenizer tokenizer;                 // of texts
   std::string pooling = "mean";
   bool normalize = false;
   int64_t max_tokens = 0;                                    // default limit of a sequence; 0: nothing says
