@@ -99,6 +99,7 @@ rs_status convert_labels(rs_importer &in, int64_t rows) {
   for (int64_t i = 0;; i++) {
     const char *label;
     RS_TRY(in.config_str(("id2label." + std::to_string(i)).c_str(), &label, nullptr));
+    if (!label) RS_TRY(in.config_str(("label_names." + std::to_string(i)).c_str(), &label, nullptr));  // timm
     if (!label) break;
     names.emplace_back(label);
   }

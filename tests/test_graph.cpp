@@ -149,7 +149,8 @@ TEST(layer_norm, matches_f64) {
 
 // softmax(q k^T scale) v by the definition, accumulated in T.
 template <class T>
-vec attention_naive(const vec &q, const vec &k, const vec &v, const std::vector<int32_t> &cu, int heads, int64_t c, float scale) {
+vec attention_naive(const vec &q, const vec &k, const vec &v, const std::vector<int32_t> &cu, int heads, int64_t c, float scale,
+                    bool causal = false) {
   vec out(q.size());
   const int64_t d = c / heads;
   for (size_t b = 0; b + 1 < cu.size(); b++)
@@ -157,7 +158,7 @@ vec attention_naive(const vec &q, const vec &k, const vec &v, const std::vector<
       for (int64_t i = cu[b]; i < cu[b + 1]; i++) {
         std::vector<T> p;
         T most = -INFINITY, sum = 0;
-        for (int64_t j = cu[b]; j < cu[b + 1]; j++) {
+        for (int64_t j = cu[b]; j < (causal ? i + 1 : cu[b + 1]); j++) {
           T dot = 0;
           for (int64_t l = 0; l < d; l++)
             dot += T(q[static_cast<size_t>(i * c + head * d + l)]) * T(k[static_cast<size_t>(j * c + head * d + l)]);
@@ -185,7 +186,7 @@ double largest_error(const vec &a, const vec &b) {
 }
 
 vec run_attention(const std::string &isa, const vec &q, const vec &k, const vec &v, const std::vector<int32_t> &cu, int heads,
-                  int64_t c, float scale, int threads = 2) {
+                  int64_t c, float scale, int threads = 2, bool causal = false) {
   session s(isa, threads);
   harness h;
   // q, k and v as columns of one tensor, as models have them
@@ -194,8 +195,9 @@ vec run_attention(const std::string &isa, const vec &q, const vec &k, const vec 
     for (const vec *x : {&q, &k, &v})
       all.insert(all.end(), x->begin() + static_cast<int64_t>(i) * c, x->begin() + static_cast<int64_t>(i + 1) * c);
   rs_tensor *qkv = h.input("qkv", RS_F32, {RS_DIM_TOKENS, 3 * c}, all), *starts = h.input("cu", RS_I32, {RS_DIM_CU_SEQLENS}, cu);
-  rs_tensor *y = rs_flash_attn(h.g, rs_columns(h.g, qkv, 0, c), rs_columns(h.g, qkv, c, c), rs_columns(h.g, qkv, 2 * c, c), starts,
-                               nullptr, heads, scale);
+  const auto op = causal ? rs_flash_attn_causal : rs_flash_attn;
+  rs_tensor *y = op(h.g, rs_columns(h.g, qkv, 0, c), rs_columns(h.g, qkv, c, c), rs_columns(h.g, qkv, 2 * c, c), starts, nullptr,
+                    heads, scale);
   return h.run(s.s, y, cu.back(), static_cast<int64_t>(cu.size()) - 1, q.size());
 }
 
@@ -205,19 +207,20 @@ TEST(flash_attn, error_is_at_most_twice_that_of_the_naive_version) {
                                                      {0, 5, 0}, {256, 1, 300}, {600}};
   for (const std::string &isa : isas())
     for (const auto &[heads, c] : std::vector<std::pair<int, int64_t>>{{1, 32}, {3, 96}, {2, 128}, {1, 80}, {2, 14}, {4, 4}})
-      for (const auto &list : lengths) {
-        std::vector<int32_t> cu = {0};
-        for (int32_t n : list) cu.push_back(cu.back() + n);
-        SCOPED_TRACE(isa + " heads " + std::to_string(heads) + " c " + std::to_string(c) + " first length " +
-                     std::to_string(list[0]));
-        const size_t n = static_cast<size_t>(cu.back()) * static_cast<size_t>(c);
-        const vec q = normal(n, 1, 2), k = normal(n, 2, 2), v = normal(n, 3);
-        const float scale = 1 / std::sqrt(static_cast<float>(c / heads));
-        const vec exact = attention_naive<double>(q, k, v, cu, heads, c, scale),
-                  naive = attention_naive<float>(q, k, v, cu, heads, c, scale);
-        const double error = largest_error(run_attention(isa, q, k, v, cu, heads, c, scale), exact);
-        ASSERT_TRUE(error <= 2 * largest_error(naive, exact) + 1e-6) << error << " naive " << largest_error(naive, exact);
-      }
+      for (const auto &list : lengths)
+        for (const bool causal : {false, true}) {
+          std::vector<int32_t> cu = {0};
+          for (int32_t n : list) cu.push_back(cu.back() + n);
+          SCOPED_TRACE(isa + " heads " + std::to_string(heads) + " c " + std::to_string(c) + " first length " +
+                       std::to_string(list[0]) + (causal ? " causal" : ""));
+          const size_t n = static_cast<size_t>(cu.back()) * static_cast<size_t>(c);
+          const vec q = normal(n, 1, 2), k = normal(n, 2, 2), v = normal(n, 3);
+          const float scale = 1 / std::sqrt(static_cast<float>(c / heads));
+          const vec exact = attention_naive<double>(q, k, v, cu, heads, c, scale, causal),
+                    naive = attention_naive<float>(q, k, v, cu, heads, c, scale, causal);
+          const double error = largest_error(run_attention(isa, q, k, v, cu, heads, c, scale, 2, causal), exact);
+          ASSERT_TRUE(error <= 2 * largest_error(naive, exact) + 1e-6) << error << " naive " << largest_error(naive, exact);
+        }
 }
 
 TEST(flash_attn, large_scores_do_not_overflow) {
@@ -241,6 +244,64 @@ TEST(flash_attn, a_sequence_does_not_depend_on_its_neighbours_or_the_threads) {
     const auto cut = [&](const vec &x) { return vec(x.begin() + 151 * c, x.end()); };
     EXPECT_EQ(run_attention(isa, cut(q), cut(k), cut(v), alone, 2, c, 0.2f), cut(all)) << isa;
   }
+}
+
+// A query of one row a sequence, which is the same for all: what attention with that row in front of the keys' own queries gives.
+TEST(attn_pool, is_attention_of_one_query) {
+  const std::vector<int32_t> cu = {0, 1, 1, 40, 340};
+  for (const auto &[heads, c] : std::vector<std::pair<int, int64_t>>{{1, 32}, {3, 96}, {2, 14}})
+    for (const bool sized : {false, true}) {
+      const auto width = static_cast<size_t>(c);
+      const vec k = normal(340 * width, 2), v = normal(340 * width, 3), query = normal(width, 1, 2);
+      vec sizes(340);
+      for (size_t i = 0; i < sizes.size(); i++) sizes[i] = static_cast<float>(1 + i % 5);
+      session s;
+      harness h;
+      rs_tensor *q = h.weight("query", RS_F32, RS_ROWS, {c}, query), *keys = h.input("k", RS_F32, {RS_DIM_TOKENS, c}, k),
+                *values = h.input("v", RS_F32, {RS_DIM_TOKENS, c}, v), *starts = h.input("cu", RS_I32, {RS_DIM_CU_SEQLENS}, cu),
+                *counts = sized ? h.input("sizes", RS_F32, {RS_DIM_TOKENS, 1}, sizes) : nullptr;
+      const vec got = h.run(s.s, rs_attn_pool(h.g, q, keys, values, starts, counts, heads, 0.3f), 340, 4, 4 * width);
+      vec wanted(4 * width);
+      const size_t d = width / static_cast<size_t>(heads);
+      for (size_t b = 0; b < 4; b++)
+        for (size_t head = 0; head < static_cast<size_t>(heads); head++) {
+          std::vector<double> weights;
+          double sum = 0;
+          for (auto i = static_cast<size_t>(cu[b]); i < static_cast<size_t>(cu[b + 1]); i++) {
+            double dot = 0;
+            for (size_t j = 0; j < d; j++) dot += double(query[head * d + j]) * k[i * width + head * d + j];
+            weights.push_back(std::exp(dot * double(0.3f)) * (sized ? double(sizes[i]) : 1));
+            sum += weights.back();
+          }
+          for (size_t j = 0; j < d; j++) {
+            double y = 0;
+            for (size_t i = 0; i < weights.size(); i++)
+              y += weights[i] / sum * v[(static_cast<size_t>(cu[b]) + i) * width + head * d + j];
+            wanted[b * width + head * d + j] = static_cast<float>(y);
+          }
+        }
+      expect_close(got, wanted, 1e-5f);  // sums of 300 f32 products of size 1
+    }
+}
+
+TEST(gate, is_the_activation_of_one_half_times_the_other) {
+  for (const std::string &isa : isas())
+    for (const int64_t f : {1, 16, 24, 70}) {
+      const auto n = static_cast<size_t>(f);
+      const vec x = normal(300 * 2 * n, 1, 3);
+      session s(isa);
+      harness h;
+      const vec got = h.run(s.s, rs_gate(h.g, h.input("x", RS_F32, {RS_DIM_TOKENS, 2 * f}, x), RS_ACT_SILU), 300, 1, 300 * n);
+      for (size_t i = 0; i < 300; i++)
+        for (size_t j = 0; j < n; j++) {
+          const double a = x[i * 2 * n + j], wanted = a / (1 + std::exp(-a)) * x[i * 2 * n + n + j];
+          ASSERT_TRUE(std::fabs(got[i * n + j] - wanted) <= 1e-5) << isa << " " << f;  // silu within 3 ULP of values below 50
+        }
+    }
+  harness h;
+  rs_gate(h.g, h.input("x", RS_F32, {RS_DIM_TOKENS, 5}, vec()), RS_ACT_SILU);
+  EXPECT_NE(rs_graph_finish(h.g), RS_OK);
+  EXPECT_NE(std::string(rs_last_error()).find("no two halves"), std::string::npos) << rs_last_error();
 }
 
 TEST(embed, every_type_of_table) {
@@ -275,6 +336,36 @@ TEST(embed, an_id_outside_of_the_table_is_an_error) {
       const std::string wanted = "id " + std::to_string(bad) + " at position " + std::to_string(at) + " ";
       EXPECT_NE(std::string(rs_last_error()).find(wanted), std::string::npos) << rs_last_error();
     }
+}
+
+// The first tokens left out: the same as of a text that never had them.
+TEST(pool, skips_the_first_tokens) {
+  const int64_t c = 5;
+  const std::vector<int32_t> cu = {0, 3, 3, 5, 16}, without = {0, 1, 1, 1, 10};
+  const vec x = normal(16 * c, 1), sizes = [&] {
+    vec s(16);
+    for (size_t i = 0; i < s.size(); i++) s[i] = static_cast<float>(1 + i % 3);
+    return s;
+  }();
+  const auto cut = [&](const vec &all, int64_t width) {
+    vec rest;
+    for (size_t b = 0; b < 4; b++)
+      for (int32_t i = cu[b] + 2; i < cu[b + 1]; i++)
+        rest.insert(rest.end(), all.begin() + i * width, all.begin() + (i + 1) * width);
+    return rest;
+  };
+  const auto pool = [&](const vec &rows, const vec &weights, const std::vector<int32_t> &starts, rs_pooling pooling, int skip) {
+    session s;
+    harness h;
+    rs_tensor *in = h.input("x", RS_F32, {RS_DIM_TOKENS, c}, rows), *at = h.input("cu", RS_I32, {RS_DIM_CU_SEQLENS}, starts);
+    const bool mean = pooling == RS_POOL_MEAN || pooling == RS_POOL_MEAN_SQRT_LEN;
+    rs_tensor *sz = mean ? h.input("sizes", RS_F32, {RS_DIM_TOKENS, 1}, weights) : nullptr;
+    return h.run(s.s, rs_pool(h.g, in, at, sz, pooling, skip), starts.back(), 4, 4 * c);
+  };
+  for (int pooling = RS_POOL_MEAN; pooling <= RS_POOL_LAST; pooling++)
+    EXPECT_EQ(pool(x, sizes, cu, static_cast<rs_pooling>(pooling), 2),
+              pool(cut(x, c), cut(sizes, 1), without, static_cast<rs_pooling>(pooling), 0))
+        << rs_pooling_name(static_cast<rs_pooling>(pooling));
 }
 
 TEST(pool, every_way_matches_its_definition) {
