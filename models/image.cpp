@@ -32,7 +32,8 @@ thread_local size_t largest_block = 0;
 thread_local bool over_largest = false;
 
 void *stb_resize(void *memory, size_t bytes) {
-  if (bytes <= largest_block) return realloc(memory, bytes ? bytes : 1);
+  // New memory is zeros: a hostile file can have stb_image read what it never wrote, which should be the same on every run.
+  if (bytes <= largest_block) return memory ? realloc(memory, bytes ? bytes : 1) : calloc(1, bytes ? bytes : 1);
   over_largest = true;
   return nullptr;
 }
@@ -189,26 +190,65 @@ rs_status not_an_image(bytes_view b) {
 
 // What a walk through the file found.
 struct facts {
+  int64_t width = 0, height = 0;
   int orientation = 1;
   std::vector<uint8_t> patched;  // the file, changed for stb_image; empty where it can have it as it is
 };
 
-// Twelve bytes of lengths may ask for 65,536 codes where stb_image has room for 256.
-bool sound_huffman(bytes_view b) {
-  while (b.n) {
-    if (b.n < 17) return false;
-    size_t codes = 0;
-    for (size_t i = 1; i <= 16; i++) codes += b.p[i];
-    if (codes > 256 || b.n - 17 < codes) return false;
-    b = b.from(17 + codes);
+// What a JPEG has said of its tables.  stb_image takes it on trust that those that a scan names are there, and of lengths that they
+// add up to the 256 codes that it has room for.
+class jpeg_tables {
+ public:
+  bool define_huffman(bytes_view b) {
+    while (b.n) {
+      if (b.n < 17) return false;
+      size_t codes = 0;
+      for (size_t i = 1; i <= 16; i++) codes += b.p[i];
+      if (codes > 256 || b.n - 17 < codes) return false;
+      huffman_ |= 1u << (b.p[0] & 0x1F);  // DC: 0 to 3, AC: 16 to 19
+      b = b.from(17 + codes);
+    }
+    return true;
   }
-  return true;
-}
+  void define_quantization(bytes_view b) {
+    for (; b.n; b = b.from(b.p[0] >> 4 ? 129 : 65)) quantization_ |= 1u << (b.p[0] & 3);
+  }
+  bool has_frame() const { return frame_.n > 0; }
+  int64_t width() const { return has_frame() ? frame_.be16(3) : 0; }
+  int64_t height() const { return has_frame() ? frame_.be16(1) : 0; }
+  void define_frame(bytes_view segment, bool progressive) { frame_ = segment, progressive_ = progressive; }
+  size_t components() const { return has_frame() ? frame_.p[5] : 0; }
+
+  // A scan: components with two tables each, then which coefficients, then which bits of them.
+  bool can_scan(bytes_view b) const {
+    if (b.n < 1 || b.n != size_t(4) + 2 * b.p[0]) return false;
+    const bytes_view after = b.from(1 + size_t(2) * b.p[0]);
+    const bool first_bits = after.p[2] >> 4 == 0;
+    const bool dc = progressive_ ? after.p[0] == 0 && first_bits : true, ac = progressive_ ? after.p[0] > 0 : true;
+    for (size_t i = 0; i < b.p[0]; i++) {
+      const uint8_t tables = b.p[2 + 2 * i];
+      if ((dc && !has(tables >> 4)) || (ac && !has(16 | (tables & 15)))) return false;
+    }
+    return true;
+  }
+  bool can_dequantize() const {
+    for (size_t i = 0; i < components(); i++)
+      if (frame_.n < 9 + 3 * i || !(quantization_ >> (frame_.p[8 + 3 * i] & 3) & 1)) return false;
+    return true;
+  }
+
+ private:
+  bool has(int table) const { return table < 20 && huffman_ >> table & 1; }
+  uint32_t huffman_ = 0, quantization_ = 0;
+  bytes_view frame_ = {nullptr, 0};
+  bool progressive_ = false;
+};
 
 rs_status walk_jpeg(bytes_view b, facts *out) {
   // Each scan of a progressive file may touch every block of the image, for a handful of bytes.  Encoders write some ten.
   constexpr int most_scans = 200;
-  int scans = 0, components = 0;
+  int scans = 0;
+  jpeg_tables tables;
   bool adobe = false, exif = false;
   for (b = b.from(2);;) {
     const void *found = b.n ? memchr(b.p, 0xFF, b.n) : nullptr;
@@ -226,8 +266,11 @@ rs_status walk_jpeg(bytes_view b, facts *out) {
     const bytes_view segment = b.from(2).first(length - 2);
     b = b.from(length);
     if (marker == 0xC4) {
-      if (!sound_huffman(segment)) return rs_fail(RS_ERR_FORMAT, "corrupt JPEG: bad Huffman table");
+      if (!tables.define_huffman(segment)) return rs_fail(RS_ERR_FORMAT, "corrupt JPEG: bad Huffman table");
+    } else if (marker == 0xDB) {
+      tables.define_quantization(segment);
     } else if (marker == 0xDA) {
+      if (!tables.can_scan(segment)) return rs_fail(RS_ERR_FORMAT, "corrupt JPEG: a scan without its Huffman tables");
       if (++scans > most_scans) return rs_fail(RS_ERR_LIMIT, "JPEG of more than %d scans", most_scans);
     } else if (marker >= 0xC0 && marker <= 0xCF && marker != 0xC8 && marker != 0xCC) {
       if (marker > 0xC2)
@@ -235,7 +278,8 @@ rs_status walk_jpeg(bytes_view b, facts *out) {
                        marker > 0xC8 ? "arithmetic-coded" : "lossless or hierarchical");
       if (segment.n < 6) return rs_fail(RS_ERR_FORMAT, "corrupt JPEG: short frame header");
       if (segment.p[0] != 8) return rs_fail(RS_ERR_UNSUPPORTED, "JPEG of %d bits; rs reads 8", segment.p[0]);
-      components = segment.p[5];
+      if (tables.has_frame()) return rs_fail(RS_ERR_FORMAT, "corrupt JPEG: two frames");
+      tables.define_frame(segment, marker == 0xC2);
     } else if (marker == 0xEE && segment.n >= 12 && segment.begins("Adobe", 5)) {
       adobe = segment.p[11] == 0 || segment.p[11] == 2;
     } else if (marker == 0xE1 && !exif && segment.begins("Exif\0", 6)) {
@@ -243,7 +287,10 @@ rs_status walk_jpeg(bytes_view b, facts *out) {
       out->orientation = exif_orientation(segment.from(6));
     }
   }
-  if (components == 4 && !adobe) return rs_fail(RS_ERR_UNSUPPORTED, "JPEG of 4 channels that does not say which (no Adobe marker)");
+  out->width = tables.width(), out->height = tables.height();
+  if (!tables.can_dequantize()) return rs_fail(RS_ERR_FORMAT, "corrupt JPEG: no quantization table");
+  if (tables.components() == 4 && !adobe)
+    return rs_fail(RS_ERR_UNSUPPORTED, "JPEG of 4 channels that does not say which (no Adobe marker)");
   return RS_OK;
 }
 
@@ -256,7 +303,11 @@ rs_status walk_png(bytes_view file, facts *out) {
     if (b.n < 12 || b.be32(0) > b.n - 12) return rs_fail(RS_ERR_FORMAT, "truncated PNG: a chunk goes past the end");
     const uint32_t length = b.be32(0);
     const bytes_view type = b.from(4), data = b.from(8).first(length);
-    if (type.begins("IHDR", 4)) indexed = length == 13 && data.p[9] == 3;
+    if (at == 8) {
+      if (!type.begins("IHDR", 4) || length != 13) return rs_fail(RS_ERR_FORMAT, "corrupt PNG: it does not begin with a header");
+      out->width = data.be32(0), out->height = data.be32(4);
+      indexed = data.p[9] == 3;
+    }
     if (type.begins("CgBI", 4)) return rs_fail(RS_ERR_UNSUPPORTED, "PNG in Apple's own way (CgBI)");
     if (type.begins("PLTE", 4)) palette_at = at, palette = length;
     if (type.begins("eXIf", 4)) out->orientation = exif_orientation(data);
@@ -280,6 +331,7 @@ rs_status walk_gif(bytes_view file, facts *out) {
   const rs_status truncated = RS_ERR_FORMAT;
   const char *const message = "truncated GIF: no image in it";
   if (file.n < 13) return rs_fail(truncated, "%s", message);
+  out->width = file.le16(6), out->height = file.le16(8);
   const auto table = [](uint8_t flags) { return flags & 0x80 ? size_t(3) << ((flags & 7) + 1) : 0; };
   bytes_view b = file.from(13 + table(file.p[10]));
   while (b.n >= 2 && b.p[0] == 0x21) {
@@ -295,19 +347,18 @@ rs_status walk_gif(bytes_view file, facts *out) {
   return b.n ? RS_OK : rs_fail(truncated, "%s", message);
 }
 
-// An offset of pixels or a count of colours that lies outside of the file is found by stb_image; a height of INT_MIN is not.
-rs_status walk_bmp(bytes_view b) {
-  if (b.n < 26) return rs_fail(RS_ERR_FORMAT, "truncated BMP: no header");
-  const bool core = b.le32(14) == 12;
-  const int64_t height = core ? b.le16(20) : std::abs(int64_t(static_cast<int32_t>(b.le32(22))));
-  const int64_t width = core ? b.le16(18) : int64_t(static_cast<int32_t>(b.le32(18)));
-  if (b.n < 30 && !core) return rs_fail(RS_ERR_FORMAT, "truncated BMP: no header");
-  const int64_t bits = core ? b.le16(24) : b.le16(28);
-  if (width < 1 || height < 1 || height > INT32_MAX)
-    return rs_fail(RS_ERR_FORMAT, "corrupt BMP: %" PRId64 "x%" PRId64 " pixels", width, height);
-  if (static_cast<uint64_t>(width) * static_cast<uint64_t>(bits) / 8 > b.n / static_cast<uint64_t>(height))
-    return rs_fail(RS_ERR_FORMAT, "truncated BMP: %zu bytes for %" PRId64 "x%" PRId64 " pixels of %" PRId64 " bits", b.n, width,
-                   height, bits);
+rs_status walk_bmp(bytes_view b, facts *out) {
+  const bool core = b.n >= 18 && b.le32(14) == 12;
+  if (b.n < (core ? 26 : 30)) return rs_fail(RS_ERR_FORMAT, "truncated BMP: no header");
+  const auto number = [&](size_t at) { return int64_t(static_cast<int32_t>(b.le32(at))); };
+  out->width = core ? b.le16(18) : number(18);
+  out->height = core ? b.le16(20) : std::abs(number(22));  // negative: its first row is the top one
+  const auto bits = core ? b.le16(24) : b.le16(28);
+  if (out->width < 1 || out->height < 1 || out->height > INT32_MAX)  // INT32_MIN has no positive
+    return rs_fail(RS_ERR_FORMAT, "corrupt BMP: %" PRId64 "x%" PRId64 " pixels", out->width, out->height);
+  if (static_cast<uint64_t>(out->width) * bits / 8 > b.n / static_cast<uint64_t>(out->height))
+    return rs_fail(RS_ERR_FORMAT, "truncated BMP: %zu bytes for %" PRId64 "x%" PRId64 " pixels of %u bits", b.n, out->width,
+                   out->height, bits);
   return RS_OK;
 }
 
@@ -375,7 +426,7 @@ rs_status decode(bytes_view b, int64_t max_pixels, rs_rgb *out) {
       RS_TRY(walk_gif(b, &found));
       break;
     case container::bmp:
-      RS_TRY(walk_bmp(b));
+      RS_TRY(walk_bmp(b, &found));
       break;
   }
   const bytes_view file = found.patched.empty() ? b : bytes_view{found.patched.data(), found.patched.size()};
@@ -388,24 +439,21 @@ rs_status decode(bytes_view b, int64_t max_pixels, rs_rgb *out) {
     return rs_fail(RS_ERR_FORMAT, "corrupt %s: %s", name, reason ? reason : "cannot be decoded");
   };
 
-  int width = 0, height = 0, channels = 0;
-  constexpr size_t headers = 1 << 16;  // tables; nothing that depends on the image
-  largest_block = headers;
-  feeder header = {file};
-  if (!stbi_info_from_callbacks(&feeder_calls, &header, &width, &height, &channels)) return failed(header);
-  if (height < 0 && kind == container::bmp) height = -height;  // its first row is the top one
-  RS_TRY(check_size(width, height, max_pixels));
+  RS_TRY(check_size(found.width, found.height, max_pixels));
   // deflate makes at most 1032 bytes of one.
-  const auto area = static_cast<uint64_t>(width) * static_cast<uint64_t>(height);
-  if (kind == container::png && area / 8 / 1032 > file.n)
-    return rs_fail(RS_ERR_FORMAT, "corrupt PNG: %zu bytes cannot hold %dx%d pixels", file.n, width, height);
+  const auto pixels_of_file = static_cast<size_t>(found.width) * static_cast<size_t>(found.height);
+  if (kind == container::png && pixels_of_file / 8 / 1032 > file.n)
+    return rs_fail(RS_ERR_FORMAT, "corrupt PNG: %zu bytes cannot hold %" PRId64 "x%" PRId64 " pixels", file.n, found.width,
+                   found.height);
 
   // 16 bytes a pixel: RGBA of 16 bits, in a buffer that grows by doubling; with blocks of up to 32 pixels that stick out.  And the
-  // compressed bytes of a PNG, in another.
-  largest_block = headers + 16 * (size_t(width) + 64) * (size_t(height) + 64) + 2 * file.n;
+  // compressed bytes of a PNG, in another; and tables.
+  largest_block = 16 * (size_t(found.width) + 64) * (size_t(found.height) + 64) + 2 * file.n + (1 << 16);
   feeder body = {file};
+  int width = 0, height = 0, channels = 0;
   const stb_pixels pixels(stbi_load_from_callbacks(&feeder_calls, &body, &width, &height, &channels, 3));
   if (!pixels || body.starved) return failed(body);
+  if (width != found.width || height != found.height) return rs_fail(RS_ERR_FORMAT, "corrupt %s: two sizes", name);
   turn_upright(pixels.get(), width, height, found.orientation, out);
   return RS_OK;
 }
@@ -443,8 +491,8 @@ const filter_row filters[] = {
     {"nearest", rs_filter::nearest, 0, nullptr},
     {"box", rs_filter::box, 0.5, [](double x) { return x > -0.5 && x <= 0.5 ? 1. : 0.; }},
     {"bilinear", rs_filter::bilinear, 1, [](double x) { return std::fabs(x) < 1 ? 1 - std::fabs(x) : 0; }},
-    {"hamming", rs_filter::hamming, 1,
-     [](double x) { return std::fabs(x) < 1 ? sinc(x) * (0.54 + 0.46 * std::cos(std::fabs(x) * M_PI)) : 0; }},
+    {"hamming", rs_filter::hamming, 1,  // Pillow's constants are floats
+     [](double x) { return std::fabs(x) < 1 ? sinc(x) * (double(0.54f) + double(0.46f) * std::cos(x * M_PI)) : 0; }},
     {"bicubic", rs_filter::bicubic, 2,
      [](double x) {
        constexpr double a = -0.5;
