@@ -193,6 +193,10 @@ struct facts {
   int64_t width = 0, height = 0;
   int orientation = 1;
   std::vector<uint8_t> patched;  // the file, changed for stb_image; empty where it can have it as it is
+  struct {
+    int64_t left = 0, top = 0, right = INT64_MAX, bottom = INT64_MAX;
+    uint8_t around[3] = {};  // the colour of what lies outside
+  } frame;                   // of a GIF
 };
 
 // What a JPEG has said of its tables.  stb_image takes it on trust that those that a scan names are there, and of lengths that they
@@ -328,23 +332,41 @@ rs_status walk_png(bytes_view file, facts *out) {
 }
 
 rs_status walk_gif(bytes_view file, facts *out) {
-  const rs_status truncated = RS_ERR_FORMAT;
-  const char *const message = "truncated GIF: no image in it";
-  if (file.n < 13) return rs_fail(truncated, "%s", message);
+  const auto no_image = [] { return rs_fail(RS_ERR_FORMAT, "truncated GIF: no image in it"); };
+  if (file.n < 13) return no_image();
   out->width = file.le16(6), out->height = file.le16(8);
-  const auto table = [](uint8_t flags) { return flags & 0x80 ? size_t(3) << ((flags & 7) + 1) : 0; };
-  bytes_view b = file.from(13 + table(file.p[10]));
+  const auto table_bytes = [](uint8_t flags) { return flags & 0x80 ? size_t(3) << ((flags & 7) + 1) : 0; };
+  bytes_view palette = file.from(13).first(table_bytes(file.p[10]));
+  bytes_view b = file.from(13 + table_bytes(file.p[10]));
+  size_t transparent = 0;
   while (b.n >= 2 && b.p[0] == 0x21) {
-    // Alpha is dropped, so what is transparent has the colour that it was given.
-    if (b.p[1] == 0xF9 && b.n >= 4 && b.p[2] == 4 && (b.p[3] & 1)) {
-      if (out->patched.empty()) out->patched.assign(file.p, file.p + file.n);
-      out->patched[static_cast<size_t>(b.p + 3 - file.p)] &= 0xFE;
+    if (b.p[1] == 0xF9 && b.n >= 7 && b.p[2] == 4) {
+      transparent = b.p[3] & 1 ? b.p[6] : 0;
+      // Alpha is dropped, so what is transparent has the colour that it was given.
+      if (b.p[3] & 1) {
+        if (out->patched.empty()) out->patched.assign(file.p, file.p + file.n);
+        out->patched[static_cast<size_t>(b.p + 3 - file.p)] &= 0xFE;
+      }
     }
     b = b.from(2);
     while (b.n && b.p[0]) b = b.from(size_t(1) + b.p[0]);
     b = b.from(1);
   }
-  return b.n ? RS_OK : rs_fail(truncated, "%s", message);
+  if (b.n < 10) return no_image();
+  if (b.p[0] != 0x2C) return rs_fail(RS_ERR_FORMAT, "corrupt GIF: no image in it");
+  if (b.p[9] & 0x80) palette = b.from(10).first(table_bytes(b.p[9]));
+  out->frame.left = b.le16(1), out->frame.top = b.le16(3);
+  out->frame.right = out->frame.left + b.le16(5), out->frame.bottom = out->frame.top + b.le16(7);
+  if (3 * transparent + 3 <= palette.n) memcpy(out->frame.around, palette.p + 3 * transparent, 3);
+  return RS_OK;
+}
+
+// Pillow lays the first frame on its transparent colour, or else on colour 0, whatever the background is said to be.
+void fill_around(const facts &f, rs_rgb *image) {
+  for (int64_t y = 0, i = 0; y < image->height; y++)
+    for (int64_t x = 0; x < image->width; x++, i += 3)
+      if (x < f.frame.left || x >= f.frame.right || y < f.frame.top || y >= f.frame.bottom)
+        memcpy(&image->data[static_cast<size_t>(i)], f.frame.around, 3);
 }
 
 rs_status walk_bmp(bytes_view b, facts *out) {
@@ -455,6 +477,7 @@ rs_status decode(bytes_view b, int64_t max_pixels, rs_rgb *out) {
   if (!pixels || body.starved) return failed(body);
   if (width != found.width || height != found.height) return rs_fail(RS_ERR_FORMAT, "corrupt %s: two sizes", name);
   turn_upright(pixels.get(), width, height, found.orientation, out);
+  if (kind == container::gif) fill_around(found, out);
   return RS_OK;
 }
 

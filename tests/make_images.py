@@ -113,6 +113,11 @@ def images():
     yield "indexed.gif", saved(indexed, "GIF"), 0
     yield "transparent.gif", saved(indexed, "GIF", transparency=3), 0
     yield "animated.gif", saved(indexed, "GIF", save_all=True, append_images=[rgb.rotate(90).quantize(16)], duration=50), 0
+    frame = bytearray(saved(indexed, "GIF"))
+    frame[6], frame[8] = WIDTH + 6, HEIGHT + 4  # a larger screen
+    at = frame.index(b"\x2c", 13 + 3 * (2 << (frame[10] & 7)))
+    frame[at + 1], frame[at + 3] = 4, 1
+    yield "offset.gif", bytes(frame), 0
     yield "rgb.ppm", saved(rgb, "PPM"), 0
     yield "grey.pgm", saved(rgb.convert("L"), "PPM"), 0
     yield "hundred.ppm", b"P6\n# a comment\n3 2 # another\n100\n" + bytes(range(0, 90, 5)), 0
