@@ -4,6 +4,9 @@ BUILD ?= build
 PREFIX ?= /usr/local
 OPENMP ?= 1
 WERROR ?= 0
+FUZZ_SECONDS ?= 60
+FUZZ_CXX ?= $(or $(shell command -v clang++ || command -v clang++-14),clang++)
+FUZZ_CC ?= $(subst ++,,$(FUZZ_CXX))
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 
 # make -j shares its jobs with the build below it; plain make lets that use all CPUs.
@@ -16,7 +19,7 @@ SOURCES = $(wildcard *.h *.cpp models/*.h models/*.cpp tools/*.h tools/*.cpp tes
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := all
-.PHONY: all deps demo test test-asan test-arm bench-peers bench-check results lint format install uninstall clean distclean help
+.PHONY: all deps demo test test-asan fuzz test-arm bench-peers bench-check results lint format install uninstall clean distclean help
 
 # Targets that need more than a compiler install it first; all does not, so it says what is missing.
 all: ## build build/rs, build/librs.a and build/librs.so
@@ -71,6 +74,15 @@ bench-check: ## fail where rs is more than 10 % slower than tests/bench-baseline
 	+@$(MAKE) all
 	@tools/bench-check --rs $(BUILD) $(ARGS)
 
+fuzz: ## spoilt images through the decoder for FUZZ_SECONDS (60), with clang and its sanitizers; finds stay in build-fuzz
+	@OPENMP=0 tools/install-deps build fuzz
+	@CC=$(FUZZ_CC) CXX=$(FUZZ_CXX) cmake -S . -B build-fuzz -DRS_FUZZ=ON -DRS_TOOLS=OFF -DRS_INSTALL=OFF -DRS_OPENMP=OFF \
+	  -DRS_SANITIZE=address,undefined,fuzzer-no-link -DCMAKE_BUILD_TYPE=RelWithDebInfo $(quiet)
+	+@cmake --build build-fuzz $(jobs) --target fuzz_image
+	@mkdir -p build-fuzz/corpus
+	cd build-fuzz && ./fuzz_image -max_total_time=$(FUZZ_SECONDS) -max_len=8192 -timeout=10 -rss_limit_mb=1024 -print_final_stats=1 \
+	  corpus ../tests/images
+
 test-arm: ## the NEON row of kernels: cross-compiled, run under qemu (skips where these cannot be had)
 	@JOBS=$(JOBS) WERROR=$(WERROR) tests/test-arm build-arm
 
@@ -93,7 +105,7 @@ uninstall: ## remove what the last install put there
 	xargs -d '\n' -I{} rm -fv "$(DESTDIR){}" < $(BUILD)/install_manifest.txt
 
 clean: ## remove all that was built; fetched models stay
-	rm -rf build-arm build-asan build-lint
+	rm -rf build-arm build-asan build-fuzz build-lint
 	[ ! -d $(BUILD) ] || find $(BUILD) -mindepth 1 -maxdepth 1 ! -name models -exec rm -rf {} +
 
 distclean: clean ## remove the fetched models too

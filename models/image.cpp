@@ -32,7 +32,8 @@ thread_local size_t largest_block = 0;
 thread_local bool over_largest = false;
 
 void *stb_resize(void *memory, size_t bytes) {
-  if (bytes <= largest_block) return realloc(memory, bytes ? bytes : 1);
+  // New memory is zeros: a hostile file can have stb_image read what it never wrote, which should be the same on every run.
+  if (bytes <= largest_block) return memory ? realloc(memory, bytes ? bytes : 1) : calloc(1, bytes ? bytes : 1);
   over_largest = true;
   return nullptr;
 }
@@ -189,26 +190,69 @@ rs_status not_an_image(bytes_view b) {
 
 // What a walk through the file found.
 struct facts {
+  int64_t width = 0, height = 0;
   int orientation = 1;
   std::vector<uint8_t> patched;  // the file, changed for stb_image; empty where it can have it as it is
+  struct {
+    int64_t left = 0, top = 0, right = INT64_MAX, bottom = INT64_MAX;
+    uint8_t around[3] = {};  // the colour of what lies outside
+  } frame;                   // of a GIF
 };
 
-// Twelve bytes of lengths may ask for 65,536 codes where stb_image has room for 256.
-bool sound_huffman(bytes_view b) {
-  while (b.n) {
-    if (b.n < 17) return false;
-    size_t codes = 0;
-    for (size_t i = 1; i <= 16; i++) codes += b.p[i];
-    if (codes > 256 || b.n - 17 < codes) return false;
-    b = b.from(17 + codes);
+// What a JPEG has said of its tables.  stb_image takes it on trust that those that a scan names are there, and of lengths that they
+// add up to the 256 codes that it has room for.
+class jpeg_tables {
+ public:
+  bool define_huffman(bytes_view b) {
+    while (b.n) {
+      if (b.n < 17) return false;
+      size_t codes = 0;
+      for (size_t i = 1; i <= 16; i++) codes += b.p[i];
+      if (codes > 256 || b.n - 17 < codes) return false;
+      huffman_ |= 1u << (b.p[0] & 0x1F);  // DC: 0 to 3, AC: 16 to 19
+      b = b.from(17 + codes);
+    }
+    return true;
   }
-  return true;
-}
+  void define_quantization(bytes_view b) {
+    for (; b.n; b = b.from(b.p[0] >> 4 ? 129 : 65)) quantization_ |= 1u << (b.p[0] & 3);
+  }
+  bool has_frame() const { return frame_.n > 0; }
+  int64_t width() const { return has_frame() ? frame_.be16(3) : 0; }
+  int64_t height() const { return has_frame() ? frame_.be16(1) : 0; }
+  void define_frame(bytes_view segment, bool progressive) { frame_ = segment, progressive_ = progressive; }
+  size_t components() const { return has_frame() ? frame_.p[5] : 0; }
+
+  // A scan: components with two tables each, then which coefficients, then which bits of them.
+  bool can_scan(bytes_view b) const {
+    if (b.n < 1 || b.n != size_t(4) + 2 * b.p[0]) return false;
+    const bytes_view after = b.from(1 + size_t(2) * b.p[0]);
+    const bool first_bits = after.p[2] >> 4 == 0;
+    const bool dc = progressive_ ? after.p[0] == 0 && first_bits : true, ac = progressive_ ? after.p[0] > 0 : true;
+    for (size_t i = 0; i < b.p[0]; i++) {
+      const uint8_t tables = b.p[2 + 2 * i];
+      if ((dc && !has(tables >> 4)) || (ac && !has(16 | (tables & 15)))) return false;
+    }
+    return true;
+  }
+  bool can_dequantize() const {
+    for (size_t i = 0; i < components(); i++)
+      if (frame_.n < 9 + 3 * i || !(quantization_ >> (frame_.p[8 + 3 * i] & 3) & 1)) return false;
+    return true;
+  }
+
+ private:
+  bool has(int table) const { return table < 20 && huffman_ >> table & 1; }
+  uint32_t huffman_ = 0, quantization_ = 0;
+  bytes_view frame_ = {nullptr, 0};
+  bool progressive_ = false;
+};
 
 rs_status walk_jpeg(bytes_view b, facts *out) {
   // Each scan of a progressive file may touch every block of the image, for a handful of bytes.  Encoders write some ten.
   constexpr int most_scans = 200;
-  int scans = 0, components = 0;
+  int scans = 0;
+  jpeg_tables tables;
   bool adobe = false, exif = false;
   for (b = b.from(2);;) {
     const void *found = b.n ? memchr(b.p, 0xFF, b.n) : nullptr;
@@ -226,8 +270,11 @@ rs_status walk_jpeg(bytes_view b, facts *out) {
     const bytes_view segment = b.from(2).first(length - 2);
     b = b.from(length);
     if (marker == 0xC4) {
-      if (!sound_huffman(segment)) return rs_fail(RS_ERR_FORMAT, "corrupt JPEG: bad Huffman table");
+      if (!tables.define_huffman(segment)) return rs_fail(RS_ERR_FORMAT, "corrupt JPEG: bad Huffman table");
+    } else if (marker == 0xDB) {
+      tables.define_quantization(segment);
     } else if (marker == 0xDA) {
+      if (!tables.can_scan(segment)) return rs_fail(RS_ERR_FORMAT, "corrupt JPEG: a scan without its Huffman tables");
       if (++scans > most_scans) return rs_fail(RS_ERR_LIMIT, "JPEG of more than %d scans", most_scans);
     } else if (marker >= 0xC0 && marker <= 0xCF && marker != 0xC8 && marker != 0xCC) {
       if (marker > 0xC2)
@@ -235,7 +282,8 @@ rs_status walk_jpeg(bytes_view b, facts *out) {
                        marker > 0xC8 ? "arithmetic-coded" : "lossless or hierarchical");
       if (segment.n < 6) return rs_fail(RS_ERR_FORMAT, "corrupt JPEG: short frame header");
       if (segment.p[0] != 8) return rs_fail(RS_ERR_UNSUPPORTED, "JPEG of %d bits; rs reads 8", segment.p[0]);
-      components = segment.p[5];
+      if (tables.has_frame()) return rs_fail(RS_ERR_FORMAT, "corrupt JPEG: two frames");
+      tables.define_frame(segment, marker == 0xC2);
     } else if (marker == 0xEE && segment.n >= 12 && segment.begins("Adobe", 5)) {
       adobe = segment.p[11] == 0 || segment.p[11] == 2;
     } else if (marker == 0xE1 && !exif && segment.begins("Exif\0", 6)) {
@@ -243,7 +291,10 @@ rs_status walk_jpeg(bytes_view b, facts *out) {
       out->orientation = exif_orientation(segment.from(6));
     }
   }
-  if (components == 4 && !adobe) return rs_fail(RS_ERR_UNSUPPORTED, "JPEG of 4 channels that does not say which (no Adobe marker)");
+  out->width = tables.width(), out->height = tables.height();
+  if (!tables.can_dequantize()) return rs_fail(RS_ERR_FORMAT, "corrupt JPEG: no quantization table");
+  if (tables.components() == 4 && !adobe)
+    return rs_fail(RS_ERR_UNSUPPORTED, "JPEG of 4 channels that does not say which (no Adobe marker)");
   return RS_OK;
 }
 
@@ -256,7 +307,11 @@ rs_status walk_png(bytes_view file, facts *out) {
     if (b.n < 12 || b.be32(0) > b.n - 12) return rs_fail(RS_ERR_FORMAT, "truncated PNG: a chunk goes past the end");
     const uint32_t length = b.be32(0);
     const bytes_view type = b.from(4), data = b.from(8).first(length);
-    if (type.begins("IHDR", 4)) indexed = length == 13 && data.p[9] == 3;
+    if (at == 8) {
+      if (!type.begins("IHDR", 4) || length != 13) return rs_fail(RS_ERR_FORMAT, "corrupt PNG: it does not begin with a header");
+      out->width = data.be32(0), out->height = data.be32(4);
+      indexed = data.p[9] == 3;
+    }
     if (type.begins("CgBI", 4)) return rs_fail(RS_ERR_UNSUPPORTED, "PNG in Apple's own way (CgBI)");
     if (type.begins("PLTE", 4)) palette_at = at, palette = length;
     if (type.begins("eXIf", 4)) out->orientation = exif_orientation(data);
@@ -277,37 +332,55 @@ rs_status walk_png(bytes_view file, facts *out) {
 }
 
 rs_status walk_gif(bytes_view file, facts *out) {
-  const rs_status truncated = RS_ERR_FORMAT;
-  const char *const message = "truncated GIF: no image in it";
-  if (file.n < 13) return rs_fail(truncated, "%s", message);
-  const auto table = [](uint8_t flags) { return flags & 0x80 ? size_t(3) << ((flags & 7) + 1) : 0; };
-  bytes_view b = file.from(13 + table(file.p[10]));
+  const auto no_image = [] { return rs_fail(RS_ERR_FORMAT, "truncated GIF: no image in it"); };
+  if (file.n < 13) return no_image();
+  out->width = file.le16(6), out->height = file.le16(8);
+  const auto table_bytes = [](uint8_t flags) { return flags & 0x80 ? size_t(3) << ((flags & 7) + 1) : 0; };
+  bytes_view palette = file.from(13).first(table_bytes(file.p[10]));
+  bytes_view b = file.from(13 + table_bytes(file.p[10]));
+  size_t transparent = 0;
   while (b.n >= 2 && b.p[0] == 0x21) {
-    // Alpha is dropped, so what is transparent has the colour that it was given.
-    if (b.p[1] == 0xF9 && b.n >= 4 && b.p[2] == 4 && (b.p[3] & 1)) {
-      if (out->patched.empty()) out->patched.assign(file.p, file.p + file.n);
-      out->patched[static_cast<size_t>(b.p + 3 - file.p)] &= 0xFE;
+    if (b.p[1] == 0xF9 && b.n >= 7 && b.p[2] == 4) {
+      transparent = b.p[3] & 1 ? b.p[6] : 0;
+      // Alpha is dropped, so what is transparent has the colour that it was given.
+      if (b.p[3] & 1) {
+        if (out->patched.empty()) out->patched.assign(file.p, file.p + file.n);
+        out->patched[static_cast<size_t>(b.p + 3 - file.p)] &= 0xFE;
+      }
     }
     b = b.from(2);
     while (b.n && b.p[0]) b = b.from(size_t(1) + b.p[0]);
     b = b.from(1);
   }
-  return b.n ? RS_OK : rs_fail(truncated, "%s", message);
+  if (b.n < 10) return no_image();
+  if (b.p[0] != 0x2C) return rs_fail(RS_ERR_FORMAT, "corrupt GIF: no image in it");
+  if (b.p[9] & 0x80) palette = b.from(10).first(table_bytes(b.p[9]));
+  out->frame.left = b.le16(1), out->frame.top = b.le16(3);
+  out->frame.right = out->frame.left + b.le16(5), out->frame.bottom = out->frame.top + b.le16(7);
+  if (3 * transparent + 3 <= palette.n) memcpy(out->frame.around, palette.p + 3 * transparent, 3);
+  return RS_OK;
 }
 
-// An offset of pixels or a count of colours that lies outside of the file is found by stb_image; a height of INT_MIN is not.
-rs_status walk_bmp(bytes_view b) {
-  if (b.n < 26) return rs_fail(RS_ERR_FORMAT, "truncated BMP: no header");
-  const bool core = b.le32(14) == 12;
-  const int64_t height = core ? b.le16(20) : std::abs(int64_t(static_cast<int32_t>(b.le32(22))));
-  const int64_t width = core ? b.le16(18) : int64_t(static_cast<int32_t>(b.le32(18)));
-  if (b.n < 30 && !core) return rs_fail(RS_ERR_FORMAT, "truncated BMP: no header");
-  const int64_t bits = core ? b.le16(24) : b.le16(28);
-  if (width < 1 || height < 1 || height > INT32_MAX)
-    return rs_fail(RS_ERR_FORMAT, "corrupt BMP: %" PRId64 "x%" PRId64 " pixels", width, height);
-  if (static_cast<uint64_t>(width) * static_cast<uint64_t>(bits) / 8 > b.n / static_cast<uint64_t>(height))
-    return rs_fail(RS_ERR_FORMAT, "truncated BMP: %zu bytes for %" PRId64 "x%" PRId64 " pixels of %" PRId64 " bits", b.n, width,
-                   height, bits);
+// Pillow lays the first frame on its transparent colour, or else on colour 0, whatever the background is said to be.
+void fill_around(const facts &f, rs_rgb *image) {
+  for (int64_t y = 0, i = 0; y < image->height; y++)
+    for (int64_t x = 0; x < image->width; x++, i += 3)
+      if (x < f.frame.left || x >= f.frame.right || y < f.frame.top || y >= f.frame.bottom)
+        memcpy(&image->data[static_cast<size_t>(i)], f.frame.around, 3);
+}
+
+rs_status walk_bmp(bytes_view b, facts *out) {
+  const bool core = b.n >= 18 && b.le32(14) == 12;
+  if (b.n < (core ? 26 : 30)) return rs_fail(RS_ERR_FORMAT, "truncated BMP: no header");
+  const auto number = [&](size_t at) { return int64_t(static_cast<int32_t>(b.le32(at))); };
+  out->width = core ? b.le16(18) : number(18);
+  out->height = core ? b.le16(20) : std::abs(number(22));  // negative: its first row is the top one
+  const auto bits = core ? b.le16(24) : b.le16(28);
+  if (out->width < 1 || out->height < 1 || out->height > INT32_MAX)  // INT32_MIN has no positive
+    return rs_fail(RS_ERR_FORMAT, "corrupt BMP: %" PRId64 "x%" PRId64 " pixels", out->width, out->height);
+  if (static_cast<uint64_t>(out->width) * bits / 8 > b.n / static_cast<uint64_t>(out->height))
+    return rs_fail(RS_ERR_FORMAT, "truncated BMP: %zu bytes for %" PRId64 "x%" PRId64 " pixels of %u bits", b.n, out->width,
+                   out->height, bits);
   return RS_OK;
 }
 
@@ -375,7 +448,7 @@ rs_status decode(bytes_view b, int64_t max_pixels, rs_rgb *out) {
       RS_TRY(walk_gif(b, &found));
       break;
     case container::bmp:
-      RS_TRY(walk_bmp(b));
+      RS_TRY(walk_bmp(b, &found));
       break;
   }
   const bytes_view file = found.patched.empty() ? b : bytes_view{found.patched.data(), found.patched.size()};
@@ -388,25 +461,23 @@ rs_status decode(bytes_view b, int64_t max_pixels, rs_rgb *out) {
     return rs_fail(RS_ERR_FORMAT, "corrupt %s: %s", name, reason ? reason : "cannot be decoded");
   };
 
-  int width = 0, height = 0, channels = 0;
-  constexpr size_t headers = 1 << 16;  // tables; nothing that depends on the image
-  largest_block = headers;
-  feeder header = {file};
-  if (!stbi_info_from_callbacks(&feeder_calls, &header, &width, &height, &channels)) return failed(header);
-  if (height < 0 && kind == container::bmp) height = -height;  // its first row is the top one
-  RS_TRY(check_size(width, height, max_pixels));
+  RS_TRY(check_size(found.width, found.height, max_pixels));
   // deflate makes at most 1032 bytes of one.
-  const auto area = static_cast<uint64_t>(width) * static_cast<uint64_t>(height);
-  if (kind == container::png && area / 8 / 1032 > file.n)
-    return rs_fail(RS_ERR_FORMAT, "corrupt PNG: %zu bytes cannot hold %dx%d pixels", file.n, width, height);
+  const auto pixels_of_file = static_cast<size_t>(found.width) * static_cast<size_t>(found.height);
+  if (kind == container::png && pixels_of_file / 8 / 1032 > file.n)
+    return rs_fail(RS_ERR_FORMAT, "corrupt PNG: %zu bytes cannot hold %" PRId64 "x%" PRId64 " pixels", file.n, found.width,
+                   found.height);
 
   // 16 bytes a pixel: RGBA of 16 bits, in a buffer that grows by doubling; with blocks of up to 32 pixels that stick out.  And the
-  // compressed bytes of a PNG, in another.
-  largest_block = headers + 16 * (size_t(width) + 64) * (size_t(height) + 64) + 2 * file.n;
+  // compressed bytes of a PNG, in another; and tables.
+  largest_block = 16 * (size_t(found.width) + 64) * (size_t(found.height) + 64) + 2 * file.n + (1 << 16);
   feeder body = {file};
+  int width = 0, height = 0, channels = 0;
   const stb_pixels pixels(stbi_load_from_callbacks(&feeder_calls, &body, &width, &height, &channels, 3));
   if (!pixels || body.starved) return failed(body);
+  if (width != found.width || height != found.height) return rs_fail(RS_ERR_FORMAT, "corrupt %s: two sizes", name);
   turn_upright(pixels.get(), width, height, found.orientation, out);
+  if (kind == container::gif) fill_around(found, out);
   return RS_OK;
 }
 
@@ -443,8 +514,8 @@ const filter_row filters[] = {
     {"nearest", rs_filter::nearest, 0, nullptr},
     {"box", rs_filter::box, 0.5, [](double x) { return x > -0.5 && x <= 0.5 ? 1. : 0.; }},
     {"bilinear", rs_filter::bilinear, 1, [](double x) { return std::fabs(x) < 1 ? 1 - std::fabs(x) : 0; }},
-    {"hamming", rs_filter::hamming, 1,
-     [](double x) { return std::fabs(x) < 1 ? sinc(x) * (0.54 + 0.46 * std::cos(std::fabs(x) * M_PI)) : 0; }},
+    {"hamming", rs_filter::hamming, 1,  // Pillow's constants are floats
+     [](double x) { return std::fabs(x) < 1 ? sinc(x) * (double(0.54f) + double(0.46f) * std::cos(x * M_PI)) : 0; }},
     {"bicubic", rs_filter::bicubic, 2,
      [](double x) {
        constexpr double a = -0.5;
@@ -515,6 +586,15 @@ axis plan_axis(const filter_row &filter, int64_t source, int64_t size, int64_t s
       }
     }
   }
+  return a;
+}
+
+// n outputs that are the sources from `first` on.
+axis whole_axis(int32_t first, int32_t n) {
+  axis a;
+  a.end = n;
+  a.same = true;
+  for (int32_t i = 0; i < n; i++) a.outputs.push_back({first + i, 1, 0});
   return a;
 }
 
@@ -628,35 +708,29 @@ void put_row(const value_table &values, const uint8_t *row, size_t n, float *out
     for (size_t i = 0; i < n; i++) out[c * plane + i] = values.of[c][row[3 * i + c]];
 }
 
-void resize_to_pixels(const rs_image_spec &spec, const source_image &in, const axis &x, const axis &y, float *out) {
-  const auto width = size_t(spec.width()), plane = width * size_t(spec.height());
-  const value_table values(spec);
-  if (x.size() < width || y.size() < size_t(spec.height()))
-    for (size_t c = 0; c < 3; c++) std::fill_n(out + c * plane, plane, values.of[c][0]);
-  if (x.size() == 0 || y.size() == 0) return;
-
+// The rows of the window that lie on the image, each given to sink(row, bytes).
+template <class Sink>
+void resize_rows(const source_image &in, const axis &x, const axis &y, const Sink &sink) {
   const kernels k = pick_kernels();
   const size_t n = 3 * x.size();
-  float *const corner = out + size_t(y.begin) * width + size_t(x.begin);
   row_pass pass(in, x, k);
-  std::vector<uint8_t> copied(n);
+  std::vector<uint8_t> bytes(n);
   // A row of the first pass.  Where nothing is resized along it, the source has it already, or with gaps.
   const auto first_pass = [&](size_t source_row, size_t r) -> const uint8_t * {
     if (!x.same) return pass.row(r);
-    for (size_t i = 0; i < x.size(); i++) memcpy(&copied[3 * i], in.row(source_row) + 3 * size_t(x.outputs[i].first), 3);
-    return copied.data();
+    for (size_t i = 0; i < x.size(); i++) memcpy(&bytes[3 * i], in.row(source_row) + 3 * size_t(x.outputs[i].first), 3);
+    return bytes.data();
   };
 
-  if (y.same) {  // each output row is one source row, the next the next unless neighbours are repeated, which only copies
+  if (y.same) {  // each output row is one source row: the next one, or where x.same too, any
     for (size_t i = 0; i < y.size(); i++) {
       const auto from = size_t(y.outputs[i].first), r = i % block_rows;
       if (!x.same && r == 0) pass.run(from, int(std::min<size_t>(block_rows, y.size() - i)));
-      put_row(values, first_pass(from, r), x.size(), corner + i * width, plane);
+      sink(i, first_pass(from, r));
     }
     return;
   }
   std::vector<int32_t> sums(n * y.size(), half);
-  std::vector<uint8_t> bytes(n);
   const auto begin = size_t(y.source_begin()), end = size_t(y.source_end());
   size_t oldest = 0;  // the first output row that still waits for source rows
   for (size_t at = begin; at < end; at += block_rows) {
@@ -674,8 +748,29 @@ void resize_to_pixels(const rs_image_spec &spec, const source_image &in, const a
   }
   for (size_t i = 0; i < y.size(); i++) {
     for (size_t j = 0; j < n; j++) bytes[j] = to_byte(sums[i * n + j]);
-    put_row(values, bytes.data(), x.size(), corner + i * width, plane);
+    sink(i, bytes.data());
   }
+}
+
+void resize_to_pixels(const rs_image_spec &spec, source_image in, axis x, axis y, bool columns_first, float *out) {
+  const auto width = size_t(spec.width()), plane = width * size_t(spec.height());
+  const value_table values(spec);
+  if (x.size() < width || y.size() < size_t(spec.height()))
+    for (size_t c = 0; c < 3; c++) std::fill_n(out + c * plane, plane, values.of[c][0]);
+  if (x.size() == 0 || y.size() == 0) return;
+  float *const corner = out + size_t(y.begin) * width + size_t(x.begin);
+
+  std::vector<uint8_t> between;
+  if (columns_first) {
+    const int32_t first = x.source_begin(), n = x.source_end() - first;
+    between.resize(size_t(3) * size_t(n) * y.size());
+    resize_rows(in, whole_axis(first, n), y,
+                [&](size_t i, const uint8_t *row) { memcpy(&between[size_t(3) * size_t(n) * i], row, size_t(3) * size_t(n)); });
+    in = {between.data(), size_t(n), y.size()};
+    for (axis::taps &t : x.outputs) t.first -= first;
+    y = whole_axis(0, int32_t(y.size()));
+  }
+  resize_rows(in, x, y, [&](size_t i, const uint8_t *row) { put_row(values, row, x.size(), corner + i * width, plane); });
 }
 
 // Where the middle `window` of `size` begins; negative where the image is the smaller one.
@@ -727,8 +822,12 @@ rs_status rs_image_pixels(const rs_image_spec &spec, const uint8_t *rgb, int32_t
   const int64_t top = spec.crop ? crop_start(h, spec.crop_height, spec.crop_round) : 0;
   const filter_row &filter = *find_filter(spec.filter);
   try {
-    const axis x = plan_axis(filter, width, w, left, spec.width()), y = plan_axis(filter, height, h, top, spec.height());
-    resize_to_pixels(spec, {rgb, size_t(width), size_t(height)}, x, y, out);
+    const axis x = plan_axis(filter, width, w, left, spec.width());
+    const axis y = plan_axis(filter, height, h, top, spec.height());
+    // Pillow takes the columns of very tall images first.  (So does Pillow 13 where the height shrinks by more than twice as many
+    // pixels as the width: other roundings, by a level or two.  What models were trained with is older.)
+    const bool columns_first = height > int64_t(width) * 100 && h < height;
+    resize_to_pixels(spec, {rgb, size_t(width), size_t(height)}, x, y, columns_first, out);
     return RS_OK;
   } catch (const std::bad_alloc &) {
     return rs_fail(RS_ERR_MEMORY, "no memory to resize an image of %dx%d pixels", width, height);

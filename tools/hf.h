@@ -34,6 +34,19 @@ struct hf_tokenizer_files {
 
 hf_tokenizer read_hf_tokenizer(const hf_tokenizer_files &files);  // throws failure
 
+// The image.* metadata of a weight file (docs/design.md): how an image becomes the pixels that a model takes.
+struct hf_image {
+  std::string resize = "none", resample;
+  std::vector<int64_t> resize_size, crop_size;  // width, height; empty: none
+  std::string crop_rounding = "floor";
+  double rescale = 1 / 255.;
+  std::vector<float> mean = {0, 0, 0}, std = {1, 1, 1};
+};
+
+// preprocessor: that of transformers, or null; then config.json is one of timm and has "pretrained_cfg".  Throws failure.
+hf_image read_hf_image(const json &config, const json &preprocessor);
+void hf_image_metadata(rs_writer *w, const hf_image &image);
+
 struct hf_folder {
   std::vector<rs_source_value> config;    // config.json, nested keys joined by '.'
   std::vector<rs_source_tensor> tensors;  // point into `weights`

@@ -10,7 +10,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 TOOL = os.path.join(ROOT, "tools", "install-deps")
 # What a system has before anything is installed.
 UTILITIES = ("sh", "sed", "awk", "cut", "tr", "cat", "env", "rm")
-ALL_HEADERS = ("utf8proc.h", "nlohmann/json.hpp", "CLI/CLI.hpp", "gtest/gtest.h")
+ALL_HEADERS = ("utf8proc.h", "stb/stb_image.h", "nlohmann/json.hpp", "CLI/CLI.hpp", "gtest/gtest.h")
 
 
 class InstallDeps(unittest.TestCase):
@@ -102,7 +102,7 @@ done""")
     def test_no_compiler(self):
         self.remove("c++")
         _, calls = self.run_tool("build")
-        self.assertEqual(self.installed(calls), {"g++", "libutf8proc-dev", "nlohmann-json3-dev", "libcli11-dev"})
+        self.assertEqual(self.installed(calls), {"g++", "libutf8proc-dev", "libstb-dev", "nlohmann-json3-dev", "libcli11-dev"})
 
     def test_python_without_pip(self):
         self.program("python3", "exit 1")
