@@ -736,7 +736,7 @@ TEST(Tokenizer, RefusesWhatMakesNoSense) {
     rs_status status;
     const char *error;
   } rows[] = {
-      {[](spec_type &s) { s.type = "bpe"; }, RS_ERR_UNSUPPORTED, "tokenizer.type: 'bpe'"},
+      {[](spec_type &s) { s.type = "unigram"; }, RS_ERR_UNSUPPORTED, "tokenizer.type: 'unigram'"},
       {[](spec_type &s) { s.tokens.clear(); }, RS_ERR_FORMAT, "the vocabulary is empty"},
       {[](spec_type &s) { s.tokens.assign(1000, ""); }, RS_ERR_FORMAT, "tokenizer.unk: '[UNK]' is not in the vocabulary"},
       {[](spec_type &s) { s.tokens[7] = "ab\xC3("; }, RS_ERR_FORMAT, "tokenizer.tokens[7]: invalid UTF-8 at byte 2 (0xc3)"},
