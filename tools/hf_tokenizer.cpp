@@ -494,7 +494,7 @@ class tokenizer_reader {
       const special_token token = special_of(role);
       auto found = ids_.find(token.text);
       // The reader of vocab.txt always knew them as plain ones.
-      if (found != ids_.end()) add_token(found->first, found->second, is_bpe() ? token.flags : special, "the vocabulary");
+      if (found != ids_.end()) add_token(found->first, found->second, is_bpe() ? token.flags : int64_t(special), "the vocabulary");
     }
     if (files_.added_tokens.is_null()) return;
     json_object added(files_.added_tokens, "added_tokens.json");
