@@ -753,7 +753,7 @@ TEST(HfBpe, IsFoundInAFolder) {
   f.remove("tokenizer.json");
   f.put("tokenizer_config.json", json::object());
   f.put("vocab.json", file["model"]["vocab"]);
-  f.put("merges.txt", "#version: 0.2\ni n\n");
+  f.put("merges.txt", std::string("#version: 0.2\ni n\n"));
   EXPECT_EQ(f.read().tokenizer.merges, (std::vector<int64_t>{72, 77}));
   f.remove("vocab.json");
   expect_error(f, "nor vocab.json and merges.txt");
