@@ -6930,8 +6930,9 @@ void answer_spans(const float *logits, const answer_window &w, size_t max_tokens
 // The bytes of the context that a candidate stands for.
 rs_span answer_bytes(const rs_model &m, const rs_tokens &context, answer_candidate c, bool whole_words) {
   if (whole_words) {
-    while (c.begin > 0 && rs_tokenizer_continues(m.tokenizer, context.ids[c.begin])) c.begin--;
-    while (c.last + 1 < context.ids.size() && rs_tokenizer_continues(m.tokenizer, context.ids[c.last + 1])) c.last++;
+    while (c.begin > 0 && rs_tokenizer_continues(m.tokenizer, context.ids[c.begin - 1], context.ids[c.begin])) c.begin--;
+    while (c.last + 1 < context.ids.size() && rs_tokenizer_continues(m.tokenizer, context.ids[c.last], context.ids[c.last + 1]))
+      c.last++;
   }
   return {context.spans[c.begin].begin, context.spans[c.last].end};
 }

@@ -366,7 +366,7 @@ RS_API size_t rs_encode_failed(const rs_session *session);
 /* ---- images: packed, encoded, dropped from as texts are */
 
 typedef enum rs_image_kind {
-  RS_IMAGE_FILE = 0, /* the bytes of a JPEG, PNG, GIF (its first frame), BMP, TGA, PSD or PNM file */
+  RS_IMAGE_FILE = 0, /* the bytes of a JPEG, PNG, BMP, GIF (its first frame) or PNM (P5, P6) file */
   RS_IMAGE_RGB,      /* u8 [height, width, 3] */
   RS_IMAGE_PIXELS    /* f32 [3, height, width], as rs_image_prepare makes it */
 } rs_image_kind;

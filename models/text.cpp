@@ -1,16 +1,26 @@
-// BERT WordPiece, as the tokenizers library of Hugging Face does it: the same ids and the same spans for every valid text.
+// BERT's WordPiece and CLIP's byte-level BPE, as the tokenizers library of Hugging Face does them: the same ids and the same spans
+// for every valid text.
 //
 //   1 UTF-8
 //   2 Unicode, as the reference knows it
 //   3 added tokens: literals that are cut out of a text before all else
 //   4 the tokenizer: vocabulary, settings, template
 //   5 normalisation
-//   6 words and their pieces
-//   7 checks and loading
+//   6 what both kinds share: a text's stretches, the word so far
+//   7 WordPiece: words and their pieces
+//   8 BPE: words and their merges
+//   9 checks and loading
 //
-// The way of a text.  Added tokens ("[MASK]") are cut out of it.  What is left is normalised: control characters are dropped,
-// Chinese characters set apart by spaces, accents taken off, letters made lower case.  Then it is cut into words at whitespace and
-// around every punctuation character, and each word into the longest pieces that the vocabulary has, from left to right.
+// The way of a text.  Added tokens ("[MASK]") are cut out of it, what is left is normalised, cut into words, and each word into
+// tokens.
+//
+// WordPiece: control characters are dropped, Chinese characters set apart by spaces, accents taken off, letters made lower case.
+// Words end at whitespace and around every punctuation character, and each is cut into the longest pieces that the vocabulary has,
+// from left to right.
+//
+// BPE: characters are composed (NFC) and made lower case.  Words are runs of letters, single digits, runs of anything else but
+// whitespace, and the ends of English contractions ('s).  Each begins as its bytes, of which the last is marked by a suffix; then
+// of all pairs of neighbours that have a merge the one of lowest rank becomes one token, until none is left.
 //
 // Most text is ASCII, where all of this is a table look-up for each byte and one hash look-up for each word.  So runs of ASCII go
 // that way, and only what lies between them is looked at as Unicode.
@@ -21,6 +31,7 @@
 #include <utf8proc.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cinttypes>
 #include <cstring>
 #include <limits>
@@ -100,8 +111,9 @@ size_t encode(char32_t c, char *out) {
 // ------------------------------------------------------------------------------------------------ 2 Unicode
 //
 // The reference takes its tables from four places, each of another version of Unicode: categories (crate unicode_categories) are
-// of 8.0, canonical decomposition (unicode-normalization-alignments) of 9.0, lower case (the standard library of Rust) of 17.0 and
-// the \w of added tokens (regex) of 16.0.  utf8proc has the version of the day: 2.7 that of 14.0, 2.8 of 15.0, 2.11 of 17.0.
+// of 8.0, canonical decomposition (unicode-normalization-alignments) of 9.0, lower case (the standard library of Rust) of 17.0, the
+// \w of added tokens (regex) and the letters and numbers of BPE (Oniguruma) of 16.0.  utf8proc has the version of the day: 2.7 that
+// of 14.0, 2.8 of 15.0, 2.11 of 17.0.
 //
 // So that ids depend on neither, the tables below say where to disbelieve utf8proc.  They come from comparing every code point in
 // tokenizers 0.23.3 and utf8proc 2.7 to 2.11, and the character database of 18.0.  A range goes as far as it can: it may hold
@@ -171,6 +183,39 @@ constexpr range no_word_character[] = {
     {0x187F8, 0x187FF}, {0x18CD6, 0x18CFE}, {0x18D09, 0x1AFEF}, {0x1B123, 0x1B131}, {0x1B168, 0x1B16F}, {0x1CF47, 0x1D164},
     {0x1D245, 0x1D3FF}, {0x1D6A6, 0x1D6A7}, {0x1DF1F, 0x1DF24}, {0x1DF2B, 0x1DFFF}, {0x1E5FB, 0x1E7DF}, {0x2B73A, 0x2B73F},
     {0x2B81E, 0x2B81F}, {0x2CEA2, 0x2CEAF}, {0x323B0, 0xE00FF},
+};
+
+// Letters and numbers that came with 15.0 to 16.0.
+constexpr range new_letters[] = {
+    {0x1C89, 0x1C8A},   {0xA7CB, 0xA7CD},   {0xA7DA, 0xA7DC},   {0x105C0, 0x105F3}, {0x10D4A, 0x10D65}, {0x10D6F, 0x10D85},
+    {0x10EC2, 0x10EC4}, {0x1123F, 0x11240}, {0x11380, 0x11389}, {0x1138B, 0x1138B}, {0x1138E, 0x1138E}, {0x11390, 0x113B5},
+    {0x113B7, 0x113B7}, {0x113D1, 0x113D1}, {0x113D3, 0x113D3}, {0x11BC0, 0x11BE0}, {0x11F02, 0x11F02}, {0x11F04, 0x11F10},
+    {0x11F12, 0x11F33}, {0x1342F, 0x1342F}, {0x13441, 0x13446}, {0x13460, 0x143FA}, {0x16100, 0x1611D}, {0x16D40, 0x16D6C},
+    {0x18CFF, 0x18CFF}, {0x1B132, 0x1B132}, {0x1B155, 0x1B155}, {0x1DF25, 0x1DF2A}, {0x1E030, 0x1E06D}, {0x1E4D0, 0x1E4EB},
+    {0x1E5D0, 0x1E5ED}, {0x1E5F0, 0x1E5F0}, {0x2B739, 0x2B739}, {0x2EBF0, 0x2EE5D}, {0x31350, 0x323AF},
+};
+constexpr range new_numbers[] = {
+    {0x10D40, 0x10D49}, {0x116D0, 0x116E3}, {0x11BF0, 0x11BF9}, {0x11F50, 0x11F59}, {0x16130, 0x16139},
+    {0x16D70, 0x16D79}, {0x1CCF0, 0x1CCF9}, {0x1D2C0, 0x1D2D3}, {0x1E4F0, 0x1E4F9}, {0x1E5F1, 0x1E5FA},
+};
+
+// Unicode 16.0 has no letter, or no number, here; later ones have.
+constexpr range no_letter[] = {
+    {0x0557, 0x0558},   {0x0589, 0x05CF},    {0x088F, 0x089F},   {0x0C5B, 0x0C5C},   {0x0CBE, 0x0CDC},   {0x2080, 0x208F},
+    {0x209D, 0x2101},   {0xA7CE, 0xA7CF},    {0xA7D2, 0xA7D2},   {0xA7D4, 0xA7D4},   {0xA7DD, 0xA7F1},   {0xAB6A, 0xAB6F},
+    {0x107BB, 0x107FF}, {0x1093A, 0x1097F},  {0x10EC5, 0x10EFF}, {0x11AF9, 0x11BBF}, {0x11D99, 0x11EDF}, {0x16E80, 0x16EFF},
+    {0x16FE4, 0x16FFF}, {0x187F8, 0x187FF},  {0x18CD6, 0x18CFE}, {0x18D09, 0x1AFEF}, {0x1B123, 0x1B131}, {0x1B168, 0x1B16F},
+    {0x1D6A6, 0x1D6A7}, {0x1DF1F, 0x1DF24},  {0x1DF2B, 0x1E02F}, {0x1E5F1, 0x1E7DF}, {0x2B73A, 0x2B73F}, {0x2B81E, 0x2B81F},
+    {0x2CEA2, 0x2CEAF}, {0x323B0, 0x10FFFF},
+};
+constexpr range no_number[] = {{0x11DAA, 0x11F4F}, {0x1246F, 0x1612F}, {0x16E97, 0x1CCEF}};
+
+// Starters that a canonical composition of Unicode 9.0 may end with.
+constexpr range joining_starters[] = {
+    {0x09BE, 0x09BE},   {0x09D7, 0x09D7},   {0x0B3E, 0x0B3E},   {0x0B56, 0x0B57},   {0x0BBE, 0x0BBE},   {0x0BD7, 0x0BD7},
+    {0x0CC2, 0x0CC2},   {0x0CD5, 0x0CD6},   {0x0D3E, 0x0D3E},   {0x0D57, 0x0D57},   {0x0DCF, 0x0DCF},   {0x0DDF, 0x0DDF},
+    {0x102E, 0x102E},   {0x1161, 0x1175},   {0x11A8, 0x11C2},   {0x1B35, 0x1B35},   {0x11127, 0x11127}, {0x1133E, 0x1133E},
+    {0x11357, 0x11357}, {0x114B0, 0x114B0}, {0x114BA, 0x114BA}, {0x114BD, 0x114BD}, {0x115AF, 0x115AF},
 };
 
 const utf8proc_property_t &property(char32_t c) { return *utf8proc_get_property(static_cast<utf8proc_int32_t>(c)); }
@@ -260,6 +305,38 @@ bool is_word_character(char32_t c) {
   }
 }
 
+// What BPE makes words of.
+enum class bpe_class : uint8_t { letter, number, space, other };
+
+bpe_class bpe_class_of(char32_t c) {
+  switch (property(c).category) {
+    case UTF8PROC_CATEGORY_LU:
+    case UTF8PROC_CATEGORY_LL:
+    case UTF8PROC_CATEGORY_LT:
+    case UTF8PROC_CATEGORY_LM:
+    case UTF8PROC_CATEGORY_LO:
+      return in_ranges(no_letter, c) ? bpe_class::other : bpe_class::letter;
+    case UTF8PROC_CATEGORY_ND:
+    case UTF8PROC_CATEGORY_NL:
+    case UTF8PROC_CATEGORY_NO:
+      return in_ranges(no_number, c) ? bpe_class::other : bpe_class::number;
+    case UTF8PROC_CATEGORY_CN:
+      if (in_ranges(new_letters, c)) return bpe_class::letter;
+      return in_ranges(new_numbers, c) ? bpe_class::number : bpe_class::other;
+    default:
+      return is_space(c) ? bpe_class::space : bpe_class::other;
+  }
+}
+
+// The character that both compose to in NFC, or 0.
+char32_t compose(char32_t a, char32_t b) {
+  utf8proc_int32_t both[] = {static_cast<utf8proc_int32_t>(a), static_cast<utf8proc_int32_t>(b)};
+  const auto options = static_cast<utf8proc_option_t>(UTF8PROC_COMPOSE | UTF8PROC_STABLE);
+  if (utf8proc_normalize_utf32(both, 2, options) != 1) return 0;
+  const auto c = static_cast<char32_t>(both[0]);
+  return in_ranges(no_normalization, c) ? 0 : c;
+}
+
 // ------------------------------------------------------------------------------------------------ 3 added tokens
 
 struct added_token {
@@ -284,6 +361,8 @@ class literal_set {
     for (const added_token &token : sorted_) is_first_[static_cast<uint8_t>(token.text[0])] = true;
     only_first_ = std::count(is_first_, is_first_ + 256, true) == 1;
   }
+
+  const std::vector<added_token> &all() const { return sorted_; }
 
   // The next one at `from` or after it, with its place; nullptr when there is none.
   const added_token *find(std::string_view text, size_t from, size_t *at) const {
@@ -364,6 +443,8 @@ constexpr uint64_t hash_step(uint64_t hash, char byte) { return hash * 0x9E3779B
 
 // Pieces of words: a table with open addressing.  A piece that continues a word is another one than the same bytes at its
 // beginning; it is stored without its prefix.
+constexpr int max_probes = 1024;  // that a table takes to find a place
+
 class piece_table {
  public:
   static constexpr int32_t none = -1;
@@ -376,7 +457,8 @@ class piece_table {
   }
 
   // `bytes` lie at `offset` of the text that find() is given.  False when too many pieces hash alike, which only malice can do.
-  bool insert(const char *text, uint32_t offset, uint32_t length, bool continues, int32_t id) {
+  // `replaced` becomes the id that these bytes had.
+  bool insert(const char *text, uint32_t offset, uint32_t length, bool continues, int32_t id, int32_t *replaced = nullptr) {
     uint64_t hash = 0;
     for (uint32_t i = 0; i < length; i++) hash = hash_step(hash, text[offset + i]);
     const uint64_t mixed = mix(hash, continues);
@@ -385,6 +467,7 @@ class piece_table {
       if (is(slots_[i], mixed, text, text + offset, length, continues)) break;
       if (++probes == max_probes) return false;
     }
+    if (replaced) *replaced = slots_[i].id;
     slots_[i] = {static_cast<uint32_t>(mixed), offset, id, length << 1 | continues};
     longest_[continues] = std::max(longest_[continues], size_t(length));
     return true;
@@ -400,8 +483,6 @@ class piece_table {
   size_t longest(bool continues) const { return longest_[continues]; }
 
  private:
-  static constexpr int max_probes = 1024;
-
   struct slot {
     uint32_t tag;  // of the hash, to spare most comparisons
     uint32_t offset;
@@ -424,7 +505,61 @@ class piece_table {
   size_t longest_[2] = {0, 0};
 };
 
-enum class ascii_kind : uint8_t { unicode, word, space, punctuation };  // unicode: a byte that only section 5 can deal with
+// What becomes of two neighbours in a word.
+struct merge {
+  int32_t left, right;
+  int32_t rank;  // the lowest comes first
+  int32_t id;    // of the token that they become
+};
+
+// All merges by their pair, with open addressing.
+class merge_table {
+ public:
+  static constexpr int32_t none = -1;
+
+  void reserve(size_t merges) {
+    unsigned bits = 4;
+    while ((size_t(1) << bits) < 2 * merges) bits++;
+    shift_ = 64 - bits;
+    slots_.assign(size_t(1) << bits, merge{none, none, none, none});
+  }
+
+  // False when too many pairs hash alike.  `known` becomes whether the pair was there before; then it stays as it was.
+  bool insert(const merge &m, bool *known) {
+    size_t i = first_slot(m.left, m.right);
+    for (int probes = 0; slots_[i].left != none; i = next(i)) {
+      *known = slots_[i].left == m.left && slots_[i].right == m.right;
+      if (*known) return true;
+      if (++probes == max_probes) return false;
+    }
+    *known = false;
+    slots_[i] = m;
+    return true;
+  }
+
+  // nullptr when there is none.
+  const merge *find(int32_t left, int32_t right) const {
+    for (size_t i = first_slot(left, right); slots_[i].left != none; i = next(i))
+      if (slots_[i].left == left && slots_[i].right == right) return &slots_[i];
+    return nullptr;
+  }
+
+ private:
+  size_t first_slot(int32_t left, int32_t right) const {
+    uint64_t hash = (static_cast<uint64_t>(left) << 32 | static_cast<uint32_t>(right)) * 0x9E3779B97F4A7C15u;
+    hash = (hash ^ hash >> 32) * 0xD6E8FEB86659FD93u;
+    return hash >> shift_;
+  }
+  size_t next(size_t i) const { return (i + 1) & (slots_.size() - 1); }
+
+  std::vector<merge> slots_;
+  unsigned shift_ = 64;
+};
+
+// unicode: a byte that only section 5 can deal with.  punctuation: of BPE all that is neither a letter nor a space.
+enum class ascii_kind : uint8_t { unicode, word, space, punctuation };
+
+enum class tokenizer_kind : uint8_t { wordpiece, bpe };
 
 struct template_token {
   int32_t id;  // or one of the two below
@@ -432,22 +567,36 @@ struct template_token {
 };
 constexpr int32_t text_slot = -1, pair_slot = -2;
 
+enum class wholeness : uint8_t { unknown, whole, parts };
+
 }  // namespace
 
 struct rs_tokenizer {
+  tokenizer_kind kind = tokenizer_kind::wordpiece;
   std::vector<char> text;         // of all tokens, a NUL after each
   std::vector<uint32_t> offsets;  // by id
-  piece_table pieces;
-  std::string prefix;  // of a piece that continues a word
+  piece_table pieces;             // of BPE as bytes of `word_bytes`, without the suffix; those without one "continue"
+  std::string prefix;             // of a piece that continues a word
   int32_t unk = 0;
   size_t max_word_chars = 0;
   bool clean_text = false, chinese_chars = false, strip_accents = false, lowercase = false;
   literal_set raw, normalized;  // added tokens, by the text that they are sought in
+  std::vector<bool> added;      // by id
   std::vector<template_token> single, pair;
   // What becomes of a byte below 128, and of a punctuation character the token.
   ascii_kind kinds[256];
   char lower[128];
   int32_t punctuation[128];
+
+  // BPE.
+  std::string suffix;  // of a token that ends a word
+  merge_table merges;
+  int32_t byte_ids[2][256];  // of a byte inside a word, and of its last
+  std::vector<char> word_bytes;
+  // Whether merging makes one token of a word that is in `pieces`, which it need not; by id, found out when it is first met.
+  std::unique_ptr<std::atomic<wholeness>[]> whole;
+  bool split_special = false;
+  std::string needles;  // bytes of which a text has at least one wherever a token of `normalized` is; "": that is not known
 };
 
 struct combining {
@@ -455,6 +604,21 @@ struct combining {
   int32_t combining_class;
   uint32_t order;
   bool takes_source;  // not a further part of a decomposition
+};
+
+// A token of a word that is being merged.
+struct bpe_symbol {
+  int32_t id;         // -1: it has become part of the one before
+  uint32_t end;       // in the word
+  int32_t rank;       // of the merge with the next one
+  int32_t merged_id;  // what that would make of both
+};
+struct bpe_link {
+  uint32_t before, after;
+};
+struct bpe_candidate {
+  uint64_t order;  // rank, then place
+  int32_t left, right;
 };
 
 struct rs_tokenizer_scratch {
@@ -465,21 +629,47 @@ struct rs_tokenizer_scratch {
   std::vector<rs_span> mark_sources;
   std::string normalized;  // a whole stretch of text, where added tokens are sought in it
   std::vector<rs_span> normalized_sources;
+  std::vector<bpe_symbol> symbols;
+  std::vector<bpe_link> links;
+  std::vector<bpe_candidate> candidates;
 };
 
 namespace {
 
 // ------------------------------------------------------------------------------------------------ 5 normalisation
 
-// Characters go in with their places in the text; normalised ones come out at sink.put(character, place).
+constexpr int max_decomposition = 8;  // four is the most that there is
+
+// Canonical decomposition (NFD), one character at a time: part(character, combining class, is it the first) for each.
+template <class Part>
+void decompose(char32_t c, Part part) {
+  const utf8proc_property_t &p = property(c);
+  const bool hangul = c >= 0xAC00 && c <= 0xD7A3;
+  const bool decomposes = hangul || (p.decomp_seqindex != UINT16_MAX && p.decomp_type == 0);
+  if ((!decomposes && p.combining_class == 0) || in_ranges(no_normalization, c)) return part(c, 0, true);
+  if (!decomposes) return part(c, p.combining_class, true);
+  utf8proc_int32_t parts[max_decomposition];
+  const utf8proc_ssize_t n =
+      utf8proc_decompose_char(static_cast<utf8proc_int32_t>(c), parts, max_decomposition, UTF8PROC_DECOMPOSE, nullptr);
+  for (utf8proc_ssize_t i = 0; i < n; i++)
+    part(static_cast<char32_t>(parts[i]), property(static_cast<char32_t>(parts[i])).combining_class, i == 0);
+}
+
+void sort_marks(std::vector<combining> *marks) {
+  std::sort(marks->begin(), marks->end(), [](const combining &a, const combining &b) {
+    return a.combining_class != b.combining_class ? a.combining_class < b.combining_class : a.order < b.order;
+  });
+}
+
+// Of WordPiece.  Characters go in with their places in the text; normalised ones come out at sink.put(character, place).
 //
 // Places are those of the reference.  It knows each normalised character as one that takes the place of the next character of the
 // text, or as one that was added and shares the place of the one before it.  Where combining marks change their order, places
 // therefore stay in order, and are dealt out anew.
 template <class Sink>
-class normalizer {
+class bert_normalizer {
  public:
-  normalizer(const rs_tokenizer &t, rs_tokenizer_scratch &s, Sink &sink) : t_(t), s_(s), sink_(sink) {
+  bert_normalizer(const rs_tokenizer &t, rs_tokenizer_scratch &s, Sink &sink) : t_(t), s_(s), sink_(sink) {
     s_.marks.clear();
     s_.mark_sources.clear();
   }
@@ -502,9 +692,7 @@ class normalizer {
   // At the end, and before anything that does not go through put().
   void flush() {
     if (s_.marks.empty()) return;
-    std::sort(s_.marks.begin(), s_.marks.end(), [](const combining &a, const combining &b) {
-      return a.combining_class != b.combining_class ? a.combining_class < b.combining_class : a.order < b.order;
-    });
+    sort_marks(&s_.marks);
     auto source = s_.mark_sources.begin();
     for (const combining &mark : s_.marks) {
       if (mark.takes_source) source_ = *source++;
@@ -522,29 +710,10 @@ class normalizer {
       lower(c);
       return;
     }
-    const utf8proc_property_t &p = property(c);
-    const bool hangul = c >= 0xAC00 && c <= 0xD7A3;
-    const bool decomposes = hangul || (p.decomp_seqindex != UINT16_MAX && p.decomp_type == 0);
-    if (!decomposes && p.combining_class == 0) {
-      starter(c, from, true);
-      return;
-    }
-    if (in_ranges(no_normalization, c)) {
-      starter(c, from, true);
-      return;
-    }
-    if (!decomposes) {
-      mark(c, p.combining_class, from, true);
-      return;
-    }
-    utf8proc_int32_t parts[max_decomposition];
-    const utf8proc_ssize_t n =
-        utf8proc_decompose_char(static_cast<utf8proc_int32_t>(c), parts, max_decomposition, UTF8PROC_DECOMPOSE, nullptr);
-    for (utf8proc_ssize_t i = 0; i < n; i++) {
-      const auto part = static_cast<char32_t>(parts[i]);
-      if (const int combining_class = property(part).combining_class) mark(part, combining_class, from, i == 0);
-      else starter(part, from, i == 0);
-    }
+    decompose(c, [&](char32_t part, int combining_class, bool first) {
+      if (combining_class) mark(part, combining_class, from, first);
+      else starter(part, from, first);
+    });
   }
 
   void starter(char32_t c, rs_span from, bool takes_source) {
@@ -573,12 +742,120 @@ class normalizer {
     }
   }
 
-  static constexpr int max_decomposition = 8;  // four is the most that there is
-
   const rs_tokenizer &t_;
   rs_tokenizer_scratch &s_;
   Sink &sink_;
   rs_span source_ = {0, 0};
+};
+
+// Of BPE: canonical composition (NFC), white space as single spaces, lower case.
+//
+// Here too places are those of the reference: a composed character takes the place of the first of those that it came from.
+template <class Sink>
+class clip_normalizer {
+ public:
+  clip_normalizer(const rs_tokenizer & /* its settings are always these */, rs_tokenizer_scratch &s, Sink &sink)
+      : s_(s), sink_(sink) {
+    clear();
+  }
+
+  void put(char32_t c, rs_span from) {
+    s_.mark_sources.push_back(from);
+    decompose(c, [this](char32_t part, int combining_class, bool first) {
+      if (combining_class) s_.marks.push_back({part, combining_class, static_cast<uint32_t>(s_.marks.size()), first});
+      else starter(part, first);
+    });
+  }
+
+  // At the end, and before anything that does not go through put().
+  void flush() {
+    compose_marks();
+    emit_all();
+    end_space();
+    clear();
+  }
+
+ private:
+  // A starter that was composed of others takes the places of all of them.
+  void starter(char32_t c, bool takes_source) {
+    compose_marks();
+    if (has_starter_ && s_.marks.empty() && in_ranges(joining_starters, c))
+      if (const char32_t both = compose(starter_, c)) {
+        starter_ = both;
+        starter_sources_ += takes_source;
+        return;
+      }
+    emit_all();
+    starter_ = c;
+    starter_sources_ = takes_source;
+    has_starter_ = true;
+  }
+
+  // A mark is kept from the starter by one before it that stays and whose class is not lower.
+  void compose_marks() {
+    if (s_.marks.empty()) return;
+    sort_marks(&s_.marks);
+    size_t kept = 0;
+    for (const combining &mark : s_.marks) {
+      const bool reaches = has_starter_ && (kept == 0 || s_.marks[kept - 1].combining_class < mark.combining_class);
+      const char32_t both = reaches ? compose(starter_, mark.c) : 0;
+      if (both) {
+        starter_ = both;
+        starter_sources_ += mark.takes_source;
+      } else {
+        s_.marks[kept++] = mark;
+      }
+    }
+    s_.marks.resize(kept);
+  }
+
+  void emit_all() {
+    if (has_starter_) emit(starter_, starter_sources_);
+    has_starter_ = false;
+    for (const combining &mark : s_.marks) emit(mark.c, mark.takes_source);
+    s_.marks.clear();
+  }
+
+  // `sources`: how many characters of the text it takes the place of.  If none, it shares that of the one before it.
+  void emit(char32_t c, size_t sources) {
+    if (sources) {
+      place_ = s_.mark_sources[next_source_];
+      next_source_ += sources;
+    } else if (next_source_) {
+      place_ = s_.mark_sources[next_source_ - 1];
+    }
+    if (is_space(c)) {
+      has_space_ = true;
+      space_ = place_;
+      return;
+    }
+    end_space();
+    if (c == 0x130) {  // İ becomes i and a dot above
+      sink_.put('i', place_);
+      sink_.put(0x307, place_);
+    } else {
+      sink_.put(to_lower(c), place_);
+    }
+  }
+
+  // One space for all of them, at the place of the last.
+  void end_space() {
+    if (has_space_) sink_.put(' ', space_);
+    has_space_ = false;
+  }
+
+  void clear() {
+    s_.marks.clear();
+    s_.mark_sources.clear();
+    next_source_ = 0;
+  }
+
+  rs_tokenizer_scratch &s_;
+  Sink &sink_;
+  char32_t starter_ = 0;
+  size_t starter_sources_ = 0, next_source_ = 0;
+  bool has_starter_ = false, has_space_ = false;
+  rs_span place_ = {0, 0}, space_ = {0, 0};
 };
 
 // Keeps the normalised text with the place of every byte.
@@ -594,13 +871,13 @@ struct normalized_text {
   std::vector<rs_span> &sources;
 };
 
-// ------------------------------------------------------------------------------------------------ 6 words and their pieces
+// ------------------------------------------------------------------------------------------------ 6 what both kinds share
 
-class encoder {
+// The way of a text down to its words.  Kind (sections 7 and 8) has words(begin, end) for a stretch of the text, put(character,
+// place) for normalised characters, end_word(), and normalizer_of<Sink>.
+template <class Kind>
+class word_reader {
  public:
-  encoder(const rs_tokenizer &t, rs_tokenizer_scratch &s, std::string_view text, rs_tokens *out)
-      : t_(t), s_(s), text_(text), ids_(out->ids), spans_(out->spans), normalizer_(t, s, *this) {}
-
   void run() {
     if (t_.raw.empty()) return stretch(0, text_.size());
     cut_out(
@@ -608,21 +885,10 @@ class encoder {
         [this](int32_t id, size_t begin, size_t end) { token(id, span(begin, end)); });
   }
 
-  // A normalised character: from section 5.
-  void put(char32_t c, rs_span from) {
-    const char_kind kind = kind_of(c);
-    if (is_space(c, kind)) {
-      end_word();
-    } else if (kind == char_kind::punctuation) {
-      end_word();
-      append(c, from);
-      end_word();
-    } else {
-      append(c, from);
-    }
-  }
+ protected:
+  word_reader(const rs_tokenizer &t, rs_tokenizer_scratch &s, std::string_view text, rs_tokens *out)
+      : t_(t), s_(s), text_(text), ids_(out->ids), spans_(out->spans) {}
 
- private:
   static rs_span span(size_t begin, size_t end) { return {static_cast<uint32_t>(begin), static_cast<uint32_t>(end)}; }
 
   void token(int32_t id, rs_span from) {
@@ -630,12 +896,132 @@ class encoder {
     spans_.push_back(from);
   }
 
+  size_t offset(const char *p) const { return static_cast<size_t>(p - text_.data()); }
+
+  // The bytes of words from `i` on: as many as are of the kind `word`.
+  size_t ascii_run(size_t i, size_t end) {
+    if (!chars_) begin_ = static_cast<uint32_t>(i);
+    else if (side_by_side_ && begin_ + n_ != i && !is_too_long()) list_sources();  // something was dropped in between
+    if (s_.word.size() < n_ + (end - i)) s_.word.resize(n_ + (end - i));
+    const size_t begin = i;
+    char *word = s_.word.data() + n_;
+    uint64_t hash = hash_;
+    for (; i < end && t_.kinds[static_cast<uint8_t>(text_[i])] == ascii_kind::word; i++) {
+      *word = t_.lower[static_cast<uint8_t>(text_[i])];
+      hash = hash_step(hash, *word++);
+    }
+    end_ = static_cast<uint32_t>(i);
+    chars_ += i - begin;
+    if (is_too_long()) return i;
+    hash_ = hash;
+    n_ += i - begin;
+    if (!side_by_side_)
+      for (size_t k = begin; k < i; k++) s_.sources.push_back(span(k, k + 1));
+    return i;
+  }
+
+  void append(char32_t c, rs_span from) {
+    if (!chars_) begin_ = from.begin;
+    end_ = from.end;
+    chars_++;
+    if (is_too_long()) return;
+    if (side_by_side_ && (c >= 0x80 || from.begin != begin_ + n_ || from.end != from.begin + 1)) list_sources();
+    if (s_.word.size() < n_ + max_utf8) s_.word.resize(2 * (n_ + max_utf8));
+    char *word = s_.word.data() + n_;
+    const size_t n = encode(c, word);
+    for (size_t i = 0; i < n; i++) hash_ = hash_step(hash_, word[i]);
+    if (!side_by_side_) s_.sources.insert(s_.sources.end(), n, from);
+    n_ += n;
+  }
+
+  // Such a word is unknown, and its bytes are not kept.
+  bool is_too_long() const { return chars_ > t_.max_word_chars; }
+
+  // The bytes of the text that bytes [begin, end) of the word came from.
+  rs_span source_of(size_t begin, size_t end) const {
+    if (side_by_side_) return span(begin_ + begin, begin_ + end);
+    return {s_.sources[begin].begin, s_.sources[end - 1].end};
+  }
+
+  void clear_word() {
+    n_ = chars_ = 0;
+    hash_ = 0;
+    side_by_side_ = true;
+  }
+
+  const rs_tokenizer &t_;
+  rs_tokenizer_scratch &s_;
+  const std::string_view text_;
+  std::vector<int32_t> &ids_;
+  std::vector<rs_span> &spans_;
+
+  // The word so far.
+  size_t n_ = 0, chars_ = 0;
+  uint64_t hash_ = 0;
+  uint32_t begin_ = 0, end_ = 0;  // in the text
+  bool side_by_side_ = true;      // its bytes are those of the text from begin_ on
+
+ private:
+  Kind &kind() { return static_cast<Kind &>(*this); }
+
   // A part of the text that no word crosses the ends of.
   void stretch(size_t begin, size_t end) {
-    if (t_.normalized.empty()) words(begin, end);
-    else normalized_words(begin, end);
-    end_word();
+    if (may_have_normalized(begin, end)) normalized_words(begin, end);
+    else kind().words(begin, end);
+    kind().end_word();
   }
+
+  bool may_have_normalized(size_t begin, size_t end) const {
+    if (t_.normalized.empty()) return false;
+    const auto found = [&](char needle) { return memchr(text_.data() + begin, needle, end - begin) != nullptr; };
+    return t_.needles.empty() || std::any_of(t_.needles.begin(), t_.needles.end(), found);
+  }
+
+  // The words of a stretch where added tokens are to be found in the normalised text.
+  void normalized_words(size_t begin, size_t end) {
+    s_.normalized.clear();
+    s_.normalized_sources.clear();
+    normalized_text whole{s_.normalized, s_.normalized_sources};
+    typename Kind::template normalizer_of<normalized_text> to_whole(t_, s_, whole);
+    for (const char *p = text_.data() + begin; p < text_.data() + end;) {
+      const size_t at = offset(p);
+      const char32_t c = decode(p);
+      to_whole.put(c, span(at, offset(p)));
+    }
+    to_whole.flush();
+    const std::string_view text = s_.normalized;
+    cut_out(
+        t_.normalized, text,
+        [&](size_t from, size_t to) {
+          for (const char *p = text.data() + from; p < text.data() + to;) {
+            const rs_span source = s_.normalized_sources[static_cast<size_t>(p - text.data())];
+            const char32_t c = decode(p);
+            kind().put(c, source);
+          }
+          kind().end_word();
+        },
+        [&](int32_t id, size_t from, size_t to) {
+          token(id, {s_.normalized_sources[from].begin, s_.normalized_sources[to - 1].end});
+        });
+  }
+
+  // From here on the bytes of the word have their places one by one.
+  void list_sources() {
+    side_by_side_ = false;
+    s_.sources.clear();
+    for (uint32_t i = 0; i < n_; i++) s_.sources.push_back({begin_ + i, begin_ + i + 1});
+  }
+};
+
+// ------------------------------------------------------------------------------------------------ 7 WordPiece
+
+class wordpiece_encoder : public word_reader<wordpiece_encoder> {
+ public:
+  template <class Sink>
+  using normalizer_of = bert_normalizer<Sink>;
+
+  wordpiece_encoder(const rs_tokenizer &t, rs_tokenizer_scratch &s, std::string_view text, rs_tokens *out)
+      : word_reader(t, s, text, out), normalizer_(t, s, *this) {}
 
   void words(size_t begin, size_t end) {
     for (size_t i = begin; i < end;) {
@@ -660,94 +1046,18 @@ class encoder {
     }
   }
 
-  // The bytes of words from `i` on.
-  size_t ascii_run(size_t i, size_t end) {
-    if (!chars_) begin_ = static_cast<uint32_t>(i);
-    else if (side_by_side_ && begin_ + n_ != i && !is_too_long()) list_sources();  // something was dropped in between
-    if (s_.word.size() < n_ + (end - i)) s_.word.resize(n_ + (end - i));
-    const size_t begin = i;
-    char *word = s_.word.data() + n_;
-    uint64_t hash = hash_;
-    for (; i < end && t_.kinds[static_cast<uint8_t>(text_[i])] == ascii_kind::word; i++) {
-      *word = t_.lower[static_cast<uint8_t>(text_[i])];
-      hash = hash_step(hash, *word++);
+  // A normalised character: from section 5.
+  void put(char32_t c, rs_span from) {
+    const char_kind kind = kind_of(c);
+    if (is_space(c, kind)) {
+      end_word();
+    } else if (kind == char_kind::punctuation) {
+      end_word();
+      append(c, from);
+      end_word();
+    } else {
+      append(c, from);
     }
-    end_ = static_cast<uint32_t>(i);
-    chars_ += i - begin;
-    if (is_too_long()) return i;
-    hash_ = hash;
-    n_ += i - begin;
-    if (!side_by_side_)
-      for (size_t k = begin; k < i; k++) s_.sources.push_back(span(k, k + 1));
-    return i;
-  }
-
-  // Everything up to the next byte of ASCII that is not dropped.
-  size_t unicode_run(size_t i, size_t end) {
-    const char *p = text_.data() + i, *const last = text_.data() + end;
-    while (p < last && t_.kinds[static_cast<uint8_t>(*p)] == ascii_kind::unicode) {
-      const size_t at = offset(p);
-      const char32_t c = decode(p);
-      normalizer_.put(c, span(at, offset(p)));
-    }
-    normalizer_.flush();
-    return offset(p);
-  }
-
-  size_t offset(const char *p) const { return static_cast<size_t>(p - text_.data()); }
-
-  // The same where added tokens are to be found in the normalised text.
-  void normalized_words(size_t begin, size_t end) {
-    s_.normalized.clear();
-    s_.normalized_sources.clear();
-    normalized_text whole{s_.normalized, s_.normalized_sources};
-    normalizer<normalized_text> to_whole(t_, s_, whole);
-    for (const char *p = text_.data() + begin; p < text_.data() + end;) {
-      const size_t at = offset(p);
-      const char32_t c = decode(p);
-      to_whole.put(c, span(at, offset(p)));
-    }
-    to_whole.flush();
-    const std::string_view text = s_.normalized;
-    cut_out(
-        t_.normalized, text,
-        [&](size_t from, size_t to) {
-          for (const char *p = text.data() + from; p < text.data() + to;) {
-            const rs_span source = s_.normalized_sources[static_cast<size_t>(p - text.data())];
-            const char32_t c = decode(p);
-            put(c, source);
-          }
-          end_word();
-        },
-        [&](int32_t id, size_t from, size_t to) {
-          token(id, {s_.normalized_sources[from].begin, s_.normalized_sources[to - 1].end});
-        });
-  }
-
-  void append(char32_t c, rs_span from) {
-    if (!chars_) begin_ = from.begin;
-    end_ = from.end;
-    chars_++;
-    if (is_too_long()) return;
-    if (side_by_side_) list_sources();
-    if (s_.word.size() < n_ + max_utf8) s_.word.resize(2 * (n_ + max_utf8));
-    char *word = s_.word.data() + n_;
-    const size_t n = encode(c, word);
-    for (size_t i = 0; i < n; i++) {
-      hash_ = hash_step(hash_, word[i]);
-      s_.sources.push_back(from);
-    }
-    n_ += n;
-  }
-
-  // Such a word is unknown, and its bytes are not kept.
-  bool is_too_long() const { return chars_ > t_.max_word_chars; }
-
-  // From here on the bytes of the word have their places one by one.
-  void list_sources() {
-    side_by_side_ = false;
-    s_.sources.clear();
-    for (uint32_t i = 0; i < n_; i++) s_.sources.push_back({begin_ + i, begin_ + i + 1});
   }
 
   void end_word() {
@@ -759,9 +1069,20 @@ class encoder {
       if (id != piece_table::none) token(id, {begin_, end_});
       else split_word();
     }
-    n_ = chars_ = 0;
-    hash_ = 0;
-    side_by_side_ = true;
+    clear_word();
+  }
+
+ private:
+  // Everything up to the next byte of ASCII that is not dropped.
+  size_t unicode_run(size_t i, size_t end) {
+    const char *p = text_.data() + i, *const last = text_.data() + end;
+    while (p < last && t_.kinds[static_cast<uint8_t>(*p)] == ascii_kind::unicode) {
+      const size_t at = offset(p);
+      const char32_t c = decode(p);
+      normalizer_.put(c, span(at, offset(p)));
+    }
+    normalizer_.flush();
+    return offset(p);
   }
 
   // The longest piece that the word begins with, then the longest that goes on, and so on; if there is none, the whole word is
@@ -787,31 +1108,278 @@ class encoder {
         token(t_.unk, {begin_, end_});
         return;
       }
-      const size_t end = begin + length;
-      if (side_by_side_) token(id, span(begin_ + begin, begin_ + end));
-      else token(id, {s_.sources[begin].begin, s_.sources[end - 1].end});
-      begin = end;
+      token(id, source_of(begin, begin + length));
+      begin += length;
     }
   }
 
-  const rs_tokenizer &t_;
-  rs_tokenizer_scratch &s_;
-  const std::string_view text_;
-  std::vector<int32_t> &ids_;
-  std::vector<rs_span> &spans_;
-  normalizer<encoder> normalizer_;
-
-  // The word so far.
-  size_t n_ = 0, chars_ = 0;
-  uint64_t hash_ = 0;
-  uint32_t begin_ = 0, end_ = 0;  // in the text
-  bool side_by_side_ = true;      // its bytes are those of the text from begin_ on
+  bert_normalizer<wordpiece_encoder> normalizer_;
 };
 
-// ------------------------------------------------------------------------------------------------ 7 checks and loading
+// ------------------------------------------------------------------------------------------------ 8 BPE
+
+class bpe_encoder : public word_reader<bpe_encoder> {
+ public:
+  template <class Sink>
+  using normalizer_of = clip_normalizer<Sink>;
+
+  bpe_encoder(const rs_tokenizer &t, rs_tokenizer_scratch &s, std::string_view text, rs_tokens *out)
+      : word_reader(t, s, text, out), normalizer_(t, s, *this) {}
+
+  void words(size_t begin, size_t end) {
+    for (size_t i = begin; i < end;) {
+      if (is_unicode(i, end)) {
+        i = unicode_run(i, end);
+        continue;
+      }
+      switch (t_.kinds[static_cast<uint8_t>(text_[i])]) {
+        case ascii_kind::word:
+          i = letters(i, end);
+          break;
+        case ascii_kind::space:
+          end_word();
+          i++;
+          break;
+        default:
+          put(static_cast<char32_t>(text_[i]), span(i, i + 1));
+          i++;
+      }
+    }
+  }
+
+  // A normalised character.
+  void put(char32_t c, rs_span from) {
+    if (contraction_ && goes_on_as_contraction(c, from)) return;
+    switch (bpe_class_of(c)) {
+      case bpe_class::letter:
+        begin_or_go_on(word_kind::letters);
+        append(c, from);
+        break;
+      case bpe_class::number:
+        finish();
+        append(c, from);
+        finish();
+        break;
+      case bpe_class::space:
+        end_word();
+        break;
+      case bpe_class::other:
+        begin_other(c == '\'');
+        append(c, from);
+        if (special_ == special::named && n_ == 2 && s_.word[0] == '|' && s_.word[1] == '>') finish();
+        break;
+    }
+  }
+
+  // At whitespace, at an added token and at the end.
+  void end_word() {
+    finish();
+    special_ = special::none;
+  }
+
+ private:
+  enum class word_kind : uint8_t { none, letters, other };
+  // Of "<|endoftext|>" in normalised text, where the expression that finds words has it: the words that end at what is there.  Only
+  // one that is cut off at its end is not found without it.
+  enum class special : uint8_t { none, opened, named };
+
+  // A byte that composition may change has its bit 7 set, or the next one has.
+  bool is_unicode(size_t i, size_t end) const {
+    return static_cast<uint8_t>(text_[i]) >= 0x80 || (i + 1 < end && static_cast<uint8_t>(text_[i + 1]) >= 0x80);
+  }
+
+  size_t unicode_run(size_t i, size_t end) {
+    const char *p = text_.data() + i, *const last = text_.data() + end;
+    while (p < last && is_unicode(offset(p), end)) {
+      const size_t at = offset(p);
+      const char32_t c = decode(p);
+      normalizer_.put(c, span(at, offset(p)));
+    }
+    normalizer_.flush();
+    return offset(p);
+  }
+
+  // Letters of ASCII, but for the last of them if it is before anything else than ASCII.
+  size_t letters(size_t i, size_t end) {
+    if (contraction_) {
+      put(static_cast<char32_t>(t_.lower[static_cast<uint8_t>(text_[i])]), span(i, i + 1));
+      return i + 1;
+    }
+    begin_or_go_on(word_kind::letters);
+    size_t stop = i + 1;
+    while (stop < end && t_.kinds[static_cast<uint8_t>(text_[stop])] == ascii_kind::word) stop++;
+    if (stop < end && static_cast<uint8_t>(text_[stop]) >= 0x80) stop--;
+    return ascii_run(i, stop);
+  }
+
+  void begin_or_go_on(word_kind kind) {
+    if (word_kind_ != kind) finish();
+    word_kind_ = kind;
+  }
+
+  void begin_other(bool quote) {
+    const bool begins = word_kind_ != word_kind::other;
+    begin_or_go_on(word_kind::other);
+    contraction_ = begins && quote;
+  }
+
+  // After ' at the beginning of a word: s, t, m, d, re, ve and ll end the word, anything else begins another.  True when `c` is
+  // dealt with.
+  bool goes_on_as_contraction(char32_t c, rs_span from) {
+    const auto is_one_of = [c](std::string_view letters) { return c < 0x80 && letters.find(static_cast<char>(c)) != letters.npos; };
+    if (n_ == 1 && is_one_of("stmd")) {
+      append(c, from);
+      contraction_ = false;
+      finish();
+      return true;
+    }
+    if (n_ == 1 && is_one_of("rvl")) {
+      append(c, from);
+      return true;
+    }
+    if (n_ == 2 && c == (s_.word[1] == 'l' ? U'l' : U'e')) {
+      append(c, from);
+      contraction_ = false;
+      finish();
+      return true;
+    }
+    end_contraction();
+    return false;
+  }
+
+  // It was none: ' is a word of its own, and a letter behind it begins the next.
+  void end_contraction() {
+    contraction_ = false;
+    if (n_ < 2) return;
+    const auto letter = static_cast<char32_t>(s_.word[1]);
+    const rs_span quote_place = source_of(0, 1), letter_place = source_of(1, 2);
+    clear_word();
+    append('\'', quote_place);
+    begin_or_go_on(word_kind::letters);
+    append(letter, letter_place);
+  }
+
+  void finish() {
+    if (contraction_) end_contraction();
+    word_kind_ = word_kind::none;
+    if (!n_) return;
+    find_special();
+    const int32_t id = t_.pieces.find(t_.word_bytes.data(), hash_, s_.word.data(), n_, false);
+    if (id == piece_table::none) {
+      merge_word();
+    } else {
+      std::atomic<wholeness> &whole = t_.whole[static_cast<size_t>(id)];
+      if (whole.load(std::memory_order_relaxed) == wholeness::whole) {
+        token(id, {begin_, end_});
+      } else {
+        const size_t before = ids_.size();
+        merge_word();
+        const bool is_whole = ids_.size() == before + 1 && ids_[before] == id;
+        whole.store(is_whole ? wholeness::whole : wholeness::parts, std::memory_order_relaxed);
+      }
+    }
+    clear_word();
+  }
+
+  void find_special() {
+    if (!t_.split_special) return;
+    const std::string_view word(s_.word.data(), n_);
+    if (word == "<|") special_ = special::opened;
+    else if (special_ == special::opened && (word == "startoftext" || word == "endoftext")) special_ = special::named;
+    else special_ = special::none;
+  }
+
+  void merge_word() {
+    const char *const word = s_.word.data();
+    if (s_.symbols.size() < n_) s_.symbols.resize(n_);
+    for (size_t i = 0; i < n_; i++)
+      s_.symbols[i] = {t_.byte_ids[i + 1 == n_][static_cast<uint8_t>(word[i])], static_cast<uint32_t>(i + 1), no_rank, 0};
+    const size_t n = n_ <= max_scanned ? merge_by_scan() : merge_by_heap();
+    for (size_t i = 0, begin = 0; i < n; i++) {
+      token(s_.symbols[i].id, source_of(begin, s_.symbols[i].end));
+      begin = s_.symbols[i].end;
+    }
+  }
+
+  // Looks through all pairs for each merge: the fastest for a word of usual length.  Returns how many symbols are left.
+  size_t merge_by_scan() {
+    bpe_symbol *const symbols = s_.symbols.data();
+    size_t n = n_;
+    for (size_t i = 0; i + 1 < n; i++) rank(&symbols[i], symbols[i + 1]);
+    while (n > 1) {
+      size_t best = 0;
+      for (size_t i = 1; i + 1 < n; i++)
+        if (symbols[i].rank < symbols[best].rank) best = i;
+      if (symbols[best].rank == no_rank) break;
+      symbols[best].id = symbols[best].merged_id;
+      symbols[best].end = symbols[best + 1].end;
+      std::copy(symbols + best + 2, symbols + n, symbols + best + 1);
+      n--;
+      if (best + 1 < n) rank(&symbols[best], symbols[best + 1]);
+      if (best > 0) rank(&symbols[best - 1], symbols[best]);
+    }
+    return n;
+  }
+
+  void rank(bpe_symbol *left, const bpe_symbol &right) const {
+    const merge *m = t_.merges.find(left->id, right.id);
+    left->rank = m ? m->rank : no_rank;
+    left->merged_id = m ? m->id : 0;
+  }
+
+  // Of n symbols in n log n time.  A candidate whose symbols have changed since is passed over.
+  size_t merge_by_heap() {
+    const auto n = static_cast<uint32_t>(n_);
+    const auto later = [](const bpe_candidate &a, const bpe_candidate &b) { return a.order > b.order; };
+    auto &symbols = s_.symbols;
+    auto &links = s_.links;
+    auto &heap = s_.candidates;
+    if (links.size() < n) links.resize(n);
+    heap.clear();
+    const auto add = [&](uint32_t at) {
+      const int32_t left = symbols[at].id, right = symbols[links[at].after].id;
+      if (const merge *m = t_.merges.find(left, right)) heap.push_back({static_cast<uint64_t>(m->rank) << 32 | at, left, right});
+      else return false;
+      return true;
+    };
+    for (uint32_t i = 0; i < n; i++) links[i] = {i - 1, i + 1};
+    for (uint32_t i = 0; i + 1 < n; i++) add(i);
+    std::make_heap(heap.begin(), heap.end(), later);
+    while (!heap.empty()) {
+      std::pop_heap(heap.begin(), heap.end(), later);
+      const bpe_candidate c = heap.back();
+      heap.pop_back();
+      const auto at = static_cast<uint32_t>(c.order);
+      const uint32_t next = links[at].after;
+      if (symbols[at].id != c.left || next == n || symbols[next].id != c.right) continue;
+      symbols[at].id = t_.merges.find(c.left, c.right)->id;
+      symbols[at].end = symbols[next].end;
+      symbols[next].id = -1;
+      const uint32_t after = links[at].after = links[next].after;
+      if (after < n) links[after].before = at;
+      if (after < n && add(at)) std::push_heap(heap.begin(), heap.end(), later);
+      if (at > 0 && add(links[at].before)) std::push_heap(heap.begin(), heap.end(), later);
+    }
+    size_t left = 0;
+    for (uint32_t i = 0; i < n; i = links[i].after) symbols[left++] = symbols[i];
+    return left;
+  }
+
+  static constexpr int32_t no_rank = std::numeric_limits<int32_t>::max();
+  static constexpr size_t max_scanned = 48;
+
+  clip_normalizer<bpe_encoder> normalizer_;
+  word_kind word_kind_ = word_kind::none;
+  special special_ = special::none;
+  bool contraction_ = false;  // the word is ' or ' and a letter, and may become one of those
+};
+
+// ------------------------------------------------------------------------------------------------ 9 checks and loading
 
 // What a file can ask for: no tokenizer in use comes near, and no text takes more than seconds.
 constexpr int64_t max_max_word_chars = 100000;
+constexpr size_t max_bpe_token = 512;             // bytes: what merges make is looked up at load
+constexpr size_t max_bpe_text = size_t(1) << 30;  // NFC may make three times as much of it
 
 constexpr int64_t known_flags =
     RS_ADDED_SINGLE_WORD | RS_ADDED_LSTRIP | RS_ADDED_RSTRIP | RS_ADDED_NORMALIZED | RS_ADDED_SPECIAL | RS_ADDED_OUTSIDE;
@@ -823,10 +1391,16 @@ rs_status check_utf8(const char *name, size_t index, std::string_view s) {
 }
 
 rs_status check_settings(const rs_tokenizer_spec &spec) {
-  if (spec.type != "wordpiece") return rs_fail(RS_ERR_UNSUPPORTED, "tokenizer.type: '%s', known is 'wordpiece'", spec.type.c_str());
+  if (spec.type != "wordpiece" && spec.type != "bpe")
+    return rs_fail(RS_ERR_UNSUPPORTED, "tokenizer.type: '%s', known are 'wordpiece' and 'bpe'", spec.type.c_str());
   if (spec.tokens.empty()) return rs_fail(RS_ERR_FORMAT, "tokenizer.tokens: the vocabulary is empty");
   if (spec.tokens.size() > static_cast<size_t>(std::numeric_limits<int32_t>::max()))
     return rs_fail(RS_ERR_LIMIT, "tokenizer.tokens: %zu tokens, ids have 31 bits", spec.tokens.size());
+  if (spec.type == "bpe") {
+    if (spec.suffix.empty()) return rs_fail(RS_ERR_UNSUPPORTED, "tokenizer.suffix: is empty, so no token says where a word ends");
+    if (valid_utf8_prefix(spec.suffix) != spec.suffix.size()) return rs_fail(RS_ERR_FORMAT, "tokenizer.suffix: invalid UTF-8");
+    return RS_OK;
+  }
   if (spec.max_word_chars < 1 || spec.max_word_chars > max_max_word_chars)
     return rs_fail(RS_ERR_FORMAT, "tokenizer.max_word_chars: %" PRId64 ", allowed are 1 to %" PRId64, spec.max_word_chars,
                    max_max_word_chars);
@@ -899,7 +1473,185 @@ rs_status index_pieces(const rs_tokenizer_spec &spec, const std::vector<bool> &o
   return RS_OK;
 }
 
-// What sections 5 and 6 make of a character of ASCII, once and for all.
+// Byte-level BPE writes each byte as a character that can be seen: those of Latin-1 that can as themselves, the others from U+0100
+// on.
+struct byte_alphabet {
+  char32_t character[256];
+  int16_t byte[0x144];  // of each character; -1: none
+
+  byte_alphabet() {
+    std::fill(std::begin(byte), std::end(byte), int16_t(-1));
+    char32_t next = 0x100;
+    for (char32_t b = 0; b < 256; b++) {
+      const bool visible = (b >= '!' && b <= '~') || (b >= 0xA1 && b <= 0xFF && b != 0xAD);
+      character[b] = visible ? b : next++;
+      byte[character[b]] = static_cast<int16_t>(b);
+    }
+  }
+
+  // What characters `s` stand for, appended; false where one stands for no byte.
+  bool bytes_of(std::string_view s, std::vector<char> *out) const {
+    for (const char *p = s.data(); p < s.data() + s.size();) {
+      const char32_t c = decode(p);
+      if (c >= std::size(byte) || byte[c] < 0) return false;
+      out->push_back(static_cast<char>(byte[c]));
+    }
+    return true;
+  }
+};
+
+// Tokens by the bytes that they stand for, in `pieces`: without the suffix, as pieces that do not continue, where they have it.
+class bpe_index {
+ public:
+  bpe_index(const rs_tokenizer_spec &spec, const std::vector<bool> &outside, rs_tokenizer *t)
+      : spec_(spec), outside_(outside), t_(*t), places_(spec.tokens.size(), place{0, 0, no_bytes}) {}
+
+  rs_status run() {
+    if (!alphabet_.bytes_of(spec_.suffix, &suffix_))
+      return rs_fail(RS_ERR_UNSUPPORTED, "tokenizer.suffix: '%s' has characters that stand for no byte", spec_.suffix.c_str());
+    RS_TRY(add_tokens());
+    RS_TRY(find_bytes());
+    return add_merges();
+  }
+
+ private:
+  enum token_form : uint8_t { no_bytes, inside, ends_word };
+  struct place {  // in word_bytes
+    uint32_t begin, length;
+    token_form form;
+  };
+
+  rs_status add_tokens() {
+    t_.pieces.reserve(spec_.tokens.size());
+    t_.word_bytes.reserve(t_.text.size());
+    t_.whole = std::make_unique<std::atomic<wholeness>[]>(spec_.tokens.size());
+    for (size_t i = 0; i < spec_.tokens.size(); i++) {
+      const std::string &token = spec_.tokens[i];
+      if (token.empty() || outside_[i]) continue;
+      if (token.size() > max_bpe_token)
+        return rs_fail(RS_ERR_LIMIT, "tokenizer.tokens[%zu]: has %zu bytes, allowed are %zu", i, token.size(), max_bpe_token);
+      const size_t begin = t_.word_bytes.size();
+      if (!alphabet_.bytes_of(token, &t_.word_bytes)) {
+        t_.word_bytes.resize(begin);  // no text becomes this
+        continue;
+      }
+      const bool ends = drop_suffix(begin);
+      const auto length = static_cast<uint32_t>(t_.word_bytes.size() - begin);
+      places_[i] = {static_cast<uint32_t>(begin), length, ends ? ends_word : inside};
+      int32_t other = piece_table::none;
+      if (!t_.pieces.insert(t_.word_bytes.data(), places_[i].begin, length, !ends, static_cast<int32_t>(i), &other))
+        return rs_fail(RS_ERR_FORMAT, "tokenizer.tokens[%zu]: hashes like too many tokens before it", i);
+      if (other != piece_table::none)
+        return rs_fail(RS_ERR_FORMAT, "tokenizer.tokens[%zu]: '%s' has the id %d too", i, token.c_str(), other);
+    }
+    return RS_OK;
+  }
+
+  // Of the bytes from `begin` on: whether they end with the suffix, which is then taken off.
+  bool drop_suffix(size_t begin) {
+    std::vector<char> &bytes = t_.word_bytes;
+    if (bytes.size() - begin <= suffix_.size() || !std::equal(suffix_.rbegin(), suffix_.rend(), bytes.rbegin())) return false;
+    bytes.resize(bytes.size() - suffix_.size());
+    return true;
+  }
+
+  int32_t find(const char *bytes, size_t length, bool ends) const {
+    uint64_t hash = 0;
+    for (size_t i = 0; i < length; i++) hash = hash_step(hash, bytes[i]);
+    return t_.pieces.find(t_.word_bytes.data(), hash, bytes, length, !ends);
+  }
+
+  rs_status find_bytes() {
+    for (size_t b = 0; b < 256; b++)
+      for (const bool last : {false, true}) {
+        const char byte = static_cast<char>(b);
+        t_.byte_ids[last][b] = find(&byte, 1, last);
+        if (t_.byte_ids[last][b] == piece_table::none)
+          return rs_fail(RS_ERR_FORMAT, "tokenizer.tokens: the one of byte 0x%02zx%s is missing", b,
+                         last ? " at the end of a word" : "");
+      }
+    return RS_OK;
+  }
+
+  rs_status add_merges() {
+    const size_t n = spec_.merges.size() / 2;
+    if (spec_.merges.size() % 2) return rs_fail(RS_ERR_FORMAT, "tokenizer.merges: %zu ids make no pairs", spec_.merges.size());
+    if (n >= static_cast<size_t>(std::numeric_limits<int32_t>::max()))
+      return rs_fail(RS_ERR_LIMIT, "tokenizer.merges: %zu, ranks have 31 bits", n);
+    t_.merges.reserve(n);
+    for (size_t i = 0; i < n; i++) {
+      const int64_t left = spec_.merges[2 * i], right = spec_.merges[2 * i + 1];
+      for (const int64_t id : {left, right}) {
+        RS_TRY(check_id(spec_, "tokenizer.merges", id));
+        if (places_[static_cast<size_t>(id)].form == no_bytes)
+          return rs_fail(RS_ERR_FORMAT, "tokenizer.merges[%zu]: token %" PRId64 " is no part of words", i, id);
+      }
+      const int32_t id = find_both(static_cast<size_t>(left), static_cast<size_t>(right));
+      if (id == piece_table::none)
+        return rs_fail(RS_ERR_FORMAT, "tokenizer.merges[%zu]: makes '%s%s', which is not in the vocabulary", i,
+                       spec_.tokens[static_cast<size_t>(left)].c_str(), spec_.tokens[static_cast<size_t>(right)].c_str());
+      bool known = false;
+      if (!t_.merges.insert({static_cast<int32_t>(left), static_cast<int32_t>(right), static_cast<int32_t>(i), id}, &known))
+        return rs_fail(RS_ERR_FORMAT, "tokenizer.merges[%zu]: hashes like too many merges before it", i);
+      if (known)
+        return rs_fail(RS_ERR_FORMAT, "tokenizer.merges[%zu]: tokens %" PRId64 " and %" PRId64 " for the second time", i, left,
+                       right);
+    }
+    return RS_OK;
+  }
+
+  // The token whose text is that of both.  Their texts decide, as in the reference: "x<" and "/w>" make "x</w>".
+  int32_t find_both(size_t left, size_t right) {
+    char both[2 * max_bpe_token];
+    size_t n = 0;
+    const auto put = [&](const char *bytes, size_t length) {
+      memcpy(both + n, bytes, length);
+      n += length;
+    };
+    const auto put_token = [&](size_t id) { put(t_.word_bytes.data() + places_[id].begin, places_[id].length); };
+    put_token(left);
+    if (places_[left].form == ends_word) put(suffix_.data(), suffix_.size());
+    put_token(right);
+    bool ends = places_[right].form == ends_word;
+    if (!ends && n > suffix_.size() && !memcmp(both + n - suffix_.size(), suffix_.data(), suffix_.size())) {
+      n -= suffix_.size();
+      ends = true;
+    }
+    return find(both, n, ends);
+  }
+
+  const rs_tokenizer_spec &spec_;
+  const std::vector<bool> &outside_;
+  rs_tokenizer &t_;
+  const byte_alphabet alphabet_;
+  std::vector<char> suffix_;
+  std::vector<place> places_;  // by id
+};
+
+// What sections 5 and 8 make of a character of ASCII.
+void tabulate_bpe_ascii(rs_tokenizer *t) {
+  std::fill(std::begin(t->kinds), std::end(t->kinds), ascii_kind::unicode);
+  for (char32_t c = 0; c < 128; c++) {
+    const bpe_class of = bpe_class_of(c);
+    t->lower[c] = static_cast<char>(to_lower(c));
+    t->kinds[c] = of == bpe_class::letter ? ascii_kind::word : of == bpe_class::space ? ascii_kind::space : ascii_kind::punctuation;
+  }
+}
+
+// Characters of ASCII that only come from themselves: letters come from capitals, ; and ` from what is composed to them, < = and >
+// may be composed to others.  A token that has such a one is not in the normalised text where the text has none.
+void find_needles(rs_tokenizer *t) {
+  for (const added_token &token : t->normalized.all()) {
+    const size_t at = token.text.find_first_of("!\"#$%&'()*+,-./0123456789:?@[\\]^_{|}~");
+    if (at == token.text.npos) {
+      t->needles.clear();
+      return;
+    }
+    if (t->needles.find(token.text[at]) == t->needles.npos) t->needles += token.text[at];
+  }
+}
+
+// What sections 5 and 7 make of a character of ASCII, once and for all.
 void tabulate_ascii(rs_tokenizer *t) {
   std::fill(std::begin(t->kinds), std::end(t->kinds), ascii_kind::unicode);
   for (char32_t c = 0; c < 128; c++) {
@@ -916,11 +1668,20 @@ void tabulate_ascii(rs_tokenizer *t) {
   }
 }
 
+template <class Normalizer>
+void normalize(const rs_tokenizer &t, rs_tokenizer_scratch *scratch, std::string_view s, normalized_text *out) {
+  Normalizer to_out(t, *scratch, *out);
+  for (const char *p = s.data(); p < s.data() + s.size();) to_out.put(decode(p), {0, 0});
+  to_out.flush();
+}
+
 rs_status index_added(const rs_tokenizer_spec &spec, rs_tokenizer *t) {
   rs_tokenizer_scratch scratch;
+  t->added.resize(spec.tokens.size());
   for (size_t i = 0; i < spec.added_ids.size(); i++) {
     const auto id = static_cast<int32_t>(spec.added_ids[i]);
     const std::string &token = spec.tokens[static_cast<size_t>(id)];
+    t->added[static_cast<size_t>(id)] = true;
     if (!(spec.added_flags[i] & RS_ADDED_NORMALIZED)) {
       t->raw.add({token, id, spec.added_flags[i]});
       continue;
@@ -928,9 +1689,8 @@ rs_status index_added(const rs_tokenizer_spec &spec, rs_tokenizer *t) {
     std::string text;
     std::vector<rs_span> sources;
     normalized_text sink{text, sources};
-    normalizer<normalized_text> to_sink(*t, scratch, sink);
-    for (const char *p = token.data(); p < token.data() + token.size();) to_sink.put(decode(p), {0, 0});
-    to_sink.flush();
+    if (t->kind == tokenizer_kind::bpe) normalize<clip_normalizer<normalized_text>>(*t, &scratch, token, &sink);
+    else normalize<bert_normalizer<normalized_text>>(*t, &scratch, token, &sink);
     if (text.empty()) return rs_fail(RS_ERR_UNSUPPORTED, "tokenizer.added_ids: nothing is left of token %d when normalised", id);
     t->normalized.add({std::move(text), id, spec.added_flags[i]});
   }
@@ -960,20 +1720,29 @@ rs_status read_template(const rs_tokenizer_spec &spec, const char *name, const s
 
 rs_status create(const rs_tokenizer_spec &spec, rs_tokenizer *t) {
   std::vector<bool> outside;
-  if (const rs_status status = check_settings(spec)) return status;
-  if (const rs_status status = copy_tokens(spec, t)) return status;
-  if (const rs_status status = check_added(spec, &outside)) return status;
-  if (const rs_status status = index_pieces(spec, outside, t)) return status;
-  t->prefix = spec.prefix;
-  t->max_word_chars = static_cast<size_t>(spec.max_word_chars);
-  t->clean_text = spec.clean_text;
-  t->chinese_chars = spec.chinese_chars;
-  t->strip_accents = spec.strip_accents;
-  t->lowercase = spec.lowercase;
-  tabulate_ascii(t);
-  if (const rs_status status = index_added(spec, t)) return status;
-  if (const rs_status status = read_template(spec, "tokenizer.single", spec.single, spec.single_types, false, &t->single))
-    return status;
+  RS_TRY(check_settings(spec));
+  RS_TRY(copy_tokens(spec, t));
+  RS_TRY(check_added(spec, &outside));
+  if (spec.type == "bpe") {
+    t->kind = tokenizer_kind::bpe;
+    t->suffix = spec.suffix;
+    t->split_special = spec.split_special;
+    t->max_word_chars = std::numeric_limits<size_t>::max();
+    RS_TRY(bpe_index(spec, outside, t).run());
+    tabulate_bpe_ascii(t);
+  } else {
+    t->prefix = spec.prefix;
+    t->max_word_chars = static_cast<size_t>(spec.max_word_chars);
+    t->clean_text = spec.clean_text;
+    t->chinese_chars = spec.chinese_chars;
+    t->strip_accents = spec.strip_accents;
+    t->lowercase = spec.lowercase;
+    RS_TRY(index_pieces(spec, outside, t));
+    tabulate_ascii(t);
+  }
+  RS_TRY(index_added(spec, t));
+  if (t->kind == tokenizer_kind::bpe) find_needles(t);
+  RS_TRY(read_template(spec, "tokenizer.single", spec.single, spec.single_types, false, &t->single));
   return read_template(spec, "tokenizer.pair", spec.pair, spec.pair_types, true, &t->pair);
 }
 
@@ -1017,24 +1786,30 @@ rs_status read_tokens(const rs_model *model, std::vector<std::string> *out) {
   return RS_OK;
 }
 
-rs_status read_spec(const rs_model *model, rs_tokenizer_spec *spec) {
-  if (const rs_status status = read_str(model, "tokenizer.type", &spec->type)) return status;
-  if (spec->type != "wordpiece") return check_settings(*spec);  // the other keys may be those of another type
-  if (const rs_status status = read_tokens(model, &spec->tokens)) return status;
-  if (const rs_status status = read_str(model, "tokenizer.unk", &spec->unk)) return status;
-  if (const rs_status status = read_str(model, "tokenizer.prefix", &spec->prefix)) return status;
+rs_status read_wordpiece(const rs_model *model, rs_tokenizer_spec *spec) {
+  RS_TRY(read_str(model, "tokenizer.unk", &spec->unk));
+  RS_TRY(read_str(model, "tokenizer.prefix", &spec->prefix));
   rs_meta chars;
-  if (const rs_status status = read_meta(model, "tokenizer.max_word_chars", RS_META_I64, "an integer", &chars)) return status;
+  RS_TRY(read_meta(model, "tokenizer.max_word_chars", RS_META_I64, "an integer", &chars));
   spec->max_word_chars = chars.i64;
-  const struct {
-    const char *key;
-    bool *value;
-  } flags[] = {{"tokenizer.clean_text", &spec->clean_text},
-               {"tokenizer.chinese_chars", &spec->chinese_chars},
-               {"tokenizer.strip_accents", &spec->strip_accents},
-               {"tokenizer.lowercase", &spec->lowercase}};
-  for (const auto &flag : flags)
-    if (const rs_status status = read_bool(model, flag.key, flag.value)) return status;
+  RS_TRY(read_bool(model, "tokenizer.clean_text", &spec->clean_text));
+  RS_TRY(read_bool(model, "tokenizer.chinese_chars", &spec->chinese_chars));
+  RS_TRY(read_bool(model, "tokenizer.strip_accents", &spec->strip_accents));
+  return read_bool(model, "tokenizer.lowercase", &spec->lowercase);
+}
+
+rs_status read_bpe(const rs_model *model, rs_tokenizer_spec *spec) {
+  RS_TRY(read_i64s(model, "tokenizer.merges", &spec->merges));
+  RS_TRY(read_str(model, "tokenizer.suffix", &spec->suffix));
+  return read_bool(model, "tokenizer.split_special", &spec->split_special);
+}
+
+rs_status read_spec(const rs_model *model, rs_tokenizer_spec *spec) {
+  RS_TRY(read_str(model, "tokenizer.type", &spec->type));
+  const bool bpe = spec->type == "bpe";
+  if (!bpe && spec->type != "wordpiece") return check_settings(*spec);  // the other keys may be those of another type
+  RS_TRY(read_tokens(model, &spec->tokens));
+  RS_TRY(bpe ? read_bpe(model, spec) : read_wordpiece(model, spec));
   const struct {
     const char *key;
     std::vector<int64_t> *value;
@@ -1044,7 +1819,8 @@ rs_status read_spec(const rs_model *model, rs_tokenizer_spec *spec) {
   for (const auto &list : lists)
     if (const rs_status status = read_i64s(model, list.key, list.value)) return status;
   // Nothing here reads these, but others will.
-  for (const char *key : {"tokenizer.pad_id", "tokenizer.cls_id", "tokenizer.sep_id", "tokenizer.mask_id"}) {
+  for (const char *key :
+       {"tokenizer.pad_id", "tokenizer.cls_id", "tokenizer.sep_id", "tokenizer.mask_id", "tokenizer.bos_id", "tokenizer.eos_id"}) {
     rs_meta id;
     if (rs_model_meta(model, key, &id) != RS_OK) continue;
     if (const rs_status status = read_meta(model, key, RS_META_I64, "an integer", &id)) return status;
@@ -1089,11 +1865,14 @@ rs_status rs_tokenizer_encode(const rs_tokenizer *t, rs_tokenizer_scratch *scrat
   const std::string_view s(text.data ? text.data : "", text.length == RS_NUL_TERMINATED ? strlen(text.data) : text.length);
   if (s.size() > std::numeric_limits<uint32_t>::max())
     return rs_fail(RS_ERR_LIMIT, "the text has %zu bytes, allowed are 4 GiB", s.size());
+  if (t->kind == tokenizer_kind::bpe && s.size() > max_bpe_text)
+    return rs_fail(RS_ERR_LIMIT, "the text has %zu bytes, allowed are 1 GiB", s.size());
   const size_t valid = valid_utf8_prefix(s);
   if (valid < s.size()) return rs_fail(RS_ERR_TEXT, "invalid UTF-8 at byte %zu (0x%02x)", valid, static_cast<uint8_t>(s[valid]));
   const size_t before = out->ids.size();
   try {
-    encoder(*t, *scratch, s, out).run();
+    if (t->kind == tokenizer_kind::bpe) bpe_encoder(*t, *scratch, s, out).run();
+    else wordpiece_encoder(*t, *scratch, s, out).run();
     out->type_ids.resize(out->ids.size(), 0);
     return RS_OK;
   } catch (const std::bad_alloc &) {
@@ -1134,9 +1913,14 @@ size_t rs_tokenizer_template(const rs_tokenizer *t, const rs_tokens &a, size_t a
   return pair_begin;
 }
 
-bool rs_tokenizer_continues(const rs_tokenizer *t, int32_t id) {
-  const char *token = rs_tokenizer_token(t, id);
-  return token && !t->prefix.empty() && !strncmp(token, t->prefix.c_str(), t->prefix.size()) && token[t->prefix.size()];
+bool rs_tokenizer_continues(const rs_tokenizer *t, int32_t before, int32_t id) {
+  const char *const token = rs_tokenizer_token(t, id), *const left = rs_tokenizer_token(t, before);
+  if (!token || !left) return false;
+  if (t->kind == tokenizer_kind::wordpiece)
+    return !t->prefix.empty() && !strncmp(token, t->prefix.c_str(), t->prefix.size()) && token[t->prefix.size()];
+  if (t->added[static_cast<size_t>(before)] || t->added[static_cast<size_t>(id)]) return false;
+  const size_t length = strlen(left), suffix = t->suffix.size();
+  return length < suffix || memcmp(left + length - suffix, t->suffix.data(), suffix) != 0;
 }
 
 size_t rs_tokenizer_special(const rs_tokenizer *t, bool pair) { return pair ? t->pair.size() - 2 : t->single.size() - 1; }

@@ -37,11 +37,17 @@ enum rs_added_flag {
 
 // All that defines a tokenizer: the tokenizer.* metadata as plain data.
 struct rs_tokenizer_spec {
-  std::string type = "wordpiece";
-  std::vector<std::string> tokens;  // by id; a hole is the empty string; of two equal ones the last counts
+  std::string type = "wordpiece";   // or "bpe"
+  std::vector<std::string> tokens;  // by id; a hole is the empty string; of two equal ones the last counts, BPE has none
+  // WordPiece.
   std::string unk = "[UNK]", prefix = "##";
   int64_t max_word_chars = 100;  // a longer word is unknown
   bool clean_text = true, chinese_chars = true, strip_accents = true, lowercase = true;
+  // BPE.
+  std::vector<int64_t> merges;  // ids of the left and the right token, pair after pair, by rank
+  std::string suffix = "</w>";  // of a token that ends a word
+  bool split_special = false;   // "<|startoftext|>" and "<|endoftext|>" are words where they are in the normalised text
+  // Both.
   std::vector<int64_t> added_ids, added_flags;
   std::vector<int64_t> single, single_types;  // the template: ids, -1 for the text, with their type ids
   std::vector<int64_t> pair, pair_types;      // -1 for the text, -2 for its pair
@@ -69,6 +75,7 @@ size_t rs_tokenizer_template(const rs_tokenizer *t, const rs_tokens &a, size_t a
 
 size_t rs_tokenizer_special(const rs_tokenizer *t, bool pair);     // how many tokens the template adds
 bool rs_tokenizer_in_template(const rs_tokenizer *t, int32_t id);  // is it one of those?
-bool rs_tokenizer_continues(const rs_tokenizer *t, int32_t id);    // whether the token continues a word ("##ing")
+// Whether token `id` continues the word that the token before it is of: "##ing", or one behind a token without "</w>".
+bool rs_tokenizer_continues(const rs_tokenizer *t, int32_t before, int32_t id);
 size_t rs_tokenizer_vocab(const rs_tokenizer *t);
 const char *rs_tokenizer_token(const rs_tokenizer *t, int32_t id);  // nullptr when out of range

@@ -588,7 +588,7 @@ TEST(HfTokenizer, Templates) {
 TEST(HfTokenizer, RefusesWhatItDoesNotKnow) {
   const json good = tiny_model().tokenizer();
   const std::pair<json, const char *> cases[] = {
-      {with(good, "/model/type", "BPE"), "the model is of type 'BPE', rs knows WordPiece"},
+      {with(good, "/model/type", "Unigram"), "the model is of type 'Unigram', rs knows WordPiece and BPE"},
       {with(good, "/model/vocab", json::array()), "no vocab"},
       {without(good, "model"), "'model' is absent"},
       {with(good, "/model/vocab/text", "x"), "the id of token 'text' is not a whole number"},
@@ -619,6 +619,144 @@ TEST(HfTokenizer, RefusesWhatItDoesNotKnow) {
       {with(good, "/post_processor/single/0", json::object()), "expected an object"}};
   for (const auto &[file, error] : cases)
     EXPECT_NE(tokenizer_error(file).find(error), std::string::npos) << tokenizer_error(file) << "\nwanted: " << error;
+}
+
+// CLIP's tokenizer with a small vocabulary: tests/make_bpe.py.
+json clip_tokenizer() {
+  static const json file = parse_json(read_file(source_dir() + "/tests/data/bpe.json"), "bpe.json")["tokenizer"];
+  return file;
+}
+
+TEST(HfBpe, ReadsTokenizerJson) {
+  const hf_tokenizer t = read_tokenizer(clip_tokenizer());
+  EXPECT_EQ(t.type, "bpe");
+  EXPECT_EQ(t.suffix, "</w>");
+  EXPECT_FALSE(t.split_special);
+  ASSERT_EQ(t.tokens.size(), 2514u);
+  EXPECT_EQ(t.tokens[512], "in");
+  ASSERT_EQ(t.merges.size(), 4000u);
+  EXPECT_EQ(t.tokens[size_t(t.merges[0])] + t.tokens[size_t(t.merges[1])], "in");
+  EXPECT_EQ(t.added_ids, (std::vector<int64_t>{2512, 2513}));
+  EXPECT_EQ(t.added_flags, (std::vector<int64_t>{16 + 8, 16}));
+  EXPECT_EQ(t.special_ids, (std::map<std::string, int64_t>{{"pad", 2513}, {"bos", 2512}, {"eos", 2513}}));
+  EXPECT_EQ(t.single, (std::vector<int64_t>{2512, -1, 2513}));
+  EXPECT_EQ(t.pair, (std::vector<int64_t>{2512, -1, 2513, 2513, -2, 2513}));
+  EXPECT_EQ(t.pair_types, (std::vector<int64_t>(6, 0)));
+  // Merges as pairs; of equal ones the last counts.
+  json file = clip_tokenizer();
+  json pairs = json::array({{"t", "h"}});
+  for (const json &merge : file["model"]["merges"]) {
+    const auto text = merge.get<std::string>();
+    pairs.push_back({text.substr(0, text.find(' ')), text.substr(text.find(' ') + 1)});
+  }
+  file["model"]["merges"] = pairs;
+  EXPECT_EQ(read_tokenizer(file).merges, t.merges);
+  const std::string words = file["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"];
+  file["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = "<\\|startoftext\\|>|<\\|endoftext\\|>|" + words;
+  EXPECT_TRUE(read_tokenizer(file).split_special);
+}
+
+TEST(HfBpe, RefusesOtherKinds) {
+  const json good = clip_tokenizer();
+  const std::string split = "/pre_tokenizer/pretokenizers/0", bytes = "/pre_tokenizer/pretokenizers/1";
+  const std::pair<json, const char *> cases[] = {
+      {with(good, "/model/end_of_word_suffix", nullptr), "BPE without end_of_word_suffix"},
+      {with(good, "/model/end_of_word_suffix", ""), "BPE without end_of_word_suffix"},
+      {with(good, "/model/continuing_subword_prefix", "##"), "BPE with a continuing_subword_prefix"},
+      {with(good, "/model/ignore_merges", true), "BPE with ignore_merges"},
+      {with(good, "/model/dropout", 0.1), "BPE with dropout"},
+      {with(good, "/model/merges", nullptr), "'merges' is absent"},
+      {with(good, "/model/merges/3", "a"), "merge 3: 'a' is not two tokens"},
+      {with(good, "/model/merges/3", "a b c"), "merge 3: 'a b c' is not two tokens"},
+      {with(good, "/model/merges/3", {"a"}), "merge 3 is not two tokens"},
+      {with(good, "/model/merges/3", {"a", 1}), "merge 3 is not two tokens"},
+      {with(good, "/model/merges/3", 5), "merge 3 is not two tokens"},
+      {with(good, "/model/merges/3", "a xyzzy"), "merge 3: token 'xyzzy' is not in the vocabulary"},
+      {with(good, "/normalizer", nullptr), "the normalizer is none, CLIP's is Sequence of NFC, Replace, Lowercase"},
+      {with(good, "/normalizer", {{"type", "NFC"}}), "the normalizer is NFC, CLIP's"},
+      {with(good, "/normalizer/normalizers/0/type", "NFD"), "the normalizer is Sequence of NFD, Replace, Lowercase, CLIP's"},
+      {with(good, "/normalizer/normalizers/1/content", ""), "Replace makes '' of '\\s+'"},
+      {with(good, "/normalizer/normalizers/1/pattern", {{"String", " "}}), "Replace makes ' ' of ''"},
+      {with(good, "/pre_tokenizer", {{"type", "ByteLevel"}, {"add_prefix_space", false}}),
+       "the pre_tokenizer is ByteLevel, CLIP's"},
+      {with(good, "/pre_tokenizer", nullptr), "the pre_tokenizer is none"},
+      {with(good, split + "/pattern/Regex", "\\w+"), "the pattern '\\w+' is not CLIP's"},
+      {with(good, split + "/pattern", "\\w+"), "the pattern '' is not CLIP's"},
+      {with(good, split + "/behavior", "Isolated"), "CLIP's has the behavior Removed, inverted"},
+      {with(good, split + "/invert", false), "CLIP's has the behavior Removed, inverted"},
+      {with(good, bytes + "/add_prefix_space", true), "adds a space before the text"},
+      {with(good, bytes + "/use_regex", false), "without use_regex"},
+      {with(good, "/post_processor/type", "ByteLevel"),
+       "post_processor is of type 'ByteLevel', rs knows TemplateProcessing and Roberta"},
+      {with(good, "/post_processor/cls", {"<|startoftext|>", 2514}), "id 2514 is not in the vocabulary"}};
+  for (const auto &[file, error] : cases)
+    EXPECT_NE(tokenizer_error(file).find(error), std::string::npos) << tokenizer_error(file) << "\nwanted: " << error;
+}
+
+TEST(HfBpe, ReadsOlderFolders) {
+  const json file = clip_tokenizer();
+  hf_tokenizer_files files;
+  files.vocab_json = file["model"]["vocab"];
+  files.has_merges = true;
+  files.merges = "#version: 0.2\n";
+  for (const json &merge : file["model"]["merges"]) files.merges += merge.get<std::string>() + "\r\n";
+  const hf_tokenizer wanted = read_tokenizer(file);
+  hf_tokenizer t = read_hf_tokenizer(files);
+  EXPECT_EQ(t.type, "bpe");
+  EXPECT_EQ(t.suffix, "</w>");
+  EXPECT_TRUE(t.split_special);
+  EXPECT_EQ(t.tokens, wanted.tokens);
+  EXPECT_EQ(t.merges, wanted.merges);
+  EXPECT_EQ(t.single, wanted.single);
+  EXPECT_EQ(t.pair, wanted.pair);
+  EXPECT_EQ(t.special_ids, wanted.special_ids);
+  EXPECT_EQ(t.added_ids, (std::vector<int64_t>{2513, 2512}));
+  EXPECT_EQ(t.added_flags, (std::vector<int64_t>{16, 16}));
+  // As OpenAI's folders have it: what the padding token says counts for <|endoftext|>.
+  const json added = {{"content", "<|startoftext|>"}, {"normalized", true}, {"lstrip", false}};
+  files.config = {{"tokenizer_class", "CLIPTokenizer"},
+                  {"bos_token", added},
+                  {"eos_token", with(added, "/content", "<|endoftext|>")},
+                  {"pad_token", "<|endoftext|>"}};
+  t = read_hf_tokenizer(files);
+  EXPECT_EQ(t.added_ids, (std::vector<int64_t>{2513, 2512}));
+  EXPECT_EQ(t.added_flags, (std::vector<int64_t>{16, 16 + 8}));
+
+  const auto error = [](const hf_tokenizer_files &f) -> std::string {
+    try {
+      read_hf_tokenizer(f);
+    } catch (const failure &e) {
+      return e.what();
+    }
+    return "";
+  };
+  files.config["tokenizer_class"] = "RobertaTokenizer";
+  EXPECT_NE(error(files).find("'RobertaTokenizer' and no tokenizer.json; rs reads vocab.json and merges.txt of CLIPTokenizer"),
+            std::string::npos);
+  files.config = json();
+  files.merges = "i n\nq\n";
+  EXPECT_NE(error(files).find("merges.txt: merge 1: 'q' is not two tokens"), std::string::npos);
+  files.merges = "";
+  files.vocab_json = json::array({1});
+  EXPECT_NE(error(files).find("vocab.json is not an object"), std::string::npos);
+  files.vocab_json = {{"a", "b"}};
+  EXPECT_NE(error(files).find("vocab.json: the id of token 'a' is not a whole number"), std::string::npos);
+  files.vocab_json = {{"a", 0}};
+  EXPECT_NE(error(files).find("vocab.json: token '<|startoftext|>' is not in the vocabulary"), std::string::npos);
+  files.vocab_json = json();
+  EXPECT_NE(error(files).find("nor vocab.json and merges.txt"), std::string::npos);
+}
+
+TEST(HfBpe, IsFoundInAFolder) {
+  folder f;
+  const json file = clip_tokenizer();
+  f.remove("tokenizer.json");
+  f.put("tokenizer_config.json", json::object());
+  f.put("vocab.json", file["model"]["vocab"]);
+  f.put("merges.txt", std::string("#version: 0.2\ni n\n"));
+  EXPECT_EQ(f.read().tokenizer.merges, (std::vector<int64_t>{72, 77}));
+  f.remove("vocab.json");
+  expect_error(f, "nor vocab.json and merges.txt");
 }
 
 hf_tokenizer read_vocab(const std::string &vocab, const json &config = json(), const json &special = json(),

@@ -2,6 +2,7 @@
 #include "../rs.h"
 #include "test_util.h"
 #include "tiny_bert.h"
+#include "tokenizer_util.h"
 
 #include <atomic>
 #include <cstdlib>
@@ -58,6 +59,27 @@ TEST(memory, nothing_is_allocated_after_warm_up) {
     EXPECT_EQ(allocations, before) << type << " " << score;
     EXPECT_EQ(rs_session_arena_bytes(m.session), arena) << type << " " << score;
   }
+}
+
+TEST(memory, bpe_allocates_nothing_after_warm_up) {
+  rs_tokenizer_spec spec = bpe_spec({{"a", "b"}, {"ab", "ab"}, {"a", "b</w>"}});
+  spec.added_flags[0] |= RS_ADDED_NORMALIZED;
+  const auto t = create(spec);
+  const auto scratch = rs_tokenizer_scratch_new();
+  std::string long_word;
+  for (int i = 0; i < 5000; i++) long_word += i % 3 ? "ab" : "c";
+  rs_tokens tokens;
+  size_t before = 0;
+  for (int i = 0; i < 4; i++) {
+    if (i == 2) before = allocations;
+    for (const std::string_view text :
+         {std::string_view("a ab abab don't 2024!!"), std::string_view("e\u0301\u0323 \uAC00 \U0001F600"),
+          std::string_view("x <|STARTOFTEXT|>y <|endoftext|>"), std::string_view(long_word)}) {
+      tokens.clear();
+      ASSERT_EQ(rs_tokenizer_encode(t.get(), scratch.get(), as_text(text), &tokens), RS_OK) << rs_last_error();
+    }
+  }
+  EXPECT_EQ(allocations, before);
 }
 
 }  // namespace

@@ -2,8 +2,7 @@
 //
 // "The reference" is tokenizers 0.23.3.  Its answers stand in the tables below as a Python program printed them; its places are in
 // characters and were turned into bytes.  Golden files hold thousands more for the real vocabulary.
-#include "../models/text.h"
-#include "test_util.h"
+#include "tokenizer_util.h"
 
 #include <functional>
 #include <nlohmann/json.hpp>
@@ -16,44 +15,6 @@ using namespace std::string_view_literals;
 namespace {
 
 // ------------------------------------------------------------------------------------------------ help
-
-struct tokenizer_free {
-  void operator()(rs_tokenizer *t) const { rs_tokenizer_free(t); }
-};
-using tokenizer_ptr = std::unique_ptr<rs_tokenizer, tokenizer_free>;
-
-tokenizer_ptr create(const rs_tokenizer_spec &spec) {
-  rs_tokenizer *t = nullptr;
-  EXPECT_EQ(rs_tokenizer_create(spec, &t), RS_OK) << rs_last_error();
-  return tokenizer_ptr(t);
-}
-
-rs_text as_text(std::string_view s) { return {s.data(), s.size()}; }
-
-// The tokens of a text, with working memory of their own.
-rs_tokens encode(const tokenizer_ptr &t, std::string_view text) {
-  rs_tokens tokens;
-  const auto scratch = rs_tokenizer_scratch_new();
-  EXPECT_EQ(rs_tokenizer_encode(t.get(), scratch.get(), as_text(text), &tokens), RS_OK) << rs_last_error();
-  EXPECT_EQ(tokens.type_ids, std::vector<int32_t>(tokens.ids.size(), 0));
-  EXPECT_EQ(tokens.spans.size(), tokens.ids.size());
-  return tokens;
-}
-
-// "id:begin-end id:begin-end"
-std::string show(const rs_tokens &tokens) {
-  std::string s;
-  for (size_t i = 0; i < tokens.ids.size(); i++)
-    s += (i ? " " : "") + std::to_string(tokens.ids[i]) + ":" + std::to_string(tokens.spans[i].begin) + "-" +
-         std::to_string(tokens.spans[i].end);
-  return s;
-}
-
-rs_tokens wrap(const tokenizer_ptr &t, const rs_tokens &a, const rs_tokens *b = nullptr) {
-  rs_tokens out;
-  rs_tokenizer_template(t.get(), a, 0, a.ids.size(), b, &out);
-  return out;
-}
 
 // A vocabulary of a few pieces.
 rs_tokenizer_spec small_spec() {
@@ -110,21 +71,6 @@ tokenizer_ptr create_minilm() {
 
 #define RS_NEED_VOCAB() \
   if (minilm_vocab().empty()) GTEST_SKIP() << "needs vocab.txt of all-MiniLM-L6-v2 in $RS_TEST_MODEL_DIR, which is not there"
-
-std::string utf8(char32_t c) {
-  std::string s;
-  const auto put = [&](char32_t byte) { s.push_back(static_cast<char>(byte)); };
-  if (c < 0x80) {
-    put(c);
-  } else if (c < 0x800) {
-    put(0xC0 | c >> 6), put(0x80 | (c & 0x3F));
-  } else if (c < 0x10000) {
-    put(0xE0 | c >> 12), put(0x80 | (c >> 6 & 0x3F)), put(0x80 | (c & 0x3F));
-  } else {
-    put(0xF0 | c >> 18), put(0x80 | (c >> 12 & 0x3F)), put(0x80 | (c >> 6 & 0x3F)), put(0x80 | (c & 0x3F));
-  }
-  return s;
-}
 
 std::vector<std::string> characters(std::string_view s) {
   std::vector<std::string> all;
@@ -736,7 +682,7 @@ TEST(Tokenizer, RefusesWhatMakesNoSense) {
     rs_status status;
     const char *error;
   } rows[] = {
-      {[](spec_type &s) { s.type = "bpe"; }, RS_ERR_UNSUPPORTED, "tokenizer.type: 'bpe'"},
+      {[](spec_type &s) { s.type = "unigram"; }, RS_ERR_UNSUPPORTED, "tokenizer.type: 'unigram'"},
       {[](spec_type &s) { s.tokens.clear(); }, RS_ERR_FORMAT, "the vocabulary is empty"},
       {[](spec_type &s) { s.tokens.assign(1000, ""); }, RS_ERR_FORMAT, "tokenizer.unk: '[UNK]' is not in the vocabulary"},
       {[](spec_type &s) { s.tokens[7] = "ab\xC3("; }, RS_ERR_FORMAT, "tokenizer.tokens[7]: invalid UTF-8 at byte 2 (0xc3)"},
@@ -828,82 +774,6 @@ TEST(Tokenizer, ManyAddedTokens) {
   const rs_tokens tokens = encode(create(spec), text + "<5000");
   ASSERT_EQ(tokens.ids.size(), 5002u);
   for (int32_t i = 0; i < 5000; i++) EXPECT_EQ(tokens.ids[static_cast<size_t>(i)], 26 + i);
-}
-
-// A weight file of the smallest BERT there can be, all zeros, with this tokenizer.
-void write_model(const std::string &path, const rs_tokenizer_spec &spec) {
-  const int64_t vocab = static_cast<int64_t>(spec.tokens.size()), hidden = 32, positions = 16;
-  std::vector<rs_source_value> config;
-  const auto text = [&](const char *key, const char *value) { config.push_back({key, RS_META_STR, false, 0, 0, value}); };
-  const auto number = [&](const char *key, int64_t value) {
-    config.push_back({key, RS_META_I64, false, value, static_cast<double>(value), nullptr});
-  };
-  text("model_type", "bert"), text("architectures.0", "BertModel"), text("hidden_act", "gelu");
-  number("hidden_size", hidden), number("intermediate_size", hidden), number("num_hidden_layers", 1);
-  number("num_attention_heads", 1), number("max_position_embeddings", positions), number("type_vocab_size", 2);
-  number("vocab_size", vocab), number("pad_token_id", 0);
-  config.push_back({"layer_norm_eps", RS_META_F64, false, 0, 1e-12, nullptr});
-
-  const std::vector<float> zeros(static_cast<size_t>(std::max({vocab, hidden, positions}) * hidden));
-  std::vector<rs_source_tensor> tensors;
-  const auto tensor = [&](const char *name, int64_t rows, int64_t columns) {
-    rs_source_tensor t = {};
-    t.name = name, t.type_name = "F32", t.type = RS_F32, t.data = zeros.data();
-    t.rank = columns ? 2 : 1, t.shape[0] = rows, t.shape[1] = columns;
-    tensors.push_back(t);
-  };
-  tensor("embeddings.word_embeddings.weight", vocab, hidden);
-  tensor("embeddings.position_embeddings.weight", positions, hidden);
-  tensor("embeddings.token_type_embeddings.weight", 2, hidden);
-  for (const char *name : {"encoder.layer.0.attention.self.query.weight", "encoder.layer.0.attention.self.key.weight",
-                           "encoder.layer.0.attention.self.value.weight", "encoder.layer.0.attention.output.dense.weight",
-                           "encoder.layer.0.intermediate.dense.weight", "encoder.layer.0.output.dense.weight"})
-    tensor(name, hidden, hidden);
-  for (const char *name :
-       {"embeddings.LayerNorm.weight", "embeddings.LayerNorm.bias", "encoder.layer.0.attention.self.query.bias",
-        "encoder.layer.0.attention.self.key.bias", "encoder.layer.0.attention.self.value.bias",
-        "encoder.layer.0.attention.output.dense.bias", "encoder.layer.0.attention.output.LayerNorm.weight",
-        "encoder.layer.0.attention.output.LayerNorm.bias", "encoder.layer.0.intermediate.dense.bias",
-        "encoder.layer.0.output.dense.bias", "encoder.layer.0.output.LayerNorm.weight", "encoder.layer.0.output.LayerNorm.bias"})
-    tensor(name, hidden, 0);
-
-  rs_source source = {};
-  source.size = sizeof source;
-  source.config = config.data(), source.n_config = config.size();
-  source.tensors = tensors.data(), source.n_tensors = tensors.size();
-  rs_convert_params params = {};
-  params.size = sizeof params;
-  params.type = "f32";
-  std::vector<rs_text> tokens;
-  for (const std::string &token : spec.tokens) tokens.push_back({token.data(), token.size()});
-  const auto list = [](const std::vector<int64_t> &values, const char *key, rs_writer *w) {
-    return rs_writer_set_i64s(w, key, values.data(), values.size());
-  };
-
-  rs_writer *w = nullptr;
-  ASSERT_EQ(rs_writer_open(path.c_str(), &w), RS_OK) << rs_last_error();
-  for (const rs_status status : {rs_writer_set_str(w, "tokenizer.type", spec.type.c_str()),
-                                 rs_writer_set_strs(w, "tokenizer.tokens", tokens.data(), tokens.size()),
-                                 rs_writer_set_str(w, "tokenizer.unk", spec.unk.c_str()),
-                                 rs_writer_set_str(w, "tokenizer.prefix", spec.prefix.c_str()),
-                                 rs_writer_set_i64(w, "tokenizer.max_word_chars", spec.max_word_chars),
-                                 rs_writer_set_bool(w, "tokenizer.clean_text", spec.clean_text),
-                                 rs_writer_set_bool(w, "tokenizer.chinese_chars", spec.chinese_chars),
-                                 rs_writer_set_bool(w, "tokenizer.strip_accents", spec.strip_accents),
-                                 rs_writer_set_bool(w, "tokenizer.lowercase", spec.lowercase),
-                                 list(spec.added_ids, "tokenizer.added_ids", w),
-                                 list(spec.added_flags, "tokenizer.added_flags", w),
-                                 list(spec.single, "tokenizer.single", w),
-                                 list(spec.single_types, "tokenizer.single_types", w),
-                                 list(spec.pair, "tokenizer.pair", w),
-                                 list(spec.pair_types, "tokenizer.pair_types", w),
-                                 rs_writer_set_str(w, "encode.pooling", "mean"),
-                                 rs_writer_set_bool(w, "encode.normalize", true),
-                                 rs_writer_set_i64(w, "encode.max_tokens", positions),
-                                 rs_convert(&source, &params, w),
-                                 rs_writer_finish(w)})
-    EXPECT_EQ(status, RS_OK) << rs_last_error();
-  rs_writer_free(w);
 }
 
 TEST(Tokenizer, FromAWeightFile) {

@@ -26,8 +26,10 @@ const char *const examples =
     "Examples:\n"
     "  rs convert all-MiniLM-L6-v2 -o minilm.rsw\n"
     "  rs convert all-MiniLM-L6-v2 -o minilm-q4.rsw --type q4 --json > report.json\n"
-    "DIR needs config.json, model.safetensors (or its shards and index) and tokenizer.json or vocab.txt; modules.json and what it\n"
-    "names say how vectors are pooled.  An f32 copy is kept beside the output while this runs.";
+    "DIR needs config.json, model.safetensors (or its shards and index) and tokenizer.json or what came before it (vocab.txt, or\n"
+    "vocab.json and merges.txt); modules.json and what it names say how vectors are pooled.  An f32 copy is kept beside the "
+    "output\n"
+    "while this runs.";
 
 struct convert_options {
   std::string folder, output, type = "q8", name, license, source, calibrate;
@@ -66,15 +68,21 @@ void set_str(rs_writer *w, const char *key, const std::string &value) {
 }
 
 void set_tokenizer(rs_writer *w, const hf_tokenizer &t) {
-  check(rs_writer_set_str(w, "tokenizer.type", "wordpiece"));
+  check(rs_writer_set_str(w, "tokenizer.type", t.type.c_str()));
   set_strs(w, "tokenizer.tokens", t.tokens);
-  check(rs_writer_set_str(w, "tokenizer.unk", t.unk.c_str()));
-  check(rs_writer_set_str(w, "tokenizer.prefix", t.prefix.c_str()));
-  check(rs_writer_set_i64(w, "tokenizer.max_word_chars", t.max_word_chars));
-  check(rs_writer_set_bool(w, "tokenizer.clean_text", t.clean_text));
-  check(rs_writer_set_bool(w, "tokenizer.chinese_chars", t.chinese_chars));
-  check(rs_writer_set_bool(w, "tokenizer.strip_accents", t.strip_accents));
-  check(rs_writer_set_bool(w, "tokenizer.lowercase", t.lowercase));
+  if (t.type == "bpe") {
+    set_i64s(w, "tokenizer.merges", t.merges);
+    check(rs_writer_set_str(w, "tokenizer.suffix", t.suffix.c_str()));
+    check(rs_writer_set_bool(w, "tokenizer.split_special", t.split_special));
+  } else {
+    check(rs_writer_set_str(w, "tokenizer.unk", t.unk.c_str()));
+    check(rs_writer_set_str(w, "tokenizer.prefix", t.prefix.c_str()));
+    check(rs_writer_set_i64(w, "tokenizer.max_word_chars", t.max_word_chars));
+    check(rs_writer_set_bool(w, "tokenizer.clean_text", t.clean_text));
+    check(rs_writer_set_bool(w, "tokenizer.chinese_chars", t.chinese_chars));
+    check(rs_writer_set_bool(w, "tokenizer.strip_accents", t.strip_accents));
+    check(rs_writer_set_bool(w, "tokenizer.lowercase", t.lowercase));
+  }
   set_i64s(w, "tokenizer.added_ids", t.added_ids);
   set_i64s(w, "tokenizer.added_flags", t.added_flags);
   for (const auto &[name, id] : t.special_ids) check(rs_writer_set_i64(w, ("tokenizer." + name + "_id").c_str(), id));
@@ -105,12 +113,7 @@ void set_metadata(rs_writer *w, const hf_folder &folder) {
   set_str(w, "general.license", folder.license);
   set_str(w, "general.source", folder.source);
   if (folder.texts) set_tokenizer(w, folder.tokenizer);
-  if (folder.images) {  // TEMP
-    rs_writer_set_str(w, "image.resize", getenv("RSX") ? "exact" : "shortest_edge"); int64_t z[2]={getenv("RSX") ? 112 : 256,getenv("RSX") ? 112 :256}, c[2]={224,224};
-    rs_writer_set_i64s(w, "image.resize_size", z, 2); if (!getenv("RSX")) rs_writer_set_i64s(w, "image.crop_size", c, 2);
-    rs_writer_set_str(w, "image.resample", "bicubic"); rs_writer_set_f64(w, "image.rescale", 1/255.);
-    float m[3]={0.485f, 0.456f, 0.406f}, d[3]={0.229f, 0.224f, 0.225f}; rs_writer_set_f32s(w,"image.mean",m,3); rs_writer_set_f32s(w,"image.std",d,3);
-  }
+  if (folder.images) hf_image_metadata(w, folder.image);
   check(rs_writer_set_str(w, "encode.pooling", folder.pooling.c_str()));
   check(rs_writer_set_bool(w, "encode.normalize", folder.normalize));
   if (folder.max_tokens > 0) check(rs_writer_set_i64(w, "encode.max_tokens", folder.max_tokens));

@@ -186,8 +186,9 @@ class folder_reader {
     return std::move(out_);
   }
 
-  void read_image_settings(const json &) {
+  void read_image_settings(const json &config) {
     if (!out_.images) return;
+    out_.image = read_hf_image(config, read_json(transformer_, "preprocessor_config.json", false));
     out_.pooling = "cls";
     // Vectors of models that compare texts with images are compared by cosine.
     out_.normalize = out_.texts;
@@ -350,6 +351,11 @@ class folder_reader {
     files.added_tokens = read_json(transformer_, "added_tokens.json", false);
     files.has_vocab = files.tokenizer.is_null() && fs::exists(transformer_ / "vocab.txt");
     if (files.has_vocab) files.vocab = read(transformer_, "vocab.txt");
+    files.has_merges = files.tokenizer.is_null() && !files.has_vocab && fs::exists(transformer_ / "merges.txt");
+    if (files.has_merges) {
+      files.vocab_json = read_json(transformer_, "vocab.json", false);
+      files.merges = read(transformer_, "merges.txt");
+    }
     if (!sentence.is_null())
       files.lower_input = json_object(sentence, "sentence_bert_config.json").boolean("do_lower_case").value_or(false);
     out_.tokenizer = read_hf_tokenizer(files);

@@ -11,13 +11,17 @@
 
 // The tokenizer.* metadata of a weight file (docs/design.md), from whatever files the folder has.
 struct hf_tokenizer {
+  std::string type = "wordpiece";   // or "bpe"
   std::vector<std::string> tokens;  // in the order of ids; a hole is the empty string
   std::string unk = "[UNK]";
   std::string prefix = "##";  // of a piece that continues a word
   int64_t max_word_chars = 100;
   bool clean_text = true, chinese_chars = true, strip_accents = true, lowercase = true;
+  std::vector<int64_t> merges;  // of BPE: ids of the left and the right token, pair after pair
+  std::string suffix;           // of a token that ends a word
+  bool split_special = false;
   std::vector<int64_t> added_ids, added_flags;
-  std::map<std::string, int64_t> special_ids;  // "pad", "cls", "sep", "mask": those that exist
+  std::map<std::string, int64_t> special_ids;  // "pad", "cls", "sep", "mask", "bos", "eos": those that exist
   std::vector<int64_t> single, single_types, pair, pair_types;
 };
 
@@ -29,6 +33,9 @@ struct hf_tokenizer_files {
   json added_tokens;    // added_tokens.json
   std::string vocab;    // vocab.txt
   bool has_vocab = false;
+  json vocab_json;     // vocab.json
+  std::string merges;  // merges.txt
+  bool has_merges = false;
   bool lower_input = false;  // sentence_bert_config.json: do_lower_case
 };
 
@@ -52,6 +59,7 @@ struct hf_folder {
   std::vector<rs_source_tensor> tensors;  // point into `weights`
   bool texts = false, images = false;     // that the model takes
   hf_tokenizer tokenizer;                 // of texts
+  hf_image image;                         // of images
   std::string pooling = "mean";
   bool normalize = false;
   int64_t max_tokens = 0;                                    // default limit of a sequence; 0: nothing says

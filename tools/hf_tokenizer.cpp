@@ -1,5 +1,6 @@
-// The tokenizer of a Hugging Face folder.  tokenizer.json describes it completely; an older folder has vocab.txt and a few
-// settings in tokenizer_config.json, which the transformers library turns into the same thing, and so does this reader.
+// The tokenizer of a Hugging Face folder.  tokenizer.json describes it completely; an older folder has vocab.txt (WordPiece), or
+// vocab.json and merges.txt (BPE), and a few settings in tokenizer_config.json, which the transformers library turns into the same
+// thing, and so does this reader.
 #include "hf.h"
 
 #include <algorithm>
@@ -20,6 +21,15 @@ constexpr token_role token_roles[] = {{"pad", "pad_token", "[PAD]"},
                                       {"sep", "sep_token", "[SEP]"},
                                       {"mask", "mask_token", "[MASK]"},
                                       {"unk", "unk_token", "[UNK]"}};
+// Where a token has several of these roles, its flags are those of the first.
+constexpr token_role clip_roles[] = {{"pad", "pad_token", "<|endoftext|>"},
+                                     {"unk", "unk_token", "<|endoftext|>"},
+                                     {"eos", "eos_token", "<|endoftext|>"},
+                                     {"bos", "bos_token", "<|startoftext|>"}};
+
+// How CLIP finds words; newer folders put special tokens before that, which only matters where one is written in capitals.
+constexpr const char *clip_special_words = R"(<\|startoftext\|>|<\|endoftext\|>|)";
+constexpr const char *clip_words = R"('s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+)";
 
 class tokenizer_reader {
  public:
@@ -28,16 +38,28 @@ class tokenizer_reader {
   hf_tokenizer read() {
     if (!files_.tokenizer.is_null()) read_tokenizer_json();
     else if (files_.has_vocab) read_vocab_txt();
-    else fail("the folder has neither tokenizer.json nor vocab.txt");
-    for (const token_role &role : token_roles) {
-      auto id = ids_.find(token_of(role));
-      if (id != ids_.end() && std::string(role.name) != "unk") out_.special_ids[role.name] = id->second;
+    else if (!files_.vocab_json.is_null() && files_.has_merges) read_vocab_json();
+    else fail("the folder has neither tokenizer.json nor vocab.txt, nor vocab.json and merges.txt");
+    if (is_bpe()) {
+      find_special_ids(clip_roles);
+    } else {
+      find_special_ids(token_roles);
+      if (ids_.find(out_.unk) == ids_.end()) fail("the vocabulary has no unknown token ", in_quotes(out_.unk));
     }
-    if (ids_.find(out_.unk) == ids_.end()) fail("the vocabulary has no unknown token ", in_quotes(out_.unk));
     return std::move(out_);
   }
 
  private:
+  bool is_bpe() const { return out_.type == "bpe"; }
+
+  template <size_t N>
+  void find_special_ids(const token_role (&roles)[N]) {
+    for (const token_role &role : roles) {
+      auto id = ids_.find(token_of(role));
+      if (id != ids_.end() && std::string(role.name) != "unk") out_.special_ids[role.name] = id->second;
+    }
+  }
+
   // -------------------------------------------------------------------------------------------- vocabulary
 
   void place_token(const std::string &token, int64_t id, const std::string &where) {
@@ -58,8 +80,13 @@ class tokenizer_reader {
     return found->second;
   }
 
-  // A special token's text: tokenizer_config.json, then special_tokens_map.json, then what BERT calls it.
-  std::string token_of(const token_role &role) const {
+  struct special_token {
+    std::string text;
+    int64_t flags;
+  };
+
+  // A special token: tokenizer_config.json, then special_tokens_map.json, then what BERT or CLIP calls it.
+  special_token special_of(const token_role &role) const {
     struct {
       const json &content;
       const char *name;
@@ -69,12 +96,17 @@ class tokenizer_reader {
       json_object object(place.content, place.name);
       const json *value = object.find(role.key);
       if (!value) continue;
-      std::optional<std::string> text =
-          value->is_object() ? object.object(role.key).string("content") : object.string(role.key);  // an AddedToken, or just text
-      if (text) return *text;
+      if (!value->is_object()) {
+        if (std::optional<std::string> text = object.string(role.key)) return {*text, special};
+      } else {  // an AddedToken
+        json_object token = object.object(role.key);
+        if (std::optional<std::string> text = token.string("content")) return {*text, flags_of(token) | special};
+      }
     }
-    return role.usual;
+    return {role.usual, special};
   }
+
+  std::string token_of(const token_role &role) const { return special_of(role).text; }
 
   void add_token(const std::string &content, int64_t id, int64_t flags, const std::string &where) {
     if (content.empty()) return;  // the tokenizers library drops it as well
@@ -108,8 +140,13 @@ class tokenizer_reader {
         add_token(token.string("content").value_or(""), token.integer("id").value_or(-1), flags_of(token), token.where());
       }
     }
-    read_normalizer(root.find("normalizer"));
-    check_pre_tokenizer(root.find("pre_tokenizer"));
+    if (is_bpe()) {
+      check_clip_normalizer(root.find("normalizer"));
+      check_clip_pre_tokenizer(root.find("pre_tokenizer"));
+    } else {
+      read_normalizer(root.find("normalizer"));
+      check_pre_tokenizer(root.find("pre_tokenizer"));
+    }
     read_post_processor(root.find("post_processor"));
   }
 
@@ -117,18 +154,156 @@ class tokenizer_reader {
     // Files of before 2021 do not name the type; only WordPiece has this member and no merges.
     bool old_wordpiece = model.find("continuing_subword_prefix") && !model.find("merges");
     std::string type = model.string("type").value_or(old_wordpiece ? "WordPiece" : "");
-    if (type != "WordPiece")
-      fail("tokenizer.json: the model is of type ", (type.empty() ? "unknown" : in_quotes(type)), ", rs knows WordPiece");
-    out_.unk = model.string("unk_token").value_or(out_.unk);
-    out_.prefix = model.string("continuing_subword_prefix").value_or(out_.prefix);
-    out_.max_word_chars = model.integer("max_input_chars_per_word").value_or(out_.max_word_chars);
+    if (type.empty() && model.find("merges")) type = "BPE";
+    if (type != "WordPiece" && type != "BPE")
+      fail("tokenizer.json: the model is of type ", (type.empty() ? "unknown" : in_quotes(type)), ", rs knows WordPiece and BPE");
+    if (type == "WordPiece") {
+      out_.unk = model.string("unk_token").value_or(out_.unk);
+      out_.prefix = model.string("continuing_subword_prefix").value_or(out_.prefix);
+      out_.max_word_chars = model.integer("max_input_chars_per_word").value_or(out_.max_word_chars);
+    }
     const json *vocab = model.find("vocab");
     if (!vocab || !vocab->is_object()) fail("tokenizer.json: model: no vocab");
-    for (const auto &[token, id] : vocab->items()) {
-      if (!id.is_number_integer()) fail("tokenizer.json: the id of token ", in_quotes(token), " is not a whole number");
-      place_token(token, id.get<int64_t>(), "tokenizer.json");
+    read_vocab(*vocab, "tokenizer.json");
+    if (type == "BPE") read_bpe(model);
+  }
+
+  void read_vocab(const json &vocab, const std::string &where) {
+    for (const auto &[token, id] : vocab.items()) {
+      if (!id.is_number_integer()) fail(where, ": the id of token ", in_quotes(token), " is not a whole number");
+      place_token(token, id.get<int64_t>(), where);
     }
   }
+
+  // -------------------------------------------------------------------------------------------- BPE
+
+  // Only CLIP's kind: every byte has a token inside a word and one at its end, so there are no unknown ones, and `unk_token`,
+  // `fuse_unk` and `byte_fallback` say nothing.
+  void read_bpe(const json_object &model) {
+    out_.type = "bpe";
+    out_.suffix = model.string("end_of_word_suffix").value_or("");
+    if (out_.suffix.empty()) fail(model.where(), ": BPE without end_of_word_suffix, rs knows that of CLIP, which has '</w>'");
+    if (!model.string("continuing_subword_prefix").value_or("").empty())
+      fail(model.where(), ": BPE with a continuing_subword_prefix, CLIP's has none");
+    if (model.boolean("ignore_merges").value_or(false)) fail(model.where(), ": BPE with ignore_merges, CLIP's is without");
+    if (const json *dropout = model.find("dropout"))
+      if (!dropout->is_number() || dropout->get<double>() != 0) fail(model.where(), ": BPE with dropout, CLIP's is without");
+    for (const json &item : model.array("merges")) {
+      const size_t i = merges_.size();
+      if (item.is_string()) {
+        read_merge(item.get<std::string>(), join("tokenizer.json: merge ", i));
+      } else {
+        if (!item.is_array() || item.size() != 2 || !item[0].is_string() || !item[1].is_string())
+          fail("tokenizer.json: merge ", i, " is not two tokens");
+        add_merge(item[0].get<std::string>(), item[1].get<std::string>(), join("tokenizer.json: merge ", i));
+      }
+    }
+    rank_merges();
+  }
+
+  // "left right"
+  void read_merge(const std::string &text, const std::string &where) {
+    const size_t space = text.find(' ');
+    if (space == std::string::npos || space != text.rfind(' ')) fail(where, ": ", in_quotes(text), " is not two tokens");
+    add_merge(text.substr(0, space), text.substr(space + 1), where);
+  }
+
+  void add_merge(const std::string &left, const std::string &right, const std::string &where) {
+    merges_.emplace_back(id_of(left, where), id_of(right, where));
+  }
+
+  // Of equal ones the last counts, as in the tokenizers library.
+  void rank_merges() {
+    std::set<std::pair<int64_t, int64_t>> seen;
+    std::vector<bool> counts(merges_.size());
+    for (size_t i = merges_.size(); i-- > 0;) counts[i] = seen.insert(merges_[i]).second;
+    for (size_t i = 0; i < merges_.size(); i++)
+      if (counts[i]) out_.merges.insert(out_.merges.end(), {merges_[i].first, merges_[i].second});
+  }
+
+  static const json *member(const json *value, const char *list, size_t i) {
+    return value && value->is_object() && value->contains(list) && (*value)[list].is_array() && i < (*value)[list].size()
+               ? &(*value)[list][i]
+               : nullptr;
+  }
+
+  static std::string text_of(const json &value, const char *a, const char *b = nullptr) {
+    const json inner = value.is_object() ? value.value(a, json()) : json();
+    const json text = b && inner.is_object() ? inner.value(b, json()) : inner;
+    return text.is_string() ? text.get<std::string>() : "";
+  }
+
+  // What `list` of a Sequence must have, in order.
+  static void check_sequence(const json *value, const char *where, const char *list, const std::vector<std::string> &types) {
+    std::string got;
+    for (size_t i = 0; const json *item = member(value, list, i); i++) got += (i ? ", " : "") + type_of(item, where);
+    std::string wanted;
+    for (const std::string &type : types) wanted += (wanted.empty() ? "" : ", ") + type;
+    if (type_of(value, where) != "Sequence" || got != wanted)
+      fail("tokenizer.json: the ", where, " is ", type_of(value, where), (got.empty() ? "" : " of " + got),
+           ", CLIP's is Sequence of ", wanted);
+  }
+
+  static void check_clip_normalizer(const json *value) {
+    const char *const where = "normalizer";
+    check_sequence(value, where, "normalizers", {"NFC", "Replace", "Lowercase"});
+    const json &replace = *member(value, "normalizers", 1);
+    const std::string pattern = text_of(replace, "pattern", "Regex"), content = text_of(replace, "content");
+    if (pattern != R"(\s+)" || content != " ")
+      fail("tokenizer.json: normalizer: Replace makes ", in_quotes(content), " of ", in_quotes(pattern),
+           R"(, CLIP's ' ' of '\s+')");
+  }
+
+  void check_clip_pre_tokenizer(const json *value) {
+    const char *const where = "pre_tokenizer";
+    check_sequence(value, where, "pretokenizers", {"Split", "ByteLevel"});
+    json_object split(*member(value, "pretokenizers", 0), "tokenizer.json: pre_tokenizer: Split");
+    const std::string words = text_of(*member(value, "pretokenizers", 0), "pattern", "Regex");
+    out_.split_special = words == std::string(clip_special_words) + clip_words;
+    if (!out_.split_special && words != clip_words) fail(split.where(), ": the pattern ", in_quotes(words), " is not CLIP's");
+    if (split.string("behavior").value_or("") != "Removed" || !split.boolean("invert").value_or(false))
+      fail(split.where(), ": CLIP's has the behavior Removed, inverted");
+    json_object bytes(*member(value, "pretokenizers", 1), "tokenizer.json: pre_tokenizer: ByteLevel");
+    if (bytes.boolean("add_prefix_space").value_or(true)) fail(bytes.where(), ": adds a space before the text, CLIP's does not");
+    if (!bytes.boolean("use_regex").value_or(true)) fail(bytes.where(), ": without use_regex, CLIP's has it");
+  }
+
+  // <s> a </s>, <s> a </s></s> b </s>.  What it says of spaces is about tokens that have them, which CLIP's do not.
+  void set_roberta_template(int64_t cls, int64_t sep) {
+    out_.single = {cls, -1, sep};
+    out_.single_types = {0, 0, 0};
+    out_.pair = {cls, -1, sep, sep, -2, sep};
+    out_.pair_types = {0, 0, 0, 0, 0, 0};
+  }
+
+  // As CLIPTokenizer of transformers 5 puts it together.
+  void read_vocab_json() {
+    if (!files_.config.is_null()) {
+      const std::string name =
+          json_object(files_.config, "tokenizer_config.json").string("tokenizer_class").value_or("CLIPTokenizer");
+      if (name != "CLIPTokenizer" && name != "CLIPTokenizerFast")
+        fail("tokenizer_config.json: tokenizer_class ", in_quotes(name),
+             " and no tokenizer.json; rs reads vocab.json and merges.txt of CLIPTokenizer");
+    }
+    if (!files_.vocab_json.is_object()) fail("vocab.json is not an object");
+    read_vocab(files_.vocab_json, "vocab.json");
+    out_.type = "bpe";
+    out_.suffix = "</w>";
+    out_.split_special = true;
+    for (size_t begin = 0; begin < files_.merges.size();) {
+      const size_t end = std::min(files_.merges.find('\n', begin), files_.merges.size());
+      const bool cr = end > begin && files_.merges[end - 1] == '\r';
+      const std::string line = files_.merges.substr(begin, end - begin - (cr ? 1 : 0));
+      begin = end + 1;
+      if (line.empty() || line.compare(0, 8, "#version") == 0) continue;
+      read_merge(line, join("merges.txt: merge ", merges_.size()));
+    }
+    rank_merges();
+    add_listed_tokens(clip_roles);
+    set_roberta_template(id_of(token_of(clip_roles[3]), "vocab.json"), id_of(token_of(clip_roles[2]), "vocab.json"));
+  }
+
+  // -------------------------------------------------------------------------------------------- the rest of tokenizer.json
 
   // {"type": "Sequence", "<members>": [x]} stands for x.
   static const json *only_member(const json *value, const char *members) {
@@ -199,11 +374,14 @@ class tokenizer_reader {
     json_object processor(*value, "tokenizer.json: post_processor");
     if (type == "BertProcessing") {
       set_bert_template(named_id(processor, "cls"), named_id(processor, "sep"));
+    } else if (type == "RobertaProcessing" && is_bpe()) {
+      set_roberta_template(named_id(processor, "cls"), named_id(processor, "sep"));
     } else if (type == "TemplateProcessing") {
       read_template(processor, "single", false, &out_.single, &out_.single_types);
       read_template(processor, "pair", true, &out_.pair, &out_.pair_types);
     } else {
-      fail("tokenizer.json: the post_processor is of type ", in_quotes(type), ", rs knows TemplateProcessing and BertProcessing");
+      fail("tokenizer.json: the post_processor is of type ", in_quotes(type), ", rs knows TemplateProcessing and ",
+           (is_bpe() ? "RobertaProcessing" : "BertProcessing"));
     }
   }
 
@@ -268,7 +446,7 @@ class tokenizer_reader {
     out_.clean_text = true;
     set_normalizer(true, std::nullopt, true);
     set_bert_template(id_of(token_of(token_roles[1]), "vocab.txt"), id_of(token_of(token_roles[2]), "vocab.txt"));
-    add_listed_tokens();
+    add_listed_tokens(token_roles);
   }
 
   // vocab.txt alone does not say how words are found.  BertJapaneseTokenizer, for one, uses a dictionary.
@@ -300,7 +478,8 @@ class tokenizer_reader {
 
   // Tokens that are matched in the text before it is cut into words: the special ones, and what a user added.  A token keeps what
   // the first of these places says of it.
-  void add_listed_tokens() {
+  template <size_t N>
+  void add_listed_tokens(const token_role (&roles)[N]) {
     if (!files_.config.is_null() && files_.config.contains("added_tokens_decoder")) {
       json_object decoder = json_object(files_.config, "tokenizer_config.json").object("added_tokens_decoder");
       std::map<int64_t, const json *> in_order;
@@ -311,9 +490,11 @@ class tokenizer_reader {
         add_token(token.string("content").value_or(""), id, flags_of(token), decoder.where());
       }
     }
-    for (const token_role &role : token_roles) {
-      auto found = ids_.find(token_of(role));
-      if (found != ids_.end()) add_token(found->first, found->second, special, "vocab.txt");
+    for (const token_role &role : roles) {
+      const special_token token = special_of(role);
+      auto found = ids_.find(token.text);
+      // The reader of vocab.txt always knew them as plain ones.
+      if (found != ids_.end()) add_token(found->first, found->second, is_bpe() ? token.flags : int64_t(special), "the vocabulary");
     }
     if (files_.added_tokens.is_null()) return;
     json_object added(files_.added_tokens, "added_tokens.json");
@@ -331,6 +512,7 @@ class tokenizer_reader {
   hf_tokenizer out_;
   std::unordered_map<std::string, int64_t> ids_;
   std::set<int64_t> added_;
+  std::vector<std::pair<int64_t, int64_t>> merges_;  // ids
 };
 
 }  // namespace
