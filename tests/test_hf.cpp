@@ -665,7 +665,7 @@ TEST(HfBpe, RefusesOtherKinds) {
       {with(good, "/model/continuing_subword_prefix", "##"), "BPE with a continuing_subword_prefix"},
       {with(good, "/model/ignore_merges", true), "BPE with ignore_merges"},
       {with(good, "/model/dropout", 0.1), "BPE with dropout"},
-      {with(good, "/model/merges", nullptr), "'merges' is absent"},
+      {with(good, "/model/merges", nullptr), "'merges' is null, expected an array"},
       {with(good, "/model/merges/3", "a"), "merge 3: 'a' is not two tokens"},
       {with(good, "/model/merges/3", "a b c"), "merge 3: 'a b c' is not two tokens"},
       {with(good, "/model/merges/3", {"a"}), "merge 3 is not two tokens"},

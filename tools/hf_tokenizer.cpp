@@ -227,10 +227,11 @@ class tokenizer_reader {
                : nullptr;
   }
 
+  // The string value[a], or value[a][b].
   static std::string text_of(const json &value, const char *a, const char *b = nullptr) {
     const json inner = value.is_object() ? value.value(a, json()) : json();
-    const json text = b && inner.is_object() ? inner.value(b, json()) : inner;
-    return text.is_string() ? text.get<std::string>() : "";
+    if (b) return text_of(inner, b);
+    return inner.is_string() ? inner.get<std::string>() : "";
   }
 
   // What `list` of a Sequence must have, in order.
@@ -300,7 +301,8 @@ class tokenizer_reader {
     }
     rank_merges();
     add_listed_tokens(clip_roles);
-    set_roberta_template(id_of(token_of(clip_roles[3]), "vocab.json"), id_of(token_of(clip_roles[2]), "vocab.json"));
+    const int64_t bos = id_of(token_of(clip_roles[3]), "vocab.json"), eos = id_of(token_of(clip_roles[2]), "vocab.json");
+    set_roberta_template(bos, eos);
   }
 
   // -------------------------------------------------------------------------------------------- the rest of tokenizer.json
