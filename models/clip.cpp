@@ -129,7 +129,7 @@ rs_status convert_text_tower(rs_importer &in, const std::string &config, int64_t
 rs_status convert_number(rs_importer &in, const char *name, bool exponent, double *out) {
   if (!in.has(name)) return RS_OK;
   const int64_t one = 1;
-  RS_TRY(in.read({name}, in.dim(name, 0) ? 1 : 0, &one));
+  RS_TRY(in.read({name}, 1, &one));
   *out = exponent ? std::exp(static_cast<double>(in.values()[0])) : in.values()[0];
   return RS_OK;
 }

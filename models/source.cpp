@@ -147,7 +147,8 @@ rs_status rs_importer::read(std::initializer_list<std::string> from, int rank, c
   for (const std::string &name : from) {
     const rs_source_tensor *t = find_tensor(source, name);
     if (!t) return rs_fail(RS_ERR_FORMAT, "tensor '%s' is missing", name.c_str());
-    if (t->rank != rank || !std::equal(part, part + rank, t->shape))
+    const bool number = t->rank == 0 && rank == 1 && part[0] == 1;
+    if (!number && (t->rank != rank || !std::equal(part, part + rank, t->shape)))
       return rs_fail(RS_ERR_FORMAT, "'%s': shape %s, expected %s", name.c_str(), shape_text(t->rank, t->shape).c_str(),
                      shape_text(rank, part).c_str());
     switch (t->type) {

@@ -407,7 +407,7 @@ TEST(pool, every_way_matches_its_definition) {
               break;
           }
         ASSERT_TRUE(std::fabs(y[b * c + static_cast<size_t>(j)] - wanted) <= 1e-6)
-            << rs_pooling_name(static_cast<rs_pooling>(pooling), 0) << " sequence " << b;
+            << rs_pooling_name(static_cast<rs_pooling>(pooling)) << " sequence " << b;
       }
   }
 }
@@ -442,6 +442,8 @@ TEST(graph, every_operator_has_a_test) {
                                                       {"linear", "linear"},
                                                       {"layer_norm", "layer_norm"},
                                                       {"flash_attn", "flash_attn"},
+                                                      {"attn_pool", "attn_pool"},
+                                                      {"gate", "gate"},
                                                       {"pool", "pool"},
                                                       {"l2_normalize", "l2_normalize"}};
   size_t n = 0;

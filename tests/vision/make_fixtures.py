@@ -12,9 +12,9 @@ A folder has what a published model has (config.json, preprocessor_config.json, 
   text.ids, text.lengths, text.embedding   sequences end to end, and the text features of CLIP
 Weights are larger than at initialisation, so that every part shows in the result.
 """
-import json, os, sys
+import json, os, sys, tempfile
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -40,6 +40,13 @@ def pixels(w, h, seed):
     return (smooth + 0.2 * torch.randn(2, 3, h, w, generator=g)).contiguous()
 
 
+def published(model):
+    """The weights by the names that they are published with, which those in memory are not."""
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        return load_file(folder + "/model.safetensors")
+
+
 def write(folder, config, weights, expected, processor):
     os.makedirs(folder, exist_ok=True)
     json.dump(config, open(f"{folder}/config.json", "w"), indent=1, sort_keys=True)
@@ -52,7 +59,7 @@ def write(folder, config, weights, expected, processor):
 def processor(kind, size, exact=True):
     return {"image_processor_type": kind, "do_resize": True, "resample": 3, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,
             "image_mean": MEAN, "image_std": STD,
-            **({"size": {"height": size, "width": size}} if exact else
+            **({"size": {"height": size, "width": size}, "do_center_crop": False} if exact else
                {"size": {"shortest_edge": size}, "do_center_crop": True, "crop_size": {"height": size, "width": size}})}
 
 
@@ -82,7 +89,7 @@ def classifier(name, model_class, config, kind, seed, interpolate=True):
             states = base(x, **extra).last_hidden_state
             expected[f"logits.{at}"] = model(x, **extra).logits
         expected |= {f"pixels.{at}": x, f"states.{at}": states, f"cls.{at}": states[:, 0]}
-    write(f"{HERE}/{name}", clean(config), model.state_dict(), expected, processor(kind, 32))
+    write(f"{HERE}/{name}", clean(config), published(model), expected, processor(kind, 32))
 
 
 def main():
@@ -98,8 +105,8 @@ def main():
 
     # CLIP: both halves.
     config = t.CLIPConfig(projection_dim=24,
-                          text_config=dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, vocab_size=99,
-                                           max_position_embeddings=20, bos_token_id=97, eos_token_id=98, pad_token_id=98, projection_dim=24),
+                          text_config=dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, vocab_size=515,
+                                           max_position_embeddings=20, bos_token_id=513, eos_token_id=514, pad_token_id=514, projection_dim=24),
                           vision_config=dict(**SMALL, intermediate_size=64, projection_dim=24))
     config.architectures = ["CLIPModel"]
     model = randomise(t.CLIPModel(config), 6)
@@ -113,11 +120,20 @@ def main():
     g = torch.Generator().manual_seed(7)
     ids, lengths, features = [], [], []
     for n in (2, 5, 20, 9):
-        s = torch.cat([torch.tensor([97]), torch.randint(0, 97, (n - 2,), generator=g), torch.tensor([98])])[None]
+        s = torch.cat([torch.tensor([513]), torch.randint(0, 513, (n - 2,), generator=g), torch.tensor([514])])[None]
         with torch.no_grad(): features.append(model.text_projection(model.text_model(s).pooler_output)[0])
         ids.append(s[0]); lengths.append(n)
     expected |= {"text.ids": torch.cat(ids).int(), "text.lengths": torch.tensor(lengths).int(), "text.embedding": torch.stack(features)}
-    write(f"{HERE}/clip", clean(config), model.state_dict(), expected, processor("CLIPImageProcessor", 32, False))
+    # Bytes alone and at the end of a word, and one merge: as many tokens as the table has.  How bytes are written is GPT-2's way.
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    letters = [chr(b) for b in plain] + [chr(256 + i) for i in range(256 - len(plain))]
+    tokens = [*letters, *(c + "</w>" for c in letters), "th", "<|startoftext|>", "<|endoftext|>"]
+    os.makedirs(f"{HERE}/clip", exist_ok=True)
+    json.dump({token: i for i, token in enumerate(tokens)}, open(f"{HERE}/clip/vocab.json", "w"))
+    open(f"{HERE}/clip/merges.txt", "w").write("#version: 0.2\nt h\n")
+    json.dump({"model_max_length": 20, "tokenizer_class": "CLIPTokenizer", "bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>",
+               "unk_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}, open(f"{HERE}/clip/tokenizer_config.json", "w"), indent=1)
+    write(f"{HERE}/clip", clean(config), published(model), expected, processor("CLIPImageProcessor", 32, False))
 
     # SigLIP: the image half.
     config = t.SiglipConfig(text_config=dict(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, vocab_size=40,
@@ -131,7 +147,7 @@ def main():
         with torch.no_grad():
             v = model.vision_model(x, interpolate_pos_encoding=True)
             expected |= {f"pixels.{at}": x, f"states.{at}": v.last_hidden_state, f"embedding.{at}": v.pooler_output}
-    write(f"{HERE}/siglip", clean(config), model.state_dict(), expected, processor("SiglipImageProcessor", 32))
+    write(f"{HERE}/siglip", clean(config), published(model), expected, processor("SiglipImageProcessor", 32))
 
     # timm's layout, whose weights have no prefix and whose config.json is its own.
     import timm

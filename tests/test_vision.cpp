@@ -1,0 +1,435 @@
+// Image models: every family against what its reference implementation answers on a tiny model (tests/vision/make_fixtures.py says how
+// they were made), and real weights against the golden files of DINOv2.
+#include "../tools/safetensors.h"
+#include "cli_util.h"
+#include "tiny_bert.h"
+
+#include <cmath>
+#include <map>
+
+namespace {
+
+using floats = std::vector<float>;
+
+// ------------------------------------------------------------------------------------------------ fixtures
+
+struct array {
+  std::vector<int64_t> shape;
+  floats values;              // of F32
+  std::vector<int32_t> ints;  // of I32
+};
+
+std::map<std::string, array> read_arrays(const std::string &path) {
+  std::map<std::string, array> all;
+  const safetensors_file file(path, path);
+  for (const safetensors_entry &e : file.entries()) {
+    array &a = all[e.name];
+    a.shape = e.shape;
+    if (e.dtype == "F32") {
+      a.values.resize(e.bytes / 4);
+      memcpy(a.values.data(), e.data, e.bytes);
+    } else {
+      EXPECT_EQ(e.dtype, "I32") << e.name;
+      a.ints.resize(e.bytes / 4);
+      memcpy(a.ints.data(), e.data, e.bytes);
+    }
+  }
+  return all;
+}
+
+std::string fixture(const std::string &name) { return source_dir() + "/tests/vision/" + name; }
+
+double cosine(const float *a, const float *b, size_t n) {
+  double ab = 0, aa = 0, bb = 0;
+  for (size_t i = 0; i < n; i++) ab += double(a[i]) * b[i], aa += double(a[i]) * a[i], bb += double(b[i]) * b[i];
+  return ab / std::sqrt(aa * bb);
+}
+
+// The lowest cosine of rows of n; NaN where one has it.
+double lowest_cosine(const floats &got, const floats &wanted, size_t n) {
+  EXPECT_EQ(got.size(), wanted.size());
+  EXPECT_GT(got.size(), 0u);
+  double lowest = 2;
+  for (size_t i = 0; i + n <= std::min(got.size(), wanted.size()); i += n) {
+    const double c = cosine(got.data() + i, wanted.data() + i, n);
+    if (!(c >= lowest)) lowest = c;
+  }
+  return lowest;
+}
+
+// Largest difference relative to the largest value wanted.
+double relative_error(const floats &got, const floats &wanted) {
+  EXPECT_EQ(got.size(), wanted.size());
+  double error = 0, most = 0;
+  for (size_t i = 0; i < std::min(got.size(), wanted.size()); i++) {
+    const double e = std::fabs(double(got[i]) - wanted[i]);
+    if (!(e <= error)) error = e;
+    most = std::max(most, std::fabs(double(wanted[i])));
+  }
+  return error / most;
+}
+
+rs_encode_params params_of(rs_pooling pooling, int32_t width = 0, int32_t height = 0) {
+  rs_encode_params p = {};
+  p.size = sizeof p;
+  p.pooling = pooling;
+  p.normalize = RS_OFF;
+  p.image_width = width, p.image_height = height;
+  return p;
+}
+
+rs_image pixels_of(const array &a, size_t i) {
+  const auto h = static_cast<size_t>(a.shape[2]), w = static_cast<size_t>(a.shape[3]);
+  return {RS_IMAGE_PIXELS, a.values.data() + i * 3 * h * w, 0, static_cast<int32_t>(w), static_cast<int32_t>(h)};
+}
+
+class image_model : public loaded {
+ public:
+  using loaded::loaded;
+  rs_model_info info() const {
+    rs_model_info i = {};
+    i.size = sizeof i;
+    EXPECT_EQ(rs_model_get_info(model, &i), RS_OK);
+    return i;
+  }
+  floats encode(const std::vector<rs_image> &images, const rs_encode_params &p, size_t capacity) {
+    floats out(capacity);
+    EXPECT_EQ(rs_encode_images(session, images.data(), images.size(), &p, out.data(), out.size(), nullptr), RS_OK) << rs_last_error();
+    return out;
+  }
+  floats classify(const std::vector<rs_image> &images, const rs_encode_params &p) {
+    floats out(images.size() * static_cast<size_t>(info().labels));
+    EXPECT_EQ(rs_classify_images(session, images.data(), images.size(), &p, out.data(), out.size(), nullptr), RS_OK)
+        << rs_last_error();
+    return out;
+  }
+};
+
+const char *const families[] = {"vit",  "deit",   "dinov2",   "dinov2-swiglu", "dinov2-registers",
+                                "clip", "siglip", "timm-vit", "timm-deit",     "timm-dinov2-reg"};
+const char *const sizes[] = {"32x32", "48x40", "24x16"};
+
+std::string converted(const temp_dir &dir, const std::string &name, const std::string &type) {
+  const std::string path = dir / (name + "-" + type + ".rsw");
+  const run_result r = rs({"convert", fixture(name), "-o", path, "--type", type, "--calibrate", "none"});
+  EXPECT_EQ(r.code, 0) << r;
+  return path;
+}
+
+// f32 sums in another order than torch's, two layers deep.
+constexpr double f32_error = 2e-5;
+
+TEST(vision, every_family_gives_what_its_reference_does) {
+  temp_dir dir;
+  for (const std::string name : families) {
+    image_model m(converted(dir, name, "f32"));
+    ASSERT_TRUE(m.session) << name;
+    auto expected = read_arrays(fixture(name) + "/expected.safetensors");
+    for (const std::string size : sizes) {
+      SCOPED_TRACE(name + " " + size);
+      ASSERT_EQ(expected.count("pixels." + size), 1u);
+      const array &pixels = expected["pixels." + size], &states = expected["states." + size];
+      const std::vector<rs_image> images = {pixels_of(pixels, 0), pixels_of(pixels, 1)};
+      const auto w = static_cast<int32_t>(pixels.shape[3]), h = static_cast<int32_t>(pixels.shape[2]);
+      rs_image_shape shape;
+      ASSERT_EQ(rs_image_get_shape(m.model, w, h, &shape), RS_OK);
+      ASSERT_EQ(shape.tokens, states.shape[1]);
+      EXPECT_LE(relative_error(m.encode(images, params_of(RS_POOL_NONE, w, h), states.values.size()), states.values), f32_error);
+      if (expected.count("cls." + size)) {
+        const array &cls = expected["cls." + size];
+        EXPECT_LE(relative_error(m.encode(images, params_of(RS_POOL_CLS, w, h), cls.values.size()), cls.values), f32_error);
+      }
+      if (expected.count("embedding." + size)) {
+        const array &embedding = expected["embedding." + size];
+        EXPECT_EQ(m.info().dim, embedding.shape[1]);
+        const floats got = m.encode(images, params_of(RS_POOL_DEFAULT, w, h), embedding.values.size());
+        EXPECT_LE(relative_error(got, embedding.values), f32_error);
+      }
+      if (expected.count("logits." + size)) {
+        EXPECT_LE(relative_error(m.classify(images, params_of(RS_POOL_DEFAULT, w, h)), expected["logits." + size].values), f32_error);
+      }
+    }
+  }
+}
+
+TEST(vision, labels_are_those_of_the_folder) {
+  temp_dir dir;
+  for (const std::string name : {"vit", "timm-vit"}) {
+    image_model m(converted(dir, name, "f32"));
+    ASSERT_EQ(m.info().labels, 5);
+    EXPECT_STREQ(rs_model_label(m.model, 3), "label 3");
+    EXPECT_EQ(m.info().head_activation, RS_HEAD_SOFTMAX);
+  }
+}
+
+// Rounded weights of these random models are no measure of what q8 keeps of real ones: that the layers are what they were is.
+TEST(vision, quantized_families_stay_near) {
+  temp_dir dir;
+  const std::map<std::string, double> least = {{"f16", 0.99999}, {"q8", 0.98}, {"q4", 0.75}};
+  for (const std::string name : families)
+    for (const auto &[type, lowest] : least) {
+      SCOPED_TRACE(name + " " + type);
+      image_model m(converted(dir, name, type));
+      ASSERT_TRUE(m.session);
+      auto expected = read_arrays(fixture(name) + "/expected.safetensors");
+      const array &pixels = expected["pixels.32x32"], &states = expected["states.32x32"];
+      const floats got = m.encode({pixels_of(pixels, 0), pixels_of(pixels, 1)}, params_of(RS_POOL_NONE), states.values.size());
+      EXPECT_GE(lowest_cosine(got, states.values, got.size()), lowest);
+    }
+}
+
+TEST(vision, texts_of_clip_are_those_of_its_reference) {
+  temp_dir dir;
+  image_model m(converted(dir, "clip", "f32"));
+  ASSERT_TRUE(m.session);
+  auto expected = read_arrays(fixture("clip") + "/expected.safetensors");
+  const array &ids = expected["text.ids"], &lengths = expected["text.lengths"], &wanted = expected["text.embedding"];
+  std::vector<size_t> starts = {0};
+  for (const int32_t n : lengths.ints) starts.push_back(starts.back() + static_cast<size_t>(n));
+  ASSERT_EQ(starts.back(), ids.ints.size());
+  floats got(wanted.values.size());
+  const rs_encode_params p = params_of(RS_POOL_DEFAULT);
+  ASSERT_EQ(rs_encode_ids(m.session, ids.ints.data(), nullptr, starts.data(), lengths.ints.size(), &p, got.data(), got.size()), RS_OK)
+      << rs_last_error();
+  EXPECT_LE(relative_error(got, wanted.values), f32_error);
+  EXPECT_NEAR(m.info().logit_scale, std::exp(2.5), 1e-4);
+  // A text ends with the token that its vector is read from, however it was cut.
+  const std::string longer(200, 'a');
+  const rs_text text = {longer.data(), longer.size()};
+  floats vector(static_cast<size_t>(m.info().dim));
+  rs_text_info info;
+  ASSERT_EQ(rs_encode(m.session, &text, 1, &p, vector.data(), vector.size(), &info), RS_OK) << rs_last_error();
+  EXPECT_TRUE(info.truncated);
+  EXPECT_EQ(info.tokens, 20);
+}
+
+// ------------------------------------------------------------------------------------------------ properties
+
+TEST(vision, an_image_does_not_depend_on_its_neighbours_or_the_threads) {
+  temp_dir dir;
+  const char *const schedules[] = {"", "ratios=0.3,0.4 score=norm", "ratios=0.3,0.4 score=norm mode=restore", "ratios=0.3,0.4 mode=merge",
+                                   "ratios=0.3,0.4 score=attn-cls mode=fold", "ratios=0,0.5 score=random"};
+  for (const std::string name : {"dinov2-registers", "clip", "siglip"})
+    for (const std::string type : {"f32", "q8"}) {
+      const std::string path = converted(dir, name, type);
+      auto expected = read_arrays(fixture(name) + "/expected.safetensors");
+      const array &pixels = expected["pixels.48x40"];
+      std::vector<rs_image> images;
+      for (size_t i = 0; i < 9; i++) images.push_back(pixels_of(pixels, i % 2));
+      for (const std::string text : schedules)
+        for (const rs_pooling pooling : {RS_POOL_DEFAULT, RS_POOL_MEAN}) {
+          SCOPED_TRACE(name + " " + type + " " + text);
+          image_model one(path, 1), three(path, 3, 100, RS_THREADS_THROUGHPUT);
+          rs_encode_params p = params_of(pooling, 48, 40);
+          rs_drop *drop = nullptr;
+          if (!text.empty()) {
+            ASSERT_EQ(rs_drop_parse(text.c_str(), &drop), RS_OK);
+          }
+          p.drop = drop;
+          const auto dim = static_cast<size_t>(pooling == RS_POOL_DEFAULT ? one.info().dim : one.info().image_hidden);
+          const floats all = three.encode(images, p, images.size() * dim);
+          for (size_t i = 0; i < 2; i++) {
+            const floats alone = one.encode({images[i]}, p, dim);
+            for (size_t j = i; j < images.size(); j += 2)
+              ASSERT_EQ(floats(all.begin() + static_cast<std::ptrdiff_t>(j * dim), all.begin() + static_cast<std::ptrdiff_t>((j + 1) * dim)),
+                        alone);
+          }
+          rs_drop_free(drop);
+        }
+    }
+}
+
+TEST(vision, tokens_before_the_patches_never_leave) {
+  temp_dir dir;
+  for (const auto &[name, prefix] : std::map<std::string, int32_t>{{"dinov2", 1}, {"dinov2-registers", 4}, {"deit", 2}, {"siglip", 0}}) {
+    image_model m(converted(dir, name, "f32"));
+    auto expected = read_arrays(fixture(name) + "/expected.safetensors");
+    const rs_image image = pixels_of(expected["pixels.32x32"], 0);
+    rs_drop *drop = nullptr;
+    ASSERT_EQ(rs_drop_parse("ratios=0.99,0.9 score=-norm", &drop), RS_OK);
+    rs_encode_params p = params_of(RS_POOL_DEFAULT);
+    p.drop = drop;
+    rs_trace *t;
+    ASSERT_EQ(rs_trace_image(m.session, &image, &p, &t), RS_OK) << rs_last_error();
+    const int32_t *kept;
+    const size_t n = rs_trace_kept(t, &kept);
+    EXPECT_EQ(rs_trace_tokens(t, nullptr, nullptr, nullptr), static_cast<size_t>(prefix) + 16);
+    ASSERT_GE(n, std::max<size_t>(1, static_cast<size_t>(prefix))) << name;
+    for (int32_t i = 0; i < prefix; i++) EXPECT_EQ(kept[i], i) << name;
+    rs_trace_free(t);
+    rs_drop_free(drop);
+    if (!prefix) continue;
+    ASSERT_EQ(rs_drop_parse("ratios=0.5 protect=none", &drop), RS_OK);
+    EXPECT_EQ(rs_drop_check(m.model, drop), RS_ERR_ARGUMENT) << name;
+    rs_drop_free(drop);
+  }
+}
+
+TEST(vision, dropping_nothing_changes_nothing_and_restoring_brings_all_back) {
+  temp_dir dir;
+  image_model m(converted(dir, "dinov2", "f32"));
+  auto expected = read_arrays(fixture("dinov2") + "/expected.safetensors");
+  const array &pixels = expected["pixels.32x32"], &states = expected["states.32x32"];
+  const std::vector<rs_image> images = {pixels_of(pixels, 0), pixels_of(pixels, 1)};
+  const floats plain = m.encode(images, params_of(RS_POOL_NONE), states.values.size());
+  for (const char *text : {"ratios=0,0", "ratios=0.01,0", "ratios=0.5 min=100 mode=restore"}) {
+    rs_drop *drop = nullptr;
+    ASSERT_EQ(rs_drop_parse(text, &drop), RS_OK);
+    rs_encode_params p = params_of(RS_POOL_NONE);
+    p.drop = drop;
+    EXPECT_EQ(m.encode(images, p, states.values.size()), plain) << text;
+    rs_drop_free(drop);
+  }
+  rs_drop *drop = nullptr;
+  ASSERT_EQ(rs_drop_parse("ratios=0.5,0 mode=restore", &drop), RS_OK);
+  rs_encode_params p = params_of(RS_POOL_NONE);
+  p.drop = drop;
+  rs_image_info infos[2];
+  floats out(states.values.size());
+  ASSERT_EQ(rs_encode_images(m.session, images.data(), 2, &p, out.data(), out.size(), infos), RS_OK) << rs_last_error();
+  EXPECT_EQ(infos[1].tokens, 17);
+  EXPECT_EQ(infos[1].kept, 17);
+  EXPECT_NE(out, plain);
+  rs_drop_free(drop);
+}
+
+TEST(vision, what_a_model_does_not_take_is_an_error) {
+  temp_dir dir;
+  const auto contains = [](const char *part) { EXPECT_NE(std::string(rs_last_error()).find(part), std::string::npos) << rs_last_error(); };
+  image_model vit(converted(dir, "vit", "f32"));
+  auto expected = read_arrays(fixture("vit") + "/expected.safetensors");
+  const rs_image image = pixels_of(expected["pixels.32x32"], 0);
+  const rs_text text = {"a", 1};
+  float out[32];
+  size_t n;
+  EXPECT_EQ(rs_encode(vit.session, &text, 1, nullptr, out, 32, nullptr), RS_ERR_ARGUMENT);
+  contains("takes no texts");
+  EXPECT_EQ(rs_tokenize(vit.model, &text, nullptr, nullptr, nullptr, nullptr, 0, &n), RS_ERR_ARGUMENT);
+  contains("takes no texts");
+  EXPECT_EQ(rs_token(vit.model, 0), nullptr);
+  rs_encode_params p = params_of(RS_POOL_CLS, 48, 40);
+  EXPECT_EQ(rs_encode_images(vit.session, &image, 1, &p, out, 32, nullptr), RS_ERR_ARGUMENT);
+  contains("pixels of 32x32, expected 48x40");
+  EXPECT_EQ(rs_encode_failed(vit.session), 0u);
+  for (const auto &[w, h] : {std::pair(7, 32), {32, 7}, {-8, 32}, {1 << 20, 32}, {16384, 16384}, {32, 0}}) {
+    p = params_of(RS_POOL_CLS, w, h);
+    EXPECT_NE(rs_encode_images(vit.session, &image, 1, &p, out, 32, nullptr), RS_OK) << w << "x" << h;
+  }
+  p = params_of(RS_POOL_CLS);
+  EXPECT_EQ(rs_encode_images(vit.session, &image, 1, &p, out, 31, nullptr), RS_ERR_LIMIT);
+  contains("image 0 ends at 32");
+
+  image_model clip(converted(dir, "clip", "f32"));
+  rs_drop *drop = nullptr;
+  ASSERT_EQ(rs_drop_parse("ratios=0.5", &drop), RS_OK);
+  p = params_of(RS_POOL_DEFAULT);
+  p.drop = drop;
+  EXPECT_EQ(rs_encode(clip.session, &text, 1, &p, out, 32, nullptr), RS_ERR_UNSUPPORTED);
+  EXPECT_EQ(rs_classify_images(clip.session, &image, 1, nullptr, out, 32, nullptr), RS_ERR_ARGUMENT);
+  contains("no head");
+  rs_drop_free(drop);
+}
+
+// ------------------------------------------------------------------------------------------------ real weights
+
+std::string weights(const std::string &name, const std::string &type) {
+  return path_if_exists(env_or("RS_TEST_MODELS", RS_DEFAULT_TEST_MODELS) + "/" + name + "-" + type + ".rsw");
+}
+#define RS_NEED_WEIGHTS(name, type) \
+  if (weights(name, type).empty()) GTEST_SKIP() << "needs " << (name) << " as " << (type) << ", which could not be made"
+
+TEST(vision_real, dinov2_from_pixels_and_from_files) {
+  RS_NEED_SHARED("golden/dinov2_cls_f32.npy");
+  RS_NEED_WEIGHTS("dinov2", "f32");
+  RS_NEED_WEIGHTS("dinov2", "q8");
+  std::vector<int64_t> shape, pixel_shape;
+  const floats cls = read_npy_f32(shared_file("golden/dinov2_cls_f32.npy"), &shape);
+  const floats pixels = read_npy_f32(shared_file("golden/dinov2_pixels_first6.npy"), &pixel_shape);
+  const json names = json::parse(read_file(shared_file("golden/dinov2_photos.json")));
+  ASSERT_EQ(shape, (std::vector<int64_t>{60, 384}));
+  ASSERT_EQ(pixel_shape, (std::vector<int64_t>{6, 3, 224, 224}));
+  std::vector<std::string> files;
+  for (const json &name : names) files.push_back(read_file(shared_file("data/photos/" + name.get<std::string>())));
+  for (const std::string type : {"f32", "q8"}) {
+    image_model m(weights("dinov2", type));
+    std::vector<rs_image> prepared, photos;
+    for (size_t i = 0; i < 6; i++) prepared.push_back({RS_IMAGE_PIXELS, pixels.data() + i * 3 * 224 * 224, 0, 224, 224});
+    for (const std::string &file : files) photos.push_back({RS_IMAGE_FILE, file.data(), file.size(), 0, 0});
+    const floats from_pixels = m.encode(prepared, params_of(RS_POOL_DEFAULT), 6 * 384),
+                 from_files = m.encode(photos, params_of(RS_POOL_DEFAULT), 60 * 384);
+    const floats first(cls.begin(), cls.begin() + 6 * 384);
+    if (type == "f32") {  // the issue's: 0.99999 from pixels, 0.9999 from files, whose JPEG decoder rounds otherwise
+      EXPECT_GE(lowest_cosine(from_pixels, first, 384), 0.99999);
+      EXPECT_GE(lowest_cosine(from_files, cls, 384), 0.9999);
+    } else {
+      double mean = 0;
+      for (size_t i = 0; i < 60; i++) mean += cosine(from_files.data() + i * 384, cls.data() + i * 384, 384) / 60;
+      EXPECT_GE(mean, 0.998);
+    }
+  }
+}
+
+TEST(vision_real, dinov2_drops_the_golden_tokens) {
+  RS_NEED_SHARED("golden/drop_dinov2.jsonl");
+  RS_NEED_WEIGHTS("dinov2", "f32");
+  std::vector<int64_t> shape;
+  const floats pixels = read_npy_f32(shared_file("golden/dinov2_pixels_first6.npy"), &shape);
+  const json names = json::parse(read_file(shared_file("golden/dinov2_photos.json")));
+  const std::map<std::string, std::string> scores = {{"mlp", "mlp"}, {"attn", "attention"}, {"block", "block"}};
+  image_model m(weights("dinov2", "f32"));
+  size_t cases = 0;
+  for (const json &row : jsonl(read_file(shared_file("golden/drop_dinov2.jsonl")))) {
+    const size_t photo = static_cast<size_t>(std::find(names.begin(), names.end(), row["photo"]) - names.begin());
+    if (photo >= 6) continue;
+    cases++;
+    std::string ratios;
+    for (const json &r : row["schedule"]) ratios += (ratios.empty() ? "" : ",") + r.dump();
+    rs_drop *drop = nullptr;
+    ASSERT_EQ(rs_drop_parse(("ratios=" + ratios + " score=" + scores.at(row["score"])).c_str(), &drop), RS_OK) << rs_last_error();
+    rs_encode_params p = params_of(RS_POOL_DEFAULT);
+    p.drop = drop;
+    const rs_image image = {RS_IMAGE_PIXELS, pixels.data() + photo * 3 * 224 * 224, 0, 224, 224};
+    rs_trace *t;
+    ASSERT_EQ(rs_trace_image(m.session, &image, &p, &t), RS_OK) << rs_last_error();
+    const int32_t *kept;
+    const size_t n = rs_trace_kept(t, &kept);
+    EXPECT_EQ(std::vector<int32_t>(kept, kept + n), row["kept"].get<std::vector<int32_t>>()) << row["photo"] << " " << row["score"];
+    EXPECT_GE(lowest_cosine(m.encode({image}, p, 384), row["cls"].get<floats>(), 384), 0.9999);
+    rs_trace_free(t);
+    rs_drop_free(drop);
+  }
+  EXPECT_GT(cases, 0u);
+}
+
+TEST(vision_real, cifar10_logits_and_accuracy) {
+  RS_NEED_SHARED("golden/cifar10_logits.jsonl");
+  for (const char *type : {"f32", "q8", "q4"}) RS_NEED_WEIGHTS("cifar10", type);
+  const std::vector<json> rows = jsonl(read_file(shared_file("golden/cifar10_logits.jsonl")));
+  ASSERT_EQ(rows.size(), 1000u);
+  std::vector<std::string> files;
+  floats wanted;
+  for (const json &row : rows) {
+    files.push_back(read_file(shared_file("data/cifar-subset/test/" + row["image"].get<std::string>())));
+    for (const json &logit : row["logits"]) wanted.push_back(logit.get<float>());
+  }
+  std::vector<rs_image> images;
+  for (const std::string &file : files) images.push_back({RS_IMAGE_FILE, file.data(), file.size(), 0, 0});
+  std::map<std::string, int> right;
+  for (const std::string type : {"f32", "q8", "q4"}) {
+    image_model m(weights("cifar10", type));
+    const floats logits = m.classify(images, params_of(RS_POOL_DEFAULT));
+    for (size_t i = 0; i < rows.size(); i++) {
+      const auto *row = logits.data() + i * 10;
+      right[type] += rows[i]["label"] == rs_model_label(m.model, static_cast<int32_t>(std::max_element(row, row + 10) - row));
+    }
+    // The reference decodes JPEG by another library: differences of a level or two of 255.
+    if (type == "f32") {
+      EXPECT_LE(relative_error(logits, wanted), 0.05);
+    }
+  }
+  EXPECT_GE(right["f32"], 868);  // 870 of the reference
+  EXPECT_LE(std::abs(right["q8"] - right["f32"]), 5);
+  EXPECT_LE(std::abs(right["q4"] - right["f32"]), 10);
+}
+
+}  // namespace
