@@ -571,8 +571,8 @@ axis plan_axis(const filter_row &filter, int64_t source, int64_t size, int64_t s
     std::vector<double> w;
     for (int64_t i = 0; i < n; i++) {
       const double center = (double(first + i) + 0.5) * scale;
-      const int64_t low = std::max<int64_t>(int64_t(center - support + 0.5), 0);
-      const int64_t high = std::min<int64_t>(int64_t(center + support + 0.5), source);
+      const int64_t low = std::max<int64_t>(int64_t(std::floor(center - support + 0.5)), 0);
+      const int64_t high = std::min<int64_t>(int64_t(std::floor(center + support + 0.5)), source);
       w.clear();
       double sum = 0;
       for (int64_t x = low; x < high; x++) {

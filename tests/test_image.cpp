@@ -149,7 +149,7 @@ std::string exif(bool little, uint32_t value, uint32_t type = 3, uint32_t count 
 }
 
 std::string jpeg_with_exif(const std::string &block) {
-  const std::string jpeg = image_file("rgb.jpg"), body = std::string("Exif\0", 6) + block;
+  const std::string jpeg = image_file("rgb.jpg"), body = std::string("Exif\0\0", 6) + block;
   const size_t length = body.size() + 2;
   return jpeg.substr(0, 2) + std::string{'\xFF', '\xE1', char(length >> 8), char(length & 0xFF)} + body + jpeg.substr(2);
 }
