@@ -381,6 +381,20 @@ rs_status walk_bmp(bytes_view b, facts *out) {
   if (static_cast<uint64_t>(out->width) * bits / 8 > b.n / static_cast<uint64_t>(out->height))
     return rs_fail(RS_ERR_FORMAT, "truncated BMP: %zu bytes for %" PRId64 "x%" PRId64 " pixels of %u bits", b.n, out->width,
                    out->height, bits);
+  if (bits >= 16) return RS_OK;
+  // stb_image miscounts the palette of these, and colours beyond a short palette are what happens to lie behind it.
+  if (core) return rs_fail(RS_ERR_UNSUPPORTED, "BMP with a palette and a header of OS/2");
+  const size_t at = b.le32(10), palette_at = 14 + size_t(b.le32(14));
+  const size_t colours = at > palette_at ? (at - palette_at) / 4 : 0;
+  if (bits == 0 || 8 % bits || colours >= size_t(1) << bits) return RS_OK;
+  const size_t stride = (static_cast<size_t>(out->width) * bits + 31) / 32 * 4;
+  if (b.from(at).n / stride < static_cast<size_t>(out->height)) return rs_fail(RS_ERR_FORMAT, "truncated BMP: rows are missing");
+  for (int64_t y = 0; y < out->height; y++)
+    for (size_t x = 0; x < static_cast<size_t>(out->width); x++) {
+      const uint8_t byte = b.p[at + stride * static_cast<size_t>(y) + x * bits / 8];
+      if ((byte >> (8 - bits - x * bits % 8) & ((1 << bits) - 1)) >= int(colours))
+        return rs_fail(RS_ERR_FORMAT, "corrupt BMP: a colour that is not in its palette of %zu", colours);
+    }
   return RS_OK;
 }
 
@@ -571,8 +585,8 @@ axis plan_axis(const filter_row &filter, int64_t source, int64_t size, int64_t s
     std::vector<double> w;
     for (int64_t i = 0; i < n; i++) {
       const double center = (double(first + i) + 0.5) * scale;
-      const int64_t low = std::max<int64_t>(int64_t(center - support + 0.5), 0);
-      const int64_t high = std::min<int64_t>(int64_t(center + support + 0.5), source);
+      const int64_t low = std::max<int64_t>(int64_t(std::floor(center - support + 0.5)), 0);
+      const int64_t high = std::min<int64_t>(int64_t(std::floor(center + support + 0.5)), source);
       w.clear();
       double sum = 0;
       for (int64_t x = low; x < high; x++) {

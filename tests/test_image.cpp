@@ -124,6 +124,14 @@ TEST(image_decode, palette_that_is_too_short_is_black_behind_it) {
   EXPECT_EQ(image.data, (std::vector<uint8_t>{0x10, 0x20, 0x30, 0x40, 0x50, 0x60, 0, 0, 0}));
 }
 
+TEST(image_decode, bmp_with_colours_that_it_does_not_have) {
+  const std::string bmp = image_file("indexed.bmp");  // 8 bits, 11 colours; rows of 24 bytes at the end
+  expect_error(with(bmp, bmp.size() - 24, "\x0B"), RS_ERR_FORMAT, "not in its palette of 11");
+  EXPECT_EQ(decoded(with(bmp, bmp.size() - 24, "\x0A")).width, 23);
+  const std::string core = with(with(bmp, 14, std::string("\x0C\0\0\0\1\0\1\0\1\0\x08", 11)), 25, std::string(1, 0));
+  expect_error(core, RS_ERR_UNSUPPORTED, "OS/2");
+}
+
 TEST(image_decode, bmp_from_the_top) {
   const std::string bmp = image_file("rgb.bmp");
   const rs_rgb upright = decoded(bmp), flipped = decoded(with(bmp, 22, std::string("\xEF\xFF\xFF\xFF", 4)));  // height -17
@@ -149,7 +157,7 @@ std::string exif(bool little, uint32_t value, uint32_t type = 3, uint32_t count 
 }
 
 std::string jpeg_with_exif(const std::string &block) {
-  const std::string jpeg = image_file("rgb.jpg"), body = std::string("Exif\0", 6) + block;
+  const std::string jpeg = image_file("rgb.jpg"), body = std::string("Exif\0\0", 6) + block;
   const size_t length = body.size() + 2;
   return jpeg.substr(0, 2) + std::string{'\xFF', '\xE1', char(length >> 8), char(length & 0xFF)} + body + jpeg.substr(2);
 }
