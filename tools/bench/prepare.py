@@ -2,7 +2,8 @@
 """Make the weights of one peer from a Hugging Face folder; run by tools/bench-peers in the peers' virtual environment.
 
 usage: prepare.py NAME CONFIG     NAME: a key of engines.PREPARED; CONFIG: a JSON object with model, folder, pooling, texts (a JSON
-                                  file of texts to calibrate on), max_tokens, pad_id, reduce_range, llama (sources of llama.cpp)
+                                  file of texts to calibrate on), max_tokens, pad_id, reduce_range, llama (sources of llama.cpp);
+                                  of a vision encoder model, folder, image size (pixels, square), reduce_range
 
 All from the same published f32 weights.  ONNX and OpenVINO models pool and normalise inside, which costs them least.  What comes out
 is put in its place only when it is whole.  The last line on standard output is a JSON object of facts for the report.
@@ -15,6 +16,9 @@ import subprocess
 import sys
 
 import engines
+
+
+CALIBRATION_PIXELS = 64 * 224 * 224
 
 
 def path(config, name):
@@ -50,11 +54,31 @@ def export_onnx(config, out):
     return {}
 
 
+def export_images(config, out):
+    import torch
+    import transformers
+    # One file a size: its position embeddings are resized once, here, and not with every call.
+    model = transformers.AutoModel.from_pretrained(config["model"], attn_implementation="eager", dtype=torch.float32).eval()
+    size = config["image size"]
+
+    class ClassFeature(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, pixel_values):
+            return self.model(pixel_values=pixel_values).last_hidden_state[:, 0]
+
+    torch.onnx.export(ClassFeature(), (torch.zeros(2, 3, size, size),), out, opset_version=17, dynamo=False, input_names=["pixel_values"],
+                      output_names=["embedding"], dynamic_axes={"pixel_values": {0: "batch"}, "embedding": {0: "batch"}})
+    return {}
+
+
 def optimize_onnx(config, out):
     from onnxruntime.transformers import optimizer
     with open(os.path.join(config["model"], "config.json"), encoding="utf-8") as f:
         shape = json.load(f)
-    model = optimizer.optimize_model(path(config, "onnx"), model_type="bert", num_heads=shape["num_attention_heads"],
+    model = optimizer.optimize_model(path(config, "onnx"), model_type="vit" if "image size" in config else "bert", num_heads=shape["num_attention_heads"],
                                      hidden_size=shape["hidden_size"])
     model.save_model_to_file(out)
     return {"fused": {k: v for k, v in model.get_fused_operator_statistics().items() if v}}
@@ -72,7 +96,17 @@ def convert_openvino(config, out, int8):
     import openvino
     model = openvino.convert_model(path(config, "onnx"))
     facts = {}
-    if int8:
+    if int8 and "image size" in config:
+        import nncf
+        import pictures
+        size = config["image size"]
+        prepare = pictures.Preparation(config["model"], size)
+        count = CALIBRATION_PIXELS // (size * size)
+        data = [prepare.pixels(p)[None] for p in pictures.made_pictures(count, size, 1001)]
+        model = nncf.quantize(model, nncf.Dataset(data), model_type=nncf.ModelType.TRANSFORMER, preset=nncf.QuantizationPreset.MIXED,
+                              subset_size=count)
+        facts["calibrated on"] = "%d made pictures" % count
+    elif int8:
         import nncf
         import numpy
         import tokenizers
@@ -106,7 +140,7 @@ def convert_llama(config, out, kind):
 
 
 MAKERS = {
-    "onnx": export_onnx,
+    "onnx": lambda c, out: (export_images if "image size" in c else export_onnx)(c, out),
     "ort-f32": optimize_onnx,
     "ort-int8": lambda c, out: quantize_onnx(c, out, False),
     "ort-int8-pc": lambda c, out: quantize_onnx(c, out, True),
