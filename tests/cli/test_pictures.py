@@ -38,12 +38,12 @@ PREPROCESSOR = {"size": {"shortest_edge": 32}, "crop_size": {"height": 28, "widt
 
 @WANT_NUMPY
 class Pictures(unittest.TestCase):
-    def preparation(self, size, **changes):
+    def preparation(self, pixels, **changes):
         tmp = tempfile.TemporaryDirectory(prefix="rs-pictures-")
         self.addCleanup(tmp.cleanup)
         with open(os.path.join(tmp.name, "preprocessor_config.json"), "w", encoding="utf-8") as f:
             json.dump(dict(PREPROCESSOR, **changes), f)
-        return pictures.Preparation(tmp.name, size)
+        return pictures.Preparation(tmp.name, pixels)
 
     def test_made_pictures(self):
         some = list(pictures.made_pictures(3, 96, 5))
