@@ -342,7 +342,7 @@ class PyTorch(Peer):
 
     def encode_images(self, pixels):
         with self.torch.inference_mode():
-            return self.model(pixel_values=self.torch.from_numpy(pixels)).last_hidden_state[:, 0].numpy()
+            return self.model(pixel_values=self.torch.from_numpy(pixels)).last_hidden_state[:, 0].contiguous().numpy()
 
 
 class SentenceTransformers(Peer):
