@@ -58,6 +58,9 @@ def model_facts(folder):
         raise ValueError("%s: %s" % (path, e)) from None
     if config.get("model_type") != "dinov2":
         raise ValueError("%s: model_type is %r, wanted 'dinov2'" % (path, config.get("model_type")))
+    for key, value in (("use_swiglu_ffn", False), ("hidden_act", "gelu")):
+        if config.get(key, value) != value:
+            raise ValueError("%s: %s is %r, wanted %r" % (path, key, config[key], value))
     if not isinstance(config.get("patch_size"), int) or config["patch_size"] < 1:
         raise ValueError("%s: no patch_size" % path)
     return {"patch": config["patch_size"]}

@@ -65,7 +65,7 @@ def plain_dinov2(folder, size):
     with torch.no_grad():
         positions = model.embeddings.interpolate_pos_encoding(torch.zeros(1, n, width * heads), size, size)
         for layer in model.encoder.layer:
-            for linear, scale in ((layer.attention.output.dense, layer.layer_scale1), (layer.mlp.fc2, layer.layer_scale2)):
+            for linear, scale in ((layer.attention.o_proj, layer.layer_scale1), (layer.mlp.fc2, layer.layer_scale2)):
                 linear.weight *= scale.lambda1[:, None]
                 linear.bias *= scale.lambda1
 
@@ -80,11 +80,11 @@ def plain_dinov2(folder, size):
             x = e.patch_embeddings.projection(pixel_values).flatten(2).transpose(1, 2)
             x = torch.cat([e.cls_token.expand(pixel_values.shape[0], -1, -1), x], 1) + self.positions
             for layer in self.model.encoder.layer:
-                h, a = layer.norm1(x), layer.attention.attention
-                q, k, v = (f(h).view(-1, n, heads, width).transpose(1, 2) for f in (a.query, a.key, a.value))
+                h, a = layer.norm1(x), layer.attention
+                q, k, v = (f(h).view(-1, n, heads, width).transpose(1, 2) for f in (a.q_proj, a.k_proj, a.v_proj))
                 shares = torch.softmax(torch.matmul(q, k.transpose(2, 3)) / width ** 0.5, -1)
-                x = x + layer.attention.output.dense(torch.matmul(shares, v).transpose(1, 2).reshape(-1, n, heads * width))
-                x = x + layer.mlp.fc2(torch.nn.functional.gelu(layer.mlp.fc1(layer.norm2(x))))
+                x = layer.attention.o_proj(torch.matmul(shares, v).transpose(1, 2).reshape(-1, n, heads * width)) + x
+                x = layer.mlp.fc2(torch.nn.functional.gelu(layer.mlp.fc1(layer.norm2(x)))) + x
             return self.model.layernorm(x)[:, 0]
     return Plain()
 
