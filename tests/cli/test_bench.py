@@ -1,11 +1,14 @@
 #!/usr/bin/env python3
 """tools/bench-check and the parts of tools/bench-peers that measure nothing, with figures that this test made up."""
 
+import array
+import ctypes
 import importlib.machinery
 import importlib.util
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -22,8 +25,11 @@ sys.path.insert(0, os.path.join(ROOT, "tools", "bench"))
 import check  # noqa: E402
 import driver  # noqa: E402
 import engines  # noqa: E402
+import images  # noqa: E402
 import install  # noqa: E402
 import report  # noqa: E402
+import rslib  # noqa: E402
+import worker  # noqa: E402
 
 loader = importlib.machinery.SourceFileLoader("bench_peers", PEERS)
 bench_peers = importlib.util.module_from_spec(importlib.util.spec_from_loader("bench_peers", loader))
@@ -211,6 +217,26 @@ def results():
             "sizes": {"rs": 2048}, "left out": ["a note"]}
 
 
+def image_results():
+    def row(label, ours, bits, **peaks):
+        e = dict(engine(label, ours, bits), load=[0.01], memory={c: {"peak": p << 20, "before": 1 << 20} for c, p in peaks.items()})
+        e["import"] = [1.0]
+        return e
+    one = {"name": "224x8", "kind": "images", "items": 8, "photos": 60, "tokens": {n: 2056 for n in ("rs-q8", "ort-int8", "torch-f32")},
+           "turns": {"rs-q8": [[0.125], [0.25]], "ort-int8": [[0.375], [0.75]], "torch-f32": [[0.5], [1.0]]},
+           "cosine": {"rs-q8": [0.9991, 0.998], "ort-int8": [0.95, 0.9]}}
+    two = {"name": "518x1", "kind": "images", "items": 1, "tokens": {n: 1370 for n in ("rs-q8", "rs-q8+drop", "ort-int8")},
+           "turns": {"rs-q8": [[0.4]], "rs-q8+drop": [[0.2]], "ort-int8": [[0.8]]}, "cosine": {}}
+    r = results()
+    return {"model": "dinov2-small", "machine": r["machine"], "settings": r["settings"], "drop": "ratios=0.5 score=random", "photos": "photographs",
+            "engines": {"rs-q8": row("rs q8", True, "int8", **{"224x8": 60, "518x1": 30}),
+                        "rs-q8+drop": row("rs q8, tokens dropped", True, "int8", **{"518x1": 25}),
+                        "ort-int8": row("ONNX <int8>", False, "int8", **{"224x8": 200, "518x1": 100}),
+                        "torch-f32": row("PyTorch", False, "f32", **{"224x8": 150}),
+                        "ov-int8": dict(row("OpenVINO", False, "int8"), reason="no wheel")},
+            "cases": [one, two]}
+
+
 class Report(unittest.TestCase):
     def test_quantile(self):
         self.assertEqual(report.quantile([3, 1, 2], 0.5), 2)
@@ -300,6 +326,47 @@ class Report(unittest.TestCase):
         for e in root.iter("{http://www.w3.org/2000/svg}text"):
             self.assertLessEqual(float(e.get("y")), height)
 
+    def test_images(self):
+        r = dict(results(), images=image_results())
+        text = report.markdown(r, "plot.svg", "images.svg")
+        for words in ("| model | a-model and dinov2-small |", "![images a second, a bar an engine](images.svg)", "`ratios=0.5 score=random`",
+                      # 8 images in the median of 0.125 s and 0.25 s; three times as fast in each round.
+                      "| rs q8 | 42.7 | 2.5 |", "| rs q8 | 187.50 | 400.00 |", "| rs q8 | **3.00**<br>3.00 to 3.00<br>ort-int8 | **2.00**",
+                      "| rs q8, tokens dropped | – | 5.0 |", "| rs q8, tokens dropped | – | **4.00**", "| mean / lowest | 224 pixels, 60 |",
+                      "| rs q8 | 0.999100 / 0.998000 |", "| rs q8 | 60.0 (0.40) | 30.0 (0.30) |", "| rs q8, tokens dropped | – | 25.0 (0.25) |",
+                      "| PyTorch | 150.0 | – |", "| OpenVINO, images | no wheel |"):
+            self.assertIn(words, text)
+        for line in text.splitlines():
+            self.assertEqual(line.startswith("|"), line.endswith("|"), line)
+        # What there is of texts is as it was.
+        alone = report.markdown(results(), "plot.svg")
+        for part in alone.split("\n## ")[1:-1]:
+            self.assertIn(part, text)
+        self.assertEqual(report.check_entries(r), dict(report.check_entries(results()), **{
+            "rs-q8 / best int8 peer, images 224x8": 3.0, "rs-q8 / best int8 peer, images 518x1": 2.0}))
+
+    def test_images_alone(self):
+        r = results()
+        r.update(images=image_results(), model=None, engines={}, cases=[], tokenizer=None, scaling=None, processes=None)
+        text = report.markdown(r, None, "images.svg")
+        self.assertIn("| model | dinov2-small |", text)
+        for words in ("Random ids", "## Memory", "Tokenizer alone"):
+            self.assertNotIn(words, text)
+
+    def test_images_that_were_not_measured(self):
+        r = dict(results(), images=None)
+        self.assertNotIn("Images", report.markdown(r, "plot.svg"))
+        images_ = image_results()
+        images_["cases"] = []
+        self.assertNotIn("Images", report.markdown(dict(results(), images=images_), "plot.svg"))
+
+    def test_image_svg(self):
+        root = xml.etree.ElementTree.fromstring(report.image_svg(image_results()))
+        shown = ["".join(e.itertext()) for e in root.iter("{http://www.w3.org/2000/svg}text")]
+        for words in ("images a second", "42.7", "2.5", "518x1 (pixels x batch)", "not measured"):
+            self.assertIn(words, shown)
+        self.assertNotIn("tokens a second", shown)
+
     def test_axis_steps(self):
         for top in (0.7, 1, 3, 99, 1234, 31806, 9e9):
             step = report.nice_step(top)
@@ -312,17 +379,25 @@ class Arguments(unittest.TestCase):
 
     def test_defaults(self):
         a = self.parse()
-        self.assertEqual((a.cases, a.rounds, a.seconds), (report.CASES + ["texts"], 9, 0.4))
+        self.assertEqual((a.cases, a.rounds, a.seconds), (report.CASES + ["texts", "images"], 9, 0.4))
+        self.assertEqual((a.image_cases, a.text_cases, a.drop), (images.CASES, report.CASES + ["texts"], images.DROP))
         self.assertEqual(a.threads, driver.available_cpus())
         self.assertTrue(a.json.endswith(os.path.join("bench", "results.json")))
         a = self.parse("--quick", "--seconds", "0", "--engines", "rs-q8,rs-q8@avx2,rs-q8", "--cases", "1x2,texts", "--rs", "b")
         self.assertEqual((a.rounds, a.seconds, [e.name for e in a.chosen], a.venv),
                          (2, 0, ["rs-q8", "rs-q8@avx2"], os.path.join("b", "bench-venv")))
+        self.assertEqual(a.image_cases, [])
+        a = self.parse("--quick", "--cases", "images")
+        self.assertEqual((a.text_cases, a.image_cases), ([], images.QUICK_CASES))
+        a = self.parse("--image-cases", "98x2,224x1", "--drop", "none")
+        self.assertEqual((a.image_cases, a.drop), (["98x2", "224x1"], "none"))
 
     def test_usage(self):
         for args, word in ((("--engines", "tensorflow"), "no engine 'tensorflow'"), (("--engines", "ort-f32@avx2"), "no engine 'ort-f32@avx2'"),
                            (("--engines", ","), "expected names"), (("--cases", "8"), "expected BATCHxTOKENS"), (("--cases", "0x16"), "got '0x16'"),
-                           (("--cases", "1x1"), "got '1x1'"), (("--rounds", "0"), "expected a number from 1, got '0'"),
+                           (("--cases", "1x1"), "got '1x1'"), (("--image-cases", "224"), "expected PIXELSxBATCH such as 224x8, got '224'"),
+                           (("--image-cases", "8x224"), "'8x224': expected 14 to 2048 pixels"), (("--image-cases", "224x0"), "a batch of 1 to 1024"),
+                           (("--rounds", "0"), "expected a number from 1, got '0'"),
                            (("--seconds", "nan"), "got 'nan'"), (("--threads", "many"), "got 'many'"), (("--out", "x.txt"), "ends with .md")):
             r = subprocess.run([sys.executable, PEERS, *args], capture_output=True, text=True, timeout=60, check=False)
             self.assertEqual(r.returncode, 2, args)
@@ -331,8 +406,8 @@ class Arguments(unittest.TestCase):
     def test_list(self):
         r = subprocess.run([sys.executable, PEERS, "--list"], capture_output=True, text=True, timeout=60, check=False)
         self.assertEqual(r.returncode, 0)
-        for e in engines.ENGINES:
-            self.assertIn(e.name, r.stdout)
+        for name in [e.name for e in engines.ENGINES] + images.CASES:
+            self.assertIn(name, r.stdout)
 
     def test_errors_name_what_is_missing(self):
         tmp = folder_of(self)
@@ -356,6 +431,30 @@ class Arguments(unittest.TestCase):
         with open(os.path.join(model, "config.json"), "w", encoding="utf-8") as f:
             f.write('{"model_type": "bert", "max_position_embeddings": 512, "vocab_size": 100}')
         self.assertIn("rs is missing: build it with 'make'", run())
+
+    def test_images_that_cannot_be_had_are_left_out_with_a_line(self):
+        tmp = folder_of(self)
+        model = os.path.join(tmp, "dinov2-small")
+        os.makedirs(model)
+        env = dict(os.environ, RS_SHARED=os.path.join(tmp, "nowhere"))
+
+        def run():
+            r = subprocess.run([sys.executable, PEERS, "--engines", "rs-q8", "--cases", "images", "--rs", tmp, "--image-model", model,
+                                "--out", os.path.join(tmp, "out.md")], capture_output=True, text=True, timeout=60, check=False, env=env)
+            self.assertEqual(r.returncode, 1, r.stderr)  # since there is nothing else
+            self.assertNotIn("Traceback", r.stderr)
+            self.assertIn("no engine can be measured", r.stderr)
+            return r.stderr
+        script = os.path.join(tmp, "nowhere", "models", "make-models")
+        self.assertIn("images: %s holds no model.safetensors, and there is no %s to make it" % (model, script), run())
+        with open(os.path.join(model, "model.safetensors"), "wb"):
+            pass
+        self.assertIn("config.json", run())
+        for config, word in (('{"model_type": "vit"}', "model_type is 'vit', wanted 'dinov2'"), ('{"model_type": "dinov2"}', "config.json: no patch_size"),
+                             ("{", "config.json: Expecting"), ('{"model_type": "dinov2", "patch_size": 14}', "rs is missing: build it with 'make'")):
+            with open(os.path.join(model, "config.json"), "w", encoding="utf-8") as f:
+                f.write(config)
+            self.assertIn(word, run())
 
 
 class Parts(unittest.TestCase):
@@ -394,6 +493,61 @@ class Parts(unittest.TestCase):
         self.assertEqual(ids, driver.random_ids("3x16", 30522))
         self.assertEqual([len(s) for s in ids], [16] * 3)
         self.assertTrue(all(0 <= i < 30522 for s in ids for i in s))
+
+    def test_noise_is_the_same_every_time(self):
+        tmp, blocks = folder_of(self), []
+        for name, count in (("one", 1), ("two", 2), ("again", 2)):
+            images.noise(os.path.join(tmp, name), count, 56)
+            with open(os.path.join(tmp, name), "rb") as f:
+                blocks.append(f.read())
+        self.assertEqual([len(b) for b in blocks], [12 * 56 * 56, 24 * 56 * 56, 24 * 56 * 56])
+        self.assertEqual(blocks[1], blocks[2])
+        self.assertEqual(blocks[1][:len(blocks[0])], blocks[0])  # a batch of one is the first of all batches
+        self.assertNotEqual(blocks[1][len(blocks[0]):], blocks[0])
+        values = array.array("f", blocks[1])
+        mean = math.fsum(values) / len(values)
+        deviation = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / len(values))
+        # Five standard errors of 18,816 values.
+        self.assertLess(abs(mean), 5 / math.sqrt(len(values)))
+        self.assertLess(abs(deviation - 1), 5 / math.sqrt(2 * len(values)))
+
+    def test_pixels_that_end_too_early(self):
+        path = os.path.join(folder_of(self), "pixels")
+        images.noise(path, 1, 14)
+        pixels = worker.mapped(path, 1, 14)
+        self.assertEqual(len(pixels), 12 * 14 * 14)
+        pixels[0] = 1  # a copy: the file keeps what it has
+        with open(path, "rb") as f, worker.mapped(path, 1, 14) as again:
+            self.assertEqual(f.read(), again[:])
+        for count, size in ((2, 14), (1, 28)):
+            with self.assertRaisesRegex(ValueError, "pixels: fewer than %d images of %d pixels" % (count, size)):
+                worker.mapped(path, count, size)
+
+    def test_structures_are_those_of_the_header(self):
+        with open(os.path.join(ROOT, "rs.h"), encoding="utf-8") as f:
+            header = re.sub(r"/\*.*?\*/", "", f.read(), flags=re.S)
+        kinds = {"uint32_t": ctypes.c_uint32, "int32_t": ctypes.c_int32, "int64_t": ctypes.c_int64, "size_t": ctypes.c_size_t,
+                 "bool": ctypes.c_bool, "float": ctypes.c_float, "char *": ctypes.c_char_p}
+        enums = set(re.findall(r"typedef enum (\w+)", header))
+        for name, mine, whole in (("rs_image", rslib.Image, True), ("rs_encode_params", rslib.EncodeParams, True), ("rs_text", rslib.Text, True),
+                                  # Of these a part: their size says how much.
+                                  ("rs_session_params", rslib.SessionParams, False), ("rs_model_info", rslib.ModelInfo, False)):
+            body, = re.findall(r"typedef struct %s \{(.*?)\} %s;" % (name, name), header, flags=re.S)
+            fields = []
+            for line in filter(None, (s.strip() for s in body.split(";"))):
+                kind, names = re.fullmatch(r"(?:const )?(\w+ ?\*?)\s*(.*)", line, flags=re.S).groups()
+                kind = kind.strip()
+                known = ctypes.c_int if kind in enums else kinds.get(kind, ctypes.c_void_p if kind.endswith("*") else None)
+                self.assertIsNotNone(known, "%s: %s" % (name, line))
+                fields += [(n.strip(), known) for n in names.split(",")]
+            self.assertEqual([k for _, k in fields][:len(mine._fields_)], [k for _, k in mine._fields_], name)
+            self.assertTrue(len(mine._fields_) == len(fields) if whole else len(mine._fields_) <= len(fields), name)
+            if name in ("rs_image", "rs_encode_params"):
+                self.assertEqual([n for n, _ in fields], [n for n, _ in mine._fields_])
+        for enum, value, number in (("rs_image_kind", "RS_IMAGE_PIXELS", rslib.IMAGE_PIXELS), ("rs_pooling", "RS_POOL_CLS", rslib.POOL_CLS)):
+            body, = re.findall(r"typedef enum %s \{(.*?)\}" % enum, header, flags=re.S)
+            names = [s.partition("=")[0].strip() for s in body.split(",")]
+            self.assertEqual(names.index(value), number)
 
     def test_the_pip_that_fails_is_the_reason(self):
         tmp = folder_of(self)

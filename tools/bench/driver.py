@@ -72,14 +72,14 @@ class Worker:
     time from the engine whose turn it is; each turn begins with calls that are not counted."""
 
     def __init__(self, config, python, log_folder, timeout=600):
-        self.name, self.timeout = config["engine"], timeout
+        self.name, self.timeout = config.get("name", config["engine"]), timeout
         os.makedirs(log_folder, exist_ok=True)
         self.log = os.path.join(log_folder, self.name.replace("@", "-") + ".log")
         env = dict(os.environ, OMP_NUM_THREADS=str(config["threads"]), RAYON_NUM_THREADS=str(config["threads"]),
                    TOKENIZERS_PARALLELISM="true" if config["threads"] > 1 else "false", HF_HUB_OFFLINE="1",
                    PYTHONWARNINGS="ignore", PYTHONDONTWRITEBYTECODE="1", OPENVINO_TELEMETRY_DISABLE="1")
         env.pop("RS_ISA", None)
-        isa = engines.isa_of(self.name)
+        isa = engines.isa_of(config["engine"])
         if isa:
             env["RS_ISA"] = isa
         with open(self.log, "wb") as log:

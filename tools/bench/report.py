@@ -134,6 +134,10 @@ def with_goal(value, goal, met, form):
     return form % value if goal is None else (form + " (%s %s)") % (value, goal, "✓" if met else "✗")
 
 
+def images_per_second(case, _, median):
+    return case["items"] / median
+
+
 def ratio_table(results, cases):
     rows = ratios(results)
     names = [n for n in results["engines"] if any(r["engine"] == n for r in rows)]
@@ -152,19 +156,19 @@ def ratio_table(results, cases):
     return table(["rs / best peer"] + [c["name"] for c in cases], out)
 
 
-def cosine_table(results, cases):
+def cosine_table(results, cases, goals=COSINE_GOALS, heads=None):
     names = [n for n in results["engines"] if any(n in c.get("cosine", {}) for c in cases)]
     rows = []
     for n in names:
-        goal, cells = COSINE_GOALS.get(n), []
+        goal, cells = goals.get(n), []
         for c in cases:
             v = c.get("cosine", {}).get(n)
             if v is None:
                 cells.append("–")
             else:
                 cells.append("%.6f / %.6f%s" % (v[0], v[1], "" if goal is None else " ✓" if v[0] >= goal else " ✗"))
-        rows.append([results["engines"][n]["label"], goal or ""] + cells)
-    return table(["mean / lowest", "goal (mean)"] + [c["name"] for c in cases], rows)
+        rows.append([results["engines"][n]["label"]] + ([goal or ""] if goals else []) + cells)
+    return table(["mean / lowest"] + (["goal (mean)"] if goals else []) + (heads or [c["name"] for c in cases]), rows)
 
 
 def memory_ratio(results):
@@ -191,6 +195,27 @@ def memory_table(results):
     return table(["engine", "case", "peak RSS, MiB", "of it before loading, MiB", "of the best peer's", "load, ms", "import, s"], rows, 2)
 
 
+def image_memory_table(results):
+    """Peaks a case, and each row of rs beside the peer with the lowest one of that case."""
+    engines, cases = results["engines"], []
+    for e in engines.values():
+        cases += [c for c in e["memory"] if c not in cases]
+    rows = []
+    for e in engines.values():
+        if not e["memory"]:
+            continue
+        cells = []
+        for c in cases:
+            peak = e["memory"].get(c, {}).get("peak")
+            peers = [p["memory"][c]["peak"] for p in engines.values() if not p["ours"] and c in p["memory"]]
+            share = " (%.2f)" % (peak / min(peers)) if peak and e["ours"] and peers else ""
+            cells.append(mib(peak) + share if peak else "–")
+        before = next(iter(e["memory"].values()))["before"]
+        rows.append([e["label"]] + cells + [mib(before), "%.1f" % (1e3 * statistics.median(e["load"])) if e["load"] else "",
+                                            "%.2f" % statistics.median(e["import"]) if e["import"] else ""])
+    return table(["engine"] + ["peak at %s, MiB" % c for c in cases] + ["of it before loading, MiB", "load, ms", "import, s"], rows)
+
+
 def machine_rows(results):
     """What every measured page begins with: the machine, the model, the program."""
     m = results["machine"]
@@ -198,14 +223,14 @@ def machine_rows(results):
     return ["| | |", "|---|---|", "| date | %s |" % results["date"],
             "| CPU | %s, %d CPUs%s |" % (m["cpu"], m["cpus"], ", %s GiB" % whole(m["memory"] / 2**30) if m.get("memory") else ""),
             "| of its features | %s |" % flags, "| system | %s, Python %s |" % (m["system"], results["python"]),
-            "| model | %s |" % results["model"],
+            "| model | %s |" % " and ".join(m for m in (results["model"], (results.get("images") or {}).get("model")) if m),
             "| rs | %s, kernels `%s`, commit %s |" % (results["rs"]["version"], results["rs"]["isa"], results["rs"]["commit"])]
 
 
 def machine_lines(results):
     s, lines = results["settings"], machine_rows(results)
     versions = {}
-    for e in results["engines"].values():
+    for e in list(results["engines"].values()) + list((results.get("images") or {"engines": {}})["engines"].values()):
         versions.update({k: v for k, v in e.get("versions", {}).items() if v})
     lines.append("| peers | %s |" % (", ".join("%s %s" % kv for kv in sorted(versions.items())) or "none"))
     lines.append("| threads | %d for each |" % s["threads"])
@@ -213,7 +238,32 @@ def machine_lines(results):
     return "\n".join(lines) + "\n"
 
 
-def markdown(results, plot):
+def image_parts(images, plot):
+    cases = images["cases"]
+    compared = [c for c in cases if c.get("cosine")]
+    parts = ["## Images, %s, pixels x batch\n" % images["model"]]
+    if plot:
+        parts.append("![images a second, a bar an engine](%s)\n" % plot)
+    parts.append("""Class features of square images; every engine is given the same pixels, which are prepared beforehand (noise: what is in an image
+changes no time). ONNX and OpenVINO have a model a size, with its position embeddings made; their int8 is as for texts, OpenVINO's calibrated
+on made pictures, and the patch convolution of ONNX Runtime stays f32.
+""")
+    if images["drop"]:
+        parts.append("*%s*: `%s`.\n" % (images["engines"]["rs-q8+drop"]["label"], images["drop"]))
+    parts += ["Images a second:\n", speed_table(images, cases, images_per_second, lambda x: "%.1f" % x),
+              "Milliseconds a call:\n", speed_table(images, cases, lambda c, n, m: 1e3 * m, lambda x: "%.2f" % x)]
+    if ratios(images):
+        parts += ["How many times as fast as the best peer of its class:\n", ratio_table(images, cases)]
+    if compared:
+        parts += ["Cosine of the class feature with that of PyTorch in f32, %s:\n" % images["photos"],
+                  cosine_table(images, compared, {}, ["%s pixels, %d" % (c["name"].partition("x")[0], c["photos"]) for c in compared])]
+    if any(e["memory"] for e in images["engines"].values()):
+        parts += ["Peak RSS of a fresh process (with its Python interpreter and the images), in brackets what share of the best peer's; loading from "
+                  "the page cache:\n", image_memory_table(images)]
+    return parts
+
+
+def markdown(results, plot, image_plot=None):
     ids = [c for c in results["cases"] if c["kind"] == "ids"]
     texts = [c for c in results["cases"] if c["kind"] == "texts"]
     parts = ["# Benchmarks\n", "Written by `make bench-peers`%s; do not edit.\n" % (" --quick: few and short rounds, so only a trial"
@@ -239,11 +289,16 @@ activations in any scheme of its own: the cosines tell what it costs. `engine@is
                   "Tokens a second, padding not counted:\n", speed_table(results, texts, tokens_per_second, whole),
                   "How many times as fast as the best peer, with the goal:\n", ratio_table(results, texts),
                   "Cosine with the f32 vectors of PyTorch:\n", cosine_table(results, texts)]
-    parts += ["## Memory, load time\n",
-              "Peak of a fresh process (with its Python interpreter), loading from the page cache, median of %d.\n"
-              % results["settings"]["loads"], memory_table(results)]
+    if results["engines"]:
+        parts += ["## Memory, load time\n",
+                  "Peak of a fresh process (with its Python interpreter), loading from the page cache, median of %d.\n"
+                  % results["settings"]["loads"], memory_table(results)]
+    images = results.get("images")
+    if images and images["cases"]:
+        parts += image_parts(images, image_plot)
     parts += other_parts(results)
     missing = [[e["label"], e["reason"]] for e in results["engines"].values() if e.get("reason")]
+    missing += [[e["label"] + ", images", e["reason"]] for e in (images["engines"].values() if images else ()) if e.get("reason")]
     if missing:
         parts += ["## Not measured\n", table(["engine", "why"], missing, 2)]
     return "\n".join(parts)
@@ -282,9 +337,13 @@ def other_parts(results):
 
 
 def check_entries(results):
-    """The ratios in the form that tools/bench-check stores."""
-    return {"%s / best %s peer, %s" % (r["engine"], PEERS_OF[results["engines"][r["engine"]]["bits"]], r["case"]): r["ratio"]
-            for r in ratios(results)}
+    """The ratios in the form that tools/bench-check stores; none of a schedule of token dropping, which is an option."""
+    out = {}
+    for part, what in ((results, ""), (results.get("images"), "images ")):
+        for r in ratios(part) if part else ():
+            if "+" not in r["engine"]:
+                out["%s / best %s peer, %s%s" % (r["engine"], PEERS_OF[part["engines"][r["engine"]]["bits"]], what, r["case"])] = r["ratio"]
+    return out
 
 
 # ---------------------------------------------------------------------------------------------------- plot
@@ -293,8 +352,12 @@ COLOURS = {"ours": ("#1f6feb", "rs"), "int8": ("#d08700", "int8 peers"), "f32": 
            "other model": ("#a371f7", "another model")}
 
 
-def svg(results):
-    """Bars of tokens a second: a panel a case, a bar an engine."""
+def image_svg(images):
+    return svg(images, "images a second", images_per_second, lambda x: "%.1f" % x)
+
+
+def svg(results, unit="tokens a second", rate=tokens_per_second, text=whole):
+    """Bars of speed: a panel a case, a bar an engine."""
     cases = [c for c in results["cases"] if measured(results, c)]
     if not cases:
         raise ValueError("nothing measured, nothing to plot")
@@ -303,17 +366,18 @@ def svg(results):
     label_w, plot_w, bar, gap, top, head = 240, 240, 13, 4, 74, 30
     panel_w, panel_h = label_w + plot_w + 60, head + len(names) * (bar + gap) + 46
     width, height = max(columns * panel_w + 20, 800), top + -(-len(cases) // columns) * panel_h
-    title = "Tokens a second, %s, %d threads, %s" % (results["model"], results["settings"]["threads"], results["machine"]["cpu"])
+    title = "%s, %s, %d threads, %s" % (unit.capitalize(), results["model"], results["settings"]["threads"], results["machine"]["cpu"])
     out = []
     x = 10
-    for key, (colour, text) in COLOURS.items():
+    for key, (colour, about) in COLOURS.items():
         if not any(colour_key(results["engines"][n]) == key for n in names):
             continue
         out.append('<rect x="%d" y="36" width="12" height="12" fill="%s"/>' % (x, colour))
-        out.append('<text x="%d" y="46">%s</text>' % (x + 17, escape(text)))
+        out.append('<text x="%d" y="46">%s</text>' % (x + 17, escape(about)))
         x += 110
     for k, case in enumerate(cases):
-        out += panel(results, case, names, 10 + (k % columns) * panel_w, top + (k // columns) * panel_h, label_w, plot_w, bar, gap, head)
+        out += panel(results, case, names, 10 + (k % columns) * panel_w, top + (k // columns) * panel_h, label_w, plot_w, bar, gap, head,
+                     unit, rate, text)
     return document(width, height, title, out)
 
 
@@ -321,23 +385,25 @@ def colour_key(engine):
     return "ours" if engine["ours"] else engine["bits"]
 
 
-def panel(results, case, names, x0, y0, label_w, plot_w, bar, gap, head):
-    rates = {n: tokens_per_second(case, n, median_call(case["turns"][n])) for n in measured(results, case)}
+WHAT = {"ids": "random ids, batch x tokens", "texts": "real text", "images": "pixels x batch"}
+
+
+def panel(results, case, names, x0, y0, label_w, plot_w, bar, gap, head, unit, rate, text):
+    rates = {n: rate(case, n, median_call(case["turns"][n])) for n in measured(results, case)}
     most = max(rates.values())
     step = nice_step(most)
     top = step * math.ceil(most / step)
     left, first = x0 + label_w, y0 + head
     bottom = first + len(names) * (bar + gap)
-    what = "random ids, batch x tokens" if case["kind"] == "ids" else "real text"
     out = ['<text x="%d" y="%d" font-size="13" font-weight="bold">%s <tspan font-weight="normal">(%s)</tspan></text>'
-           % (left, y0 + 16, escape(case["name"]), what)]
+           % (left, y0 + 16, escape(case["name"]), WHAT[case["kind"]])]
     tick = 0
     while tick <= top * 1.001:
         x = left + plot_w * tick / top
         out.append('<line x1="%.1f" y1="%d" x2="%.1f" y2="%d" stroke="%s" stroke-opacity="0.35"/>' % (x, first - 4, x, bottom, INK))
-        out.append('<text x="%.1f" y="%d" text-anchor="middle">%s</text>' % (x, bottom + 14, whole(tick)))
+        out.append('<text x="%.1f" y="%d" text-anchor="middle">%s</text>' % (x, bottom + 14, whole(tick) if step >= 1 else "%g" % round(tick, 9)))
         tick += step
-    out.append('<text x="%.1f" y="%d" text-anchor="middle">tokens a second</text>' % (left + plot_w / 2, bottom + 30))
+    out.append('<text x="%.1f" y="%d" text-anchor="middle">%s</text>' % (left + plot_w / 2, bottom + 30, unit))
     for i, n in enumerate(names):
         y, engine = first + i * (bar + gap), results["engines"][n]
         out.append('<text x="%d" y="%d" text-anchor="end">%s</text>' % (left - 6, y + bar - 3, escape(engine["label"])))
@@ -345,7 +411,7 @@ def panel(results, case, names, x0, y0, label_w, plot_w, bar, gap, head):
             out.append('<text x="%d" y="%d" font-style="italic">not measured</text>' % (left + 5, y + bar - 3))
             continue
         w = plot_w * rates[n] / top
-        out.append('<rect x="%d" y="%d" width="%.1f" height="%d" fill="%s"><title>%s: %s tokens a second</title></rect>'
-                   % (left, y, w, bar, COLOURS[colour_key(engine)][0], escape(engine["label"]), whole(rates[n])))
-        out.append('<text x="%.1f" y="%d">%s</text>' % (left + w + 4, y + bar - 3, whole(rates[n])))
+        out.append('<rect x="%d" y="%d" width="%.1f" height="%d" fill="%s"><title>%s: %s %s</title></rect>'
+                   % (left, y, w, bar, COLOURS[colour_key(engine)][0], escape(engine["label"]), text(rates[n]), unit))
+        out.append('<text x="%.1f" y="%d">%s</text>' % (left + w + 4, y + bar - 3, text(rates[n])))
     return out

@@ -17,6 +17,21 @@ class ModelInfo(ctypes.Structure):
                 ("parameters", ctypes.c_int64), ("file_bytes", ctypes.c_size_t)]
 
 
+class Image(ctypes.Structure):
+    _fields_ = [("kind", ctypes.c_int), ("data", ctypes.c_void_p), ("length", ctypes.c_size_t), ("width", ctypes.c_int32),
+                ("height", ctypes.c_int32)]
+
+
+class EncodeParams(ctypes.Structure):
+    _fields_ = [("size", ctypes.c_uint32), ("pooling", ctypes.c_int), ("normalize", ctypes.c_int), ("max_tokens", ctypes.c_int32),
+                ("long_text", ctypes.c_int), ("chunk_overlap", ctypes.c_int32), ("dim", ctypes.c_int32), ("prompt", ctypes.c_char_p),
+                ("layer_plus_one", ctypes.c_int32), ("drop", ctypes.c_void_p), ("image_width", ctypes.c_int32),
+                ("image_height", ctypes.c_int32)]
+
+
+IMAGE_PIXELS, POOL_CLS = 2, 2  # of rs_image_kind and rs_pooling
+
+
 class Text(ctypes.Structure):
     _fields_ = [("data", ctypes.c_char_p), ("length", ctypes.c_size_t)]
 
@@ -54,6 +69,9 @@ class Rs:
         self.lib.rs_encode_ids.argtypes = [p, p, p, p, size, p, p, size]
         self.lib.rs_tokenize.argtypes = [p, p, p, p, p, p, size, p]
         self.lib.rs_session_threads.argtypes = [p]
+        self.lib.rs_drop_parse.argtypes = [ctypes.c_char_p, p]
+        self.lib.rs_drop_check.argtypes = [p, p]
+        self.lib.rs_encode_images.argtypes = [p, p, size, p, p, size, p]
         self.model, self.session = p(), p()
         self.check(self.lib.rs_model_load(os.fsencode(weights), None, ctypes.byref(self.model)))
         params = SessionParams(size=ctypes.sizeof(SessionParams), threads=threads)
@@ -97,6 +115,29 @@ class Rs:
                 part = text_array(texts[i:i + batch])
                 self.check(self.lib.rs_encode(self.session, part, len(part), None, ctypes.byref(out, 4 * i * dim),
                                               len(out) - i * dim, None))
+            return out
+        return call
+
+    def images_call(self, pixels, count, size, batch, drop):
+        """The same for f32 pixels [count, 3, size, size] in a writable buffer, `batch` images at a time, with a schedule of token
+        dropping or None: class features."""
+        params = EncodeParams(size=ctypes.sizeof(EncodeParams), pooling=POOL_CLS, image_width=size, image_height=size)
+        if drop:
+            schedule = ctypes.c_void_p()
+            self.check(self.lib.rs_drop_parse(drop.encode("utf-8"), ctypes.byref(schedule)))
+            self.check(self.lib.rs_drop_check(self.model, schedule))
+            params.drop = schedule
+        begin, one, dim = ctypes.addressof(ctypes.c_char.from_buffer(pixels)), 12 * size * size, self.info.dim
+        if len(pixels) < count * one:
+            raise ValueError("%d bytes of pixels, expected at least %d" % (len(pixels), count * one))
+        images = (Image * count)(*[Image(IMAGE_PIXELS, begin + i * one, 0, size, size) for i in range(count)])
+        images.kept = pixels
+        out = (ctypes.c_float * (count * dim))()
+
+        def call():
+            for i in range(0, count, batch):
+                self.check(self.lib.rs_encode_images(self.session, ctypes.byref(images, i * ctypes.sizeof(Image)), min(batch, count - i),
+                                                     ctypes.byref(params), ctypes.byref(out, 4 * i * dim), len(out) - i * dim, None))
             return out
         return call
 

@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
 """One engine in a process of its own, asked by tools/bench-peers over a pipe: a JSON object a line in, one a line out.
 
-usage: worker.py CONFIG      CONFIG: a JSON object with engine, build, weights, model, threads, max_tokens, cpu (or null)
+usage: worker.py CONFIG      CONFIG: a JSON object with engine, build, weights, model, threads, max_tokens, cpu (or null); for images drop
+                             (a schedule of rs, or null)
 
   {"do": "load"}                                   seconds of loading, what the engine is
   {"do": "ids", "name", "sequences"}               take token ids as a case
   {"do": "texts", "name", "texts", "sort", "batch"}  take texts as a case: tokenizer included
+  {"do": "images", "name", "path", "count", "size", "batch"}  take a file of f32 pixels [count or more, 3, size, size] as a case
   {"do": "run", "name", "warm", "seconds", "least", "cpu time"}  call it; the time of each call
   {"do": "vectors", "name"}                        what it computes
   {"do": "tokenize", "texts", "seconds"}           its tokenizer alone
@@ -16,6 +18,7 @@ import base64
 import ctypes
 import gc
 import json
+import mmap
 import os
 import signal
 import sys
@@ -32,6 +35,15 @@ def status_bytes(key):
             if line.startswith(key + ":"):
                 return int(line.split()[1]) * 1024
     raise RuntimeError("/proc/self/status has no %s" % key)
+
+
+def mapped(path, count, size):
+    """The pixels of images, from a file, without a copy; writable, since ctypes and PyTorch want that."""
+    want = 12 * count * size * size
+    with open(path, "rb") as f:
+        if os.fstat(f.fileno()).st_size < want:
+            raise ValueError("%s: fewer than %d images of %d pixels" % (path, count, size))
+        return mmap.mmap(f.fileno(), want, access=mmap.ACCESS_COPY)
 
 
 class RsEngine:
@@ -58,6 +70,9 @@ class RsEngine:
                 out[i * dim:(i + 1) * dim] = flat[at * dim:(at + 1) * dim]
             return out
         return (unsorted if sort else call), self.rs.count_tokens(texts)
+
+    def images(self, pixels, count, size, batch):
+        return self.rs.images_call(pixels, count, size, batch, self.config.get("drop"))
 
     def tokenizer(self, texts):
         items = [rslib.text_array([t]) for t in texts]
@@ -98,7 +113,8 @@ class Reference:
 
 
 class Peer:
-    """An engine from a package.  Subclasses: load; run(rows, mask) from a list of equal rows, or ragged(rows)."""
+    """An engine from a package.  Subclasses: load; run(rows, mask) from a list of equal rows, or ragged(rows); where it takes images,
+    encode_images([n, 3, size, size]): class features."""
     padded = True
 
     def __init__(self, config):
@@ -160,6 +176,12 @@ class Peer:
             return out
         return call, sum(sum(e.attention_mask) for e in tokenizer.encode_batch(texts))
 
+    def images(self, pixels, count, size, batch):
+        values = self.np.frombuffer(pixels, self.np.float32).reshape(count, 3, size, size)
+        if batch >= count:
+            return lambda: self.encode_images(values)
+        return lambda: self.np.concatenate([self.encode_images(values[i:i + batch]) for i in range(0, count, batch)])
+
     def tokenizer(self, texts):
         t = self.hf_tokenizer(False)
 
@@ -184,6 +206,9 @@ class OnnxRuntime(Peer):
         feed = {"input_ids": rows, "attention_mask": mask, "token_type_ids": self.np.zeros_like(rows)}
         return self.session.run(None, {k: v for k, v in feed.items() if k in self.names})[0]
 
+    def encode_images(self, pixels):
+        return self.session.run(None, {"pixel_values": pixels})[0]
+
 
 class OpenVino(Peer):
     def import_library(self):
@@ -201,6 +226,9 @@ class OpenVino(Peer):
     def run(self, rows, mask):
         feed = {"input_ids": rows, "attention_mask": mask, "token_type_ids": self.np.zeros_like(rows)}
         return self.np.array(self.request.infer({k: v for k, v in feed.items() if k in self.names})[0])
+
+    def encode_images(self, pixels):
+        return self.np.array(self.request.infer({"pixel_values": pixels}, share_inputs=True)[0])
 
 
 class CTranslate2(Peer):
@@ -312,6 +340,10 @@ class PyTorch(Peer):
                 v = (states * m).sum(1) / m.sum(1)
             return torch.nn.functional.normalize(v, dim=-1).numpy()
 
+    def encode_images(self, pixels):
+        with self.torch.inference_mode():
+            return self.model(pixel_values=self.torch.from_numpy(pixels)).last_hidden_state[:, 0].contiguous().numpy()
+
 
 class SentenceTransformers(Peer):
     def import_library(self):
@@ -392,6 +424,10 @@ class Worker:
     def do_texts(self, q):
         self.cases[q["name"]], tokens = self.engine.texts(q["texts"], q["sort"], q["batch"])
         return {"tokens": tokens}
+
+    def do_images(self, q):
+        self.cases[q["name"]] = self.engine.images(mapped(q["path"], q["count"], q["size"]), q["count"], q["size"], q["batch"])
+        return {}
 
     def do_run(self, q):
         call = self.cases[q["name"]]
