@@ -385,7 +385,7 @@ def markdown(results, plots):
                    "but without and with dropping took turns.\n" % (MARK, 100 * BUSY, 100 * min(r["others"] for r in busy),
                                                                     100 * max(r["others"] for r in busy)))
     out += ["## Summary\n", table(["goal", "found", "schedule", ""], goal_rows(results) + (results_images.goal_rows(images["final"]) if images["final"] else []), 4),
-            "Schedules were chosen on the very data that they are judged by, so expect a little less of them elsewhere; how far the two halves of the "
+            "Schedules for texts were chosen on the very data that they are judged by, so expect a little less of them elsewhere; how far the two halves of the "
             "data differ (below) says how much is chance. A score with `first` in it leans on how a text begins: of Cranfield's documents, the title. `rs tune` chooses on one half of yours and judges on the other. The comparison with other engines' speed (docs/benchmarks.md) is not "
             "part of this page.\n"]
     if results["final"]:
