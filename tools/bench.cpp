@@ -20,9 +20,11 @@ const char *const examples =
     "  rs bench -m minilm-f32.rsw minilm-q8.rsw minilm-q4.rsw --shapes 1x16,32x128 -t 1\n"
     "  rs bench -m minilm-q8.rsw --shapes 8x128 --ops=layer\n"
     "  rs bench -m minilm-q8.rsw --drop 0,0.45 --drop-score -mlp    # each case without and with dropping, in turns\n"
+    "  rs bench -m dinov2.rsw --shapes 1x224,8x224,1x518x392        # images, in pixels\n"
     "A case is a shape and a weight file; 8x128 is 8 sequences of 128 tokens, special tokens included, in one call.  The tokens "
     "are\n"
-    "random, the same for every file with that vocabulary.  Files take turns, run by run, so that whatever else the machine does\n"
+    "random, the same for every file with that vocabulary.  Of a model that takes only images, 8x224 is 8 images of 224x224 pixels,\n"
+    "8x320x240 of that width and height, as they come from preparation (random too).  Files take turns, run by run, so that whatever else the machine does\n"
     "hurts all alike.  Of the runs: median, and the time that a tenth (p10) and nine tenths (p90) stay below; tokens/s and\n"
     "sequences/s are of the median.  arena: memory of the session for that shape; peak RSS: the most memory that was resident in "
     "the\n"
@@ -34,9 +36,12 @@ const char *const examples =
 constexpr int warm_up_runs = 2;   // memory is made, weights are read, the CPU wakes up
 constexpr size_t least_runs = 3;  // however long they take
 
+const char *const text_shapes = "1x16,1x128,8x128,32x128";
+
 struct bench_options {
   std::vector<std::string> models;
-  std::string shapes = "1x16,1x128,8x128,32x128";
+  std::string shapes;
+  const CLI::Option *shapes_option = nullptr;  // not given: of texts text_shapes, of images 1 and 8 of the size that the model wants
   int threads = 0;
   double seconds = 1;
   int64_t seed = 1;
@@ -53,6 +58,7 @@ struct bench_model {
   rs_model_info info;
   std::vector<int32_t> before, after;  // special tokens around a text
   std::shared_ptr<drop_choice> drop;
+  bool of_images() const { return info.text_hidden == 0; }
 };
 
 bench_model load(const std::string &file, const bench_options &options) {
@@ -69,35 +75,117 @@ bench_model load(const std::string &file, const bench_options &options) {
   return result;
 }
 
-void check_shape(const bench_model &model, const shape &shape) {
-  if (shape.tokens > size_t(model.info.position_limit))
-    fail_usage("--shapes: ", shape.str(), ": ", shape.tokens, " tokens are more than the ", model.info.position_limit,
-               " positions of ", in_quotes(model.file));
-  size_t special = model.before.size() + model.after.size();
-  if (shape.tokens < special)
-    fail_usage("--shapes: ", shape.str(), ": ", shape.tokens, " tokens leave no room for the ", special, " special tokens of ",
-               in_quotes(model.file));
+// ---------------------------------------------------------------------------------------------- what is encoded
+
+class workload {
+ public:
+  virtual ~workload() = default;
+  virtual std::string str() const = 0;
+  virtual size_t batch() const = 0;
+  virtual size_t tokens() const = 0;  // of a sequence
+  virtual void describe(nlohmann::ordered_json *row) const = 0;
+  virtual rs_status encode(rs_session *session, const rs_encode_params &params, std::vector<float> *out) const = 0;
+};
+
+class text_workload : public workload {
+ public:
+  text_workload(const bench_model &model, const shape &shape, uint64_t seed) : shape_(shape) {
+    if (shape.tokens > size_t(model.info.position_limit))
+      fail_usage("--shapes: ", shape.str(), ": ", shape.tokens, " tokens are more than the ", model.info.position_limit,
+                 " positions of ", in_quotes(model.file));
+    const size_t special = model.before.size() + model.after.size();
+    if (shape.tokens < special)
+      fail_usage("--shapes: ", shape.str(), ": ", shape.tokens, " tokens leave no room for the ", special, " special tokens of ",
+                 in_quotes(model.file));
+    std::mt19937_64 random(seed);
+    for (size_t i = 0; i < shape.batch; ++i) {
+      ids_.insert(ids_.end(), model.before.begin(), model.before.end());
+      const size_t end = (i + 1) * shape.tokens - model.after.size();
+      while (ids_.size() < end) ids_.push_back(int32_t(random() % uint64_t(model.info.vocab)));
+      ids_.insert(ids_.end(), model.after.begin(), model.after.end());
+      starts_.push_back(ids_.size());
+    }
+  }
+  std::string str() const override { return shape_.str(); }
+  size_t batch() const override { return shape_.batch; }
+  size_t tokens() const override { return shape_.tokens; }
+  void describe(nlohmann::ordered_json *row) const override {
+    (*row)["batch"] = shape_.batch;
+    (*row)["tokens"] = shape_.tokens;
+  }
+  rs_status encode(rs_session *session, const rs_encode_params &params, std::vector<float> *out) const override {
+    return rs_encode_ids(session, ids_.data(), nullptr, starts_.data(), shape_.batch, &params, out->data(), out->size());
+  }
+
+ private:
+  shape shape_;
+  std::vector<int32_t> ids_;
+  std::vector<size_t> starts_ = {0};
+};
+
+class image_workload : public workload {
+ public:
+  image_workload(const bench_model &model, const image_batch &batch, uint64_t seed) : batch_(batch) {
+    if (rs_image_get_shape(model.model.get(), int32_t(batch.width), int32_t(batch.height), &shape_) != RS_OK)
+      fail_usage("--shapes: ", batch.str(), ": ", rs_last_error(), " (", in_quotes(model.file), ")");
+    // One image, every time: what is in it changes nothing of the work.
+    constexpr float spread = 2;  // about what normalized pixels have
+    std::mt19937_64 random(seed);
+    pixels_.resize(3 * batch.width * batch.height);
+    for (float &value : pixels_) value = spread * (2 * float(random() >> 40) / float(1 << 24) - 1);
+    images_.resize(batch.batch, {RS_IMAGE_PIXELS, pixels_.data(), 0, int32_t(batch.width), int32_t(batch.height)});
+  }
+  std::string str() const override { return batch_.str(); }
+  size_t batch() const override { return batch_.batch; }
+  size_t tokens() const override { return size_t(shape_.tokens); }
+  void describe(nlohmann::ordered_json *row) const override {
+    (*row)["batch"] = batch_.batch;
+    (*row)["width"] = batch_.width;
+    (*row)["height"] = batch_.height;
+    (*row)["tokens"] = shape_.tokens;
+  }
+  rs_status encode(rs_session *session, const rs_encode_params &params, std::vector<float> *out) const override {
+    rs_encode_params sized = params;
+    sized.image_width = int32_t(batch_.width);
+    sized.image_height = int32_t(batch_.height);
+    return rs_encode_images(session, images_.data(), images_.size(), &sized, out->data(), out->size(), nullptr);
+  }
+
+ private:
+  image_batch batch_;
+  rs_image_shape shape_ = {};
+  std::vector<float> pixels_;
+  std::vector<rs_image> images_;
+};
+
+using workloads = std::vector<std::unique_ptr<workload>>;
+
+workloads workloads_of(const bench_model &model, const bench_options &options) {
+  const auto seed = uint64_t(options.seed);
+  workloads list;
+  if (!model.of_images()) {
+    for (const shape &shape : parse_shapes("--shapes", options.shapes_option->count() == 0 ? text_shapes : options.shapes))
+      list.push_back(std::make_unique<text_workload>(model, shape, seed));
+    return list;
+  }
+  std::string shapes = options.shapes;
+  const int32_t w = model.info.image_width, h = model.info.image_height;
+  if (options.shapes_option->count() == 0) shapes = join("1x", w, "x", h, ",8x", w, "x", h);
+  for (const image_batch &batch : parse_image_batches("--shapes", shapes))
+    list.push_back(std::make_unique<image_workload>(model, batch, seed));
+  return list;
 }
 
 // ---------------------------------------------------------------------------------------------- a case
 
 class bench_case {
  public:
-  bench_case(const bench_model &model, const shape &shape, const bench_options &options, const rs_drop *drop)
+  bench_case(const bench_model &model, const workload &work, const bench_options &options, const rs_drop *drop)
       : model(model),
+        work(work),
         drop(drop),
-        shape_(shape),
         session_(create_session(model.model.get(), options.threads, !options.ops.empty())),
-        vectors_(shape.batch * size_t(model.info.dim)) {
-    std::mt19937_64 random(uint64_t(options.seed));
-    for (size_t i = 0; i < shape.batch; ++i) {
-      ids_.insert(ids_.end(), model.before.begin(), model.before.end());
-      size_t end = (i + 1) * shape.tokens - model.after.size();
-      while (ids_.size() < end) ids_.push_back(int32_t(random() % uint64_t(model.info.vocab)));
-      ids_.insert(ids_.end(), model.after.begin(), model.after.end());
-      starts_.push_back(ids_.size());
-    }
-  }
+        vectors_(work.batch() * size_t(model.info.dim)) {}
 
   void warm_up() {
     for (int i = 0; i < warm_up_runs; ++i) encode();
@@ -121,26 +209,23 @@ class bench_case {
   }
 
   size_t runs() const { return seconds_.size(); }
-  double sequences_per_second() const { return double(shape_.batch) / quantile(0.5); }
-  double tokens_per_second() const { return double(ids_.size()) / quantile(0.5); }
+  double sequences_per_second() const { return double(work.batch()) / quantile(0.5); }
+  double tokens_per_second() const { return double(work.batch() * work.tokens()) / quantile(0.5); }
   size_t arena_bytes() const { return rs_session_arena_bytes(session_.get()); }
   std::vector<op_time> ops() const { return op_times_since(session_.get(), warm_up_ops_); }
 
   const bench_model &model;
+  const workload &work;
   const rs_drop *const drop;  // nullptr: none
 
  private:
   void encode() {
     auto params = sized<rs_encode_params>();
     params.drop = drop;
-    check(rs_encode_ids(session_.get(), ids_.data(), nullptr, starts_.data(), shape_.batch, &params, vectors_.data(),
-                        vectors_.size()));
+    check(work.encode(session_.get(), params, &vectors_));
   }
 
-  shape shape_;
   session_ptr session_;
-  std::vector<int32_t> ids_;
-  std::vector<size_t> starts_ = {0};
   std::vector<float> vectors_;
   std::vector<double> seconds_;  // of each run
   std::vector<op_time> warm_up_ops_;
@@ -152,29 +237,37 @@ class bench {
  public:
   explicit bench(const bench_options &options)
       : options_(options),
-        shapes_(parse_shapes("--shapes", options.shapes)),
         threads_(rs_session_threads(create_session(nullptr, options.threads, false).get())),
         peaks_(threads_),
         progress_(progress::wanted_beside(STDOUT_FILENO)) {
     if (!(options.seconds >= 0.001 && options.seconds <= 3600))
       fail_usage("--seconds: ", options.seconds, " is not from 0.001 to 3600");
     for (const std::string &file : options.models) models_.push_back(load(file, options));
-    for (const bench_model &model : models_)
-      for (const shape &shape : shapes_) check_shape(model, shape);
+    for (const bench_model &model : models_) {
+      if (model.of_images() != models_[0].of_images())
+        fail_usage(in_quotes(model.file), " and ", in_quotes(models_[0].file), ": one takes images, the other texts; measure them one by one");
+      work_.push_back(workloads_of(model, options));
+      // Models of other sizes, where no shapes are given: each row has to be of one.
+      for (size_t i = 0; i < work_[0].size(); ++i)
+        if (work_.back()[i]->str() != work_[0][i]->str())
+          fail_usage(in_quotes(model.file), " wants images of another size than ", in_quotes(models_[0].file), ": give --shapes");
+    }
   }
 
   int run() {
-    for (; done_ < shapes_.size(); ++done_) {
-      std::vector<std::unique_ptr<bench_case>> cases = measure(shapes_[done_]);
+    table_ = text_table({"model", "type", "shape", "runs", "ms", "p10", "p90", "tokens/s",
+                         models_[0].of_images() ? "images/s" : "sequences/s", "arena", "peak RSS"});
+    for (; done_ < shapes(); ++done_) {
+      std::vector<std::unique_ptr<bench_case>> cases = measure();
       std::optional<size_t> peak = peak_resident_bytes();
       for (size_t i = 0; i < cases.size(); ++i) {  // each with a schedule stands behind the same without
         const double gain = cases[i]->drop ? cases[i - 1]->quantile(0.5) / cases[i]->quantile(0.5) : 1;
-        if (options_.json) print_json(*cases[i], shapes_[done_], peak, gain);
-        else add_row(*cases[i], shapes_[done_], peak, gain);
+        if (options_.json) print_json(*cases[i], peak, gain);
+        else add_row(*cases[i], peak, gain);
       }
     }
     progress_.clear();
-    if (!options_.json) print(heading() + table_.str() + op_tables_ + (op_tables_.empty() ? "" : "\n") + peaks_.str());
+    if (!options_.json) print(heading() + table_->str() + op_tables_ + (op_tables_.empty() ? "" : "\n") + peaks_.str());
     return 0;
   }
 
@@ -183,49 +276,52 @@ class bench {
     return join("rs ", rs_version(), ", ", rs_isa(), ", ", threads_, threads_ == 1 ? " thread\n\n" : " threads\n\n");
   }
 
-  std::vector<std::unique_ptr<bench_case>> measure(const shape &shape) {
+  size_t shapes() const { return work_[0].size(); }
+
+  std::vector<std::unique_ptr<bench_case>> measure() {
     std::vector<std::unique_ptr<bench_case>> cases;
-    for (const bench_model &model : models_) {
-      cases.push_back(std::make_unique<bench_case>(model, shape, options_, nullptr));
-      if (const rs_drop *drop = model.drop->get()) cases.push_back(std::make_unique<bench_case>(model, shape, options_, drop));
+    for (size_t m = 0; m < models_.size(); ++m) {
+      const bench_model &model = models_[m];
+      const workload &work = *work_[m][done_];
+      cases.push_back(std::make_unique<bench_case>(model, work, options_, nullptr));
+      if (const rs_drop *drop = model.drop->get()) cases.push_back(std::make_unique<bench_case>(model, work, options_, drop));
     }
     for (auto &c : cases) c->warm_up();
     double begin = seconds_now(), wanted = options_.seconds * double(cases.size());
     for (double spent = 0; spent < wanted || cases[0]->runs() < least_runs; spent = seconds_now() - begin) {
-      progress_.update(double(done_) + std::min(1.0, spent / wanted), double(shapes_.size()), shape.str());
+      progress_.update(double(done_) + std::min(1.0, spent / wanted), double(shapes()), cases[0]->work.str());
       for (auto &c : cases) c->run();
     }
     for (auto &c : cases) c->finish();
     return cases;
   }
 
-  void add_row(const bench_case &c, const shape &shape, std::optional<size_t> peak, double gain) {
+  void add_row(const bench_case &c, std::optional<size_t> peak, double gain) {
     const auto ms = [&](double share) { return format("%.3f", 1e3 * c.quantile(share)); };
-    table_.add({c.model.file, c.model.info.weight_type, shape.str() + (c.drop ? format(" drop %.2fx", gain) : ""),
+    table_->add({c.model.file, c.model.info.weight_type, c.work.str() + (c.drop ? format(" drop %.2fx", gain) : ""),
                 std::to_string(c.runs()), ms(0.5), ms(0.1), ms(0.9), format("%.0f", c.tokens_per_second()),
                 format("%.1f", c.sequences_per_second()), human_bytes(double(c.arena_bytes())),
                 peak ? human_bytes(double(*peak)) : ""});
     if (!options_.ops.empty())
-      op_tables_ += join("\n", c.model.file, ", ", shape.str(), c.drop ? ", dropping" : "", ", one run\n",
+      op_tables_ += join("\n", c.model.file, ", ", c.work.str(), c.drop ? ", dropping" : "", ", one run\n",
                          op_table(c.ops(), options_.ops, c.runs(), &peaks_));
   }
 
-  void print_json(const bench_case &c, const shape &shape, std::optional<size_t> peak, double gain) {
+  void print_json(const bench_case &c, std::optional<size_t> peak, double gain) {
     nlohmann::ordered_json row = {{"model", c.model.file},
                                   {"weight_type", c.model.info.weight_type},
                                   {"isa", rs_isa()},
-                                  {"threads", threads_},
-                                  {"batch", shape.batch},
-                                  {"tokens", shape.tokens},
-                                  {"seed", options_.seed},
-                                  {"runs", c.runs()},
-                                  {"median_ms", 1e3 * c.quantile(0.5)},
-                                  {"p10_ms", 1e3 * c.quantile(0.1)},
-                                  {"p90_ms", 1e3 * c.quantile(0.9)},
-                                  {"tokens_per_second", c.tokens_per_second()},
-                                  {"sequences_per_second", c.sequences_per_second()},
-                                  {"arena_bytes", c.arena_bytes()},
-                                  {"peak_rss_bytes", nullptr}};
+                                  {"threads", threads_}};
+    c.work.describe(&row);
+    row["seed"] = options_.seed;
+    row["runs"] = c.runs();
+    row["median_ms"] = 1e3 * c.quantile(0.5);
+    row["p10_ms"] = 1e3 * c.quantile(0.1);
+    row["p90_ms"] = 1e3 * c.quantile(0.9);
+    row["tokens_per_second"] = c.tokens_per_second();
+    row[c.model.of_images() ? "images_per_second" : "sequences_per_second"] = c.sequences_per_second();
+    row["arena_bytes"] = c.arena_bytes();
+    row["peak_rss_bytes"] = nullptr;
     if (peak) row["peak_rss_bytes"] = *peak;
     if (c.drop) row["drop"] = text_of(*c.drop), row["times_as_fast"] = gain;
     if (!options_.ops.empty()) row["ops"] = op_json(c.ops(), options_.ops, c.runs(), &peaks_);
@@ -234,15 +330,14 @@ class bench {
   }
 
   const bench_options &options_;
-  std::vector<shape> shapes_;
   int threads_;
   peak_rates peaks_;
   progress progress_;
   std::vector<bench_model> models_;
+  std::vector<workloads> work_;  // of each model
   size_t done_ = 0;  // shapes
   std::string op_tables_;
-  text_table table_ =
-      text_table({"model", "type", "shape", "runs", "ms", "p10", "p90", "tokens/s", "sequences/s", "arena", "peak RSS"});
+  std::optional<text_table> table_;
 };
 
 int run_bench(const bench_options &options) { return bench(options).run(); }
@@ -253,7 +348,7 @@ void add_bench(CLI::App *app, command_line *line) {
   auto options = std::make_shared<bench_options>();
   CLI::App *sub = add_command(app, "bench", "how fast weight files run here", examples, options, run_bench, line);
   sub->add_option("-m,--model", options->models, "weight files, as rs convert writes them")->type_name("FILE...")->required();
-  sub->add_option("--shapes", options->shapes, "sequences by tokens, a list (default: " + options->shapes + ")")
+  options->shapes_option = sub->add_option("--shapes", options->shapes, join("sequences by tokens, a list (default: ", text_shapes, ");\nof models that take only images, images by pixels (default: 1 and 8 of the size that the model wants)"))
       ->type_name("BxT,...");
   add_threads_option(sub, &options->threads);
   sub->add_option("--seconds", options->seconds, "time for each case (default: 1)")->type_name("S");

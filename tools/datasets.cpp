@@ -62,6 +62,52 @@ std::vector<size_t> subset::of(size_t n) const {
   return chosen;
 }
 
+// What stands at the places of each class, one of every class in turn, so that any number of the first is balanced.
+static std::vector<size_t> in_turns(const std::vector<std::vector<size_t>> &groups) {
+  std::vector<size_t> order;
+  size_t longest = 0;
+  for (const auto &group : groups) longest = std::max(longest, group.size());
+  for (size_t i = 0; i < longest; ++i)
+    for (const auto &group : groups)
+      if (i < group.size()) order.push_back(group[i]);
+  return order;
+}
+
+std::vector<size_t> subset::balanced(const std::vector<size_t> &classes) const {
+  std::vector<size_t> chosen(classes.size());
+  std::iota(chosen.begin(), chosen.end(), size_t(0));
+  const size_t count = classes.empty() ? 0 : *std::max_element(classes.begin(), classes.end()) + 1;
+  const auto by_class = [&] {
+    std::vector<std::vector<size_t>> groups(count);
+    for (size_t i : chosen) groups[classes[i]].push_back(i);
+    return groups;
+  };
+  if (limit > 0 && limit < chosen.size()) {
+    auto groups = by_class();
+    for (size_t c = 0; c < count && seed != 0; ++c) choose(&groups[c], groups[c].size(), seed + c);
+    chosen = in_turns(groups);
+    chosen.resize(limit);
+    std::sort(chosen.begin(), chosen.end());
+  }
+  if (half != 0 || share < 1) {
+    auto groups = by_class();
+    bool more = true;  // which half gets the odd one, class by class in turn
+    for (size_t c = 0; c < count; ++c) {
+      std::vector<size_t> &group = groups[c];
+      choose(&group, group.size(), seed + c + 0x9e3779b97f4a7c15);
+      const bool odd = group.size() % 2 != 0;
+      const auto middle = group.begin() + std::ptrdiff_t((group.size() + (odd && more ? 1 : 0)) / 2);
+      if (odd) more = !more;
+      if (half == 1) group.erase(middle, group.end());
+      if (half == 2) group.erase(group.begin(), middle);
+    }
+    chosen = in_turns(groups);
+    chosen.resize(std::min(chosen.size(), size_t(std::ceil(double(chosen.size()) * share))));
+    std::sort(chosen.begin(), chosen.end());
+  }
+  return chosen;
+}
+
 // ---------------------------------------------------------------------------------------------- lines, columns
 
 namespace {
@@ -563,4 +609,74 @@ squad_set read_squad(const std::string &path, const subset &part) {
   keep_of(&set.questions, part.of(set.questions.size()));
   need_some(set.questions.size(), path, "questions left by --limit and --half");
   return set;
+}
+
+// ---------------------------------------------------------------------------------------------- images
+
+namespace fs = std::filesystem;
+
+static bool is_hidden(const fs::path &path) { return path.filename().string().substr(0, 1) == "."; }
+
+static bool is_image_name(const fs::path &path) {
+  static const std::set<std::string> endings = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tga", ".psd", ".pnm", ".ppm", ".pgm"};
+  std::string ending = path.extension().string();
+  for (char &c : ending)
+    if (c >= 'A' && c <= 'Z') c = char(c - 'A' + 'a');
+  return endings.count(ending) > 0;
+}
+
+std::vector<std::string> image_files(const std::string &folder) {
+  std::vector<std::string> files;
+  std::error_code error;
+  fs::recursive_directory_iterator at(folder, fs::directory_options::follow_directory_symlink, error);
+  constexpr int deepest = 32;  // a link to a folder above would never end
+  while (!error && at != fs::recursive_directory_iterator()) {
+    std::error_code ignored;
+    if (is_hidden(at->path())) at.disable_recursion_pending();
+    else if (at->is_regular_file(ignored) && is_image_name(at->path())) files.push_back(at->path().string());
+    if (at.depth() > deepest) fail(in_quotes(folder), ": folders more than ", deepest, " deep");
+    at.increment(error);
+  }
+  if (error) fail("cannot read folder ", in_quotes(folder), ": ", error.message());
+  std::sort(files.begin(), files.end());
+  return files;
+}
+
+image_list read_images(const std::string &folder, const subset &part) {
+  image_list list;
+  list.files = image_files(folder);
+  need_some(list.files.size(), folder, "images");
+  keep_of(&list.files, part.of(list.files.size()));
+  need_some(list.files.size(), folder, "images left by --limit and --half");
+  return list;
+}
+
+labelled_images read_labelled_images(const std::string &folder, const subset &part) {
+  labelled_images data;
+  std::error_code error;
+  if (!fs::is_directory(folder, error)) fail(in_quotes(folder), ": not a folder");
+  std::vector<fs::path> entries;
+  for (fs::directory_iterator at(folder, error); !error && at != fs::directory_iterator(); at.increment(error))
+    entries.push_back(at->path());
+  if (error) fail("cannot read folder ", in_quotes(folder), ": ", error.message());
+  std::sort(entries.begin(), entries.end());
+  for (const fs::path &entry : entries) {
+    if (is_hidden(entry)) continue;
+    if (!fs::is_directory(entry, error)) {
+      if (is_image_name(entry)) fail(in_quotes(entry.string()), ": an image outside of the folders, which are named as classes");
+      continue;
+    }
+    const std::vector<std::string> files = image_files(entry.string());
+    need_some(files.size(), entry.string(), "images");
+    data.files.insert(data.files.end(), files.begin(), files.end());
+    data.labels.resize(data.files.size(), data.names.size());
+    data.names.push_back(entry.filename().string());
+    data.folders.push_back(entry.string());
+  }
+  need_some(data.files.size(), folder, "folders of images");
+  const std::vector<size_t> chosen = part.balanced(data.labels);
+  keep_of(&data.files, chosen);
+  keep_of(&data.labels, chosen);
+  need_some(data.files.size(), folder, "images left by --limit and --half");
+  return data;
 }

@@ -22,6 +22,8 @@ struct subset {
   int half = 0;
   double share = 1;
   std::vector<size_t> of(size_t n) const;  // in order
+  // The same of things that have a class each: of every class as many, as far as there are.
+  std::vector<size_t> balanced(const std::vector<size_t> &classes) const;
 };
 
 // "text", plain or JSON lines.
@@ -73,3 +75,20 @@ struct squad_set {
   std::vector<squad_question> questions;
 };
 squad_set read_squad(const std::string &path, const subset &part);
+
+// Images, by the names of their files; what is in them is read later.
+struct image_list {
+  std::vector<std::string> files;  // sorted
+};
+// All files below a folder whose names say that they are images, but for hidden ones.
+image_list read_images(const std::string &folder, const subset &part);
+
+// A folder of folders, each with the images of one class and named as it is.
+struct labelled_images {
+  std::vector<std::string> files;
+  std::vector<size_t> labels;        // of each file, into names
+  std::vector<std::string> names;    // of all classes, sorted
+  std::vector<std::string> folders;  // of each class, for errors
+};
+labelled_images read_labelled_images(const std::string &folder, const subset &part);
+std::vector<std::string> image_files(const std::string &folder);  // as read_images, whatever there is

@@ -1,4 +1,5 @@
 // rs eval: how good a model is at a task and how fast, without and with token dropping.
+#include "image_size.h"
 #include "json.h"
 #include "options.h"
 #include "output.h"
@@ -17,6 +18,8 @@ const char *const examples =
     "  rs eval retrieval -m minilm-q8.rsw --data scifact --drop 0,0.3 --drop-score -mlp\n"
     "  rs eval stsb -m minilm-q8.rsw --data stsb-test.csv --drop-list schedules.txt --json\n"
     "  rs eval cosine -m minilm-q4.rsw --against minilm-f32.rsw --data texts.txt\n"
+    "  rs eval images -m cifar.rsw --data test --drop 0,0,0,0,0,0,0.3 --drop-score block --drop-mode merge\n"
+    "  rs eval cosine -m dinov2.rsw --data photos --image-size 518 --drop 0,0,0,0.3 --drop-mode restore\n"
     "Tasks, the quality that each is judged by, and what --data is:\n"
     "  stsb       Spearman's correlation x100 of cosines with scores.  Tab-separated as in STS-B (the score in column 5, the "
     "sentences\n"
@@ -32,13 +35,17 @@ const char *const examples =
     "  nn         accuracy of the k nearest neighbours' votes, weighted by exp(cosine / 0.07).  JSON lines with text and label, "
     "or\n"
     "             tab-separated with a heading; each text by all others, or by those of --train\n"
-    "  cosine     mean cosine with the vectors without dropping, or with those of --against.  Texts, plain or JSON lines\n"
+    "  cosine     mean cosine with the vectors without dropping, or with those of --against.  Texts, plain or JSON lines; or a folder\n"
+    "             of images, where the features of patches are compared too (all of them: with --drop-mode restore)\n"
+    "  images     accuracy x100 of a classifier of images.  A folder of folders that are named as the model's labels;\n"
+    "             classification: the same, where --data is a folder.  --limit takes as many of every class\n"
     "With a schedule (--drop …) each weight file is judged without and with it; --drop-list: with each of many, written as\n"
     "\"ratios=0,0.3 score=-mlp mode=merge\" (keeps=, protect=, min=, seed=).  Of retrieval, documents lose tokens, and queries "
     "only "
     "with\n"
     "--drop-queries.  Weight files and settings take turns, batch by batch.\n"
-    "tokens/s: of the median round, tokenizer included.  tokens/layer: that enter a layer, mean over layers and texts; left: "
+    "tokens/s: of the median round, tokenizer included.  images/s: of the encoder; images are prepared outside of the clock, and\n"
+    "up to 256 MiB of their pixels kept.  tokens/layer: that enter a layer, mean over layers and texts; left: "
     "their\n"
     "share of all.  arena: memory for activations; peak RSS: of the whole process.\n"
     "--json prints an object a line for each weight file, and for each schedule of it.";
@@ -55,6 +62,7 @@ struct eval_options {
   int threads = 0, rounds = 3;
   bool no_check = false, json = false;
   encode_options encode;
+  std::string image_size;
   std::string drop_list;
   std::vector<listed_drop> listed;  // what is in it
   bool drop_queries = false;
@@ -62,6 +70,7 @@ struct eval_options {
   const CLI::Option *query_prompt_option = nullptr;
   task_options data;
   const CLI::App *sub = nullptr;
+  bool of_images() const { return task_of_images(task, data.data); }
 };
 
 // ---------------------------------------------------------------------------------------------- a weight file
@@ -73,6 +82,7 @@ class eval_case {
       : file_(file),
         model_(load_model(file, !options.no_check)),
         info_(model_info(model_.get())),
+        layers_(task_layers(model_.get(), options.of_images())),
         texts_(options.encode, model_.get()),
         queries_(for_queries(options), model_.get()) {
     if (texts_.per_token()) fail_usage("--pooling none gives no vector to compare");
@@ -89,6 +99,7 @@ class eval_case {
   const std::string &file() const { return file_; }
   const rs_model_info &info() const { return info_; }
   const rs_model *model() const { return model_.get(); }
+  int32_t layers() const { return layers_; }  // that the task runs
   const std::vector<eval_setting> &settings() const { return settings_; }  // without dropping, then with each schedule
   int threads() const { return rs_session_threads(sessions_[0].get()); }
 
@@ -116,6 +127,13 @@ class eval_case {
     setting.texts = texts_.params;
     setting.queries = queries_.params;
     setting.dim = texts_.dim;
+    if (options.of_images()) {
+      const image_size size = parse_image_size("--image-size", options.image_size);
+      setting.texts.image_width = size.width;
+      setting.texts.image_height = size.height;
+      // A pooling that is named is of the states themselves, not of what they are projected to.
+      if (texts_.params.pooling != RS_POOL_DEFAULT && texts_.params.dim == 0) setting.dim = info_.image_hidden;
+    }
     setting.texts.drop = drop;
     setting.queries.drop = options.drop_queries ? drop : nullptr;
     if (options.task == "retrieval")
@@ -126,6 +144,7 @@ class eval_case {
   std::string file_;
   model_ptr model_;
   rs_model_info info_;
+  int32_t layers_;
   encoding texts_, queries_;
   std::vector<drop_ptr> listed_;
   std::vector<session_ptr> sessions_;
@@ -191,7 +210,7 @@ class evaluator {
   std::string table() const {
     std::vector<std::string> head = {"model", "type", "drop"};
     for (const eval_metric &metric : results_[0].metrics) head.push_back(metric.name);
-    for (const char *name : {"tokens/s", "tokens/layer", "left", "arena"}) head.emplace_back(name);
+    for (const char *name : {task_->of_images() ? "images/s" : "tokens/s", "tokens/layer", "left", "arena"}) head.emplace_back(name);
     text_table table(head);
     std::string schedules;
     each_case([&](const eval_case &c, const evaluation *results) {
@@ -208,23 +227,28 @@ class evaluator {
     return table.str() + (schedules.empty() ? "" : "\n") + schedules;
   }
 
-  static std::vector<std::string> row_of(const eval_case &c, const std::string &drop, const evaluation &result) {
+  // Images have all the same tokens, so that images say more.
+  double rate(const evaluation &result) const {
+    return task_->of_images() ? result.texts_per_second() : result.tokens_per_second();
+  }
+
+  std::vector<std::string> row_of(const eval_case &c, const std::string &drop, const evaluation &result) const {
     std::vector<std::string> row = {c.file(), c.info().weight_type, drop};
     for (const eval_metric &metric : result.metrics)
       row.push_back(std::isfinite(metric.value) ? format("%.*f", metric.digits, metric.value) : "undefined");
-    row.push_back(format("%.0f", result.tokens_per_second()));
-    row.push_back(format("%.1f", result.tokens_per_layer(c.info().layers)));
+    row.push_back(format(task_->of_images() ? "%.1f" : "%.0f", rate(result)));
+    row.push_back(format("%.1f", result.tokens_per_layer(c.layers())));
     row.push_back(format("%.1f %%", 100 * result.share_left()));
     row.push_back(human_bytes(double(result.arena_bytes)));
     return row;
   }
 
-  static std::vector<std::string> ratio_row(const eval_case &c, const evaluation &full, const evaluation &dropped) {
+  std::vector<std::string> ratio_row(const eval_case &c, const evaluation &full, const evaluation &dropped) const {
     const auto cell = [](double value) { return std::isfinite(value) ? format("%.3f", value) : std::string(); };
     std::vector<std::string> row = {"", "", "ratio"};
     for (size_t i = 0; i < full.metrics.size(); ++i) row.push_back(cell(ratio(dropped.metrics[i].value, full.metrics[i].value)));
-    row.push_back(cell(ratio(dropped.tokens_per_second(), full.tokens_per_second())));
-    row.push_back(cell(ratio(dropped.tokens_per_layer(c.info().layers), full.tokens_per_layer(c.info().layers))));
+    row.push_back(cell(ratio(rate(dropped), rate(full))));
+    row.push_back(cell(ratio(dropped.tokens_per_layer(c.layers()), full.tokens_per_layer(c.layers()))));
     row.emplace_back();
     row.push_back(cell(ratio(double(dropped.arena_bytes), double(full.arena_bytes))));
     return row;
@@ -235,16 +259,17 @@ class evaluator {
     return bytes ? "\npeak RSS: " + human_bytes(double(*bytes)) + "\n" : "";
   }
 
-  static nlohmann::ordered_json result_json(const eval_case &c, const evaluation &result) {
+  nlohmann::ordered_json result_json(const eval_case &c, const evaluation &result) const {
     nlohmann::ordered_json metrics;
     for (const eval_metric &metric : result.metrics) metrics[metric.name] = number_or_null(metric.value);
+    const bool images = task_->of_images();
     return {{"quality", number_or_null(result.quality())},
             {"metrics", metrics},
-            {"texts", result.texts},
+            {images ? "images" : "texts", result.texts},
             {"tokens", result.tokens},
             {"seconds", result.seconds},
-            {"tokens_per_second", result.tokens_per_second()},
-            {"tokens_per_layer", result.tokens_per_layer(c.info().layers)},
+            {images ? "images_per_second" : "tokens_per_second", rate(result)},
+            {"tokens_per_layer", result.tokens_per_layer(c.layers())},
             {"share_left", result.share_left()},
             {"arena_bytes", result.arena_bytes}};
   }
@@ -270,7 +295,7 @@ class evaluator {
       root["drop"] = text_of(*drop);
       root["dropped"] = result_json(c, *dropped);
       root["ratio"] = {{"quality", number_or_null(ratio(dropped->quality(), full.quality()))},
-                       {"tokens_per_second", number_or_null(ratio(dropped->tokens_per_second(), full.tokens_per_second()))},
+                       {task_->of_images() ? "images_per_second" : "tokens_per_second", number_or_null(ratio(rate(*dropped), rate(full)))},
                        {"token_layers", number_or_null(ratio(dropped->token_layers, full.token_layers))},
                        {"arena_bytes", number_or_null(ratio(double(dropped->arena_bytes), double(full.arena_bytes)))}};
     }
@@ -298,7 +323,8 @@ const std::vector<std::pair<const char *, std::vector<std::string>>> options_of_
     {"--train", {"nn"}},
     {"--neighbours", {"nn"}},
     {"--against", {"cosine"}},
-    {"--limit", {"stsb", "sst2", "classification", "squad", "nn", "cosine"}},
+    {"--limit", {"stsb", "sst2", "classification", "squad", "nn", "cosine", "images"}},
+    {"--image-size", {"images", "classification", "cosine"}},
     {"--limit-docs", {"retrieval"}},
     {"--limit-queries", {"retrieval"}},
     {"--binary", {"retrieval"}},
@@ -311,8 +337,9 @@ const std::vector<std::pair<const char *, std::vector<std::string>>> options_of_
     {"--dim", tasks_of_vectors},
     {"--prompt", {"stsb", "sst2", "classification", "retrieval", "nn", "cosine"}},
     {"--long", {"stsb", "sst2", "classification", "retrieval", "nn", "cosine"}},
-    {"--batch", {"stsb", "sst2", "classification", "retrieval", "nn", "cosine"}},
+    {"--batch", {"stsb", "sst2", "classification", "retrieval", "nn", "cosine", "images"}},
 };
+const char *const options_of_texts[] = {"--prompt", "--long", "--overlap", "--max-tokens"};
 
 std::vector<listed_drop> read_drop_list(const std::string &path) {
   std::vector<listed_drop> list;
@@ -329,6 +356,9 @@ int run_eval(const eval_options &options) {
   for (const auto &[option, tasks] : options_of_tasks)
     if (options.sub->count(option) > 0 && std::find(tasks.begin(), tasks.end(), options.task) == tasks.end())
       fail_usage(option, " does not go with ", options.task);
+  for (const char *option : options_of_texts)
+    if (options.of_images() && options.sub->count(option) > 0) fail_usage(option, " does not go with images");
+  if (!options.of_images() && options.sub->count("--image-size") > 0) fail_usage("--image-size goes with a folder of images");
   if (options.drop_list.empty()) return evaluator(options).run();
   eval_options listed = options;
   listed.listed = read_drop_list(options.drop_list);
@@ -341,7 +371,7 @@ void add_eval(CLI::App *app, command_line *line) {
   auto options = std::make_shared<eval_options>();
   CLI::App *sub = add_command(app, "eval", "how good a model is at a task, and how fast", examples, options, run_eval, line);
   options->sub = sub;
-  sub->add_option("task", options->task, "stsb, sst2, classification, retrieval, squad, nn or cosine")
+  sub->add_option("task", options->task, "stsb, sst2, classification, retrieval, squad, nn, cosine or images")
       ->type_name("TASK")
       ->required()
       ->check(CLI::IsMember(task_names));
@@ -360,7 +390,7 @@ void add_eval(CLI::App *app, command_line *line) {
   const auto add_count = [&](const char *name, int *value, const char *what) {
     sub->add_option(name, *value, what)->type_name("N")->check(CLI::PositiveNumber);
   };
-  add_count("--limit", &options->data.limit, "only so many pairs, texts or questions");
+  add_count("--limit", &options->data.limit, "only so many pairs, texts, images or questions");
   add_count("--limit-queries", &options->data.limit_queries, "retrieval: only so many of the queries that have judgements");
   add_count("--limit-docs", &options->data.limit_documents,
             "retrieval: only so many documents; those that are relevant to a query first");
@@ -378,7 +408,8 @@ void add_eval(CLI::App *app, command_line *line) {
                   "higher than that of the answer by more than this (default: 0)")
       ->type_name("X");
   add_count("--rounds", &options->rounds, "how often everything is encoded (default: 3); for tokens/s only");
-  sub->add_option("-b,--batch", options->data.batch, "texts that are encoded together (default: 64); does not change the quality")
+  add_image_size_option(sub, &options->image_size);
+  sub->add_option("-b,--batch", options->data.batch, "texts or images that are encoded together (default: 64); does not change the quality")
       ->type_name("N")
       ->check(CLI::Range(1, 65536));
   add_threads_option(sub, &options->threads);

@@ -25,12 +25,35 @@ static shape parse_shape(const std::string &option, std::string_view text) {
   return result;
 }
 
-std::vector<shape> parse_shapes(const std::string &option, std::string_view list) {
-  std::vector<shape> shapes;
+static image_batch parse_image_batch(const std::string &option, std::string_view text) {
+  std::string_view rest = text;
+  size_t numbers[3] = {}, n = 0;
+  bool whole = false;
+  while (n < 3) {
+    numbers[n] = take_number(&rest);
+    if (numbers[n++] == 0) break;
+    whole = rest.empty();
+    if (whole || rest[0] != 'x') break;
+    rest.remove_prefix(1);
+  }
+  if (!whole || n < 2)
+    fail_usage(option, ": ", in_quotes(text), " is not BATCHxSIZE or BATCHxWIDTHxHEIGHT, numbers from 1 to ", most, " as in 8x224");
+  return {numbers[0], numbers[1], numbers[n - 1]};
+}
+
+template <class T>
+static std::vector<T> parse_list(const std::string &option, std::string_view list, T (*parse)(const std::string &, std::string_view)) {
+  std::vector<T> all;
   for (;;) {
-    size_t comma = list.find(',');
-    shapes.push_back(parse_shape(option, list.substr(0, comma)));
-    if (comma == std::string_view::npos) return shapes;
+    const size_t comma = list.find(',');
+    all.push_back(parse(option, list.substr(0, comma)));
+    if (comma == std::string_view::npos) return all;
     list.remove_prefix(comma + 1);
   }
+}
+
+std::vector<shape> parse_shapes(const std::string &option, std::string_view list) { return parse_list(option, list, parse_shape); }
+
+std::vector<image_batch> parse_image_batches(const std::string &option, std::string_view list) {
+  return parse_list(option, list, parse_image_batch);
 }

@@ -2,9 +2,11 @@
 
 #include "metrics.h"
 #include "scores.h"
+#include "task_parts.h"
 
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
 #include <map>
 #include <numeric>
 
@@ -28,7 +30,10 @@ std::vector<evaluation> evaluate(const eval_task &task, const std::vector<eval_s
                                  const std::function<void(double)> &on_progress) {
   std::vector<std::unique_ptr<eval_run>> runs;
   for (const eval_setting &setting : settings) runs.push_back(task.begin(setting));
-  for (auto &run : runs) run->run(0);  // memory is made, weights are read, the CPU wakes up
+  for (auto &run : runs) {  // memory is made, weights are read, the CPU wakes up
+    run->load(0);
+    run->run(0);
+  }
   std::vector<evaluation> results(settings.size());
   const double steps = double(rounds) * double(task.units());
   double done = 0;
@@ -37,9 +42,11 @@ std::vector<evaluation> evaluate(const eval_task &task, const std::vector<eval_s
     for (size_t unit = 0; unit < task.units(); ++unit) {
       for (size_t i = 0; i < runs.size(); ++i) {
         const size_t turn = (unit + i) % runs.size();  // no setting always comes after the same one
+        runs[turn]->load(unit);
         const double begin = seconds_now();
         runs[turn]->run(unit);
         results[turn].seconds.back() += seconds_now() - begin;
+        if (round == 0) runs[turn]->compare(unit);
       }
       if (on_progress) on_progress(++done / steps);
     }
@@ -51,6 +58,107 @@ std::vector<evaluation> evaluate(const eval_task &task, const std::vector<eval_s
   return results;
 }
 
+// ---------------------------------------------------------------------------------------------- counts
+
+bool task_of_images(const std::string &name, const std::string &data) {
+  std::error_code ignored;
+  return name == "images" || ((name == "classification" || name == "cosine") && std::filesystem::is_directory(data, ignored));
+}
+
+int32_t task_layers(const rs_model *model, bool of_images) {
+  return of_images ? model_info(model).image_layers : model_info(model).layers;
+}
+
+int32_t image_prefix(const rs_model *model) {
+  rs_image_shape shape;
+  check(rs_image_get_shape(model, 0, 0, &shape));
+  return shape.prefix;
+}
+
+layer_counter::layer_counter(const rs_model *model, bool of_images, evaluation *result)
+    : model_(model), layers_(task_layers(model, of_images)), result_(result) {
+  if (of_images) prefix_ = image_prefix(model);
+  rs_meta meta;  // a template: special tokens, and the places of the texts
+  if (find_meta(model, "tokenizer.single", &meta)) special_ = int32_t(meta.count) - 1;
+  if (find_meta(model, "tokenizer.pair", &meta)) pair_special_ = int32_t(meta.count) - 2;
+}
+
+void layer_counter::add_text(const rs_text_info &info, const rs_drop *drop) {
+  ++result_->texts;
+  result_->truncation.add(info);
+  const int32_t protect = !drop || drop->protect == RS_PROTECT_NONE ? 0 : drop->protect == RS_PROTECT_SPECIAL ? special_ : 1;
+  add_sequence(info.tokens, drop, protect);
+}
+
+void layer_counter::add_pair(int32_t tokens, int32_t prefix, const rs_drop *drop) {
+  add_sequence(tokens, drop,
+               !drop || drop->protect == RS_PROTECT_NONE ? 0
+               : drop->protect == RS_PROTECT_SPECIAL     ? pair_special_
+               : drop->protect == RS_PROTECT_PREFIX      ? prefix
+                                                         : 1);
+}
+
+void layer_counter::add_image(int32_t tokens, const rs_drop *drop) {
+  ++result_->texts;
+  add_sequence(tokens, drop, prefix_);
+}
+
+void layer_counter::add_sequence(int32_t tokens, const rs_drop *drop, int32_t protect) {
+  const double all = double(tokens) * layers_;
+  result_->tokens += size_t(tokens);
+  ++result_->lengths[tokens];
+  result_->full_token_layers += all;
+  if (!drop) {
+    result_->token_layers += all;
+    return;
+  }
+  counts_.resize(size_t(layers_) + 1);
+  check(rs_drop_counts(model_, drop, tokens, protect, counts_.data()));
+  result_->token_layers += std::accumulate(counts_.begin(), counts_.end() - 1, 0.0);
+}
+
+// ---------------------------------------------------------------------------------------------- labels
+
+label_finder::label_finder(const rs_model *model) : labels_(std::max(model_info(model).labels, 2)) {
+  const int32_t labels = model_info(model).labels;
+  for (int32_t i = 0; i < labels_; ++i) {
+    numbers_.emplace(std::to_string(i), size_t(i));
+    if (const char *name = i < labels && labels > 1 ? rs_model_label(model, i) : nullptr) {
+      numbers_[name] = size_t(i);
+      names_ += (names_.empty() ? "" : ", ") + std::string(name);
+    }
+  }
+}
+
+size_t label_finder::find(const std::string &name, const std::string &place) const {
+  auto found = numbers_.find(name);
+  if (found == numbers_.end())
+    fail(place, ": the model has no label ", in_quotes(name), " (it has 0 to ", labels_ - 1,
+         names_.empty() ? "" : ": " + one_line(names_, 200), ")");
+  return found->second;
+}
+
+std::vector<eval_metric> judge_labels(const std::vector<size_t> &wanted, const float *logits, size_t labels) {
+  struct class_counts {
+    double wanted = 0, found = 0, both = 0;
+  };
+  std::map<size_t, class_counts> classes;
+  double right = 0;
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    const float *row = logits + i * labels;
+    // A single logit is that of label 1.
+    const size_t found = labels == 1 ? size_t(row[0] > 0) : best_first(row, labels, 1)[0];
+    ++classes[wanted[i]].wanted;
+    ++classes[found].found;
+    if (found != wanted[i]) continue;
+    ++classes[found].both;
+    ++right;
+  }
+  double f1 = 0;
+  for (const auto &[label, count] : classes) f1 += 2 * count.both / (count.wanted + count.found);
+  return {{"accuracy", 100 * right / double(wanted.size()), 2}, {"macro-F1", 100 * f1 / double(classes.size()), 2}};
+}
+
 namespace {
 
 subset part_of(const task_options &options, int limit) { return {size_t(limit), options.seed, options.half, options.share}; }
@@ -59,55 +167,11 @@ retrieval_subset documents_and_queries(const task_options &options) {
   return {part_of(options, options.limit_queries), {size_t(options.limit_documents), options.seed, 0, options.share}};
 }
 
-// ---------------------------------------------------------------------------------------------- counts
-
-// Tokens that enter each layer, summed over what a setting encodes.
-class layer_counter {
- public:
-  layer_counter(const rs_model *model, evaluation *result) : model_(model), layers_(model_info(model).layers), result_(result) {
-    rs_meta meta;  // a template: special tokens, and the places of the texts
-    if (find_meta(model, "tokenizer.single", &meta)) special_ = int32_t(meta.count) - 1;
-    if (find_meta(model, "tokenizer.pair", &meta)) pair_special_ = int32_t(meta.count) - 2;
-  }
-
-  void add_text(const rs_text_info &info, const rs_drop *drop) {
-    ++result_->texts;
-    result_->truncation.add(info);
-    add_sequence(info.tokens, drop, drop && drop->protect == RS_PROTECT_SPECIAL ? special_ : 1);
-  }
-
-  // `prefix`: tokens of the first text and the special tokens around it.
-  void add_pair(int32_t tokens, int32_t prefix, const rs_drop *drop) {
-    add_sequence(tokens, drop,
-                 !drop                                 ? 0
-                 : drop->protect == RS_PROTECT_SPECIAL ? pair_special_
-                 : drop->protect == RS_PROTECT_PREFIX  ? prefix
-                                                       : 1);
-  }
-
- private:
-  // protect: tokens that may not leave, unless none are protected.
-  void add_sequence(int32_t tokens, const rs_drop *drop, int32_t protect) {
-    const double all = double(tokens) * layers_;
-    result_->tokens += size_t(tokens);
-    ++result_->lengths[tokens];
-    result_->full_token_layers += all;
-    if (!drop) {
-      result_->token_layers += all;
-      return;
-    }
-    counts_.resize(size_t(layers_) + 1);
-    check(rs_drop_counts(model_, drop, tokens, drop->protect == RS_PROTECT_NONE ? 0 : protect, counts_.data()));
-    result_->token_layers += std::accumulate(counts_.begin(), counts_.end() - 1, 0.0);
-  }
-
-  const rs_model *model_;
-  int32_t layers_, special_ = 0, pair_special_ = 0;
-  evaluation *result_;
-  std::vector<int32_t> counts_;
-};
-
 // ---------------------------------------------------------------------------------------------- tasks of vectors
+
+void need_texts(const rs_model *model) {
+  if (model_info(model).text_hidden == 0) fail("this model takes only images: --data needs to be a folder of them");
+}
 
 struct text_group {
   const text_list *list;
@@ -125,6 +189,7 @@ struct group_vectors {
 // Groups of texts, of which every text becomes a vector; what is good is read off the vectors.
 class vector_task : public eval_task {
  public:
+  void check(const rs_model *model) const override { need_texts(model); }
   size_t units() const override { return batches_.size(); }
   std::unique_ptr<eval_run> begin(const eval_setting &setting) const override;
 
@@ -182,7 +247,7 @@ class vector_run : public eval_run {
   }
 
   void finish(evaluation *result) override {
-    layer_counter counter(setting_.model, result);
+    layer_counter counter(setting_.model, false, result);
     for (size_t g = 0; g < vectors_.size(); ++g)
       for (const rs_text_info &info : vectors_[g].infos)
         counter.add_text(info, task_.groups_[g].queries ? setting_.queries.drop : setting_.texts.drop);
@@ -351,6 +416,7 @@ class classification_task : public vector_task {
   std::string what() const override { return join(data_.labels.size(), " texts"); }
 
   void check(const rs_model *model) const override {
+    need_texts(model);
     need_head(model, {RS_HEAD_SEQUENCE}, "eval", "classification");
     labels_of(model);
   }
@@ -362,49 +428,14 @@ class classification_task : public vector_task {
   }
 
   std::vector<eval_metric> judge(const eval_setting &setting, const std::vector<group_vectors> &logits) const override {
-    const std::vector<size_t> wanted = labels_of(setting.model);
-    std::map<size_t, class_counts> classes;
-    double right = 0;
-    for (size_t i = 0; i < wanted.size(); ++i) {
-      const float *row = logits[0].row(i);
-      // A single logit is that of label 1.
-      const size_t found = logits[0].dim == 1 ? size_t(row[0] > 0) : best_first(row, logits[0].dim, 1)[0];
-      ++classes[wanted[i]].wanted;
-      ++classes[found].found;
-      if (found != wanted[i]) continue;
-      ++classes[found].both;
-      ++right;
-    }
-    double f1 = 0;
-    for (const auto &[label, count] : classes) f1 += 2 * count.both / (count.wanted + count.found);
-    return {{"accuracy", 100 * right / double(wanted.size()), 2}, {"macro-F1", 100 * f1 / double(classes.size()), 2}};
+    return judge_labels(labels_of(setting.model), logits[0].values.data(), logits[0].dim);
   }
 
  private:
-  struct class_counts {
-    double wanted = 0, found = 0, both = 0;
-  };
-
-  // What the model calls a label, or its number.
   std::vector<size_t> labels_of(const rs_model *model) const {
-    const int32_t labels = model_info(model).labels;
-    std::map<std::string, size_t> numbers;
-    std::string names;
-    for (int32_t i = 0; i < std::max(labels, 2); ++i) {
-      numbers.emplace(std::to_string(i), size_t(i));
-      if (const char *name = i < labels && labels > 1 ? rs_model_label(model, i) : nullptr) {
-        numbers[name] = size_t(i);
-        names += (names.empty() ? "" : ", ") + std::string(name);
-      }
-    }
+    const label_finder finder(model);
     std::vector<size_t> result;
-    for (size_t i = 0; i < data_.labels.size(); ++i) {
-      auto found = numbers.find(data_.labels[i]);
-      if (found == numbers.end())
-        fail(data_.texts.place(i), ": the model has no label ", in_quotes(data_.labels[i]), " (it has 0 to ",
-             std::max(labels, 2) - 1, names.empty() ? "" : ": " + one_line(names, 200), ")");
-      result.push_back(found->second);
-    }
+    for (size_t i = 0; i < data_.labels.size(); ++i) result.push_back(finder.find(data_.labels[i], data_.texts.place(i)));
     return result;
   }
 
@@ -448,7 +479,7 @@ class squad_run : public eval_run {
   }
 
   void finish(evaluation *result) override {
-    layer_counter counter(setting_.model, result);
+    layer_counter counter(setting_.model, false, result);
     double exact = 0, f1 = 0, right_to_refuse = 0;
     for (size_t i = 0; i < found_.size(); ++i) {
       const squad_question &question = task_.set_.questions[i];
@@ -500,9 +531,10 @@ std::unique_ptr<eval_run> squad_task::begin(const eval_setting &setting) const {
 
 }  // namespace
 
-const std::vector<std::string> task_names = {"stsb", "sst2", "classification", "retrieval", "squad", "nn", "cosine"};
+const std::vector<std::string> task_names = {"stsb", "sst2", "classification", "retrieval", "squad", "nn", "cosine", "images"};
 
 std::unique_ptr<eval_task> load_task(const std::string &name, const task_options &options) {
+  if (task_of_images(name, options.data)) return load_image_task(name, options);
   if (name == "stsb") return std::make_unique<stsb_task>(options);
   if (name == "sst2" || name == "classification") return std::make_unique<classification_task>(options);
   if (name == "squad") return std::make_unique<squad_task>(options);

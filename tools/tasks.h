@@ -10,11 +10,11 @@
 #include <functional>
 #include <map>
 
-// How texts go through a model.  Everything that is pointed to outlives what uses the setting.
+// How texts or images go through a model.  Everything that is pointed to outlives what uses the setting.
 struct eval_setting {
   const rs_model *model = nullptr;
   rs_session *session = nullptr;
-  rs_encode_params texts = sized<rs_encode_params>();    // sentences, documents, contexts
+  rs_encode_params texts = sized<rs_encode_params>();    // sentences, documents, contexts, images
   rs_encode_params queries = sized<rs_encode_params>();  // of retrieval
   int64_t dim = 0;                                       // of a vector
 };
@@ -32,11 +32,12 @@ struct evaluation {
   std::vector<eval_metric> metrics;  // the first is the quality: higher is better
   double quality() const { return metrics[0].value; }
 
-  std::vector<double> seconds;  // that encoding everything took, tokenizer included, in each round
+  std::vector<double> seconds;  // that encoding everything took, tokenizer included (of images, pixels only), in each round
   double median_seconds() const;
   double tokens_per_second() const { return double(tokens) / median_seconds(); }
+  double texts_per_second() const { return double(texts) / median_seconds(); }
 
-  size_t texts = 0, tokens = 0;
+  size_t texts = 0, tokens = 0;  // texts, or images
   std::map<int32_t, size_t> lengths;  // texts by their tokens
   double token_layers = 0;            // tokens that enter each layer, summed over layers
   double full_token_layers = 0;       // the same without dropping
@@ -51,7 +52,9 @@ struct evaluation {
 class eval_run {
  public:
   virtual ~eval_run() = default;
+  virtual void load(size_t) {}                  // what run(unit) needs
   virtual void run(size_t unit) = 0;            // what is timed
+  virtual void compare(size_t) {}               // what is to be known of a unit besides, once
   virtual void finish(evaluation *result) = 0;  // after every unit: metrics and counts
 };
 
@@ -59,6 +62,7 @@ class eval_task {
  public:
   virtual ~eval_task() = default;
   virtual std::string what() const = 0;          // "1379 pairs"
+  virtual bool of_images() const { return false; }
   virtual void check(const rs_model *) const {}  // throws usage_failure for a model that cannot do this
   virtual void prepare(const eval_setting &) {}
   virtual size_t units() const = 0;  // parts of the work: a batch of texts, a question
@@ -81,6 +85,11 @@ struct task_options {
 };
 
 extern const std::vector<std::string> task_names;
+// Is the task one of images?  "images" is; "classification" and "cosine" are where the data is a folder.
+bool task_of_images(const std::string &name, const std::string &data);
+// The layers, and the tokens before the first patch that never leave, of what a task encodes.
+int32_t task_layers(const rs_model *model, bool of_images);
+int32_t image_prefix(const rs_model *model);
 std::unique_ptr<eval_task> load_task(const std::string &name, const task_options &options);
 
 // Settings take turns, unit by unit, so that whatever else the machine does hurts all alike.  `on_progress`: the share that is

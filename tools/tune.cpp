@@ -4,6 +4,7 @@
 // that a schedule leaves; what it comes to is timed on this machine, all in turns, and judged on the other half too, so that what
 // was chosen by luck shows.
 #include "chart.h"
+#include "image_size.h"
 #include "json.h"
 #include "metrics.h"
 #include "options.h"
@@ -27,6 +28,7 @@ const char *const examples =
     "Examples:\n"
     "  rs tune -m minilm.rsw --data texts.jsonl --max-loss 1% --store fast -o plot.svg\n"
     "  rs tune -m minilm-f32.rsw --also minilm-q8.rsw --metric retrieval --data cranfield --store best=1% --store fast=3%\n"
+    "  rs tune -m cifar.rsw --data train --max-loss 1% --store fast          # a folder of images, in a folder a class\n"
     "  rs embed -m minilm.rsw --drop-profile fast -f texts.jsonl\n"
     "The loss is that of the metric, relative to what the first weight file gives without dropping; for cosine, 1 - the mean "
     "cosine\n"
@@ -38,13 +40,15 @@ constexpr int most_passes = 1 << 20;
 
 struct tune_options {
   std::vector<std::string> models, also, stores;
-  std::string metric = "cosine", max_loss, output, journal;
+  std::string metric, max_loss, output, journal, image_size;
   double budget_ms = 0, minutes = 10;
   int passes = 0, rounds = 0, threads = 0, limit = 0, limit_documents = 0, batch = 64;
   uint64_t seed = 1;
   bool no_check = false, json = false, resume = false, anew = false;
   std::string model, data;
   encode_options encode;
+  bool of_images() const { return task_of_images(metric, data); }
+  const char *unit() const { return of_images() ? "image" : "text"; }
 };
 
 // ---------------------------------------------------------------------------------------------- limits
@@ -118,12 +122,17 @@ class tune_file {
         model_(load_model(path, !options.no_check)),
         encoding_(options.encode, model_.get()) {
     if (encoding_.per_token()) fail_usage("rs tune compares vectors of texts, not of tokens");
+    const image_size size = parse_image_size("--image-size", options.image_size);
+    encoding_.params.image_width = size.width;
+    encoding_.params.image_height = size.height;
+    layers_ = task_layers(model_.get(), options.of_images());
     hash_ = hash_of_model(model_.get());
   }
   const std::string &path() const { return path_; }
   const std::string &hash() const { return hash_; }
   const rs_model *model() const { return model_.get(); }
   rs_model_info info() const { return model_info(model_.get()); }
+  int32_t layers() const { return layers_; }  // that the task runs
 
   // A session of its own for each schedule, so that each has an arena to be measured, and goes with all that was made for it.
   session_ptr open(const rs_drop *drop, eval_setting *setting) const {
@@ -147,13 +156,17 @@ class tune_file {
   const CLI::Option *prompt_option_;
   model_ptr model_;
   encoding encoding_;
+  int32_t layers_ = 0;
   std::string hash_;
 };
 
 evaluation evaluate_once(const eval_task &task, const eval_setting &setting) {
   evaluation result;
   std::unique_ptr<eval_run> run = task.begin(setting);
-  for (size_t unit = 0; unit < task.units(); ++unit) run->run(unit);
+  for (size_t unit = 0; unit < task.units(); ++unit) {
+    run->load(unit);
+    run->run(unit);
+  }
   run->finish(&result);
   return result;
 }
@@ -164,21 +177,27 @@ evaluation evaluate_once(const eval_task &task, const eval_setting &setting) {
 // attention needs for a pair of tokens.
 class cost_model {
  public:
-  explicit cost_model(const rs_model *model) : model_(model), layers_(model_info(model).layers) {
-    const double c = model_info(model).dim;
-    double intermediate = 4 * c;
-    rs_meta meta;
-    const std::string key = std::string(model_info(model).architecture) + ".intermediate_size";
-    if (find_meta(model, key.c_str(), &meta) && meta.kind == RS_META_I64) intermediate = double(meta.i64);
-    token_ = 4 * c * c + 2 * c * intermediate;
+  cost_model(const rs_model *model, bool of_images) : model_(model), layers_(task_layers(model, of_images)) {
+    const rs_model_info info = model_info(model);
+    const double c = of_images ? info.image_hidden : info.text_hidden;
+    double intermediate = 4 * c, matrices = 2;
+    const std::string architecture = info.architecture;
+    for (const std::string &tower : {architecture + ".", architecture + (of_images ? ".image." : ".text.")}) {
+      rs_meta meta;
+      if (find_meta(model, (tower + "intermediate_size").c_str(), &meta) && meta.kind == RS_META_I64) intermediate = double(meta.i64);
+      if (find_meta(model, (tower + "gated").c_str(), &meta) && meta.kind == RS_META_BOOL && meta.boolean) matrices = 3;
+    }
+    token_ = 4 * c * c + matrices * c * intermediate;
     pair_ = 2 * c;
+    if (of_images) prefix_ = image_prefix(model);
   }
 
   double of(int32_t tokens, const rs_drop *drop) const {
     std::vector<int32_t> counts(size_t(layers_) + 1, tokens);
-    const int32_t fixed = std::min(tokens, !drop || drop->protect == RS_PROTECT_NONE ? 0
-                                           : drop->protect == RS_PROTECT_SPECIAL     ? 2
-                                                                                     : 1);
+    const int32_t fixed = std::min(tokens, prefix_ >= 0                              ? prefix_
+                                           : !drop || drop->protect == RS_PROTECT_NONE ? 0
+                                           : drop->protect == RS_PROTECT_SPECIAL       ? 2
+                                                                                       : 1);
     if (drop) check(rs_drop_counts(model_, drop, tokens, fixed, counts.data()));
     double sum = 0;
     for (int32_t layer = 0; layer < layers_; ++layer) {
@@ -199,7 +218,7 @@ class cost_model {
 
  private:
   const rs_model *model_;
-  int32_t layers_;
+  int32_t layers_, prefix_ = -1;  // prefix: of images
   double token_, pair_;
 };
 
@@ -216,7 +235,7 @@ constexpr size_t held_out = 999;  // "rung" of the other half in the journal
 class data_judge : public tune_judge {
  public:
   data_judge(const tune_options &options, const std::vector<std::unique_ptr<tune_file>> &files)
-      : options_(options), files_(files), cost_(files[0]->model()) {
+      : options_(options), files_(files), cost_(files[0]->model(), options.of_images()) {
     // Few texts tell little, so the first look takes in some even of small data.
     data_part all = part(1, 1);
     const double few = options.metric == "cosine" ? 24 : 128;
@@ -339,7 +358,7 @@ class tuner {
       for (const auto &file : files_)
         if (std::filesystem::equivalent(path, file->path(), error)) fail_usage("--also: ", in_quotes(path), " is given twice");
       files_.push_back(std::make_unique<tune_file>(path, options));
-      if (files_.back()->info().dim != files_[0]->info().dim || files_.back()->info().layers != files_[0]->info().layers)
+      if (files_.back()->info().dim != files_[0]->info().dim || files_.back()->layers() != files_[0]->layers())
         fail(in_quotes(path), ": not the same model as ", in_quotes(options.model));
     }
     check_outputs();
@@ -394,13 +413,14 @@ class tuner {
     for (const auto &file : files_) models.push_back(file->hash());
     return {{"version", rs_version()},
             {"models", models},
-            {"data", hash_of_data(options_.data)},
+            {"data", hash_of_data(options_.data, options_.of_images())},
             {"metric", options_.metric},
             {"seed", options_.seed},
             {"limit", options_.limit},
             {"limit_documents", options_.limit_documents},
             {"max_tokens", options_.encode.max_tokens},
-            {"prompt", options_.encode.prompt_option->count() > 0 ? ordered(options_.encode.prompt) : ordered()}};
+            {"prompt", options_.encode.prompt_option->count() > 0 ? ordered(options_.encode.prompt) : ordered()},
+            {"image_size", options_.image_size}};
   }
 
   void tell(const tune_journal &journal) {
@@ -433,7 +453,7 @@ class tuner {
 
   std::vector<search_result> search(data_judge *judge) {
     search_settings settings;
-    settings.layers = files_[0]->info().layers;
+    settings.layers = files_[0]->layers();
     settings.seed = options_.seed;
     settings.max_loss = usual_.loss;
     for (const store_request &request : stores_) settings.max_loss = std::max(settings.max_loss, request.keep_to.loss);
@@ -582,7 +602,7 @@ class tuner {
 
   std::string report_text(const data_judge &judge, const std::string &journal) const {
     const bool several = files_.size() > 1;
-    std::vector<std::string> head = {"", metric_name(judge), "loss", "held out", "ms/text", "speed", "arithmetic"};
+    std::vector<std::string> head = {"", metric_name(judge), "loss", "held out", join("ms/", options_.unit()), "speed", "arithmetic"};
     if (several) head.push_back("weights");
     text_table table(head);
     std::string schedules;
@@ -636,7 +656,7 @@ class tuner {
     chart c;
     c.title = join(metric_name(judge), " lost and time saved: ", files_[0]->info().name);
     c.subtitle = join(data_name(), ", ", judge.chosen_on().task->what(), ", seed ", options_.seed, "; times on ", rs_isa());
-    c.x_label = "ms a text";
+    c.x_label = join("ms ", options_.of_images() ? "an " : "a ", options_.unit());
     c.y_label = "loss, %";
     // How far times keep to the arithmetic shows by how far the front is from the others.
     chart_series tried{"tried, time by arithmetic", -1, false, true, {}};
@@ -747,7 +767,20 @@ class tuner {
   std::vector<const timed_schedule *> chosen_;  // for each of stores_, or one for the usual limits; nullptr: none
 };
 
-int run_tune(const tune_options &options) { return tuner(options).run(); }
+// What is judged by where nothing else is asked for: by the head of a classifier of images where the data is images.
+std::string usual_metric(const tune_options &options) {
+  std::error_code ignored;
+  if (!std::filesystem::is_directory(options.data, ignored)) return "cosine";
+  const rs_model_info info = model_info(load_model(options.model, false).get());
+  return info.image_hidden > 0 && info.head == RS_HEAD_SEQUENCE ? "images" : "cosine";
+}
+
+int run_tune(const tune_options &options) {
+  tune_options all = options;
+  if (all.metric.empty()) all.metric = usual_metric(all);
+  if (!all.of_images() && !all.image_size.empty()) fail_usage("--image-size goes with a folder of images");
+  return tuner(all).run();
+}
 
 }  // namespace
 
@@ -761,12 +794,12 @@ void add_tune(CLI::App *app, command_line *line) {
   sub->add_option("--data", options->data, "what the schedules are judged on; what it is depends on --metric: rs eval --help")
       ->type_name("FILE")
       ->required();
-  sub->add_option("--metric", options->metric, "a task of rs eval (default: cosine)")
+  sub->add_option("--metric", options->metric, "a task of rs eval (default: cosine; of a classifier and a folder of images: images)")
       ->type_name("TASK")
       ->check(CLI::IsMember(task_names));
   sub->add_option("--max-loss", options->max_loss, "choose the fastest that loses at most so much: 1% or 0.01")->type_name("LOSS");
   sub->add_option("--budget-ms", options->budget_ms,
-                  "choose the best that takes at most so much time a text, on average\n(--batch 1: of texts that come one by one)")
+                  "choose the best that takes at most so much time a text (or image), on average\n(--batch 1: of texts that come one by one)")
       ->type_name("MS")
       ->check(CLI::PositiveNumber);
   sub->add_option("--store", options->stores,
@@ -799,6 +832,7 @@ void add_tune(CLI::App *app, command_line *line) {
       sub->add_flag("--resume", options->resume, "an error where the journal is of something else (default: begin anew)");
   sub->add_flag("--no-resume", options->anew, "begin anew in any case")->excludes(resume);
   sub->add_flag("--json", options->json, "the table as JSON");
+  add_image_size_option(sub, &options->image_size);
   add_threads_option(sub, &options->threads);
   add_sequence_options(sub, &options->encode);
   add_no_check_option(sub, &options->no_check);

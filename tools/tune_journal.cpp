@@ -160,7 +160,7 @@ void add_file(const std::string &path, hash *h) {
 
 }  // namespace
 
-std::string hash_of_data(const std::string &path) {
+std::string hash_of_data(const std::string &path, bool of_images) {
   hash h;
   std::error_code error;
   if (!fs::is_directory(path, error)) {
@@ -173,6 +173,10 @@ std::string hash_of_data(const std::string &path) {
       h.add(name);
       add_file((fs::path(path) / name).string(), &h);
     }
+  for (const std::string &file : of_images ? image_files(path) : std::vector<std::string>()) {
+    h.add(fs::path(file).lexically_relative(path).string());  // the class is in it
+    add_file(file, &h);
+  }
   return h.str();
 }
 

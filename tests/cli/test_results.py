@@ -26,6 +26,7 @@ sys.path.insert(0, os.path.join(ROOT, "tools", "bench"))
 # pylint: disable=wrong-import-position
 import driver  # noqa: E402
 import plot  # noqa: E402
+import results_images  # noqa: E402
 import results_page as page  # noqa: E402
 
 loader = importlib.machinery.SourceFileLoader("results_tool", TOOL)
@@ -43,6 +44,27 @@ def row(task, drop, before, after, left=0.7, seconds=(10.0, 6.0), kind="q8", oth
     side = lambda quality, share, s: {"quality": quality, "metrics": {}, "seconds": [s], "tokens_per_second": 1000 / s, "share_left": share}  # noqa: E731
     return {"task": task, "type": kind, "rounds": 1, "timed": timed, "half": half, "metric": "a metric", "isa": "avx2", "threads": 2, "drop": drop,
             "full": side(before, 1.0, seconds[0]), "dropped": side(after, left, seconds[1]), "ratio": {}, "others": others}
+
+
+def image_row(task, drop, after, seconds=(10.0, 6.0), patches=None, **rest):
+    """The same of images; of CIFAR-10, 80 % without dropping."""
+    r = row(task, drop, 80.0 if task == "images" else 1.0, after, 0.75, seconds, **rest)
+    for side in (r["full"], r["dropped"]):
+        side.update(images=1000, arena_bytes=3 << 20, images_per_second=1000 / side["seconds"][0])
+        del side["tokens_per_second"]
+    r["dropped"]["metrics"] = {"cosine": after, "patches": patches}
+    return r
+
+
+def image_rows(others=0.0):
+    s, at = tool.schedule, results_images.at_layer
+    rows = [image_row("images", s(at("0.5"), "mlp", "prune"), 70.0, others=others), image_row("images", s(at("0.5"), "mlp", "merge"), 78.0),
+            image_row("images", s(at("0.5"), "norm", "merge"), 77.0), image_row("images", s(at("0.5"), "random", "merge"), 76.0),
+            image_row("images", s(at("0.5"), "random", "merge", seed=1), 75.0), image_row("images", s(results_images.PAPER, "mlp"), 69.3),
+            image_row("fidelity-224", s("0.5", "mlp", "restore"), 0.91, patches=0.87), image_row("fidelity-518", s("0.5", "mlp", "merge"), 0.92)]
+    final = [image_row("images", s("0,0.5", "norm", "merge"), 79.5, (10.0, 7.5)), image_row("images", s("0,0.7", "norm", "merge"), 77.5, (10.0, 7.0)),
+             image_row("images", s("0,0.9", "norm", "merge"), 40.0, (10.0, 1.0))]
+    return {"rows": rows, "final": final}
 
 
 def bench(drop, fast=1.5, others=0.0):
@@ -162,6 +184,47 @@ class Page(unittest.TestCase):
         self.assertIn("- a note", text)
         self.assertNotIn(page.MARK, text)
 
+    def with_images(self, **rest):
+        r = dict(results(), images=image_rows(**rest))
+        r["settings"]["limits"] = {t: [] for t in tool.BY_NAME}
+        return r
+
+    def test_images(self):
+        r = self.with_images()
+        titles = page.plots(r)["images"]
+        xml.etree.ElementTree.fromstring(titles)
+        self.assertIn("score=norm mode=merge protect=cls min=0 seed=0: 79.5, 1.33 times as fast", titles)
+        self.assertNotIn("nan", titles)
+        text = page.markdown(r, {n: n + ".svg" for n in page.plots(r)})
+        self.assertEqual(text.count("!["), 3)
+        # What is faster than the goal but loses too much is not what was found.
+        goals = [row for row in table_with(text, "goal")[1] if row[0].startswith("images")]
+        self.assertEqual([(g[1], g[3]) for g in goals], [("**1.33 times** at −0.5 points", "✓"), ("**1.43 times** at −2.5 points", "✗")])
+        head, body = [(h, b) for h, b in tables(text) if h == ["score", "prune", "merge"]][-1]
+        self.assertEqual(body, [["`mlp`", "**−10.0**", "**−2.0**"], ["`norm`", "–", "−3.0"], ["`random`", "–", "−4.5"]])
+        head, body = table_with(text, "reference, prune")
+        self.assertEqual(body, [["`mlp`", "−10.7", "–", "−10.6"]])
+        self.assertNotIn("by lot", text)  # which was not measured
+        head, body = table_with(text, "224: class")
+        self.assertEqual([r[1:3] for r in body], [["0.9100", "0.8700"], ["–", "–"]])
+        self.assertEqual(body[1][5:7], ["0.9200", "–"])
+
+    def test_images_alone(self):
+        r = self.with_images()
+        r["rows"], r["final"], r["halves"], r["bench"], r["short"] = [], [], [], [], []
+        text = page.markdown(r, {n: n + ".svg" for n in page.plots(r)})
+        tables(text)
+        self.assertIn("## Images", text)
+        self.assertNotIn("\n## Scores", text)
+        r["images"]["final"] = []  # nothing chosen yet
+        tables(page.markdown(r, {}))
+
+    def test_images_that_nothing_meets(self):
+        r = self.with_images()
+        r["images"]["final"] = r["images"]["final"][2:]
+        text = page.markdown(r, {n: n + ".svg" for n in page.plots(r)})
+        self.assertEqual([g[1] for g in table_with(text, "goal")[1] if g[0].startswith("images")], ["no schedule that was tried stays within that"] * 2)
+
     def test_disturbed_times_are_marked(self):
         text = page.markdown(results(others=0.3), {"curves": "c.svg", "speed": "s.svg"})
         self.assertIn("while other programs took more than 5 % of the CPUs' time** (here 30 to 30 %)", text)
@@ -210,6 +273,17 @@ class Plan(unittest.TestCase):
                 words = page.parts(setting.drop)
                 self.assertEqual(list(words), ["ratios", "score", "mode", "protect", "min", "seed"])
         self.assertLess(len(plan), 150)  # the trial
+
+    def test_images(self):
+        for quick in (False, True):
+            plan = tool.image_plan(list(tool.BY_NAME), quick)
+            self.assertEqual(len(plan), len(set(plan)))
+            self.assertEqual({p.task for p in plan}, {"images", "fidelity-224", "fidelity-518"})
+            for setting in plan + tool.image_final_plan(quick):
+                words = page.parts(setting.drop)
+                self.assertEqual(list(words), ["ratios", "score", "mode", "protect", "min", "seed"])
+                self.assertLessEqual(len(words["ratios"].split(",")), 12)
+        self.assertEqual(tool.image_plan(["stsb"], False), [])
 
     def test_drop_arguments(self):
         self.assertEqual(tool.drop_arguments("ratios=0,0.3 score=-mlp mode=merge protect=cls min=4 seed=1"),

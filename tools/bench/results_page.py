@@ -4,6 +4,7 @@ import collections
 import statistics
 
 import plot
+import results_images
 from report import machine_rows, mib, table, whole
 
 BUSY = 0.05  # others took more of the machine's CPU time than this: a time is marked
@@ -359,7 +360,7 @@ summed over layers and texts: what they save does not depend on the machine.
 PAPER = """The score `mlp` is that of Representation Shift (arXiv 2508.00367). **Nothing on this page has a counterpart in that paper's tables**: it
 measures images and video (classification, video-text retrieval, video question answering; it reports up to 5.5 and 4.4 times the speed on
 the latter two, on GPUs), no text encoder, and no quantized weights. Its schedule, 20 % behind layers 0, 3 and 6 of twelve, is for
-images, which rs does not run yet. What can be set beside it is its rule, to keep what the MLP changes most: in these post-norm text
+images (see there). What can be set beside it here is its rule, to keep what the MLP changes most: in these post-norm text
 encoders it does harm, and its opposite works.
 """
 
@@ -376,15 +377,16 @@ def markdown(results, plots):
     out.append("".join("- **%s**: %s%s. Without dropping (q8): %.2f\n" % (
         NAMES[t], ABOUT[t], "; only `%s`" % " ".join(s["limits"][t]) if s["limits"][t] else "",
         next(r["full"]["quality"] for r in results["rows"] if r["task"] == t and r["type"] == "q8")) for t in tasks))
-    timed = [r for r in results["rows"] + results["final"] if r["timed"]] + results["bench"] + results["short"]
+    images = results.get("images", {"rows": [], "final": []})
+    timed = [r for r in results["rows"] + results["final"] + images["rows"] + images["final"] if r["timed"]] + results["bench"] + results["short"]
     busy = [r for r in timed if disturbed(r)]
     if busy:
         out.append("**%s: measured while other programs took more than %d %% of the CPUs' time** (here %.0f to %.0f %%); such a time says little, "
                    "but without and with dropping took turns.\n" % (MARK, 100 * BUSY, 100 * min(r["others"] for r in busy),
                                                                     100 * max(r["others"] for r in busy)))
-    out += ["## Summary\n", table(["goal", "found", "schedule", ""], goal_rows(results), 4),
-            "Schedules were chosen on the very data that they are judged by, so expect a little less of them elsewhere; how far the two halves of the "
-            "data differ (below) says how much is chance. A score with `first` in it leans on how a text begins: of Cranfield's documents, the title. `rs tune` chooses on one half of yours and judges on the other. Images, and the comparison with other engines' speed (docs/benchmarks.md), are not "
+    out += ["## Summary\n", table(["goal", "found", "schedule", ""], goal_rows(results) + (results_images.goal_rows(images["final"]) if images["final"] else []), 4),
+            "Schedules for texts were chosen on the very data that they are judged by, so expect a little less of them elsewhere; how far the two halves of the "
+            "data differ (below) says how much is chance. A score with `first` in it leans on how a text begins: of Cranfield's documents, the title. `rs tune` chooses on one half of yours and judges on the other. The comparison with other engines' speed (docs/benchmarks.md) is not "
             "part of this page.\n"]
     if results["final"]:
         out += ["The schedules that save most within a goal's loss, timed (q8: median of %d rounds, without and with dropping in turns; "
@@ -393,6 +395,8 @@ def markdown(results, plots):
         out += ["## Quality against speed\n", "![quality against time saved](%s)\n" % plots["curves"],
                 "A point is a schedule; one that falls below a plot stands at its lower edge as an arrow. The grey line joins those that no other one "
                 "beats in both. q8.\n"]
+    if not tasks:
+        return "\n".join(out + results_images.markdown(images, s["limits"], plots) + left_out(results))
     out += ["## Scores\n", "Change of quality by score, q8, `prune`: per cent of nDCG@10, points of the others; of *cosine*, the mean itself. "
             "The best of a column is bold; `random`: mean%s.\n" % (" and range of %d seeds" % len(s["seeds"]) if len(s["seeds"]) > 1 else ""),
             score_table(results, rows, "q8", tasks, SCORE_SCHEDULES), saved_line(rows, tasks, "q8", SCORE_SCHEDULES)]
@@ -419,9 +423,12 @@ def markdown(results, plots):
     tried = lost(results, rows)
     if tried:
         out += ["## What lost, and what a mode is worth\n", tried]
-    if results["left out"]:
-        out += ["## Left out\n", "".join("- %s\n" % x for x in results["left out"])]
-    return "\n".join(out)
+    out += results_images.markdown(images, s["limits"], plots)
+    return "\n".join(out + left_out(results))
+
+
+def left_out(results):
+    return ["## Left out\n", "".join("- %s\n" % x for x in results["left out"])] if results["left out"] else []
 
 
 # ---------------------------------------------------------------------------------------------------- plots
@@ -487,6 +494,7 @@ def plots(results):
     out = {}
     if panels:
         out["curves"] = plot.scatter("Quality against time saved by token dropping%s" % trial, where, [s[0] for s in SERIES], panels)
+    out.update(results_images.plots(results.get("images", {"rows": [], "final": []}), where, trial))
     if results["bench"]:
         shapes, panel = speed_panel(results["bench"])
         out["speed"] = plot.scatter("Speed-up by token dropping%s" % trial, where + "; lines: as predicted, and %d %% of it" % (100 * SPEED_GOAL),
