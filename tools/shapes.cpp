@@ -1,5 +1,6 @@
 #include "shapes.h"
 
+#include <algorithm>
 #include <charconv>
 
 static constexpr size_t most = 65536;
@@ -31,6 +32,19 @@ std::vector<shape> parse_shapes(const std::string &option, std::string_view list
     size_t comma = list.find(',');
     shapes.push_back(parse_shape(option, list.substr(0, comma)));
     if (comma == std::string_view::npos) return shapes;
+    list.remove_prefix(comma + 1);
+  }
+}
+
+std::vector<size_t> parse_counts(const std::string &option, std::string_view list, const char *what) {
+  std::vector<size_t> counts;
+  for (;;) {
+    const size_t comma = std::min(list.find(','), list.size());
+    std::string_view rest = list.substr(0, comma);
+    counts.push_back(take_number(&rest));
+    if (counts.back() == 0 || !rest.empty())
+      fail_usage(option, ": ", in_quotes(list.substr(0, comma)), " is not a number, 1 to ", most, ", of ", what);
+    if (comma == list.size()) return counts;
     list.remove_prefix(comma + 1);
   }
 }

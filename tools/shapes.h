@@ -8,3 +8,6 @@ struct shape {
 };
 
 std::vector<shape> parse_shapes(const std::string &option, std::string_view list);  // throws usage_failure that names the option
+
+// Numbers: "1,8"; `what` they are of, for the error.
+std::vector<size_t> parse_counts(const std::string &option, std::string_view list, const char *what);
