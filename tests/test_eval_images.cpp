@@ -3,11 +3,11 @@
 #include <set>
 
 #include "../tools/datasets.h"
-#include "../tools/image_size.h"
+#include "../tools/options.h"
 #include "../tools/shapes.h"
 #include "../tools/tune_journal.h"
 #include "cli_util.h"
-#include "tiny_vit.h"
+#include "tiny_dinov2.h"
 
 namespace {
 
@@ -24,15 +24,19 @@ void expect_error(F f, const std::string &part) {
 // ------------------------------------------------------------------------------------------------ sizes
 
 TEST(ImageSize, IsANumberOrTwo) {
-  const auto parsed = [](const char *text) {
-    const image_size size = parse_image_size("--image-size", text);
+  temp_dir dir;
+  const std::string path = dir / "tiny.rsw";
+  ASSERT_EQ(tiny_dinov2().convert(path, "f32"), RS_OK) << rs_last_error();
+  const model_ptr model = load_model(path, true);
+  const auto parsed = [&](const char *text) {
+    const image_size size = image_size_of(text, model.get());
     return std::make_pair(size.width, size.height);
   };
   EXPECT_EQ(parsed(""), std::make_pair(0, 0));
   EXPECT_EQ(parsed("224"), std::make_pair(224, 224));
   EXPECT_EQ(parsed("320x240"), std::make_pair(320, 240));
   for (const char *wrong : {"x", "0", "224x", "x224", "-1", "224x0", "1x2x3", "1.5", " 8", "8 ", "65537", "99999999999", "8X8"})
-    expect_error([&] { parse_image_size("--image-size", wrong); }, std::string("--image-size: '") + wrong + "' is not N or WIDTHxHEIGHT");
+    expect_error([&] { image_size_of(wrong, model.get()); }, "--image-size: ");
 }
 
 TEST(ImageSize, BatchesOfThem) {
@@ -158,7 +162,7 @@ class EvalImages : public testing::Test {
 
   static void SetUpTestSuite() {
     shared_ = new temp_dir;
-    tiny_vit plain, classifier(2);
+    tiny_dinov2 plain, classifier(2);
     classifier.labels = {"ant", "bee", "cow"};
     ASSERT_EQ(plain.convert(weights("plain"), "f32"), RS_OK) << rs_last_error();
     ASSERT_EQ(classifier.convert(weights("classifier"), "f32"), RS_OK) << rs_last_error();

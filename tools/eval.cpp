@@ -1,5 +1,4 @@
 // rs eval: how good a model is at a task and how fast, without and with token dropping.
-#include "image_size.h"
 #include "json.h"
 #include "options.h"
 #include "output.h"
@@ -128,7 +127,7 @@ class eval_case {
     setting.queries = queries_.params;
     setting.dim = texts_.dim;
     if (options.of_images()) {
-      const image_size size = parse_image_size("--image-size", options.image_size);
+      const image_size size = image_size_of(options.image_size, model_.get());
       setting.texts.image_width = size.width;
       setting.texts.image_height = size.height;
       // A pooling that is named is of the states themselves, not of what they are projected to.

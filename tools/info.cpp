@@ -17,12 +17,13 @@ const char *const examples =
     "  rs info minilm.rsw --tensors\n"
     "  rs info minilm.rsw --json | jq .metadata\n"
     "  rs info minilm.rsw --plan 1x512,8x128 --drop 0.5 --drop-score -mlp   # what dropping saves, layer by layer\n"
+    "  rs info dinov2.rsw --plan 1,8 --image-size 448                           # of images: how many, and how large\n"
     "--plan tells what running sequences together takes, without running them: tokens that enter each layer, activations in "
     "memory\n"
     "while it runs, at most, and multiply-accumulates.  arena: all of that memory, with the scratch of every thread.";
 
 struct info_options {
-  std::string model, plan;
+  std::string model, plan, image_size;
   int threads = 0;
   bool json = false, tensors = false;
   drop_options drop;
@@ -134,6 +135,45 @@ std::string tensors_table(const std::vector<rs_tensor_info> &tensors) {
 
 // ---------------------------------------------------------------------------------------------- the two forms
 
+rs_image_shape shape_of(const rs_model *model, const image_size &size) {
+  rs_image_shape shape{};
+  check(rs_image_get_shape(model, size.width, size.height, &shape));
+  return shape;
+}
+
+// How the metadata say that images are prepared, in words.
+std::string preparation(const rs_model *model) {
+  const auto size = [&](const char *key) -> std::string {
+    rs_meta meta;
+    if (!find_meta(model, key, &meta) || meta.kind != RS_META_I64S || meta.count != 2) return "";
+    return join(meta.i64s[0], "x", meta.i64s[1]);
+  };
+  const auto word = [&](const char *key) -> std::string {
+    rs_meta meta;
+    return find_meta(model, key, &meta) && meta.kind == RS_META_STR ? std::string(meta.str, meta.count) : "";
+  };
+  std::string text;
+  const auto add = [&](const std::string &part) { text += (text.empty() ? "" : ", ") + part; };
+  const std::string resize = word("image.resize");
+  if (resize == "exact") add("to " + size("image.resize_size"));
+  if (resize == "shortest_edge") add("shortest edge to " + size("image.resize_size"));
+  if (!resize.empty() && resize != "none") text += " (" + word("image.resample") + ")";
+  if (!size("image.crop_size").empty()) add("the middle " + size("image.crop_size"));
+  return one_line(text, 200);
+}
+
+template <class Line>
+std::string image_lines(const rs_model *model, const rs_model_info &info, Line line) {
+  const rs_image_shape shape = shape_of(model, {});
+  std::string out;
+  if (info.text_hidden > 0) out += line("image layers", std::to_string(info.image_layers));
+  out += line("images", join(shape.width, "x", shape.height, " (--image-size takes others)"));
+  out += line("patches", join(shape.columns, "x", shape.rows, " of ", patch_of(model), "x", patch_of(model), " pixels"));
+  out += line("image tokens", join(shape.tokens, ", ", shape.prefix, " of them before the patches"));
+  out += line("preparation", preparation(model));
+  return out;
+}
+
 std::string as_text(const rs_model *model, bool with_tensors) {
   rs_model_info info = model_info(model);
   std::vector<rs_tensor_info> tensors = all_tensors(model);
@@ -146,10 +186,12 @@ std::string as_text(const rs_model *model, bool with_tensors) {
   out += line("dimensions", std::to_string(info.dim));
   out += line("layers", std::to_string(info.layers));
   out += line("heads", std::to_string(info.heads));
-  out += line("vocabulary", std::to_string(info.vocab));
+  const bool texts = info.text_hidden > 0;
+  if (texts) out += line("vocabulary", std::to_string(info.vocab));
   if (info.head != RS_HEAD_NONE)
     out += line("head", join(rs_head_name(info.head), ", ", info.labels, info.labels == 1 ? " label" : " labels"));
-  out += line("max tokens", join(info.max_tokens, " (up to ", info.position_limit, ")"));
+  if (texts) out += line("max tokens", join(info.max_tokens, " (up to ", info.position_limit, ")"));
+  if (info.image_hidden > 0) out += image_lines(model, info, line);
   out += line("file", join(info.file_bytes, " bytes (", human_bytes(double(info.file_bytes)), ")"));
   out += "\n";
   for (const rs_meta &meta : all_metadata(model)) out += format("%-28s", meta.key) + " " + meta_summary(meta) + "\n";
@@ -182,6 +224,13 @@ std::string as_json(const rs_model *model) {
                   {"max_tokens", info.max_tokens},
                   {"position_limit", info.position_limit},
                   {"file_bytes", info.file_bytes}};
+  if (info.image_hidden > 0) {
+    const rs_image_shape shape = shape_of(model, {});
+    root["image"] = {{"width", shape.width},     {"height", shape.height},      {"patch", patch_of(model)},
+                     {"columns", shape.columns}, {"rows", shape.rows},          {"prefix", shape.prefix},
+                     {"tokens", shape.tokens},   {"layers", info.image_layers}, {"preparation", preparation(model)}};
+    root["takes"] = info.text_hidden > 0 ? "texts and images" : "images";
+  }
   root["metadata"] = ordered::object();
   for (const rs_meta &meta : all_metadata(model)) root["metadata"][meta.key] = meta_json(meta);
   root["tensors"] = ordered::array();
@@ -202,24 +251,47 @@ struct plan {
   }
 };
 
-plan plan_of(rs_session *session, const rs_model_info &info, const shape &shape, const rs_drop *drop) {
-  if (shape.tokens > size_t(info.position_limit))
-    fail_usage("--plan: ", shape.str(), ": ", shape.tokens, " tokens are more than the ", info.position_limit,
-               " positions of this model");
+// What a plan is for: some sequences of equal length.
+struct planned {
+  size_t batch, tokens;
+  std::string name;
+};
+
+plan plan_of(rs_session *session, const rs_model_info &info, const planned &what, const image_size &size, const rs_drop *drop) {
   auto params = sized<rs_encode_params>();
   params.drop = drop;
-  std::vector<int32_t> lengths(shape.batch, int32_t(shape.tokens));
+  params.image_width = size.width;
+  params.image_height = size.height;
+  std::vector<int32_t> lengths(what.batch, int32_t(what.tokens));
   plan result;
-  result.layers.resize(size_t(info.layers) + 1);
+  result.layers.resize(size_t(info.image_hidden > 0 ? info.image_layers : info.layers) + 1);
   check(rs_plan(session, lengths.data(), lengths.size(), &params, result.layers.data(), &result.arena));
   return result;
+}
+
+std::vector<planned> parse_plans(const std::string &list, const rs_model *model, const rs_model_info &info,
+                                 const image_size &size) {
+  std::vector<planned> plans;
+  if (info.image_hidden == 0) {
+    for (const shape &shape : parse_shapes("--plan", list)) {
+      if (shape.tokens > size_t(info.position_limit))
+        fail_usage("--plan: ", shape.str(), ": ", shape.tokens, " tokens are more than the ", info.position_limit,
+                   " positions of this model");
+      plans.push_back({shape.batch, shape.tokens, shape.str()});
+    }
+    return plans;
+  }
+  const rs_image_shape image = shape_of(model, size);
+  for (size_t n : parse_counts("--plan", list, "images; --image-size says how large they are"))
+    plans.push_back({n, size_t(image.tokens), join(n, n == 1 ? " image of " : " images of ", image.width, "x", image.height)});
+  return plans;
 }
 
 // Columns of a plan; beside those of another one, how much less they are.
 std::string percent_less(double value, double before) { return before > 0 ? format("%.1f %%", 100 * (value / before - 1)) : ""; }
 
-std::string plan_table(const shape &shape, const plan &whole, const plan *dropped) {
-  std::vector<std::string> head = {shape.str(), "tokens", "activations", "MMAC"};
+std::string plan_table(const planned &what, const plan &whole, const plan *dropped) {
+  std::vector<std::string> head = {what.name, "tokens", "activations", "MMAC"};
   if (dropped)
     for (const char *column : {"dropping: tokens", "activations", "MMAC", "tokens", "activations", "MMAC"}) head.push_back(column);
   text_table table(head);
@@ -251,17 +323,18 @@ int print_plans(const info_options &options, const rs_model *model) {
   const drop_choice drop(options.drop, model);
   const rs_model_info info = model_info(model);
   const session_ptr session = create_session(model, options.threads, false);
+  const image_size size = image_size_of(options.image_size, model);
   std::string text;
-  for (const shape &shape : parse_shapes("--plan", options.plan)) {
-    const plan whole = plan_of(session.get(), info, shape, nullptr);
+  for (const planned &what : parse_plans(options.plan, model, info, size)) {
+    const plan whole = plan_of(session.get(), info, what, size, nullptr);
     plan dropped;
-    if (drop.get()) dropped = plan_of(session.get(), info, shape, drop.get());
+    if (drop.get()) dropped = plan_of(session.get(), info, what, size, drop.get());
     if (options.json) {
-      ordered row = {{"batch", shape.batch}, {"tokens", shape.tokens}, {"plan", plan_json(whole)}};
+      ordered row = {{"batch", what.batch}, {"tokens", what.tokens}, {"plan", plan_json(whole)}};
       if (drop.get()) row["drop"] = text_of(*drop.get()), row["dropping"] = plan_json(dropped);
       text += row.dump() + "\n";
     } else {
-      text += (text.empty() ? "" : "\n") + plan_table(shape, whole, drop.get() ? &dropped : nullptr);
+      text += (text.empty() ? "" : "\n") + plan_table(what, whole, drop.get() ? &dropped : nullptr);
     }
   }
   print(text);
@@ -273,6 +346,7 @@ int run_info(const info_options &options) {
   if (!options.plan.empty()) return print_plans(options, model.get());
   if (!options.drop.ratios.empty() || !options.drop.keeps.empty() || !options.drop.profile.empty())
     fail_usage("a drop schedule goes with --plan");
+  if (!options.image_size.empty()) fail_usage("--image-size goes with --plan");
   print(options.json ? as_json(model.get()) : as_text(model.get(), options.tensors));
   return 0;
 }
@@ -284,8 +358,11 @@ void add_info(CLI::App *app, command_line *line) {
   CLI::App *sub = add_command(app, "info", "what a weight file is and has", examples, options, run_info, line);
   add_model_option(sub, &options->model, true);
   sub->add_flag("--json", options->json, "everything, as one JSON object");
-  sub->add_option("--plan", options->plan, "what sequences by tokens take to run, instead of the rest: 8x128,1x512")
+  sub->add_option("--plan", options->plan,
+                  "what sequences by tokens take to run, instead of the rest: 8x128,1x512;\nof a model that takes images, how many "
+                  "of these: 1,8")
       ->type_name("BxT,...");
+  add_image_size_option(sub, &options->image_size);
   add_threads_option(sub, &options->threads);
   add_drop_options(sub, &options->drop);
   sub->add_flag("--tensors", options->tensors, "list every tensor");

@@ -128,8 +128,12 @@ class line_handler : public nlohmann::json_sax<json> {
              : name == "id"          ? wanted::id
              : is_one_of(keys_.pair) ? wanted::pair
              : is_one_of(keys_.list) ? wanted::list
+             : name == "image"       ? wanted::image
                                      : wanted::nothing;
       if (key_ == wanted::id) item_->id.clear();
+      // Captions beside images, or the other way round, are no error.
+      const bool foreign = key_ == wanted::text ? !takes_texts() : key_ == wanted::image && !takes_images();
+      if (foreign) foreign_seen_ = true, key_ = wanted::nothing;
     } else if (key_ == wanted::id) {
       separate();
       item_->id += json(name).dump() + ":";
@@ -144,13 +148,21 @@ class line_handler : public nlohmann::json_sax<json> {
 
   void finish() {
     if (!item_->error.empty()) return;
-    if (!text_seen_) stop("no \"" + keys_.text[0] + "\"");
+    if (text_seen_ && item_->has_image) stop("both \"" + keys_.text[0] + "\" and \"image\"");
+    else if (!takes_texts() && !item_->has_image)
+      stop(std::string("no \"image\"") + (foreign_seen_ ? ", but a text, which is not taken here" : ""));
+    else if (item_->has_image) return;
+    else if (takes_images() && !text_seen_) stop("neither \"" + keys_.text[0] + "\" nor \"image\"");
+    else if (!text_seen_) stop("no \"" + keys_.text[0] + "\"" + (foreign_seen_ ? ", but an image, which is not taken here" : ""));
     else if (keys_.needs_pair && !item_->has_pair) stop("no \"" + keys_.pair[0] + "\"");
     else if (keys_.needs_list && !list_seen_) stop("no \"" + keys_.list[0] + "\"");
   }
 
  private:
-  enum class wanted { nothing, text, pair, list, id };
+  enum class wanted { nothing, text, pair, list, image, id };
+
+  bool takes_texts() const { return keys_.takes != inputs::images; }
+  bool takes_images() const { return keys_.takes != inputs::texts; }
 
   bool stop(std::string error) {
     item_->error = std::move(error);
@@ -162,6 +174,7 @@ class line_handler : public nlohmann::json_sax<json> {
     return stop(keys_.needs_pair ? "\"" + keys_.pair[0] + "\" is not a string"
                                  : "the pair of \"" + keys_.text[0] + "\" is not a string");
   }
+  bool stop_at_image() { return stop("\"image\" is not a string"); }
   bool stop_at_list() { return stop("\"" + keys_.list[0] + "\" is not a list of strings"); }
 
   void separate() {
@@ -183,6 +196,10 @@ class line_handler : public nlohmann::json_sax<json> {
       if (!text) return stop_at_pair();
       item_->pair = std::move(*text);
       item_->has_pair = true;
+    } else if (depth_ == 1 && key_ == wanted::image) {
+      if (!text) return stop_at_image();
+      item_->image = std::move(*text);
+      item_->has_image = true;
     } else if (key_ == wanted::list) {
       if (!text || depth_ != 2) return stop_at_list();
       item_->list.push_back(std::move(*text));
@@ -195,6 +212,7 @@ class line_handler : public nlohmann::json_sax<json> {
     if (depth_ == max_json_depth) return stop(join("nested deeper than ", max_json_depth, " levels"));
     if (depth_ == 1 && key_ == wanted::text) return stop_at_text();
     if (depth_ == 1 && key_ == wanted::pair) return stop_at_pair();
+    if (depth_ == 1 && key_ == wanted::image) return stop_at_image();
     if (key_ == wanted::list) return stop_at_list();
     if (key_ == wanted::id && depth_ > 0) {
       separate();
@@ -226,6 +244,7 @@ class line_handler : public nlohmann::json_sax<json> {
   int depth_ = 0;
   bool fresh_ = true;  // no comma is due
   bool text_seen_ = false, list_seen_ = false;
+  bool foreign_seen_ = false;  // what the model does not take
 };
 
 }  // namespace
@@ -277,18 +296,20 @@ class stream_source : public text_source {
       line_reader::result result = next_line(&line);
       if (result == line_reader::result::end) return false;
       ++line_;
-      if (kind_ == input_kind::jsonl && result == line_reader::result::line && is_blank(line)) continue;
+      const bool paths = kind_ != input_kind::jsonl && keys_.takes != inputs::texts;
+      if ((kind_ == input_kind::jsonl || paths) && result == line_reader::result::line && is_blank(line)) continue;
       *item = text_item();
       item->line = line_;
       if (result == line_reader::result::too_long) item->error = join("the line is longer than ", max_line_bytes, " bytes");
       else if (kind_ == input_kind::jsonl) parse_json_line(line, item, keys_);
-      else item->text = line.substr(0, line.size() - (!line.empty() && line.back() == '\r' ? 1 : 0));
+      else (paths ? item->image : item->text) = line.substr(0, line.size() - (!line.empty() && line.back() == '\r' ? 1 : 0));
+      item->has_image = item->error.empty() && (item->has_image || paths);
       return true;
     }
   }
 
   bool ready(int milliseconds) override { return blank_ > 0 || has_first_ || reader_.ready(milliseconds); }
-  std::string place(const text_item &item) const override { return join(name_, ":", item.line); }
+  std::string place(const text_item &item) const override { return item.has_image ? item.image : join(name_, ":", item.line); }
   double bytes_done() const override { return double(reader_.bytes_read()); }
   double bytes_total() const override { return total_; }
 

@@ -1,14 +1,18 @@
-// Texts from arguments, a file or a stream, one at a time: plain text a line, or JSON lines.
+// Texts and images from arguments, a file or a stream, one at a time: plain text or a path a line, or JSON lines.
 #pragma once
 #include "common.h"
 
 constexpr size_t max_line_bytes = size_t(64) << 20;
 
-// What the members of a JSON line are called, the first of each list in errors.
+enum class inputs { texts, images, both };  // that a model takes
+
+// What the members of a JSON line are called, the first of each list in errors; an image is always "image".
 struct line_keys {
   std::vector<std::string> text = {"text"}, pair = {"pair", "text_pair"};
   std::vector<std::string> list;  // a list of texts; empty: not looked for
   bool needs_pair = false, needs_list = false;
+  // Of "text" and "image", what the model does not take is passed over.  Lines that are not JSON are paths where it takes images.
+  inputs takes = inputs::texts;
 };
 
 struct text_item {
@@ -18,6 +22,9 @@ struct text_item {
   bool has_pair = false;
   std::vector<std::string> list;  // JSON lines only
   std::string id;                 // JSON lines only: the value of "id" as JSON; empty when there is none
+  bool has_image = false;         // instead of a text
+  std::string image;              // its path
+  std::vector<float> pixels;      // as the model wants them, once image_loader has seen to it
   std::string error;              // why this line gives no text; empty when it does
 };
 
@@ -63,7 +70,7 @@ class text_source {
   virtual ~text_source() = default;
   virtual bool next(text_item *item) = 0;  // false at the end
   virtual bool ready(int milliseconds) = 0;
-  virtual std::string place(const text_item &item) const = 0;  // "texts.txt:12"
+  virtual std::string place(const text_item &item) const = 0;  // "texts.txt:12", or the path of an image
   // Of the input, for progress; total 0 where it is not known.
   virtual double bytes_done() const = 0;
   virtual double bytes_total() const = 0;

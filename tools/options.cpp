@@ -3,7 +3,9 @@
 #include "op_times.h"
 
 #include <unistd.h>
+#include <algorithm>
 #include <cctype>
+#include <charconv>
 
 static constexpr int max_threads = 1024;
 
@@ -65,13 +67,20 @@ bool text_options::from_arguments() const {
   return !texts.empty() && !is_standard_input(texts, *line);
 }
 
-std::unique_ptr<text_source> text_options::open(const line_keys &keys) const {
-  std::vector<std::string> texts = arguments();
-  bool standard_input = is_standard_input(texts, *line);
-  if (!texts.empty() && !file.empty()) fail_usage("both texts and --file are given");
-  if (!texts.empty() && !standard_input) return texts_of_arguments(std::move(texts));
-  if (texts.empty() && file.empty() && isatty(STDIN_FILENO))
+std::unique_ptr<text_source> text_options::open(const line_keys &keys, const std::vector<std::string> &more_texts) const {
+  const bool images = keys.takes != inputs::texts;
+  std::vector<std::string> given = arguments();
+  bool standard_input = is_standard_input(given, *line);
+  if (!given.empty() && !file.empty()) fail_usage("both ", images ? "images" : "texts", " and --file are given");
+  if (!more_texts.empty() && (standard_input || !file.empty()))
+    fail_usage("both --text and ", standard_input ? "'-'" : "--file", " are given");
+  if (!more_texts.empty() || (images && !given.empty() && !standard_input))
+    return images_of_arguments(std::move(given), more_texts);
+  if (!given.empty() && !standard_input) return texts_of_arguments(std::move(given));
+  if (given.empty() && file.empty() && isatty(STDIN_FILENO)) {
+    if (images) fail_usage("no image: give images, folders or patterns as arguments, --file LIST, or a pipe of paths");
     fail_usage("no text: give texts as arguments, --file FILE, or a pipe ('-' reads from the terminal)");
+  }
   input_kind wanted = kind == "text" ? input_kind::text : kind == "jsonl" ? input_kind::jsonl : input_kind::automatic;
   return texts_of_file(file.empty() ? "-" : file, wanted, keys);
 }
@@ -132,6 +141,34 @@ void add_sequence_options(CLI::App *sub, encode_options *options) {
                                ->type_name("PROMPT");
 }
 
+void add_image_size_option(CLI::App *sub, std::string *size) {
+  sub->add_option("--image-size", *size, "pixels that images are brought to (default: the model's)")->type_name("N|WxH");
+}
+
+image_size image_size_of(const std::string &option, const rs_model *model) {
+  if (option.empty()) return {};
+  if (model_info(model).image_hidden == 0) fail_usage("--image-size: this model takes no images");
+  image_size size;
+  const char *const end = option.data() + option.size();
+  auto [at, error] = std::from_chars(option.data(), end, size.width);
+  size.height = size.width;
+  if (error == std::errc() && at != end && *at == 'x') {
+    const auto second = std::from_chars(at + 1, end, size.height);
+    at = second.ptr, error = second.ec;
+  }
+  if (error != std::errc() || at != end || size.width < 1 || size.height < 1)
+    fail_usage("--image-size: ", in_quotes(option), " is neither a number of pixels nor WIDTHxHEIGHT, as in 224 or 320x240");
+  rs_image_shape shape{};
+  if (rs_image_get_shape(model, size.width, size.height, &shape) != RS_OK) fail_usage("--image-size: ", rs_last_error());
+  return size;
+}
+
+void need_texts(const rs_model *model, std::initializer_list<std::pair<const char *, bool>> given) {
+  if (model_info(model).text_hidden > 0) return;
+  for (const auto &[name, is_given] : given)
+    if (is_given) fail_usage(name, ": this model takes no texts");
+}
+
 void add_encode_options(CLI::App *sub, encode_options *options) {
   sub->add_option("--pooling", options->pooling,
                   "mean, cls, max, mean_sqrt_len, weighted_mean, last,\n"
@@ -154,18 +191,30 @@ encoding::encoding(const encode_options &options, const rs_model *model) : drop(
     fail_usage("--pooling: ", rs_last_error());
   params.normalize = options.normalize ? RS_ON : options.no_normalize ? RS_OFF : RS_DEFAULT;
 
-  check_max_tokens(options.max_tokens, model, false);
+  const bool prompted = options.prompt_option && options.prompt_option->count() > 0;
+  need_texts(model,
+             {{"--max-tokens", options.max_tokens > 0}, {"--prompt", prompted}, {"--long", options.long_text != "truncate"}});
+  if (info.text_hidden > 0) check_max_tokens(options.max_tokens, model, false);
   params.max_tokens = options.max_tokens;
   max_tokens = options.max_tokens > 0 ? options.max_tokens : info.max_tokens;
+  const image_size size = image_size_of(options.image_size, model);
+  params.image_width = size.width;
+  params.image_height = size.height;
 
-  if (options.dim > info.dim) fail_usage("--dim: ", options.dim, " is more than the ", info.dim, " values of this model's vectors");
+  // A pooling that is named is of the states, before they are brought to what texts and images have in common.
+  const bool own = params.pooling == RS_POOL_DEFAULT;
+  const int32_t of_texts = own && info.text_hidden > 0 ? info.dim : info.text_hidden;
+  const int32_t of_images = own && info.image_hidden > 0 ? info.dim : info.image_hidden;
+  const int32_t most = of_texts > 0 && of_images > 0 ? std::min(of_texts, of_images) : std::max(of_texts, of_images);
+  if (options.dim > most) fail_usage("--dim: ", options.dim, " is more than the ", most, " values of this model's vectors");
   params.dim = options.dim;
-  dim = options.dim > 0 ? options.dim : info.dim;
+  image_dim = options.dim > 0 ? options.dim : of_images;
+  dim = of_texts == 0 ? image_dim : options.dim > 0 ? options.dim : of_texts;
 
   set_long(options.long_text, options.overlap, &params);
   if (params.long_text == RS_LONG_CHUNK && per_token())
     fail_usage("--long chunk averages vectors of windows; --pooling none has none");
-  if (options.prompt_option && options.prompt_option->count() > 0) set_prompt(options.prompt, model);
+  if (prompted) set_prompt(options.prompt, model);
 }
 
 void encoding::set_prompt(const std::string &wanted, const rs_model *model) {

@@ -1,7 +1,7 @@
 // Options that several subcommands have in common, and what they come to.
 #pragma once
 #include "drop.h"
-#include "input.h"
+#include "images.h"
 
 #include <CLI/CLI.hpp>
 
@@ -50,8 +50,8 @@ struct text_options {
   const command_line *line = nullptr;
   std::string file;
   std::string kind = "auto";
-  // keys: of JSON lines.
-  std::unique_ptr<text_source> open(const line_keys &keys = {}) const;
+  // keys: of JSON lines.  Where the model takes images, arguments are images, and more_texts follow them.
+  std::unique_ptr<text_source> open(const line_keys &keys = {}, const std::vector<std::string> &more_texts = {}) const;
   bool from_arguments() const;  // not from a file or a stream
 
  private:
@@ -75,7 +75,17 @@ void check_max_tokens(int max_tokens, const rs_model *model, bool pair);
 void add_long_options(CLI::App *sub, std::string *what, int *overlap, const char *joined);
 void set_long(const std::string &what, int overlap, rs_encode_params *params);
 
-// How a text becomes a vector.
+// --image-size N or WxH: what images are brought to.
+void add_image_size_option(CLI::App *sub, std::string *size);
+struct image_size {
+  int32_t width = 0, height = 0;  // 0: the model's own
+};
+image_size image_size_of(const std::string &option, const rs_model *model);  // checked: usage_failure
+
+// Options of texts make no sense for a model that takes none: usage_failure that names the first that is `given`.
+void need_texts(const rs_model *model, std::initializer_list<std::pair<const char *, bool>> given);
+
+// How a text or an image becomes a vector.
 struct encode_options {
   std::string pooling;
   bool normalize = false, no_normalize = false;
@@ -85,6 +95,7 @@ struct encode_options {
   int dim = 0;
   std::string long_text = "truncate";
   int overlap = 0;
+  std::string image_size;
   drop_options drop;
 };
 void add_encode_options(CLI::App *sub, encode_options *options);
@@ -94,7 +105,8 @@ void add_sequence_options(CLI::App *sub, encode_options *options);
 // The same, checked against a model.
 struct encoding {
   rs_encode_params params = sized<rs_encode_params>();
-  int64_t dim = 0;         // of a vector
+  int64_t dim = 0;         // of the vector of a text; of an image, where the model takes no texts
+  int64_t image_dim = 0;   // of the vector of an image
   int32_t max_tokens = 0;  // of a sequence
   std::string prompt;      // what params.prompt points to
   drop_choice drop;        // and params.drop

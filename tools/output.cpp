@@ -125,6 +125,9 @@ void append_float(std::string *out, float value) {
   out->append(digits, end);
 }
 
+// Bytes that are not UTF-8 become U+FFFD.
+static std::string json_string(std::string_view text) { return json(text).dump(-1, ' ', false, json::error_handler_t::replace); }
+
 json_line::json_line(const std::string &id) : text_("{") {
   if (!id.empty()) raw("id", id);
 }
@@ -135,9 +138,7 @@ json_line &json_line::raw(const char *key, const std::string &value) {
   return *this;
 }
 
-json_line &json_line::text(const char *key, std::string_view value) {
-  return raw(key, json(value).dump(-1, ' ', false, json::error_handler_t::replace));
-}
+json_line &json_line::text(const char *key, std::string_view value) { return raw(key, json_string(value)); }
 
 json_line &json_line::number(const char *key, float value) {
   std::string digits;
@@ -162,6 +163,8 @@ static void append_floats(std::string *out, const float *values, int64_t n) {
 static void append_object(std::string *out, const vector_row &row) {
   *out += '{';
   if (!row.id.empty()) out->append("\"id\":").append(row.id).append(",");
+  if (row.image) out->append("\"image\":").append(json_string(*row.image)).append(",");
+  if (row.rows > 0) out->append(join("\"grid\":[", row.rows, ",", row.columns, "],"));
   *out += row.per_token ? "\"embedding\":[" : "\"embedding\":";
   for (int64_t i = 0; i < row.vectors; ++i) {
     *out += i > 0 ? ",[" : "[";

@@ -32,7 +32,7 @@ class output_file {
   std::string buffer_;
 };
 
-// What belongs to one text.
+// What belongs to one text or image.
 struct vector_row {
   std::string_view id;  // JSON, or empty
   const float *values;  // [vectors, dim]
@@ -40,6 +40,8 @@ struct vector_row {
   int64_t dim;
   bool per_token;
   rs_text_info info;
+  const std::string *image = nullptr;  // its path; nullptr: a text
+  int32_t rows = 0, columns = 0;       // of patches, where vectors are of these
 };
 
 class vector_writer {

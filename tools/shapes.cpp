@@ -1,5 +1,6 @@
 #include "shapes.h"
 
+#include <algorithm>
 #include <charconv>
 
 static constexpr size_t most = 65536;
@@ -56,4 +57,17 @@ std::vector<shape> parse_shapes(const std::string &option, std::string_view list
 
 std::vector<image_batch> parse_image_batches(const std::string &option, std::string_view list) {
   return parse_list(option, list, parse_image_batch);
+}
+
+std::vector<size_t> parse_counts(const std::string &option, std::string_view list, const char *what) {
+  std::vector<size_t> counts;
+  for (;;) {
+    const size_t comma = std::min(list.find(','), list.size());
+    std::string_view rest = list.substr(0, comma);
+    counts.push_back(take_number(&rest));
+    if (counts.back() == 0 || !rest.empty())
+      fail_usage(option, ": ", in_quotes(list.substr(0, comma)), " is not a number, 1 to ", most, ", of ", what);
+    if (comma == list.size()) return counts;
+    list.remove_prefix(comma + 1);
+  }
 }

@@ -15,3 +15,6 @@ struct image_batch {
   std::string str() const { return width == height ? join(batch, "x", width) : join(batch, "x", width, "x", height); }
 };
 std::vector<image_batch> parse_image_batches(const std::string &option, std::string_view list);
+
+// Numbers: "1,8"; `what` they are of, for the error.
+std::vector<size_t> parse_counts(const std::string &option, std::string_view list, const char *what);

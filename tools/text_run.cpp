@@ -2,6 +2,9 @@
 
 #include "op_times.h"
 
+#include <algorithm>
+
+static constexpr int text_batch = 64, image_batch = 8;  // by default.  An image is some hundred tokens, a text some dozen
 static constexpr size_t batch_bytes = size_t(4) << 20;  // a batch ends here even when it has fewer texts than asked for
 static constexpr int patience_ms = 5;                   // for the next text, before what there is gets computed
 
@@ -9,13 +12,24 @@ static const std::map<std::string, rs_thread_mode> thread_modes = {
     {"auto", RS_THREADS_AUTO}, {"latency", RS_THREADS_LATENCY}, {"throughput", RS_THREADS_THROUGHPUT}};
 
 text_run::text_run(const text_run_options &options, std::unique_ptr<text_source> source)
+    : text_run(options, load_model(options.model, !options.no_check), std::move(source)) {}
+
+text_run::text_run(const text_run_options &options, model_ptr model, std::unique_ptr<text_source> source)
     : options_(options),
+      model_(std::move(model)),
       source_(std::move(source)),
-      model_(load_model(options.model, !options.no_check)),
       info_(model_info(model_.get())),
       session_(create_session(model_.get(), options.threads, !options.profile.empty(), thread_modes.at(options.thread_mode))),
       out_(not_the_model(options.output, options.model)),
       progress_(progress::wanted_beside(out_.fd())) {}
+
+void text_run::load_images(const image_size &size) {
+  noun_ = inputs_of(info_) == inputs::both ? "input" : "image";
+  const int threads = rs_session_threads(session_.get());
+  const int ahead = std::max(options_.batch > 0 ? options_.batch : image_batch, threads);
+  source_ = std::make_unique<image_loader>(std::move(source_), model_.get(),
+                                           image_loader::settings{size.width, size.height, threads, size_t(ahead)});
+}
 
 int text_run::run() {
   begin();
@@ -31,17 +45,24 @@ int text_run::run() {
   return failed_ > 0 ? 1 : 0;
 }
 
+size_t text_run::batch_limit(const text_item &item) const {
+  return size_t(options_.batch > 0 ? options_.batch : item.has_image ? image_batch : text_batch);
+}
+
 // At least one text; more only as far as they are there already, so that a slow producer gets its answers at once.
 bool text_run::read_batch() {
   items_.clear();
-  size_t bytes = 0;
+  size_t bytes = 0, pixel_bytes = 0, limit = 0;
   do {
     text_item item;
     if (!source_->next(&item)) break;
     bytes += item.text.size() + item.pair.size();
     for (const std::string &text : item.list) bytes += text.size();
+    pixel_bytes += item.pixels.size() * sizeof(float);
+    limit = batch_limit(item);
     items_.push_back(std::move(item));
-  } while (items_.size() < size_t(options_.batch) && bytes < batch_bytes && source_->ready(patience_ms));
+  } while (items_.size() < limit && bytes < batch_bytes && pixel_bytes < image_loader::max_pixel_bytes &&
+           source_->ready(patience_ms));
   return !items_.empty();
 }
 
@@ -92,7 +113,8 @@ void text_run::write_batch() {
 
 void text_run::show_progress() {
   double seconds = progress_.elapsed();
-  std::string done = format("%zu texts, %.0f texts/s", texts_seen_, double(texts_seen_) / seconds);
+  const double rate = double(texts_seen_) / seconds;
+  std::string done = format(rate < 10 ? "%zu %ss, %.1f %ss/s" : "%zu %ss, %.0f %ss/s", texts_seen_, noun_, rate, noun_);
   if (tokens_ > 0) done += format(", %.0f tokens/s", double(tokens_) / seconds);
   progress_.update(source_->bytes_done(), source_->bytes_total(), done);
 }
@@ -101,7 +123,7 @@ void text_run::report() {
   std::string cut = truncation_.summary(max_tokens(), info_.position_limit, cut_advice());
   if (!cut.empty()) say(cut);
   if (failed_ > 0)
-    say(join(failed_, " of ", texts_seen_, texts_seen_ == 1 ? " text" : " texts", " failed", stopped_ ? "; stopped there" : ""));
+    say(join(failed_, " of ", texts_seen_, " ", noun_, texts_seen_ == 1 ? "" : "s", " failed", stopped_ ? "; stopped there" : ""));
   if (options_.profile.empty()) return;
   peak_rates peaks(rs_session_threads(session_.get()));
   std::string table = op_table(op_times(session_.get()), options_.profile, 1, &peaks);
@@ -112,7 +134,8 @@ void add_text_run_options(CLI::App *sub, text_run_options *options, const comman
   add_model_option(sub, &options->model, false);
   add_text_options(sub, &options->texts, line);
   sub->add_option("-o,--output", options->output, "write to this file (default: standard output)")->type_name("FILE");
-  sub->add_option("-b,--batch", options->batch, "texts that are computed together (default: 64); does not change the result")
+  sub->add_option("-b,--batch", options->batch,
+                  "texts, or images, that are computed together (default: 64, of images 8);\ndoes not change the result")
       ->type_name("N")
       ->check(CLI::Range(1, 65536));
   add_threads_option(sub, &options->threads);

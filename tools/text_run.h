@@ -1,5 +1,5 @@
-// What the subcommands have in common that read texts and write something for each, in the order of the input and in constant
-// memory, however long it is: options, batches, texts that cannot be used, progress, what is said at the end.
+// What the subcommands have in common that read texts or images and write something for each, in the order of the input and in
+// constant memory, however long it is: options, batches, items that cannot be used, progress, what is said at the end.
 #pragma once
 #include "encode.h"
 #include "options.h"
@@ -14,7 +14,7 @@ struct text_run_options {
   text_options texts;
   error_options errors;
   std::string output;
-  int batch = 64;
+  int batch = 0;        // 0: by default
   std::string profile;  // how to sum it up; empty: no profile
 };
 
@@ -30,12 +30,15 @@ struct item_failure : failure {
 class text_run {
  public:
   text_run(const text_run_options &options, std::unique_ptr<text_source> source);
+  text_run(const text_run_options &options, model_ptr model, std::unique_ptr<text_source> source);
   virtual ~text_run() = default;
   text_run(const text_run &) = delete;
   text_run &operator=(const text_run &) = delete;
   int run();  // exit status
 
  protected:
+  // For what takes images: they come to compute() with pixels.  Before run().
+  void load_images(const image_size &size);
   // Before the first text and after the last one.
   virtual void begin() {}
   virtual void end() {}
@@ -53,14 +56,19 @@ class text_run {
     truncation_.add(info);
     tokens_ += size_t(info.tokens);
   }
+  void count(const rs_image_info &info) { tokens_ += size_t(info.tokens); }
   size_t ordinal() const { return texts_seen_ - 1; }  // in write(): of the text among all
 
  private:
   const text_run_options &options_;
-  std::unique_ptr<text_source> source_;
 
  protected:
   model_ptr model_;
+
+ private:
+  std::unique_ptr<text_source> source_;  // an image_loader needs the model
+
+ protected:
   rs_model_info info_;
   session_ptr session_;
   output_file out_;
@@ -71,7 +79,9 @@ class text_run {
   void write_batch();
   void show_progress();
   void report();
+  size_t batch_limit(const text_item &item) const;
 
+  const char *noun_ = "text";
   progress progress_;
   std::vector<text_item> items_;         // the batch
   std::vector<const text_item *> good_;  // those of it that are texts

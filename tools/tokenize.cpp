@@ -27,6 +27,7 @@ class tokenizer_run {
  public:
   explicit tokenizer_run(const tokenize_options &options)
       : options_(options), source_(options.texts.open()), model_(load_model(options.model, !options.no_check)), out_("-") {
+    if (model_info(model_.get()).text_hidden == 0) fail("this model takes images, not texts: it has no tokenizer");
     if (options.max_tokens > 0) truncator_ = std::make_unique<truncator>(model_.get(), size_t(options.max_tokens));
   }
 

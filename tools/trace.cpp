@@ -1,24 +1,31 @@
-// rs trace: which tokens of a text left at which layer, with what score.
+// rs trace: which tokens of a text, or patches of an image, left at which layer, with what score.
 #include "trace.h"
 #include "options.h"
 #include "output.h"
 
 #include <unistd.h>
+#include <algorithm>
+#include <cmath>
 #include <cstring>
 
 namespace {
 
-constexpr size_t max_page = 500;  // texts on a page that a browser still scrolls well
+constexpr size_t max_page = 500, max_image_page = 100;  // texts and images on a page that a browser still scrolls well
+constexpr size_t max_picture_bytes = size_t(96) << 20;
 
 const char *const examples =
     "Examples:\n"
     "  rs trace -m minilm.rsw --drop 0,0.3,0,0.3 --drop-score=-mlp 'The cat sat on the mat.'\n"
     "  rs trace -m minilm.rsw --drop-profile fast -f texts.jsonl -o trace.html\n"
+    "  rs trace -m dinov2.rsw --drop 0.2,0,0,0.2,0,0,0.2 photo.jpg -o trace.png\n"
     "Formats:\n"
-    "  text  each token in the colour of the layer behind which it left; without colours the layer as an index: the\xe2\x82\x81\n"
+    "  text  each token in the colour of the layer behind which it left; without colours the layer as an index: the\xe2\x82\x81;\n"
+    "        of an image the patches, in a grid\n"
+    "  png   of images: each as the model gets it, and what every layer that drops leaves of it\n"
     "  json  an object a line: \"tokens\" with their place in the text (begin, end: characters; bytes), \"kept\": the positions "
     "left\n"
     "        at the end, and \"layers\": what stayed, what left, every score.  Positions count special tokens.\n"
+    "        of images \"image\", \"grid\": [rows, columns], and \"prefix\": how many tokens are before the patches\n"
     "  html  one page that needs no other file";
 
 struct trace_options {
@@ -37,6 +44,7 @@ std::string format_of(const trace_options &options) {
   const auto ends_with = [&](const std::string &end) {
     return path.size() > end.size() && path.compare(path.size() - end.size(), end.size(), end) == 0;
   };
+  if (ends_with(".png")) return "png";
   if (ends_with(".html") || ends_with(".htm")) return "html";
   return ends_with(".json") || ends_with(".jsonl") ? "json" : "text";
 }
@@ -52,12 +60,19 @@ colours colours_of(const std::string &wanted, int fd) {
   return depth == "truecolor" || depth == "24bit" ? colours::full : colours::cube;
 }
 
+line_keys keys_for(const rs_model *model) {
+  line_keys keys;
+  // Of a model that takes both, schedules are for images.
+  if (inputs_of(model_info(model)) != inputs::texts) keys.takes = inputs::images;
+  return keys;
+}
+
 class tracer {
  public:
   explicit tracer(const trace_options &options)
       : options_(options),
-        source_(options.texts.open()),
         model_(load_model(options.model, !options.no_check)),
+        source_(options.texts.open(keys_for(model_.get()))),
         encoding_(options.encode, model_.get()),
         session_(create_session(model_.get(), options.threads, false)),
         format_(format_of(options)),
@@ -65,28 +80,32 @@ class tracer {
         colours_(colours_of(options.color, out_.fd())) {
     const rs_drop *drop = encoding_.params.drop;
     if (!drop) fail_usage("no schedule: give --drop, --keep or --drop-profile");
-    setting_.model = model_info(model_.get()).name;
-    setting_.layers = model_info(model_.get()).layers;
+    const rs_model_info info = model_info(model_.get());
+    of_images_ = info.image_hidden > 0;
+    if (format_ == "png" && !of_images_) fail_usage("png shows images, but this model takes texts; --format text, json or html");
+    if (format_ == "png" && isatty(out_.fd())) fail_usage("png is not for a terminal; give --output FILE");
+    setting_.model = info.name;
+    setting_.layers = of_images_ ? info.image_layers : info.layers;
     describe(*drop);
-    if (!encoding_.params.prompt) prompt_ = default_prompt();
+    if (of_images_) prepare_images();
+    else if (!encoding_.params.prompt) prompt_ = default_prompt();
     else prompt_ = encoding_.prompt;
   }
 
   int run() {
-    if (format_ == "text") out_.write(trace_legend(setting_, colours_));
+    if (format_ == "text") out_.write(of_images_ ? trace_legend_of_images(setting_, colours_) : trace_legend(setting_, colours_));
     text_item item;
     while (!stopped_ && source_->next(&item)) {
       ++seen_;
-      traced_text traced;
-      if (!item.error.empty() || !trace(&item, &traced)) report(item);
-      else write(std::move(traced));
+      if (item.error.empty()) of_images_ ? trace_an_image(&item) : trace_a_text(&item);
+      if (!item.error.empty()) report(item);
       if (!source_->ready(0)) out_.flush();
     }
-    if (format_ == "html") out_.write(trace_html(page_, setting_));
+    if (format_ == "html") out_.write(of_images_ ? trace_html(images_, setting_) : trace_html(page_, setting_));
+    if (format_ == "png" && !pictures_.empty()) out_.write(png_of(stacked()));
+    if (format_ == "png" && pictures_.empty()) return report_failures();  // an empty file would be no picture
     out_.commit();
-    if (failed_ > 0)
-      say(join(failed_, " of ", seen_, seen_ == 1 ? " text" : " texts", " failed", stopped_ ? "; stopped there" : ""));
-    return failed_ > 0 ? 1 : 0;
+    return report_failures();
   }
 
  private:
@@ -118,6 +137,99 @@ class tracer {
     return rs_model_prompt(model_.get(), name.str, &text) == RS_OK ? text : "";
   }
 
+  int report_failures() const {
+    const char *const noun = of_images_ ? " image" : " text";
+    if (failed_ > 0) say(join(failed_, " of ", seen_, noun, seen_ == 1 ? "" : "s", " failed", stopped_ ? "; stopped there" : ""));
+    return failed_ > 0 ? 1 : 0;
+  }
+
+  // -------------------------------------------------------------------------------------------- images
+
+  void prepare_images() {
+    check(rs_image_get_shape(model_.get(), encoding_.params.image_width, encoding_.params.image_height, &shape_));
+    patch_ = patch_of(model_.get());
+    const auto channels = [&](const char *key, float *to) {
+      rs_meta meta;
+      check(rs_model_meta(model_.get(), key, &meta));
+      if (meta.kind != RS_META_F32S || meta.count != 3) fail(key, " is not a list of three numbers");
+      std::copy_n(meta.f32s, 3, to);
+    };
+    channels("image.mean", mean_);
+    channels("image.std", std_);
+    rs_meta meta;
+    check(rs_model_meta(model_.get(), "image.rescale", &meta));
+    if (meta.kind != RS_META_F64) fail("image.rescale is not a number");
+    rescale_ = meta.f64;
+  }
+
+  void trace_an_image(text_item *item) {
+    traced_image traced;
+    item->error = load_image(model_.get(), item->image, shape_.width, shape_.height, &item->pixels);
+    if (!item->error.empty()) return;
+    const rs_image image = {RS_IMAGE_PIXELS, item->pixels.data(), 0, shape_.width, shape_.height};
+    rs_trace *handle = nullptr;
+    if (rs_trace_image(session_.get(), &image, &encoding_.params, &handle) != RS_OK) {
+      item->error = rs_last_error();
+      return;
+    }
+    std::unique_ptr<rs_trace, releaser<rs_trace_free>> owned(handle);
+    traced.id = item->id;
+    traced.path = item->image;
+    traced.shape = shape_;
+    traced.patch = patch_;
+    traced.rgb = bytes_of(item->pixels, traced);
+    take_steps(handle, &traced);
+    write(std::move(traced));
+  }
+
+  // What the patches show, from the pixels that the model gets.
+  std::vector<uint8_t> bytes_of(const std::vector<float> &pixels, const traced_image &traced) const {
+    const auto width = size_t(traced.pixel_width()), height = size_t(traced.pixel_height()), across = size_t(shape_.width);
+    std::vector<uint8_t> rgb(3 * width * height);
+    for (size_t c = 0; c < 3; ++c) {
+      for (size_t y = 0; y < height; ++y) {
+        for (size_t x = 0; x < width; ++x) {
+          const float pixel = pixels[(c * size_t(shape_.height) + y) * across + x];
+          const double value = (double(pixel) * std_[c] + mean_[c]) / rescale_;
+          rgb[3 * (y * width + x) + c] = uint8_t(std::lround(std::clamp(value, 0.0, 255.0)));
+        }
+      }
+    }
+    return rgb;
+  }
+
+  void write(traced_image traced) {
+    if (format_ == "json") return out_.write(trace_json(traced, setting_));
+    if (format_ == "text") return out_.write("\n" + trace_terminal(traced, setting_, colours_));
+    if (format_ == "html") {
+      if (images_.size() == max_image_page) fail("more than ", max_image_page, " images on a page; --format json has no limit");
+      images_.push_back(std::move(traced));
+      return;
+    }
+    pictures_.push_back(trace_picture(traced, setting_));
+    picture_bytes_ += pictures_.back().pixels.size();
+    if (picture_bytes_ > max_picture_bytes)
+      fail("a picture of ", pictures_.size(), " images is larger than ", human_bytes(double(max_picture_bytes)),
+           "; give fewer, or --format json");
+  }
+
+  // The pictures of all images, one below the other.
+  canvas stacked() const {
+    int32_t height = 0, width = 0;
+    for (const canvas &picture : pictures_) height += picture.height, width = std::max(width, picture.width);
+    canvas all(width, height, {0, 0, 0});
+    int32_t y = 0;
+    for (const canvas &picture : pictures_) all.put(picture, 0, y), y += picture.height;
+    return all;
+  }
+
+  // -------------------------------------------------------------------------------------------- texts
+
+  void trace_a_text(text_item *item) {
+    traced_text traced;
+    if (trace(item, &traced)) write(std::move(traced));
+  }
+
   bool trace(text_item *item, traced_text *out) {
     rs_text text = view_of(item->text), pair = view_of(item->pair);
     rs_trace *handle = nullptr;
@@ -132,6 +244,9 @@ class tracer {
     out->has_pair = item->has_pair;
     take_tokens(handle, out);
     take_steps(handle, out);
+    for (const traced_layer &layer : out->layers)
+      for (size_t i = 0; i < layer.positions.size(); ++i)
+        if (!layer.kept[i] && layer.positions[i] >= 0) out->tokens.at(size_t(layer.positions[i])).left_at = layer.layer;
     return true;
   }
 
@@ -156,7 +271,7 @@ class tracer {
     }
   }
 
-  static void take_steps(const rs_trace *handle, traced_text *out) {
+  static void take_steps(const rs_trace *handle, traced_sequence *out) {
     for (size_t i = 0; i < rs_trace_steps(handle); ++i) {
       rs_trace_step step{};
       check(rs_trace_step_at(handle, i, &step));
@@ -166,8 +281,6 @@ class tracer {
       layer.scores.assign(step.scores, step.scores + step.n);
       layer.kept.assign(step.kept, step.kept + step.n);
       if (step.into) layer.into.assign(step.into, step.into + step.n);
-      for (size_t j = 0; j < layer.positions.size(); ++j)
-        if (!layer.kept[j] && layer.positions[j] >= 0) out->tokens.at(size_t(layer.positions[j])).left_at = step.layer;
       out->layers.push_back(std::move(layer));
     }
     const int32_t *kept = nullptr;
@@ -190,8 +303,8 @@ class tracer {
   }
 
   const trace_options &options_;
-  std::unique_ptr<text_source> source_;
   model_ptr model_;
+  std::unique_ptr<text_source> source_;
   encoding encoding_;
   session_ptr session_;
   std::string format_;
@@ -200,6 +313,14 @@ class tracer {
   trace_setting setting_;
   std::string prompt_;  // stands in front of every text
   std::vector<traced_text> page_;
+  bool of_images_ = false;
+  rs_image_shape shape_{};
+  int32_t patch_ = 0;
+  float mean_[3] = {}, std_[3] = {};  // of the pixels
+  double rescale_ = 1;
+  std::vector<traced_image> images_;
+  std::vector<canvas> pictures_;
+  size_t picture_bytes_ = 0;
   size_t seen_ = 0, failed_ = 0;
   bool stopped_ = false;
 };
@@ -210,19 +331,21 @@ int run_trace(const trace_options &options) { return tracer(options).run(); }
 
 void add_trace(CLI::App *app, command_line *line) {
   auto options = std::make_shared<trace_options>();
-  CLI::App *sub = add_command(app, "trace", "which tokens of a text leave at which layer", examples, options, run_trace, line);
+  CLI::App *sub = add_command(app, "trace", "which tokens of a text, or patches of an image, leave at which layer", examples,
+                              options, run_trace, line);
   add_model_option(sub, &options->model, false);
   add_text_options(sub, &options->texts, line);
   add_drop_options(sub, &options->encode.drop);
-  sub->add_option("--format", options->format, "text, json or html (default: by the ending of --output, else text)")
+  sub->add_option("--format", options->format, "text, json, html or png (default: by the ending of --output, else text)")
       ->type_name("NAME")
-      ->check(CLI::IsMember({"text", "json", "html"}));
+      ->check(CLI::IsMember({"text", "json", "html", "png"}));
   sub->add_option("-o,--output", options->output, "write to this file (default: standard output)")->type_name("FILE");
   sub->add_option("--color", options->color, "auto (default: on a terminal, unless NO_COLOR is set), always or never")
       ->type_name("WHEN")
       ->check(CLI::IsMember({"auto", "always", "never"}));
   add_threads_option(sub, &options->threads);
   add_sequence_options(sub, &options->encode);
+  add_image_size_option(sub, &options->encode.image_size);
   add_error_options(sub, &options->errors);
   add_no_check_option(sub, &options->no_check);
 }

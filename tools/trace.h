@@ -1,6 +1,6 @@
-// What a schedule dropped of a text, as plain data, and the forms in which rs trace shows it.
+// What a schedule dropped of a text or an image, as plain data, and the forms in which rs trace shows it.
 #pragma once
-#include "common.h"
+#include "canvas.h"
 #include "json.h"
 
 struct traced_token {
@@ -23,21 +23,39 @@ struct traced_layer {
   size_t kept_count() const;
 };
 
-struct traced_text {
+struct traced_sequence {
   std::string id;  // JSON, or empty
-  std::string text, pair;
-  bool has_pair = false;
-  std::vector<traced_token> tokens;
   std::vector<traced_layer> layers;
   std::vector<int32_t> kept;  // positions left at the end
 
+  virtual ~traced_sequence() = default;
+  virtual size_t length() const = 0;  // in tokens
   // Tokens that each of the model's layers worked on.
   std::vector<size_t> counts(int32_t model_layers) const;
-  // Of the token-layers of the text without dropping, the share that was not computed.
+  // Of the token-layers of the sequence without dropping, the share that was not computed.
   double saved(int32_t model_layers) const;
 };
 
-// What all texts of a run have in common.
+struct traced_text : traced_sequence {
+  std::string text, pair;
+  bool has_pair = false;
+  std::vector<traced_token> tokens;
+  size_t length() const override { return tokens.size(); }
+};
+
+struct traced_image : traced_sequence {
+  std::string path;
+  rs_image_shape shape{};
+  int32_t patch = 0;         // pixels of its side
+  std::vector<uint8_t> rgb;  // [rows * patch, columns * patch, 3]: what the patches are of
+  size_t length() const override { return size_t(shape.tokens); }
+  int32_t pixel_width() const { return shape.columns * patch; }
+  int32_t pixel_height() const { return shape.rows * patch; }
+  // Of each token the layer that it left at; -1: it stayed.
+  std::vector<int32_t> left_at() const;
+};
+
+// What all texts or images of a run have in common.
 struct trace_setting {
   std::string model;
   int32_t layers = 0;           // of the model
@@ -61,3 +79,18 @@ std::string trace_legend(const trace_setting &setting, colours how);
 std::string trace_terminal(const traced_text &trace, const trace_setting &setting, colours how);
 
 std::string trace_html(const std::vector<traced_text> &traces, const trace_setting &setting);
+
+// The same of images.
+std::string trace_json(const traced_image &trace, const trace_setting &setting);
+std::string trace_legend_of_images(const trace_setting &setting, colours how);
+std::string trace_terminal(const traced_image &trace, const trace_setting &setting, colours how);
+std::string trace_html(const std::vector<traced_image> &traces, const trace_setting &setting);
+// A row of pictures an image: itself, then what each layer leaves of it.
+canvas trace_picture(const traced_image &trace, const trace_setting &setting);
+
+// What both have in common: a layer as JSON, with the names of tokens where there are any; lines of the terminal, a layer each;
+// JSON that may stand in a script element; the index of a layer among those that drop, as a share of them.
+nlohmann::ordered_json layer_json(const traced_layer &layer, const std::vector<traced_token> *tokens);
+std::string layer_lines(const traced_sequence &trace, const trace_setting &setting);
+std::string script_json(const nlohmann::ordered_json &value);
+double share_of(const trace_setting &setting, int32_t layer);

@@ -192,16 +192,6 @@ addEventListener('resize', () => articles.forEach(a => a.drawn && draw(a)));
 show(last);
 )js";
 
-// JSON that may stand in a script element: no "</script>" and no "<!--" is left in it.
-std::string script_json(const ordered &value) {
-  std::string out;
-  for (char c : value.dump(-1, ' ', false, ordered::error_handler_t::replace)) {
-    if (c == '<') out += "\\u003c";
-    else out += c;
-  }
-  return out;
-}
-
 double rounded(float value) { return std::isfinite(value) ? std::strtod(format("%.4g", double(value)).c_str(), nullptr) : 0; }
 
 class page {
@@ -377,5 +367,15 @@ class page {
 };
 
 }  // namespace
+
+// JSON that may stand in a script element: no "</script>" and no "<!--" is left in it.
+std::string script_json(const ordered &value) {
+  std::string out;
+  for (char c : value.dump(-1, ' ', false, ordered::error_handler_t::replace)) {
+    if (c == '<') out += "\\u003c";
+    else out += c;
+  }
+  return out;
+}
 
 std::string trace_html(const std::vector<traced_text> &traces, const trace_setting &setting) { return page(traces, setting).str(); }

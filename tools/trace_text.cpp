@@ -12,9 +12,9 @@
 
 size_t traced_layer::kept_count() const { return size_t(std::count(kept.begin(), kept.end(), 1)); }
 
-std::vector<size_t> traced_text::counts(int32_t model_layers) const {
+std::vector<size_t> traced_sequence::counts(int32_t model_layers) const {
   std::vector<size_t> result;
-  size_t now = tokens.size();
+  size_t now = length();
   auto step = layers.begin();
   for (int32_t layer = 0; layer < model_layers; ++layer) {
     if (step != layers.end() && step->layer == layer) now = step->positions.size();
@@ -25,8 +25,8 @@ std::vector<size_t> traced_text::counts(int32_t model_layers) const {
   return result;
 }
 
-double traced_text::saved(int32_t model_layers) const {
-  double all = double(tokens.size()) * model_layers, done = 0;
+double traced_sequence::saved(int32_t model_layers) const {
+  double all = double(length()) * model_layers, done = 0;
   for (size_t n : counts(model_layers)) done += double(n);
   return all > 0 ? 1 - done / all : 0;
 }
@@ -75,7 +75,9 @@ ordered token_json(const traced_token &token, size_t index, bool has_pair) {
   return root;
 }
 
-ordered layer_json(const traced_layer &layer, const std::vector<traced_token> &tokens) {
+}  // namespace
+
+ordered layer_json(const traced_layer &layer, const std::vector<traced_token> *tokens) {
   ordered kept = ordered::array(), dropped = ordered::array(), scores = ordered::array();
   for (size_t i = 0; i < layer.positions.size(); ++i) {
     int32_t position = layer.positions[i];
@@ -85,15 +87,15 @@ ordered layer_json(const traced_layer &layer, const std::vector<traced_token> &t
       kept.push_back(position);
       continue;
     }
-    ordered one = {{"position", position}, {"token", tokens[size_t(position)].token}, {"score", scores.back()}};
+    ordered one = {{"position", position}};
+    if (tokens) one["token"] = (*tokens)[size_t(position)].token;
+    one["score"] = scores.back();
     if (!layer.into.empty()) one["into"] = layer.into[i];
     dropped.push_back(one);
   }
   return {{"layer", layer.layer}, {"n", layer.positions.size()},  {"kept", kept},
           {"dropped", dropped},   {"positions", layer.positions}, {"scores", scores}};
 }
-
-}  // namespace
 
 std::string trace_json(const traced_text &trace, const trace_setting &setting) {
   ordered root;
@@ -104,13 +106,18 @@ std::string trace_json(const traced_text &trace, const trace_setting &setting) {
   for (size_t i = 0; i < trace.tokens.size(); ++i) root["tokens"].push_back(token_json(trace.tokens[i], i, trace.has_pair));
   root["kept"] = trace.kept;
   root["layers"] = ordered::array();
-  for (const traced_layer &layer : trace.layers) root["layers"].push_back(layer_json(layer, trace.tokens));
+  for (const traced_layer &layer : trace.layers) root["layers"].push_back(layer_json(layer, &trace.tokens));
   root["saved"] = trace.saved(setting.layers);
   root["schedule"] = setting.json;
   return root.dump(-1, ' ', false, ordered::error_handler_t::replace) + "\n";
 }
 
 // ---------------------------------------------------------------------------------------------- terminal
+
+double share_of(const trace_setting &setting, int32_t layer) {
+  const auto found = std::find(setting.drops.begin(), setting.drops.end(), layer);
+  return setting.drops.size() > 1 ? double(found - setting.drops.begin()) / double(setting.drops.size() - 1) : 0;
+}
 
 namespace {
 
@@ -133,10 +140,7 @@ class painter {
 
  private:
   std::string colour(int32_t layer) const {
-    auto found = std::find(setting_.drops.begin(), setting_.drops.end(), layer);
-    auto index = double(found - setting_.drops.begin());
-    double share = setting_.drops.size() > 1 ? index / double(setting_.drops.size() - 1) : 0;
-    rgb c = ramp(share, 0.65);
+    rgb c = ramp(share_of(setting_, layer), 0.65);
     return how_ == colours::full ? format("\033[38;2;%d;%d;%dm", c.r, c.g, c.b) : format("\033[38;5;%dm", terminal_colour(c));
   }
 
@@ -193,7 +197,12 @@ std::string trace_terminal(const traced_text &trace, const trace_setting &settin
     }
   }
   special_tokens(n);
-  out += "\n\n";
+  return out + "\n\n" + layer_lines(trace, setting);
+}
+
+std::string layer_lines(const traced_sequence &trace, const trace_setting &setting) {
+  std::string out;
+  const size_t n = trace.length();
   const int digits = int(std::to_string(n).size()), layer_digits = int(std::to_string(setting.layers).size());
   for (const traced_layer &layer : trace.layers)
     out += format("layer %*d: %*zu \xe2\x86\x92 %*zu tokens  ", layer_digits, layer.layer, digits, layer.positions.size(), digits,

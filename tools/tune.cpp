@@ -4,7 +4,6 @@
 // that a schedule leaves; what it comes to is timed on this machine, all in turns, and judged on the other half too, so that what
 // was chosen by luck shows.
 #include "chart.h"
-#include "image_size.h"
 #include "json.h"
 #include "metrics.h"
 #include "options.h"
@@ -122,7 +121,7 @@ class tune_file {
         model_(load_model(path, !options.no_check)),
         encoding_(options.encode, model_.get()) {
     if (encoding_.per_token()) fail_usage("rs tune compares vectors of texts, not of tokens");
-    const image_size size = parse_image_size("--image-size", options.image_size);
+    const image_size size = image_size_of(options.image_size, model_.get());
     encoding_.params.image_width = size.width;
     encoding_.params.image_height = size.height;
     layers_ = task_layers(model_.get(), options.of_images());
