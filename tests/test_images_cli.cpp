@@ -649,7 +649,9 @@ TEST_F(CliImages, TheWindowIsBoundedAndInOrder) {
         ASSERT_TRUE(loader.next(&item));
         EXPECT_EQ(item.line, i);
         EXPECT_LE(taken, i + most);
-        if (i > 1) EXPECT_EQ(taken, i + most) << "no image was taken in advance";
+        if (i > 1) {
+          EXPECT_EQ(taken, i + most) << "no image was taken in advance";
+        }
         EXPECT_EQ(item.error.empty(), i % 2 == 1) << item.error;
         EXPECT_EQ(item.pixels.size(), i % 2 == 1 ? size_t(3) * size_t(side) * size_t(side) : 0);
       }

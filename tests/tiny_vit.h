@@ -146,7 +146,9 @@ struct tiny_vit {
         rs_writer_set_f32s(w, "image.std", deviation, 3),
     };
     for (size_t i = 0; i < std::size(all); i++)
-      if (!clip || (i != 1 && i != 2)) EXPECT_EQ(all[i], RS_OK) << rs_last_error();
+      if (!clip || (i != 1 && i != 2)) {
+        EXPECT_EQ(all[i], RS_OK) << rs_last_error();
+      }
   }
 
   std::mt19937 rng{7};
