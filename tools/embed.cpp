@@ -79,7 +79,7 @@ class embedder : public text_run {
 
   // Texts and images go in calls of their own.
   void compute(const std::vector<const text_item *> &items) override {
-    places_.assign(items.size(), 0);
+    places_.assign(items.size(), nullptr);
     infos_.assign(items.size(), rs_text_info());
     std::vector<size_t> texts, images;
     for (size_t i = 0; i < items.size(); ++i) {
