@@ -102,6 +102,7 @@ canvas enlarged(const uint8_t *pixels, int32_t width, int32_t height, int32_t fa
 }
 
 std::string png_of(const canvas &picture) {
+  if (picture.width < 1 || picture.height < 1) fail("a picture without pixels");
   int length = 0;
   std::unique_ptr<uint8_t, releaser<free>> bytes(
       stbi_write_png_to_mem(picture.pixels.data(), 3 * picture.width, picture.width, picture.height, 3, &length));

@@ -20,7 +20,7 @@ struct canvas {
 rgb mix(const rgb &a, const rgb &b, double share_of_b);
 
 // Larger, by a whole factor, without edges between the pixels.
-canvas enlarged(const uint8_t *rgb, int32_t width, int32_t height, int32_t factor);
+canvas enlarged(const uint8_t *pixels, int32_t width, int32_t height, int32_t factor);
 
 std::string png_of(const canvas &picture);
 std::string base64(std::string_view bytes);

@@ -339,8 +339,7 @@ void add_classify(CLI::App *app, command_line *line) {
                   "of a model that takes images and texts: what images may show, 'a cat,a dog';\n"
                   "scored by how well each suits, together 1 where the model was trained so")
       ->type_name("LABEL,…")
-      ->expected(1)
-      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+      ->allow_extra_args(false);
   options->template_option =
       sub->add_option("--template", options->label_template, "what is made of a label, in place of {}: 'a photo of {}'")
           ->type_name("TEXT");

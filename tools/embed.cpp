@@ -79,7 +79,7 @@ class embedder : public text_run {
 
   // Texts and images go in calls of their own.
   void compute(const std::vector<const text_item *> &items) override {
-    places_.assign(items.size(), 0);
+    places_.assign(items.size(), nullptr);
     infos_.assign(items.size(), rs_text_info());
     std::vector<size_t> texts, images;
     for (size_t i = 0; i < items.size(); ++i) {
@@ -173,12 +173,10 @@ void add_embed(CLI::App *app, command_line *line) {
                   "--drop those that are left, and behind them what --drop-mode fold made).\n"
                   "A file of such a name: ./cls")
       ->type_name("FILE|KIND")
-      ->expected(1)
-      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+      ->allow_extra_args(false);
   sub->add_option("--text", options->texts_beside, "a text beside the images, of a model that takes both; repeatable")
       ->type_name("TEXT")
-      ->expected(1)
-      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+      ->allow_extra_args(false);
   sub->add_option("--format", options->format, "jsonl, json, csv, npy or raw (default: jsonl)")
       ->type_name("NAME")
       ->check(CLI::IsMember(vector_formats));

@@ -259,7 +259,7 @@ static std::string read_image_file(const std::string &path, std::vector<char> *b
   if (!file) return join("cannot open: ", strerror(errno));
   struct stat status {};
   const bool plain = fstat(fileno(file.get()), &status) == 0 && S_ISREG(status.st_mode);
-  const std::string too_large = "larger than " + human_bytes(double(max_file_bytes));
+  std::string too_large = "larger than " + human_bytes(double(max_file_bytes));
   if (plain && size_t(status.st_size) > max_file_bytes) return too_large;
   bytes->resize(plain ? size_t(status.st_size) + 1 : size_t(1) << 16);  // one more than there is: reading that finds the end
   size_t used = 0;

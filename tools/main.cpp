@@ -37,7 +37,8 @@ class help_formatter : public CLI::Formatter {
   std::string make_usage(const CLI::App *app, std::string name) const override {
     std::string usage = CLI::Formatter::make_usage(app, name);
     usage.erase(usage.find_last_not_of('\n') + 1);
-    return usage + (takes_texts(*app) ? " [TEXT...]\n" : "\n");
+    if (!takes_texts(*app)) return usage + "\n";
+    return usage + (app->get_option_no_throw("--image-size") ? " [TEXT|IMAGE...]\n" : " [TEXT...]\n");
   }
 };
 
@@ -100,7 +101,7 @@ static void fill_standard_streams() {
 int main(int argc, char **argv) {
   fill_standard_streams();
   signal(SIGPIPE, SIG_IGN);  // a closed pipe is an error of write(), reported like any other
-  CLI::App app("Texts to vectors with transformer encoders, from one weight file.", "rs");
+  CLI::App app("Texts and images to vectors with transformer encoders, from one weight file.", "rs");
   app.set_version_flag("--version", std::string("rs ") + rs_version(), "print the version");
   app.set_help_flag("-h,--help", "print this help");
   app.footer(examples);

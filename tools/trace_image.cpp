@@ -95,8 +95,8 @@ canvas panel_after(const traced_image &trace, const trace_setting &setting, cons
   return panel;
 }
 
-std::string caption(const traced_layer &layer) {
-  return format("layer %d: %zu of %zu", layer.layer, layer.kept_count(), layer.positions.size());
+std::string caption(const traced_image &trace, const traced_layer &layer) {
+  return format("layer %d: %zu of %zu", layer.layer, layer.kept_count(), trace.length());
 }
 
 std::string file_name(const std::string &path) {
@@ -126,7 +126,7 @@ canvas trace_picture(const traced_image &trace, const trace_setting &setting) {
     const int32_t x = margin + across * int32_t(i % columns), y = margin + down * int32_t(i / columns);
     page.put(panel_after(trace, setting, whole, i), x, y);
     if (i == 0) label(file_name(trace.path), x, y + whole.height + 8, faint);
-    else label(caption(trace.layers[i - 1]), x, y + whole.height + 8, ink);
+    else label(caption(trace, trace.layers[i - 1]), x, y + whole.height + 8, ink);
   }
   return page;
 }
@@ -155,10 +155,10 @@ std::string trace_json(const traced_image &trace, const trace_setting &setting) 
 
 namespace {
 
-// The layers that drop as one character each; the eleventh is 'a'.
+// The layers that drop as a letter each, which no one takes for the layer's number.
 char mark_of(const trace_setting &setting, int32_t layer) {
   const auto index = std::find(setting.drops.begin(), setting.drops.end(), layer) - setting.drops.begin();
-  const std::string marks = "0123456789abcdefghijklmnopqrstuvwxyz";
+  const std::string marks = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
   return marks[std::min(size_t(index), marks.size() - 1)];
 }
 
@@ -405,10 +405,9 @@ class image_page {
     for (size_t i = 0; i < trace.layers.size(); ++i) {
       const traced_layer &layer = trace.layers[i];
       out_ += "<figure>";
-      picture("", panel_after(trace, setting_, whole, i + 1), caption(layer));
+      picture("", panel_after(trace, setting_, whole, i + 1), caption(trace, layer));
       out_ += format("<figcaption><b style=\"--c:%s\">layer %d</b><span>%zu of %zu</span></figcaption>",
-                     ramp(share_of(setting_, layer.layer), 0.65).hex().c_str(), layer.layer, layer.kept_count(),
-                     layer.positions.size());
+                     ramp(share_of(setting_, layer.layer), 0.65).hex().c_str(), layer.layer, layer.kept_count(), trace.length());
       picture(" heat", heat_map(trace, layer), "scores");
       out_ += "</figure>\n";
     }
