@@ -397,6 +397,7 @@ class Arguments(unittest.TestCase):
         for args, word in ((("--engines", "tensorflow"), "no engine 'tensorflow'"), (("--engines", "ort-f32@avx2"), "no engine 'ort-f32@avx2'"),
                            (("--engines", ","), "expected names"), (("--cases", "8"), "expected BATCHxTOKENS"), (("--cases", "0x16"), "got '0x16'"),
                            (("--cases", "1x1"), "got '1x1'"), (("--image-cases", "224"), "expected PIXELSxBATCH such as 224x8, got '224'"),
+                           (("--image-cases", "224x1", "--cases", "texts"), "--cases has no images"),
                            (("--image-cases", "8x224"), "'8x224': expected 14 to 2048 pixels"), (("--image-cases", "224x0"), "a batch of 1 to 1024"),
                            (("--rounds", "0"), "expected a number from 1, got '0'"),
                            (("--seconds", "nan"), "got 'nan'"), (("--threads", "many"), "got 'many'"), (("--out", "x.txt"), "ends with .md")):
