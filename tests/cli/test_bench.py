@@ -233,7 +233,8 @@ def image_results():
                         "rs-q8+drop": row("rs q8, tokens dropped", True, "int8", **{"518x1": 25}),
                         "ort-int8": row("ONNX <int8>", False, "int8", **{"224x8": 200, "518x1": 100}),
                         "torch-f32": row("PyTorch", False, "f32", **{"224x8": 150}),
-                        "ov-int8": dict(row("OpenVINO", False, "int8"), reason="no wheel")},
+                        "ov-int8": dict(row("OpenVINO", False, "int8"), reason="no wheel"),
+                        "ort-f32": dict(row("ORT", False, "f32"), facts={"fused": {"Attention": 12, "BiasGelu": 3}})},
             "cases": [one, two]}
 
 
@@ -329,7 +330,7 @@ class Report(unittest.TestCase):
     def test_images(self):
         r = dict(results(), images=image_results())
         text = report.markdown(r, "plot.svg", "images.svg")
-        for words in ("| model | a-model and dinov2-small |", "![images a second, a bar an engine](images.svg)", "`ratios=0.5 score=random`",
+        for words in ("| model | a-model and dinov2-small |", "![images a second, a bar an engine](images.svg)", "`ratios=0.5 score=random`", "optimizer: 12 Attention, 3 BiasGelu.",
                       # 8 images in the median of 0.125 s and 0.25 s; three times as fast in each round.
                       "| rs q8 | 42.7 | 2.5 |", "| rs q8 | 187.50 | 400.00 |", "| rs q8 | **3.00**<br>3.00 to 3.00<br>ort-int8 | **2.00**",
                       "| rs q8, tokens dropped | – | 5.0 |", "| rs q8, tokens dropped | – | **4.00**", "| mean / lowest | 224 pixels, 60 |",
@@ -396,6 +397,7 @@ class Arguments(unittest.TestCase):
         for args, word in ((("--engines", "tensorflow"), "no engine 'tensorflow'"), (("--engines", "ort-f32@avx2"), "no engine 'ort-f32@avx2'"),
                            (("--engines", ","), "expected names"), (("--cases", "8"), "expected BATCHxTOKENS"), (("--cases", "0x16"), "got '0x16'"),
                            (("--cases", "1x1"), "got '1x1'"), (("--image-cases", "224"), "expected PIXELSxBATCH such as 224x8, got '224'"),
+                           (("--image-cases", "224x1", "--cases", "texts"), "--cases has no images"),
                            (("--image-cases", "8x224"), "'8x224': expected 14 to 2048 pixels"), (("--image-cases", "224x0"), "a batch of 1 to 1024"),
                            (("--rounds", "0"), "expected a number from 1, got '0'"),
                            (("--seconds", "nan"), "got 'nan'"), (("--threads", "many"), "got 'many'"), (("--out", "x.txt"), "ends with .md")):

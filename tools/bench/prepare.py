@@ -119,7 +119,7 @@ def optimize_onnx(config, out):
 def quantize_onnx(config, out, per_channel):
     from onnxruntime.quantization import QuantType, quantize_dynamic
     # Without VNNI, pairs of 8-bit products saturate: weights of 7 bits are what ONNX Runtime advises there.
-    # The patch convolution stays f32: as integers it is slower.
+    # Not the patch convolution: integers make it no faster, only coarser.
     operators = ["MatMul", "Attention"] if "image size" in config else None
     quantize_dynamic(path(config, "ort-f32"), out, weight_type=QuantType.QInt8, per_channel=per_channel, op_types_to_quantize=operators,
                      reduce_range=config["reduce_range"], extra_options={"DefaultTensorType": 1})

@@ -245,10 +245,13 @@ def image_parts(images, plot):
     if plot:
         parts.append("![images a second, a bar an engine](%s)\n" % plot)
     parts.append("""Class features of square images; every engine is given the same pixels, which are prepared beforehand (noise: what is in an image
-changes no time). ONNX and OpenVINO have a model a size, with its position embeddings made; their int8 is as for texts, OpenVINO's calibrated
-on made pictures, and the patch convolution of ONNX Runtime stays f32.
+changes no time). ONNX Runtime and OpenVINO have a model a size, exported from a plain definition: position embeddings made, layer scale in the weights. Their int8 is as for texts, OpenVINO's calibrated on made pictures; ONNX Runtime's patch convolution
+stays f32. PyTorch has the model of transformers, with its SDPA.
 """)
-    if images["drop"]:
+    fused = images["engines"].get("ort-f32", {}).get("facts", {}).get("fused")
+    if fused:
+        parts.append("Fused by ONNX Runtime's optimizer: %s.\n" % ", ".join("%d %s" % (n, what) for what, n in fused.items()))
+    if any("rs-q8+drop" in c["turns"] for c in cases):
         parts.append("*%s*: `%s`.\n" % (images["engines"]["rs-q8+drop"]["label"], images["drop"]))
     parts += ["Images a second:\n", speed_table(images, cases, images_per_second, lambda x: "%.1f" % x),
               "Milliseconds a call:\n", speed_table(images, cases, lambda c, n, m: 1e3 * m, lambda x: "%.2f" % x)]
