@@ -2,7 +2,8 @@
 """Make the weight files that the tests use: fetch all-MiniLM-L6-v2 and convert it once a type.
 
 Reads RS_TEST_MODEL_DIR (a model folder, fetched to there when absent), RS_TEST_MODELS (where the files go), RS_PROGRAM.
-sst2-minilm, a classifier, is made beside the model folder by $RS_SHARED/models/make-models (else ../shared) where that is there.
+Classifiers, sst2-minilm of texts and cifar10-dinov2-s of images, are made beside the model folder by $RS_SHARED/models/make-models (else
+../shared) where that is there.
 Exit status 77, and nothing written, where the model cannot be fetched; 1 where it cannot be converted.
 """
 
@@ -34,12 +35,12 @@ def convert(program, folder, models, name, kinds):
 
 
 def make_classifier(folder):
-    """Whether the classifier is there, after an attempt to make it."""
+    """Whether a classifier is there, after an attempt to make it."""
     script = os.path.join(os.environ.get("RS_SHARED") or os.path.join(SOURCE, "..", "shared"), "models", "make-models")
     try:
         made_models.make(script, folder)
     except (OSError, RuntimeError) as e:
-        print("no sst2-minilm, its tests will skip: %s" % e)
+        print("no %s, its tests will skip: %s" % (os.path.basename(folder), e))
         return False
     return True
 
@@ -54,9 +55,10 @@ def main():
     os.makedirs(models, exist_ok=True)
     if not convert(program, folder, models, "minilm", ("f32", "f16", "q8", "q4")):
         return 1
-    classifier = os.path.join(os.path.dirname(os.path.abspath(folder)), "sst2-minilm")
-    if make_classifier(classifier) and not convert(program, classifier, models, "sst2", ("f32", "q8", "q4")):
-        return 1
+    for name, files, kinds in (("sst2-minilm", "sst2", ("f32", "q8", "q4")), ("cifar10-dinov2-s", "cifar10", ("f32", "q8"))):
+        classifier = os.path.join(os.path.dirname(os.path.abspath(folder)), name)
+        if make_classifier(classifier) and not convert(program, classifier, models, files, kinds):
+            return 1
     return 0
 
 
