@@ -258,8 +258,8 @@ TEST_F(EvalImages, AccuracyIsThatOfTheModel) {
 }
 
 TEST_F(EvalImages, TableAndFilesInTurns) {
-  const run_result r = eval({"images", "-m", weights("classifier"), "-m", weights("q8"), "--data", data(), "--rounds", "2", "-t", "1",
-                             "--drop", "0,0.5", "--drop-score", "mlp"});
+  const run_result r = eval({"images", "-m", weights("classifier"), "-m", weights("q8"), "--data", data(), "--rounds", "2", "-t",
+                             "1", "--drop", "0,0.5", "--drop-score", "mlp"});
   EXPECT_EQ(r.code, 0) << r;
   EXPECT_EQ(r.err, "");
   const strings lines = lines_of(r.out);
@@ -362,7 +362,8 @@ TEST_F(EvalImages, PatchesAreThoseBehindTheClassToken) {
 }
 
 TEST_F(EvalImages, AgainstAnotherWeightFile) {
-  const json row = eval_json({"cosine", "-m", weights("q8"), "--against", weights("classifier"), "--data", data(), "--rounds", "1"});
+  const json row =
+      eval_json({"cosine", "-m", weights("q8"), "--against", weights("classifier"), "--data", data(), "--rounds", "1"});
   EXPECT_GT(row["full"]["metrics"]["cosine"], 0.98);
   EXPECT_LT(row["full"]["metrics"]["cosine"], 1);
   EXPECT_GT(row["full"]["metrics"]["patches"], 0.98);
@@ -420,7 +421,8 @@ TEST_F(EvalImages, TuneFindsAndStores) {
   EXPECT_EQ(cosine.code, 0) << cosine;
   EXPECT_EQ(json::parse(cosine.out, nullptr, false)["metric"], "cosine") << cosine;
   write_file(dir_ / "texts.txt", "a text\n");
-  expect_failure(rs({"tune", "-m", dir_ / "m.rsw", "--data", dir_ / "texts.txt", "--image-size", "48"}), 2, "--image-size goes with");
+  expect_failure(rs({"tune", "-m", dir_ / "m.rsw", "--data", dir_ / "texts.txt", "--image-size", "48"}), 2,
+                 "--image-size goes with");
 }
 
 TEST_F(EvalImages, Bench) {
@@ -455,12 +457,13 @@ TEST_F(EvalImages, Bench) {
 
 // ------------------------------------------------------------------------------------------------ a real model, real data
 
-// cifar10-dinov2-s, which the tests' models do not have: where a run of tools/results, or a user, has left it.
 TEST(eval_images_real, cifar10_agrees_with_the_reference) {
   RS_NEED_SHARED("golden/cifar10_logits.jsonl");
   RS_NEED_SHARED("data/cifar-subset/test");
-  const std::string file = env_or("RS_TEST_CIFAR", env_or("RS_TEST_MODELS", RS_DEFAULT_TEST_MODELS) + "/cifar10-f32.rsw");
-  if (!file_exists(file)) GTEST_SKIP() << "needs cifar10-dinov2-s as f32, which could not be made";
+  const std::string models = env_or("RS_TEST_MODELS", RS_DEFAULT_TEST_MODELS);
+  for (const char *type : {"f32", "q8"})
+    if (!file_exists(models + "/cifar10-" + type + ".rsw"))
+      GTEST_SKIP() << "needs cifar10-dinov2-s as " << type << ", which could not be made";
   // The images that --limit takes: the first ten of each class.
   size_t right = 0, all = 0;
   for (const json &row : jsonl(read_file(shared_file("golden/cifar10_logits.jsonl")))) {
@@ -472,12 +475,10 @@ TEST(eval_images_real, cifar10_agrees_with_the_reference) {
     ++all;
   }
   ASSERT_EQ(all, 100u);
-  for (const std::string &type : {std::string("f32"), std::string("q8")}) {
-    std::string path = file;
-    if (const size_t at = path.rfind("f32"); type == "q8") path.replace(at, 3, "q8");
-    if (!file_exists(path)) GTEST_SKIP() << "needs " << path;
-    const run_result r =
-        rs({"eval", "images", "-m", path, "--data", shared_file("data/cifar-subset/test"), "--limit", "100", "--rounds", "1", "--json"});
+  for (const std::string type : {"f32", "q8"}) {
+    const std::string path = models + "/cifar10-" + type + ".rsw";
+    const run_result r = rs({"eval", "images", "-m", path, "--data", shared_file("data/cifar-subset/test"), "--limit", "100",
+                             "--rounds", "1", "--json"});
     ASSERT_EQ(r.code, 0) << r;
     const json row = jsonl(r.out).at(0);
     EXPECT_EQ(row["full"]["images"], 100);

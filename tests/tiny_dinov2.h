@@ -1,5 +1,5 @@
-// A small DINOv2 with random weights, as published weights (rs_source) and as a weight file, and small images: for tests that need a
-// whole vision model but no real one.
+// A small DINOv2 with random weights, as published weights (rs_source) and as a weight file, and small images: for tests that need
+// a whole vision model but no real one.
 #pragma once
 #include "../rs.h"
 #include "test_util.h"
@@ -110,10 +110,10 @@ struct tiny_dinov2 {
     const int64_t size[] = {side, side};
     const float mean[] = {0.5f, 0.45f, 0.4f}, deviation[] = {0.25f, 0.25f, 0.25f};
     const rs_status all[] = {
-        rs_writer_set_str(w, "encode.pooling", "cls"),       rs_writer_set_bool(w, "encode.normalize", false),
-        rs_writer_set_str(w, "image.resize", "exact"),       rs_writer_set_i64s(w, "image.resize_size", size, 2),
-        rs_writer_set_str(w, "image.resample", "bicubic"),   rs_writer_set_f64(w, "image.rescale", 1 / 255.),
-        rs_writer_set_f32s(w, "image.mean", mean, 3),        rs_writer_set_f32s(w, "image.std", deviation, 3),
+        rs_writer_set_str(w, "encode.pooling", "cls"),     rs_writer_set_bool(w, "encode.normalize", false),
+        rs_writer_set_str(w, "image.resize", "exact"),     rs_writer_set_i64s(w, "image.resize_size", size, 2),
+        rs_writer_set_str(w, "image.resample", "bicubic"), rs_writer_set_f64(w, "image.rescale", 1 / 255.),
+        rs_writer_set_f32s(w, "image.mean", mean, 3),      rs_writer_set_f32s(w, "image.std", deviation, 3),
     };
     for (rs_status s : all) EXPECT_EQ(s, RS_OK) << rs_last_error();
   }

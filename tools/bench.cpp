@@ -23,8 +23,10 @@ const char *const examples =
     "  rs bench -m dinov2.rsw --shapes 1x224,8x224,1x518x392        # images, in pixels\n"
     "A case is a shape and a weight file; 8x128 is 8 sequences of 128 tokens, special tokens included, in one call.  The tokens "
     "are\n"
-    "random, the same for every file with that vocabulary.  Of a model that takes only images, 8x224 is 8 images of 224x224 pixels,\n"
-    "8x320x240 of that width and height, as they come from preparation (random too).  Files take turns, run by run, so that whatever else the machine does\n"
+    "random, the same for every file with that vocabulary.  Of a model that takes only images, 8x224 is 8 images of 224x224 "
+    "pixels,\n"
+    "8x320x240 of that width and height, as they come from preparation (random too).  Files take turns, run by run, so that "
+    "whatever else the machine does\n"
     "hurts all alike.  Of the runs: median, and the time that a tenth (p10) and nine tenths (p90) stay below; tokens/s and\n"
     "sequences/s are of the median.  arena: memory of the session for that shape; peak RSS: the most memory that was resident in "
     "the\n"
@@ -41,7 +43,8 @@ const char *const text_shapes = "1x16,1x128,8x128,32x128";
 struct bench_options {
   std::vector<std::string> models;
   std::string shapes;
-  const CLI::Option *shapes_option = nullptr;  // not given: of texts text_shapes, of images 1 and 8 of the size that the model wants
+  const CLI::Option *shapes_option =
+      nullptr;  // not given: of texts text_shapes, of images 1 and 8 of the size that the model wants
   int threads = 0;
   double seconds = 1;
   int64_t seed = 1;
@@ -245,7 +248,8 @@ class bench {
     for (const std::string &file : options.models) models_.push_back(load(file, options));
     for (const bench_model &model : models_) {
       if (model.of_images() != models_[0].of_images())
-        fail_usage(in_quotes(model.file), " and ", in_quotes(models_[0].file), ": one takes images, the other texts; measure them one by one");
+        fail_usage(in_quotes(model.file), " and ", in_quotes(models_[0].file),
+                   ": one takes images, the other texts; measure them one by one");
       work_.push_back(workloads_of(model, options));
       // Models of other sizes, where no shapes are given: each row has to be of one.
       for (size_t i = 0; i < work_[0].size(); ++i)
@@ -299,19 +303,17 @@ class bench {
   void add_row(const bench_case &c, std::optional<size_t> peak, double gain) {
     const auto ms = [&](double share) { return format("%.3f", 1e3 * c.quantile(share)); };
     table_->add({c.model.file, c.model.info.weight_type, c.work.str() + (c.drop ? format(" drop %.2fx", gain) : ""),
-                std::to_string(c.runs()), ms(0.5), ms(0.1), ms(0.9), format("%.0f", c.tokens_per_second()),
-                format("%.1f", c.sequences_per_second()), human_bytes(double(c.arena_bytes())),
-                peak ? human_bytes(double(*peak)) : ""});
+                 std::to_string(c.runs()), ms(0.5), ms(0.1), ms(0.9), format("%.0f", c.tokens_per_second()),
+                 format("%.1f", c.sequences_per_second()), human_bytes(double(c.arena_bytes())),
+                 peak ? human_bytes(double(*peak)) : ""});
     if (!options_.ops.empty())
       op_tables_ += join("\n", c.model.file, ", ", c.work.str(), c.drop ? ", dropping" : "", ", one run\n",
                          op_table(c.ops(), options_.ops, c.runs(), &peaks_));
   }
 
   void print_json(const bench_case &c, std::optional<size_t> peak, double gain) {
-    nlohmann::ordered_json row = {{"model", c.model.file},
-                                  {"weight_type", c.model.info.weight_type},
-                                  {"isa", rs_isa()},
-                                  {"threads", threads_}};
+    nlohmann::ordered_json row = {
+        {"model", c.model.file}, {"weight_type", c.model.info.weight_type}, {"isa", rs_isa()}, {"threads", threads_}};
     c.work.describe(&row);
     row["seed"] = options_.seed;
     row["runs"] = c.runs();
@@ -335,7 +337,7 @@ class bench {
   progress progress_;
   std::vector<bench_model> models_;
   std::vector<workloads> work_;  // of each model
-  size_t done_ = 0;  // shapes
+  size_t done_ = 0;              // shapes
   std::string op_tables_;
   std::optional<text_table> table_;
 };
@@ -348,8 +350,12 @@ void add_bench(CLI::App *app, command_line *line) {
   auto options = std::make_shared<bench_options>();
   CLI::App *sub = add_command(app, "bench", "how fast weight files run here", examples, options, run_bench, line);
   sub->add_option("-m,--model", options->models, "weight files, as rs convert writes them")->type_name("FILE...")->required();
-  options->shapes_option = sub->add_option("--shapes", options->shapes, join("sequences by tokens, a list (default: ", text_shapes, ");\nof models that take only images, images by pixels (default: 1 and 8 of the size that the model wants)"))
-      ->type_name("BxT,...");
+  options->shapes_option =
+      sub->add_option(
+             "--shapes", options->shapes,
+             join("sequences by tokens, a list (default: ", text_shapes,
+                  ");\nof models that take only images, images by pixels (default: 1 and 8 of the size that the model wants)"))
+          ->type_name("BxT,...");
   add_threads_option(sub, &options->threads);
   sub->add_option("--seconds", options->seconds, "time for each case (default: 1)")->type_name("S");
   sub->add_option("--seed", options->seed, "of the random tokens (default: 1)")->type_name("N")->check(CLI::NonNegativeNumber);

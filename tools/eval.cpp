@@ -34,7 +34,8 @@ const char *const examples =
     "  nn         accuracy of the k nearest neighbours' votes, weighted by exp(cosine / 0.07).  JSON lines with text and label, "
     "or\n"
     "             tab-separated with a heading; each text by all others, or by those of --train\n"
-    "  cosine     mean cosine with the vectors without dropping, or with those of --against.  Texts, plain or JSON lines; or a folder\n"
+    "  cosine     mean cosine with the vectors without dropping, or with those of --against.  Texts, plain or JSON lines; or a "
+    "folder\n"
     "             of images, where the features of patches are compared too (all of them: with --drop-mode restore)\n"
     "  images     accuracy x100 of a classifier of images.  A folder of folders that are named as the model's labels;\n"
     "             classification: the same, where --data is a folder.  --limit takes as many of every class\n"
@@ -98,7 +99,7 @@ class eval_case {
   const std::string &file() const { return file_; }
   const rs_model_info &info() const { return info_; }
   const rs_model *model() const { return model_.get(); }
-  int32_t layers() const { return layers_; }  // that the task runs
+  int32_t layers() const { return layers_; }                               // that the task runs
   const std::vector<eval_setting> &settings() const { return settings_; }  // without dropping, then with each schedule
   int threads() const { return rs_session_threads(sessions_[0].get()); }
 
@@ -209,7 +210,8 @@ class evaluator {
   std::string table() const {
     std::vector<std::string> head = {"model", "type", "drop"};
     for (const eval_metric &metric : results_[0].metrics) head.push_back(metric.name);
-    for (const char *name : {task_->of_images() ? "images/s" : "tokens/s", "tokens/layer", "left", "arena"}) head.emplace_back(name);
+    for (const char *name : {task_->of_images() ? "images/s" : "tokens/s", "tokens/layer", "left", "arena"})
+      head.emplace_back(name);
     text_table table(head);
     std::string schedules;
     each_case([&](const eval_case &c, const evaluation *results) {
@@ -293,10 +295,11 @@ class evaluator {
     if (dropped) {
       root["drop"] = text_of(*drop);
       root["dropped"] = result_json(c, *dropped);
-      root["ratio"] = {{"quality", number_or_null(ratio(dropped->quality(), full.quality()))},
-                       {task_->of_images() ? "images_per_second" : "tokens_per_second", number_or_null(ratio(rate(*dropped), rate(full)))},
-                       {"token_layers", number_or_null(ratio(dropped->token_layers, full.token_layers))},
-                       {"arena_bytes", number_or_null(ratio(double(dropped->arena_bytes), double(full.arena_bytes)))}};
+      root["ratio"] = {
+          {"quality", number_or_null(ratio(dropped->quality(), full.quality()))},
+          {task_->of_images() ? "images_per_second" : "tokens_per_second", number_or_null(ratio(rate(*dropped), rate(full)))},
+          {"token_layers", number_or_null(ratio(dropped->token_layers, full.token_layers))},
+          {"arena_bytes", number_or_null(ratio(double(dropped->arena_bytes), double(full.arena_bytes)))}};
     }
     root["peak_rss_bytes"] = nullptr;
     if (auto bytes = peak_resident_bytes()) root["peak_rss_bytes"] = *bytes;
@@ -408,7 +411,8 @@ void add_eval(CLI::App *app, command_line *line) {
       ->type_name("X");
   add_count("--rounds", &options->rounds, "how often everything is encoded (default: 3); for tokens/s only");
   add_image_size_option(sub, &options->image_size);
-  sub->add_option("-b,--batch", options->data.batch, "texts or images that are encoded together (default: 64); does not change the quality")
+  sub->add_option("-b,--batch", options->data.batch,
+                  "texts or images that are encoded together (default: 64); does not change the quality")
       ->type_name("N")
       ->check(CLI::Range(1, 65536));
   add_threads_option(sub, &options->threads);

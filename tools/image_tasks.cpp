@@ -10,8 +10,8 @@
 
 namespace {
 
-constexpr size_t kept_pixels = size_t(256) << 20;    // bytes
-constexpr size_t kept_patches = size_t(1) << 30;     // bytes of patch features to compare with
+constexpr size_t kept_pixels = size_t(256) << 20;  // bytes
+constexpr size_t kept_patches = size_t(1) << 30;   // bytes of patch features to compare with
 constexpr size_t largest_file = size_t(256) << 20;
 
 // Two weight files prepare images alike where this is the same.
@@ -239,8 +239,8 @@ class image_cosine : public image_task {
     const rs_image_shape shape = shape_of(reference);
     const double bytes = double(files_.size()) * (shape.tokens - shape.prefix) * hidden(reference) * sizeof(float);
     if (bytes > double(kept_patches))
-      fail("patch features of ", files_.size(), " images of ", shape.width, "x", shape.height, " take ", human_bytes(bytes), ", more than ",
-           human_bytes(double(kept_patches)), ": --limit compares fewer");
+      fail("patch features of ", files_.size(), " images of ", shape.width, "x", shape.height, " take ", human_bytes(bytes),
+           ", more than ", human_bytes(double(kept_patches)), ": --limit compares fewer");
     image_run run(*this, reference);
     shape_ = shape;
     hidden_ = hidden(reference);

@@ -43,7 +43,8 @@ static image_batch parse_image_batch(const std::string &option, std::string_view
 }
 
 template <class T>
-static std::vector<T> parse_list(const std::string &option, std::string_view list, T (*parse)(const std::string &, std::string_view)) {
+static std::vector<T> parse_list(const std::string &option, std::string_view list,
+                                 T (*parse)(const std::string &, std::string_view)) {
   std::vector<T> all;
   for (;;) {
     const size_t comma = list.find(',');

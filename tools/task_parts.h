@@ -24,7 +24,8 @@ class layer_counter {
 class label_finder {
  public:
   explicit label_finder(const rs_model *model);
-  size_t find(const std::string &name, const std::string &place) const;  // throws failure, which names the label and those there are
+  size_t find(const std::string &name,
+              const std::string &place) const;  // throws failure, which names the label and those there are
 
  private:
   std::map<std::string, size_t> numbers_;

@@ -37,7 +37,7 @@ struct evaluation {
   double tokens_per_second() const { return double(tokens) / median_seconds(); }
   double texts_per_second() const { return double(texts) / median_seconds(); }
 
-  size_t texts = 0, tokens = 0;  // texts, or images
+  size_t texts = 0, tokens = 0;       // texts, or images
   std::map<int32_t, size_t> lengths;  // texts by their tokens
   double token_layers = 0;            // tokens that enter each layer, summed over layers
   double full_token_layers = 0;       // the same without dropping
@@ -61,7 +61,7 @@ class eval_run {
 class eval_task {
  public:
   virtual ~eval_task() = default;
-  virtual std::string what() const = 0;          // "1379 pairs"
+  virtual std::string what() const = 0;  // "1379 pairs"
   virtual bool of_images() const { return false; }
   virtual void check(const rs_model *) const {}  // throws usage_failure for a model that cannot do this
   virtual void prepare(const eval_setting &) {}

@@ -183,7 +183,8 @@ class cost_model {
     const std::string architecture = info.architecture;
     for (const std::string &tower : {architecture + ".", architecture + (of_images ? ".image." : ".text.")}) {
       rs_meta meta;
-      if (find_meta(model, (tower + "intermediate_size").c_str(), &meta) && meta.kind == RS_META_I64) intermediate = double(meta.i64);
+      if (find_meta(model, (tower + "intermediate_size").c_str(), &meta) && meta.kind == RS_META_I64)
+        intermediate = double(meta.i64);
       if (find_meta(model, (tower + "gated").c_str(), &meta) && meta.kind == RS_META_BOOL && meta.boolean) matrices = 3;
     }
     token_ = 4 * c * c + matrices * c * intermediate;
@@ -193,7 +194,7 @@ class cost_model {
 
   double of(int32_t tokens, const rs_drop *drop) const {
     std::vector<int32_t> counts(size_t(layers_) + 1, tokens);
-    const int32_t fixed = std::min(tokens, prefix_ >= 0                              ? prefix_
+    const int32_t fixed = std::min(tokens, prefix_ >= 0                                ? prefix_
                                            : !drop || drop->protect == RS_PROTECT_NONE ? 0
                                            : drop->protect == RS_PROTECT_SPECIAL       ? 2
                                                                                        : 1);
@@ -601,7 +602,8 @@ class tuner {
 
   std::string report_text(const data_judge &judge, const std::string &journal) const {
     const bool several = files_.size() > 1;
-    std::vector<std::string> head = {"", metric_name(judge), "loss", "held out", join("ms/", options_.unit()), "speed", "arithmetic"};
+    std::vector<std::string> head = {"",      metric_name(judge), "loss", "held out", join("ms/", options_.unit()),
+                                     "speed", "arithmetic"};
     if (several) head.push_back("weights");
     text_table table(head);
     std::string schedules;
@@ -793,12 +795,14 @@ void add_tune(CLI::App *app, command_line *line) {
   sub->add_option("--data", options->data, "what the schedules are judged on; what it is depends on --metric: rs eval --help")
       ->type_name("FILE")
       ->required();
-  sub->add_option("--metric", options->metric, "a task of rs eval (default: cosine; of a classifier and a folder of images: images)")
+  sub->add_option("--metric", options->metric,
+                  "a task of rs eval (default: cosine; of a classifier and a folder of images: images)")
       ->type_name("TASK")
       ->check(CLI::IsMember(task_names));
   sub->add_option("--max-loss", options->max_loss, "choose the fastest that loses at most so much: 1% or 0.01")->type_name("LOSS");
   sub->add_option("--budget-ms", options->budget_ms,
-                  "choose the best that takes at most so much time a text (or image), on average\n(--batch 1: of texts that come one by one)")
+                  "choose the best that takes at most so much time a text (or image), on average\n(--batch 1: of texts that come "
+                  "one by one)")
       ->type_name("MS")
       ->check(CLI::PositiveNumber);
   sub->add_option("--store", options->stores,

@@ -46,6 +46,7 @@ class tune_journal {
   int fd_ = -1;
 };
 
-// Hashes: of a file or of what a task reads of a folder (names too; of images, all of them), and of the tensors and metadata of a model, stored schedules apart.
+// Hashes: of a file or of what a task reads of a folder (names too; of images, all of them), and of the tensors and metadata of a
+// model, stored schedules apart.
 std::string hash_of_data(const std::string &path, bool of_images = false);
 std::string hash_of_model(const rs_model *model);

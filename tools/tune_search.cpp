@@ -63,6 +63,8 @@ const std::vector<std::string> tried_scores = {"norm-mlp-attention",
                                                "-norm",
                                                "-centre",
                                                "norm+attn-colsum",
+                                               "attn-colsum+0.5attention",
+                                               "attention+centre",
                                                "random",
                                                "first"};
 

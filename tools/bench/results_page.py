@@ -384,8 +384,11 @@ def markdown(results, plots):
         out.append("**%s: measured while other programs took more than %d %% of the CPUs' time** (here %.0f to %.0f %%); such a time says little, "
                    "but without and with dropping took turns.\n" % (MARK, 100 * BUSY, 100 * min(r["others"] for r in busy),
                                                                     100 * max(r["others"] for r in busy)))
-    out += ["## Summary\n", table(["goal", "found", "schedule", ""], goal_rows(results) + (results_images.goal_rows(images["final"]) if images["final"] else []), 4),
-            "Schedules for texts were chosen on the very data that they are judged by, so expect a little less of them elsewhere; how far the two halves of the "
+    goals = goal_rows(results) + (results_images.goal_rows(images["final"]) if images["final"] else [])
+    if goals:
+        out += ["## Summary\n", table(["goal", "found", "schedule", ""], goals, 4)]
+    if tasks:
+        out += ["Schedules for texts were chosen on the very data that they are judged by, so expect a little less of them elsewhere; how far the two halves of the "
             "data differ (below) says how much is chance. A score with `first` in it leans on how a text begins: of Cranfield's documents, the title. `rs tune` chooses on one half of yours and judges on the other. The comparison with other engines' speed (docs/benchmarks.md) is not "
             "part of this page.\n"]
     if results["final"]:
