@@ -3468,7 +3468,9 @@ rs_status attn_pool_infer(rs_tensor &out) {
   return set_shape(&out, 2, shape);
 }
 work_bytes attn_pool_work(const op_run &) { return {0, 0}; }
-op_macs attn_pool_macs(const op_run &r) { return {2 * static_cast<double>(r.in[1].rows) * static_cast<double>(r.out.cols), RS_F32}; }
+op_macs attn_pool_macs(const op_run &r) {
+  return {2 * static_cast<double>(r.in[1].rows) * static_cast<double>(r.out.cols), RS_F32};
+}
 
 // Online softmax, a key at a time: this runs once a sequence.
 void attn_pool_head(const op_run &r, int64_t b, int64_t head) {
@@ -3502,7 +3504,8 @@ void attn_pool_cpu(const op_run &r, const worker &me) {
 rs_status gate_infer(rs_tensor &out) {
   const rs_tensor &x = *out.src[0];
   RS_CHECK(expect_f32_matrix(out, x, "x"));
-  if (x.shape[1] % 2) return rs_fail(RS_ERR_ARGUMENT, "gate: '%s' %s has no two halves", x.name.c_str(), shape_text(2, x.shape).c_str());
+  if (x.shape[1] % 2)
+    return rs_fail(RS_ERR_ARGUMENT, "gate: '%s' %s has no two halves", x.name.c_str(), shape_text(2, x.shape).c_str());
   const int64_t shape[] = {x.shape[0], x.shape[1] / 2};
   return set_shape(&out, 2, shape);
 }
@@ -6143,14 +6146,14 @@ size_t bind_packed(const encoder_graph &g, const packed_sequences &p, part_bindi
 
 // The rows of "pixels" for an image [3, height, width].
 void pack_pixels(const rs_image_shape &shape, int32_t patch, const float *image, float *out) {
-  const auto p = static_cast<size_t>(patch), width = static_cast<size_t>(shape.width), plane = width * static_cast<size_t>(shape.height);
+  const auto p = static_cast<size_t>(patch), width = static_cast<size_t>(shape.width),
+             plane = width * static_cast<size_t>(shape.height);
   std::fill_n(out, static_cast<size_t>(shape.prefix) * 3 * p * p, 0.0f);
   out += static_cast<size_t>(shape.prefix) * 3 * p * p;
   for (size_t row = 0; row < static_cast<size_t>(shape.rows); row++)
     for (size_t column = 0; column < static_cast<size_t>(shape.columns); column++)
       for (size_t channel = 0; channel < 3; channel++)
-        for (size_t y = 0; y < p; y++, out += p)
-          memcpy(out, image + channel * plane + (row * p + y) * width + column * p, p * 4);
+        for (size_t y = 0; y < p; y++, out += p) memcpy(out, image + channel * plane + (row * p + y) * width + column * p, p * 4);
 }
 
 // Packs sequences, runs them in parts of the token budget, and joins the vectors of a text's windows.
@@ -6227,9 +6230,7 @@ class batch {
   }
 
  private:
-  void clear() {
-    e.ids.clear(), e.type_ids.clear(), e.pixels.clear(), e.positions.clear(), e.protect.clear(), e.windows.clear();
-  }
+  void clear() { e.ids.clear(), e.type_ids.clear(), e.pixels.clear(), e.positions.clear(), e.protect.clear(), e.windows.clear(); }
 
   size_t pixel_row() const { return static_cast<size_t>(graph->pixels->shape[1]); }
 
@@ -6316,13 +6317,13 @@ class batch {
     }
     // Where no token of the part is dropped, there is nothing to score either.
     const encoder_graph &g = whole ? *whole_graph : *graph;
-    const size_t bound = bind_packed(g,
-                                     {e.ids.data() + p.token, e.type_ids.data() + p.token,
-                                      e.pixels.data() + (g.pixels ? static_cast<size_t>(p.token) * pixel_row() : 0),
-                                      e.positions.data() + p.token, e.cu_seqlens.data() + p.begin + i, e.protect.data() + p.token,
-                                      static_cast<size_t>(p.tokens), n, e.vectors.data() + static_cast<size_t>(p.row) * width,
-                                      rows * width},
-                                     bindings);
+    const size_t bound =
+        bind_packed(g,
+                    {e.ids.data() + p.token, e.type_ids.data() + p.token,
+                     e.pixels.data() + (g.pixels ? static_cast<size_t>(p.token) * pixel_row() : 0), e.positions.data() + p.token,
+                     e.cu_seqlens.data() + p.begin + i, e.protect.data() + p.token, static_cast<size_t>(p.tokens), n,
+                     e.vectors.data() + static_cast<size_t>(p.row) * width, rows * width},
+                    bindings);
     return {g.graph, p.tokens, static_cast<int64_t>(n), bindings->data(), bound};
   }
 
@@ -6427,7 +6428,8 @@ rs_status add_windows(rs_session *s, const encode_settings &set, batch *b, size_
 }
 
 // The pixels of an image as the batch wants them: the caller's, or e.prepared.
-rs_status image_pixels(rs_session *s, const rs_image_shape &shape, const rs_image &image, const float **pixels, rs_image_info *info) {
+rs_status image_pixels(rs_session *s, const rs_image_shape &shape, const rs_image &image, const float **pixels,
+                       rs_image_info *info) {
   if (image.kind == RS_IMAGE_PIXELS) {
     if (image.width != shape.width || image.height != shape.height)
       return rs_fail(RS_ERR_ARGUMENT, "pixels of %dx%d, expected %dx%d", image.width, image.height, shape.width, shape.height);
@@ -6660,11 +6662,10 @@ rs_status rs_plan(rs_session *s, const int32_t *lengths, size_t n, const rs_enco
     // Never read: a plan wants to know only that they are bound.
     std::vector<float> pixels(g->pixels ? tokens * static_cast<size_t>(g->pixels->shape[1]) : 0);
     part_bindings bindings;
-    const size_t bound = bind_packed(
-        *g,
-        {zeros.data(), zeros.data(), pixels.data(), zeros.data(), starts.data(), flags.data(), tokens, n, vectors.data(),
-         vectors.size()},
-        &bindings);
+    const size_t bound = bind_packed(*g,
+                                     {zeros.data(), zeros.data(), pixels.data(), zeros.data(), starts.data(), flags.data(), tokens,
+                                      n, vectors.data(), vectors.size()},
+                                     &bindings);
     lane l;
     graph_plan &p = *plan_of(&l, g->graph);
     RS_CHECK(

@@ -142,11 +142,11 @@ typedef struct rs_model_info {
   rs_head head;
   int32_t labels; /* of the head; 0 without one */
   rs_head_activation head_activation;
-  int32_t text_hidden;              /* hidden size C of what encodes texts; 0: the model takes none */
-  int32_t image_hidden;             /* the same of images */
-  int32_t image_layers;             /* drop schedules are for these, where there are any */
+  int32_t text_hidden;               /* hidden size C of what encodes texts; 0: the model takes none */
+  int32_t image_hidden;              /* the same of images */
+  int32_t image_layers;              /* drop schedules are for these, where there are any */
   int32_t image_width, image_height; /* of the images that it takes, unless asked otherwise */
-  float logit_scale, logit_bias;    /* of models that compare texts and images: logit = cosine * scale + bias; 0 of others */
+  float logit_scale, logit_bias;     /* of models that compare texts and images: logit = cosine * scale + bias; 0 of others */
 } rs_model_info;
 /* `info->size` must be set by the caller. */
 RS_API rs_status rs_model_get_info(const rs_model *model, rs_model_info *info);
@@ -387,9 +387,9 @@ typedef struct rs_image_shape {
 RS_API rs_status rs_image_get_shape(const rs_model *model, int32_t width, int32_t height, rs_image_shape *out);
 
 /* Decode (file), turn as EXIF says, resize, crop and normalise as the model's own processor does it, to f32 [3, height, width] of
- * that size (0, 0: the model's own): what rs_encode_images does to RS_IMAGE_FILE and RS_IMAGE_RGB, for programs that have threads of
- * their own for it.  Any number of threads may.  capacity: in floats.  source_size: receives width and height of the decoded image,
- * or NULL. */
+ * that size (0, 0: the model's own): what rs_encode_images does to RS_IMAGE_FILE and RS_IMAGE_RGB, for programs that have threads
+ * of their own for it.  Any number of threads may.  capacity: in floats.  source_size: receives width and height of the decoded
+ * image, or NULL. */
 RS_API rs_status rs_image_prepare(const rs_model *model, const rs_image *image, int32_t width, int32_t height, float *pixels,
                                   size_t capacity, int32_t source_size[2]);
 
@@ -703,8 +703,9 @@ typedef struct rs_convert_tensor { /* one row of the report */
   size_t index, total;                /* progress: tensor index of total */
 } rs_convert_tensor;
 
-/* What goes into every linear layer of a model on given texts and images (second moments).  With it, the rounding error of each quantized
- * weight is made good by the weights behind it (GPTQ: Frantar et al., arXiv 2210.17323).  The session should be of an f32 file. */
+/* What goes into every linear layer of a model on given texts and images (second moments).  With it, the rounding error of each
+ * quantized weight is made good by the weights behind it (GPTQ: Frantar et al., arXiv 2210.17323).  The session should be of an f32
+ * file. */
 typedef struct rs_calibration rs_calibration;
 RS_API rs_status rs_calibrate(rs_session *session, const rs_text *texts, size_t n_texts, const rs_image *images, size_t n_images,
                               rs_calibration **out);

@@ -240,5 +240,6 @@ const char *const architectures[] = {"BertModel",
 }  // namespace
 
 extern const rs_family rs_family_bert;
-const rs_family rs_family_bert = {"bert",     types,   architectures, bert_inputs, bert_convert, bert_shape, bert_build, bert_drop_warning,
-                                  bert_head, nullptr, nullptr};
+const rs_family rs_family_bert = {"bert",       types,      architectures, bert_inputs,
+                                  bert_convert, bert_shape, bert_build,    bert_drop_warning,
+                                  bert_head,    nullptr,    nullptr};

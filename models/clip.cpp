@@ -20,9 +20,16 @@ namespace {
 
 // ---------------------------------------------------------------------------------------- conversion
 
-constexpr layer_names clip_layer = {"layer_norm1",        "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj",
-                                    "self_attn.out_proj", "layer_norm2",      "mlp.fc1",          "mlp.fc2",
-                                    nullptr,              nullptr};
+constexpr layer_names clip_layer = {"layer_norm1",
+                                    "self_attn.q_proj",
+                                    "self_attn.k_proj",
+                                    "self_attn.v_proj",
+                                    "self_attn.out_proj",
+                                    "layer_norm2",
+                                    "mlp.fc1",
+                                    "mlp.fc2",
+                                    nullptr,
+                                    nullptr};
 
 struct defaults {  // of the reference's configuration classes, which published files leave out
   int64_t hidden, intermediate, heads, image, patch;
@@ -93,7 +100,8 @@ rs_status convert_image_tower(rs_importer &in, bool siglip, const std::string &c
   RS_TRY(in.config_i64((config + "image_size").c_str(), &size, 1, 65536, d.image));
   RS_TRY(in.config_i64((config + "patch_size").c_str(), &image.patch, 1, 65536, d.patch));
   RS_TRY(in.config_i64((config + "num_channels").c_str(), &channels, 1, 65536, 3));
-  if (channels != 3) return rs_fail(RS_ERR_UNSUPPORTED, "config.json: %lld channels; rs reads RGB", static_cast<long long>(channels));
+  if (channels != 3)
+    return rs_fail(RS_ERR_UNSUPPORTED, "config.json: %lld channels; rs reads RGB", static_cast<long long>(channels));
   image.columns = image.rows = size / image.patch;
   const std::string root = "vision_model.", embeddings = root + "embeddings.";
   image_names names = {embeddings + "patch_embedding", {}, 0, embeddings + "position_embedding.weight"};
@@ -140,9 +148,7 @@ rs_status clip_inputs(rs_importer &in, bool *texts, bool *images) {
   *images = in.has("vision_model.embeddings.patch_embedding.weight");
   // Tokens of SigLIP are made by SentencePiece, which is not read.
   *texts = in.has("text_model.embeddings.token_embedding.weight") && strncmp(type, "siglip", 6) != 0;
-  return *images || *texts
-             ? RS_OK
-             : rs_fail(RS_ERR_FORMAT, "tensor 'vision_model.embeddings.patch_embedding.weight' is missing");
+  return *images || *texts ? RS_OK : rs_fail(RS_ERR_FORMAT, "tensor 'vision_model.embeddings.patch_embedding.weight' is missing");
 }
 
 rs_status clip_convert(rs_importer &in) {
@@ -287,15 +293,12 @@ rs_status clip_image_rows(const rs_model *model, int32_t columns, int32_t rows, 
 const char *clip_drop_warning(const rs_drop_schedule &) { return nullptr; }
 
 const char *const types[] = {"clip", "clip_vision_model", "clip_text_model", "siglip", "siglip_vision_model", nullptr};
-const char *const architectures[] = {"CLIPModel",
-                                     "CLIPVisionModelWithProjection",
-                                     "CLIPTextModelWithProjection",
-                                     "SiglipModel",
-                                     "SiglipVisionModel",
-                                     nullptr};
+const char *const architectures[] = {
+    "CLIPModel", "CLIPVisionModelWithProjection", "CLIPTextModelWithProjection", "SiglipModel", "SiglipVisionModel", nullptr};
 
 }  // namespace
 
 extern const rs_family rs_family_clip;
-const rs_family rs_family_clip = {"clip",    types,           architectures, clip_inputs, clip_convert, clip_shape, clip_build, clip_drop_warning,
-                                  clip_head, clip_image_rows, clip_embed};
+const rs_family rs_family_clip = {"clip",       types,           architectures, clip_inputs,
+                                  clip_convert, clip_shape,      clip_build,    clip_drop_warning,
+                                  clip_head,    clip_image_rows, clip_embed};

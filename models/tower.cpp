@@ -295,14 +295,15 @@ rs_status image_rows(const rs_model *model, const tower_settings &s, int32_t col
 }
 
 // The patch embedding is a convolution whose stride is its size: a linear layer of rows that hold the pixels of a patch.  They come
-// as these rows, so that nothing is rearranged here.  Tokens before the patches have pixels of 0, which come to 0 without a bias; the
-// bias, positions and those tokens are the rows that are added.
+// as these rows, so that nothing is rearranged here.  Tokens before the patches have pixels of 0, which come to 0 without a bias;
+// the bias, positions and those tokens are the rows that are added.
 rs_tensor *build_image_input(const rs_model *model, rs_graph *g, const tower_settings &s, const rs_image_grid &grid,
                              rs_tensor **cu_seqlens) {
   image_settings image;
   if (read_image_settings(model, s, &image) != RS_OK) return nullptr;
   const int64_t tokens = RS_DIM_TOKENS, starts = RS_DIM_CU_SEQLENS, k = 3 * image.patch * image.patch;
-  const int64_t pixels_shape[] = {tokens, k}, added_shape[] = {image.prefix + static_cast<int64_t>(grid.columns) * grid.rows, s.hidden};
+  const int64_t pixels_shape[] = {tokens, k},
+                added_shape[] = {image.prefix + static_cast<int64_t>(grid.columns) * grid.rows, s.hidden};
   rs_tensor *pixels = rs_input(g, "pixels", RS_F32, 2, pixels_shape);
   rs_tensor *positions = rs_input(g, "positions", RS_I32, 1, &tokens);
   *cu_seqlens = rs_input(g, "cu_seqlens", RS_I32, 1, &starts);

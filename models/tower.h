@@ -36,7 +36,8 @@ rs_status convert_tower_settings(rs_importer &in, tower_settings *s);  // checks
 rs_status convert_layer(rs_importer &in, const tower_settings &s, const layer_names &names, const std::string &from, int64_t i);
 rs_status convert_norm(rs_importer &in, const std::string &to, const std::string &from, int64_t c);
 // As attn.qkv: the three under each other, the biases that are missing zero.
-rs_status convert_qkv(rs_importer &in, const std::string &to, const std::string &q, const std::string &k, const std::string &v, int64_t c);
+rs_status convert_qkv(rs_importer &in, const std::string &to, const std::string &q, const std::string &k, const std::string &v,
+                      int64_t c);
 
 rs_status read_tower_settings(const rs_model *model, tower_settings *s);  // at and key are given
 rs_tensor *build_layers(rs_graph *g, const tower_settings &s, rs_tensor *x, int layers, rs_dropper *dropper);
@@ -53,7 +54,7 @@ struct image_settings {
 // Names of the source.  tokens: [.., C] or [.., k, C] in their order before the patches, with their places in the position table in
 // front of the patches' where `placed` of them have one.
 struct image_names {
-  std::string patch;               // convolution: weight [C,3,P,P], bias where there is one
+  std::string patch;  // convolution: weight [C,3,P,P], bias where there is one
   std::vector<std::string> tokens;
   size_t placed;
   std::string positions;

@@ -38,7 +38,8 @@ constexpr layer_names dinov2_layer = {"norm1",
                                       "mlp.fc2",
                                       "layer_scale1.lambda1",
                                       "layer_scale2.lambda1"};
-constexpr layer_names timm_layer = {"norm1", "attn.qkv", nullptr, nullptr, "attn.proj", "norm2", "mlp.fc1", "mlp.fc2", nullptr, nullptr};
+constexpr layer_names timm_layer = {"norm1", "attn.qkv", nullptr,   nullptr, "attn.proj",
+                                    "norm2", "mlp.fc1",  "mlp.fc2", nullptr, nullptr};
 
 // A side of the images that the position table is for: "image_size" is a number or [height, width].
 rs_status config_sides(rs_importer &in, const std::string &key, int64_t otherwise, int64_t *width, int64_t *height) {
@@ -78,7 +79,8 @@ rs_status convert_head_metadata(rs_importer &in, int64_t labels) {
   return rs_writer_set_str(in.writer(), "head.activation", activation);
 }
 
-// `classes` on the class token, or on it and the mean of the patches; `distilled` on the distillation token, the mean of both counts.
+// `classes` on the class token, or on it and the mean of the patches; `distilled` on the distillation token, the mean of both
+// counts.
 rs_status convert_classifier(rs_importer &in, const tower_settings &s, const std::string &classes, const std::string &distilled) {
   const bool two = !distilled.empty() && in.has(distilled + ".weight");
   const int64_t labels = in.dim(classes + ".weight", 0), k = in.dim(classes + ".weight", 1), c = s.hidden;
@@ -118,7 +120,8 @@ rs_status convert_transformers(rs_importer &in, const char *type) {
   RS_TRY(in.config_f64("layer_norm_eps", &s.eps, dinov2 ? 1e-6 : 1e-12));
   int64_t channels, ratio;
   RS_TRY(in.config_i64("num_channels", &channels, 1, 65536, 3));
-  if (channels != 3) return rs_fail(RS_ERR_UNSUPPORTED, "config.json: %lld channels; rs reads RGB", static_cast<long long>(channels));
+  if (channels != 3)
+    return rs_fail(RS_ERR_UNSUPPORTED, "config.json: %lld channels; rs reads RGB", static_cast<long long>(channels));
   RS_TRY(in.config_bool("use_swiglu_ffn", &s.gated, false));
   if (dinov2) {
     RS_TRY(in.config_i64("mlp_ratio", &ratio, 1, 1024, 4));
@@ -138,7 +141,8 @@ rs_status convert_transformers(rs_importer &in, const char *type) {
   image.antialias = !strcmp(type, "dinov2_with_registers");
   RS_TRY(in.config_bool("interpolate_antialias", &image.antialias, image.antialias));
   const std::string embeddings = root + "embeddings.";
-  image_names names = {embeddings + "patch_embeddings.projection", {embeddings + "cls_token"}, 1, embeddings + "position_embeddings"};
+  image_names names = {
+      embeddings + "patch_embeddings.projection", {embeddings + "cls_token"}, 1, embeddings + "position_embeddings"};
   if (deit) names.tokens.push_back(embeddings + "distillation_token"), names.placed = 2;
   if (in.has(embeddings + "register_tokens")) names.tokens.push_back(embeddings + "register_tokens");
   RS_TRY(convert_image_input(in, s, &image, names));
@@ -300,5 +304,6 @@ const char *const architectures[] = {"ViTModel",
 }  // namespace
 
 extern const rs_family rs_family_vit;
-const rs_family rs_family_vit = {"vit",    types,    architectures,  vit_inputs, vit_convert, vit_shape, vit_build, vit_drop_warning,
-                                 vit_head, vit_image_rows, nullptr};
+const rs_family rs_family_vit = {"vit",       types,          architectures, vit_inputs,
+                                 vit_convert, vit_shape,      vit_build,     vit_drop_warning,
+                                 vit_head,    vit_image_rows, nullptr};

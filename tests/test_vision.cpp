@@ -1,5 +1,5 @@
-// Image models: every family against what its reference implementation answers on a tiny model (tests/vision/make_fixtures.py says how
-// they were made), and real weights against the golden files of DINOv2.
+// Image models: every family against what its reference implementation answers on a tiny model (tests/vision/make_fixtures.py says
+// how they were made), and real weights against the golden files of DINOv2.
 #include "../tools/safetensors.h"
 #include "cli_util.h"
 #include "tiny_bert.h"
@@ -94,7 +94,8 @@ class image_model : public loaded {
   }
   floats encode(const std::vector<rs_image> &images, const rs_encode_params &p, size_t capacity) {
     floats out(capacity);
-    EXPECT_EQ(rs_encode_images(session, images.data(), images.size(), &p, out.data(), out.size(), nullptr), RS_OK) << rs_last_error();
+    EXPECT_EQ(rs_encode_images(session, images.data(), images.size(), &p, out.data(), out.size(), nullptr), RS_OK)
+        << rs_last_error();
     return out;
   }
   floats classify(const std::vector<rs_image> &images, const rs_encode_params &p) {
@@ -146,7 +147,8 @@ TEST(vision, every_family_gives_what_its_reference_does) {
         EXPECT_LE(relative_error(got, embedding.values), f32_error);
       }
       if (expected.count("logits." + size)) {
-        EXPECT_LE(relative_error(m.classify(images, params_of(RS_POOL_DEFAULT, w, h)), expected["logits." + size].values), f32_error);
+        EXPECT_LE(relative_error(m.classify(images, params_of(RS_POOL_DEFAULT, w, h)), expected["logits." + size].values),
+                  f32_error);
       }
     }
   }
@@ -189,7 +191,8 @@ TEST(vision, texts_of_clip_are_those_of_its_reference) {
   ASSERT_EQ(starts.back(), ids.ints.size());
   floats got(wanted.values.size());
   const rs_encode_params p = params_of(RS_POOL_DEFAULT);
-  ASSERT_EQ(rs_encode_ids(m.session, ids.ints.data(), nullptr, starts.data(), lengths.ints.size(), &p, got.data(), got.size()), RS_OK)
+  ASSERT_EQ(rs_encode_ids(m.session, ids.ints.data(), nullptr, starts.data(), lengths.ints.size(), &p, got.data(), got.size()),
+            RS_OK)
       << rs_last_error();
   EXPECT_LE(relative_error(got, wanted.values), f32_error);
   EXPECT_NEAR(m.info().logit_scale, std::exp(2.5), 1e-4);
@@ -207,8 +210,12 @@ TEST(vision, texts_of_clip_are_those_of_its_reference) {
 
 TEST(vision, an_image_does_not_depend_on_its_neighbours_or_the_threads) {
   temp_dir dir;
-  const char *const schedules[] = {"", "ratios=0.3,0.4 score=norm", "ratios=0.3,0.4 score=norm mode=restore", "ratios=0.3,0.4 mode=merge",
-                                   "ratios=0.3,0.4 score=attn-cls mode=fold", "ratios=0,0.5 score=random"};
+  const char *const schedules[] = {"",
+                                   "ratios=0.3,0.4 score=norm",
+                                   "ratios=0.3,0.4 score=norm mode=restore",
+                                   "ratios=0.3,0.4 mode=merge",
+                                   "ratios=0.3,0.4 score=attn-cls mode=fold",
+                                   "ratios=0,0.5 score=random"};
   for (const std::string name : {"dinov2-registers", "clip", "siglip"})
     for (const std::string type : {"f32", "q8"}) {
       const std::string path = converted(dir, name, type);
@@ -231,7 +238,8 @@ TEST(vision, an_image_does_not_depend_on_its_neighbours_or_the_threads) {
           for (size_t i = 0; i < 2; i++) {
             const floats alone = one.encode({images[i]}, p, dim);
             for (size_t j = i; j < images.size(); j += 2)
-              ASSERT_EQ(floats(all.begin() + static_cast<std::ptrdiff_t>(j * dim), all.begin() + static_cast<std::ptrdiff_t>((j + 1) * dim)),
+              ASSERT_EQ(floats(all.begin() + static_cast<std::ptrdiff_t>(j * dim),
+                               all.begin() + static_cast<std::ptrdiff_t>((j + 1) * dim)),
                         alone);
           }
           rs_drop_free(drop);
@@ -241,7 +249,8 @@ TEST(vision, an_image_does_not_depend_on_its_neighbours_or_the_threads) {
 
 TEST(vision, tokens_before_the_patches_never_leave) {
   temp_dir dir;
-  for (const auto &[name, prefix] : std::map<std::string, int32_t>{{"dinov2", 1}, {"dinov2-registers", 4}, {"deit", 2}, {"siglip", 0}}) {
+  for (const auto &[name, prefix] :
+       std::map<std::string, int32_t>{{"dinov2", 1}, {"dinov2-registers", 4}, {"deit", 2}, {"siglip", 0}}) {
     image_model m(converted(dir, name, "f32"));
     auto expected = read_arrays(fixture(name) + "/expected.safetensors");
     const rs_image image = pixels_of(expected["pixels.32x32"], 0);
@@ -295,7 +304,9 @@ TEST(vision, dropping_nothing_changes_nothing_and_restoring_brings_all_back) {
 
 TEST(vision, what_a_model_does_not_take_is_an_error) {
   temp_dir dir;
-  const auto contains = [](const char *part) { EXPECT_NE(std::string(rs_last_error()).find(part), std::string::npos) << rs_last_error(); };
+  const auto contains = [](const char *part) {
+    EXPECT_NE(std::string(rs_last_error()).find(part), std::string::npos) << rs_last_error();
+  };
   image_model vit(converted(dir, "vit", "f32"));
   auto expected = read_arrays(fixture("vit") + "/expected.safetensors");
   const rs_image image = pixels_of(expected["pixels.32x32"], 0);

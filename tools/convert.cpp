@@ -283,9 +283,9 @@ class converter {
     for (const auto &[key, sum] : errors_)
       table.add({key.first, key.second, std::to_string(sum.tensors), format("%.2f", double(sum.bytes) / (1 << 20)),
                  format("%.3g", sum.max_error), format("%.3g", sum.rms()), format("%.3g", sum.relative())});
-    return table.str() + golden_line("sentences", cosines_) + golden_line("pictures", image_cosines_) +
-           in_quotes(options_.output) + format(": %s, ", human_bytes(double(fs::file_size(target_))).c_str()) + options_.type +
-           ", " + format("%.1f s\n", seconds_now() - begin_);
+    return table.str() + golden_line("sentences", cosines_) + golden_line("pictures", image_cosines_) + in_quotes(options_.output) +
+           format(": %s, ", human_bytes(double(fs::file_size(target_))).c_str()) + options_.type + ", " +
+           format("%.1f s\n", seconds_now() - begin_);
   }
 
   static std::string golden_line(const char *what, const golden_cosines &c) {
@@ -326,7 +326,8 @@ class converter {
   void warn(const char *what, const golden_cosines &c) const {
     double promise = promise_of(options_.type);
     if (!c.each.empty() && c.mean < promise)
-      say(format("warning: cosine %.6f on the golden %s; %s usually keeps %g or more", c.mean, what, options_.type.c_str(), promise));
+      say(format("warning: cosine %.6f on the golden %s; %s usually keeps %g or more", c.mean, what, options_.type.c_str(),
+                 promise));
   }
 
   const convert_options &options_;
