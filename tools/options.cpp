@@ -37,7 +37,8 @@ void add_text_options(CLI::App *sub, text_options *options, const command_line *
   sub->allow_extras();
   options->sub = sub;
   options->line = line;
-  sub->add_option("-f,--file", options->file, "read texts, or paths of images, from this file\n(no texts, or '-': standard input)")->type_name("FILE");
+  sub->add_option("-f,--file", options->file, "read texts, or paths of images, from this file\n(no texts, or '-': standard input)")
+      ->type_name("FILE");
   sub->add_option("--input", options->kind,
                   "text: every line is a text, an empty one the empty text\n"
                   "jsonl: every line is an object with \"text\"; blank lines are passed over\n"
