@@ -522,6 +522,17 @@ TEST_F(CliImages, TraceAsPicture) {
   ASSERT_EQ(rs_image_decode(bytes.data(), bytes.size(), 0, &two), RS_OK) << rs_last_error();
   ASSERT_EQ(rs_image_decode(one.data(), one.size(), 0, &single), RS_OK) << rs_last_error();
   EXPECT_EQ(two.height, 2 * single.height);
+  // Any shape has a picture; what is too much for one is an error before it is painted.
+  const run_result large =
+      on("vit", "trace", {album("a.ppm"), "-o", dir_ / "large.png", "--image-size", "8000x4", "--drop", "0.5"});
+  EXPECT_EQ(large.code, 0) << large;
+  std::string list;
+  for (int i = 0; i < 150; ++i) list += album("a.ppm") + "\n";
+  write_file(dir_ / "list", list);
+  const run_result many = on("vit", "trace", with({"-f", dir_ / "list", "-o", dir_ / "many.png"}, schedule));
+  EXPECT_EQ(many.code, 1) << many;
+  EXPECT_NE(many.err.find("there is no room for its pictures"), std::string::npos) << many;
+  EXPECT_FALSE(file_exists(dir_ / "many.png"));
   // No image at all: no file.
   EXPECT_EQ(on("vit", "trace", with({dir_ / "no.jpg", "-o", dir_ / "none.png"}, schedule)).code, 1);
   EXPECT_FALSE(file_exists(dir_ / "none.png"));

@@ -142,7 +142,7 @@ class classifier : public text_run {
     params_.max_tokens = options_.max_tokens;
     set_long(options_.long_text, options_.overlap, &params_);
     if (of_tokens() && params_.long_text == RS_LONG_CHUNK) fail_usage("--long chunk: labels of tokens cannot be averaged");
-    truncator_ = std::make_unique<truncator>(model_.get(), size_t(max_tokens()));
+    truncator_ = std::make_unique<truncator>(model_.get(), size_t(classifier::max_tokens()));
   }
 
   void prepare_images() {

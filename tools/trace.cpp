@@ -11,7 +11,7 @@
 namespace {
 
 constexpr size_t max_page = 500, max_image_page = 100;  // texts and images on a page that a browser still scrolls well
-constexpr size_t max_picture_bytes = size_t(96) << 20;
+constexpr size_t max_picture_bytes = size_t(96) << 20, max_page_bytes = size_t(384) << 20;  // of pictures, unpacked
 
 const char *const examples =
     "Examples:\n"
@@ -201,16 +201,14 @@ class tracer {
   void write(traced_image traced) {
     if (format_ == "json") return out_.write(trace_json(traced, setting_));
     if (format_ == "text") return out_.write("\n" + trace_terminal(traced, setting_, colours_));
-    if (format_ == "html") {
-      if (images_.size() == max_image_page) fail("more than ", max_image_page, " images on a page; --format json has no limit");
-      images_.push_back(std::move(traced));
-      return;
-    }
-    pictures_.push_back(trace_picture(traced, setting_));
-    picture_bytes_ += pictures_.back().pixels.size();
-    if (picture_bytes_ > max_picture_bytes)
-      fail("a picture of ", pictures_.size(), " images is larger than ", human_bytes(double(max_picture_bytes)),
-           "; give fewer, or --format json");
+    const bool page = format_ == "html";
+    const size_t most = page ? max_page_bytes : max_picture_bytes;
+    picture_bytes_ += picture_bytes(traced);
+    if (picture_bytes_ > most || (page && images_.size() == max_image_page))
+      fail(in_quotes(traced.path), ": there is no room for its pictures beside those of the images before it (at most ",
+           human_bytes(double(most)), page ? join(", and ", max_image_page, " images") : "", "); --format json has no limit");
+    if (page) images_.push_back(std::move(traced));
+    else pictures_.push_back(trace_picture(traced, setting_));
   }
 
   // The pictures of all images, one below the other.

@@ -87,6 +87,7 @@ std::string trace_terminal(const traced_image &trace, const trace_setting &setti
 std::string trace_html(const std::vector<traced_image> &traces, const trace_setting &setting);
 // A row of pictures an image: itself, then what each layer leaves of it.
 canvas trace_picture(const traced_image &trace, const trace_setting &setting);
+size_t picture_bytes(const traced_image &trace);  // that its pictures take together
 
 // What both have in common: a layer as JSON, with the names of tokens where there are any; lines of the terminal, a layer each;
 // JSON that may stand in a script element; the index of a layer among those that drop, as a share of them.

@@ -110,6 +110,11 @@ canvas whole_panel(const traced_image &trace) {
 
 }  // namespace
 
+size_t picture_bytes(const traced_image &trace) {
+  const auto factor = size_t(enlargement(trace));
+  return (trace.layers.size() + 1) * trace.rgb.size() * factor * factor;
+}
+
 canvas trace_picture(const traced_image &trace, const trace_setting &setting) {
   constexpr int32_t margin = 28, gap = 16, below = 32, font = 2;
   constexpr size_t most_columns = 5;
