@@ -180,6 +180,19 @@ std::unique_ptr<eval_run> image_task::begin(const eval_setting &setting) const {
 
 // ---------------------------------------------------------------------------------------------- classification
 
+// Mean of -log p of the right label, by softmax.
+double log_loss(const std::vector<size_t> &wanted, const float *logits, size_t labels) {
+  double sum = 0;
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    const float *row = logits + i * labels;
+    const double most = *std::max_element(row, row + labels);
+    double total = 0;
+    for (size_t k = 0; k < labels; ++k) total += std::exp(row[k] - most);
+    sum += std::log(total) + most - row[wanted[i]];
+  }
+  return sum / double(wanted.size());
+}
+
 class image_classification : public image_task {
  public:
   explicit image_classification(const task_options &options)
@@ -203,7 +216,10 @@ class image_classification : public image_task {
     const std::vector<size_t> of_class = labels_of(setting.model);
     std::vector<size_t> wanted;
     for (size_t label : data_.labels) wanted.push_back(of_class[label]);
-    return judge_labels(wanted, logits.data(), width(setting));
+    std::vector<eval_metric> metrics = judge_labels(wanted, logits.data(), width(setting));
+    // Accuracy counts images that changed sides; this tells smaller harm, too.
+    if (width(setting) > 1) metrics.push_back({"log-loss", log_loss(wanted, logits.data(), width(setting)), 4});
+    return metrics;
   }
 
  private:

@@ -455,6 +455,7 @@ class tuner {
     search_settings settings;
     settings.layers = files_[0]->layers();
     settings.seed = options_.seed;
+    if (options_.of_images()) settings.scores = tried_image_scores;
     settings.max_loss = usual_.loss;
     for (const store_request &request : stores_) settings.max_loss = std::max(settings.max_loss, request.keep_to.loss);
     settings.work = passes_ * judge->chosen_on().full.full_token_layers;

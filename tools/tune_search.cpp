@@ -68,6 +68,15 @@ const std::vector<std::string> tried_scores = {"norm-mlp-attention",
                                                "random",
                                                "first"};
 
+static std::vector<std::string> image_scores() {
+  std::vector<std::string> list = {
+      "attn-colsum+0.5attention", "attention+centre", "attn-colsum", "attention", "centre", "norm", "random"};
+  for (const std::string &score : tried_scores)
+    if (std::find(list.begin(), list.end(), score) == list.end()) list.push_back(score);
+  return list;
+}
+const std::vector<std::string> tried_image_scores = image_scores();
+
 // Random permutation of 0 to n - 1, the same on every platform.
 static std::vector<size_t> shuffled(size_t n, uint64_t seed) {
   std::vector<size_t> order(n);
@@ -115,6 +124,7 @@ class search {
   }
 
   std::vector<search_result> run() {
+    scores_ = settings_.scores.empty() ? tried_scores : settings_.scores;
     if (depths_.empty()) fail("token dropping saves nothing in a model of one layer");
     screen();
     schedules();
@@ -168,12 +178,12 @@ class search {
   // Each way on its own at a few depths; restore and fold only for scores that did well.
   void screen() {
     stage_ = "scores";
-    for (const std::string &score : tried_scores)
+    for (const std::string &score : scores_)
       for (rs_drop_mode mode : {RS_DROP_PRUNE, RS_DROP_MERGE}) screen({score, mode});
     std::set<std::string> best;
     for (const auto &[how, loss] : ranked())
       if (best.size() < 4) best.insert(how.score);
-    for (const std::string &score : tried_scores)
+    for (const std::string &score : scores_)
       if (best.count(score) > 0)
         for (rs_drop_mode mode : {RS_DROP_RESTORE, RS_DROP_FOLD}) screen({score, mode});
     for (const auto &[how, loss] : ranked())
@@ -422,6 +432,7 @@ class search {
   std::vector<int> depths_;                                 // layers behind which scores are compared
   std::vector<std::vector<judged>> known_;                  // by rung
   std::map<std::pair<size_t, std::string>, size_t> index_;  // into known_
+  std::vector<std::string> scores_;
   std::vector<screened_way> screened_;
   std::vector<way> ways_;
   std::vector<search_result> found_;

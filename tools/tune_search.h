@@ -51,9 +51,10 @@ class tune_judge {
 struct search_settings {
   int layers = 0;
   uint64_t seed = 0;
-  double max_loss = 0;                // what is of interest ends not far behind; 0: not known
-  double work = 0;                    // that may be spent
-  std::function<double()> time = {};  // the share of the time that is gone, where that is limited too
+  double max_loss = 0;                   // what is of interest ends not far behind; 0: not known
+  double work = 0;                       // that may be spent
+  std::vector<std::string> scores = {};  // in the order in which they are tried, for as long as the work lasts; empty: tried_scores
+  std::function<double()> time = {};     // the share of the time that is gone, where that is limited too
 };
 
 struct search_result {
@@ -64,6 +65,7 @@ struct search_result {
 
 // Scores that are tried, best guesses first.
 extern const std::vector<std::string> tried_scores;
+extern const std::vector<std::string> tried_image_scores;  // the same, those first that did well on images
 
 // Every candidate that was judged on all data, in the order in which it was.  `on_progress`: the share of the work that is done,
 // and what is being done.
