@@ -381,9 +381,10 @@ TEST_F(EvalImages, WrongUse) {
   write_file(dir_ / "texts.txt", "a text\n");
   wrong({"cosine", "-m", m, "--data", dir_ / "texts.txt"}, 1, "takes only images");
   wrong({"cosine", "-m", m, "--data", dir_ / "texts.txt", "--image-size", "32"}, 2, "--image-size goes with a folder of images");
-  wrong({"images", "-m", m, "--data", data(), "--image-size", "0"}, 2, "--image-size: '0' is not N");
-  wrong({"images", "-m", m, "--data", data(), "--image-size", ""}, 2, "--image-size");
-  wrong({"images", "-m", m, "--data", data(), "--image-size", "7"}, 1, "7x7 pixels");
+  wrong({"images", "-m", m, "--data", data(), "--image-size", "0"}, 2,
+        "--image-size: '0' is neither a number of pixels nor WIDTHxHEIGHT");
+  wrong({"images", "-m", m, "--data", data(), "--image-size", "x"}, 2, "--image-size");
+  wrong({"images", "-m", m, "--data", data(), "--image-size", "7"}, 2, "7x7 pixels");
   wrong({"images", "-m", m, "--data", data(), "--pooling", "cls"}, 2, "--pooling does not go with images");
   wrong({"cosine", "-m", m, "--data", data(), "--prompt", "x"}, 2, "--prompt does not go with images");
   wrong({"images", "-m", m, "--data", data(), "--drop", "0,0,0,0,0.5"}, 2, "layers");

@@ -21,19 +21,15 @@ const char *const examples =
     "  rs bench -m minilm-q8.rsw --shapes 8x128 --ops=layer\n"
     "  rs bench -m minilm-q8.rsw --drop 0,0.45 --drop-score -mlp    # each case without and with dropping, in turns\n"
     "  rs bench -m dinov2.rsw --shapes 1x224,8x224,1x518x392        # images, in pixels\n"
-    "A case is a shape and a weight file; 8x128 is 8 sequences of 128 tokens, special tokens included, in one call.  The tokens "
-    "are\n"
-    "random, the same for every file with that vocabulary.  Of a model that takes only images, 8x224 is 8 images of 224x224 "
-    "pixels,\n"
-    "8x320x240 of that width and height, as they come from preparation (random too).  Files take turns, run by run, so that "
-    "whatever else the machine does\n"
-    "hurts all alike.  Of the runs: median, and the time that a tenth (p10) and nine tenths (p90) stay below; tokens/s and\n"
-    "sequences/s are of the median.  arena: memory of the session for that shape; peak RSS: the most memory that was resident in "
-    "the\n"
-    "process so far, all weight files together.  of peak: the share of what the multiply-accumulates could do if the CPU did "
-    "nothing\n"
-    "else, which is measured on the spot.\n"
-    "--json prints an object a line for each case, as soon as it is measured; ms of \"ops\" are of one run.";
+    "A case is a shape and a weight file; 8x128 is 8 sequences of 128 tokens, special tokens included, in one call.\n"
+    "The tokens are random, the same for every file with that vocabulary.  Of a model that takes only images, 8x224\n"
+    "is 8 images of 224x224 pixels, 8x320x240 of that width and height, as they come from preparation (random too).\n"
+    "Files take turns, run by run, so that whatever else the machine does hurts all alike.  Of the runs: median,\n"
+    "and the time that a tenth (p10) and nine tenths (p90) stay below; tokens/s and sequences/s are of the median.\n"
+    "arena: memory of the session for that shape; peak RSS: the most memory that was resident in the process so\n"
+    "far, all weight files together.  of peak: the share of what the multiply-accumulates could do if the CPU did\n"
+    "nothing else, which is measured on the spot. --json prints an object a line for each case, as soon as it is\n"
+    "measured; ms of \"ops\" are of one run.";
 
 constexpr int warm_up_runs = 2;   // memory is made, weights are read, the CPU wakes up
 constexpr size_t least_runs = 3;  // however long they take

@@ -84,7 +84,8 @@ bool is_known(const std::string &key) {
 
 [[noreturn]] void not_understood(const std::string &where, const std::string &key, const json &value,
                                  const std::string &wanted = "") {
-  fail(where, ": '", one_line(key, 60), "' is ", one_line(value.dump(-1, ' ', false, json::error_handler_t::replace), 100), ", ",
+  fail(where, ": '", one_line(key, 60), "' is ",
+       one_line(nlohmann::ordered_json(value).dump(-1, ' ', false, json::error_handler_t::replace), 100), ", ",
        wanted.empty() ? "which rs does not understand" : "expected " + wanted);
 }
 

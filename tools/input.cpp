@@ -104,7 +104,9 @@ class line_handler : public nlohmann::json_sax<json> {
   bool number_integer(number_integer_t v) override { return value(std::to_string(v), nullptr); }
   bool number_unsigned(number_unsigned_t v) override { return value(std::to_string(v), nullptr); }
   bool number_float(number_float_t, const string_t &written) override { return value(written, nullptr); }
-  bool string(string_t &v) override { return key_ == wanted::id ? value(json(v).dump(), nullptr) : value("", &v); }
+  bool string(string_t &v) override {
+    return key_ == wanted::id ? value(nlohmann::ordered_json(v).dump(), nullptr) : value("", &v);
+  }
   bool binary(binary_t &) override { return false; }
   bool start_object(size_t) override { return open('{'); }
   bool end_object() override { return close('}'); }
@@ -136,7 +138,7 @@ class line_handler : public nlohmann::json_sax<json> {
       if (foreign) foreign_seen_ = true, key_ = wanted::nothing;
     } else if (key_ == wanted::id) {
       separate();
-      item_->id += json(name).dump() + ":";
+      item_->id += nlohmann::ordered_json(name).dump() + ":";
       fresh_ = true;
     }
     return true;

@@ -126,7 +126,9 @@ void append_float(std::string *out, float value) {
 }
 
 // Bytes that are not UTF-8 become U+FFFD.
-static std::string json_string(std::string_view text) { return json(text).dump(-1, ' ', false, json::error_handler_t::replace); }
+static std::string json_string(std::string_view text) {
+  return nlohmann::ordered_json(text).dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
+}
 
 json_line::json_line(const std::string &id) : text_("{") {
   if (!id.empty()) raw("id", id);

@@ -58,8 +58,8 @@ class entry_reader {
       fail(where_, ": data_offsets [", begin, ", ", end, "], but the file has ", data_bytes, " bytes of data");
     size_t expected = bytes_of(entry);
     if (end - begin != expected)
-      fail(where_, ": data_offsets span ", end - begin, " bytes, ", entry.dtype, " of shape ", header_["shape"].dump(), " takes ",
-           expected);
+      fail(where_, ": data_offsets span ", end - begin, " bytes, ", entry.dtype, " of shape ",
+           nlohmann::ordered_json(entry.shape).dump(), " takes ", expected);
     entry.data = data + begin;
     entry.bytes = expected;
     return entry;

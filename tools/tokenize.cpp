@@ -74,8 +74,9 @@ class tokenizer_run {
     for (const rs_span &span : tokens_.spans) offsets.push_back({span.begin, span.end});
     std::string line = "{";
     if (!item.id.empty()) line += "\"id\":" + item.id + ",";
-    line += "\"ids\":" + json(tokens_.ids).dump() + ",\"tokens\":" + names.dump(-1, ' ', false, json::error_handler_t::replace);
-    if (item.has_pair) line += ",\"type_ids\":" + json(tokens_.type_ids).dump();
+    line += "\"ids\":" + nlohmann::ordered_json(tokens_.ids).dump() +
+            ",\"tokens\":" + names.dump(-1, ' ', false, json::error_handler_t::replace);
+    if (item.has_pair) line += ",\"type_ids\":" + nlohmann::ordered_json(tokens_.type_ids).dump();
     if (options_.offsets) line += ",\"offsets\":" + offsets.dump();
     return line + "}\n";
   }

@@ -283,7 +283,7 @@ class page {
   void article(size_t number) {
     const traced_text &trace = traces_[number];
     std::string name = trace.id.empty() ? std::to_string(number + 1) : trace.id;
-    if (!trace.id.empty() && trace.id.front() == '"') name = ordered::parse(trace.id).get<std::string>();
+    if (!trace.id.empty() && trace.id.front() == '"') name = json::parse(trace.id).get<std::string>();
     out_ += "<article>\n<h2><b>" + markup(one_line(name, 60)) + "</b><span>" +
             format("%zu &rarr; %zu tokens</span><span>%.0f&thinsp;%% of the token-layers saved</span></h2>\n<div>",
                    trace.tokens.size(), trace.kept.size(), 100 * trace.saved(setting_.layers));

@@ -140,7 +140,7 @@ canvas trace_picture(const traced_image &trace, const trace_setting &setting) {
 
 std::string trace_json(const traced_image &trace, const trace_setting &setting) {
   ordered root;
-  if (!trace.id.empty()) root["id"] = ordered::parse(trace.id);
+  if (!trace.id.empty()) root["id"] = ordered(json::parse(trace.id));
   root["image"] = trace.path;
   root["size"] = {trace.shape.width, trace.shape.height};
   root["patch"] = trace.patch;

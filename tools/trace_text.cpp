@@ -99,7 +99,7 @@ ordered layer_json(const traced_layer &layer, const std::vector<traced_token> *t
 
 std::string trace_json(const traced_text &trace, const trace_setting &setting) {
   ordered root;
-  if (!trace.id.empty()) root["id"] = ordered::parse(trace.id);
+  if (!trace.id.empty()) root["id"] = ordered(json::parse(trace.id));
   root["text"] = trace.text;
   if (trace.has_pair) root["pair"] = trace.pair;
   root["tokens"] = ordered::array();

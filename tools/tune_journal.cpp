@@ -51,7 +51,7 @@ size_t tune_journal::read(const std::string &content, policy how) {
     fail(in_quotes(path_), ": not a journal of rs tune; give another --journal, or remove it");
   }
   if (how == policy::anew) return 0;
-  ordered stored = ordered::parse(content.substr(0, at))["settings"];
+  ordered stored = head["settings"];
   // What a run found out for itself, and goes on with, is no difference.
   ordered comparable = stored, wanted = settings_;
   if (comparable.is_object()) comparable.erase("found");
