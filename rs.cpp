@@ -1511,16 +1511,25 @@ struct channel_block {  // what belongs to the 16 channels of a panel of quantiz
   const float *bias;  // or nullptr
 };
 
-// Products of attention for q, k and v that are 8-bit layers' results, where the ISA has something faster than f32 for what is
-// noisy anyway.  A block holds up to attn_keys keys and values of one head; d: its size, at most attn_most_d.
+// Attention of one head of some queries of a sequence, for q, k and v that are quantized layers' results, where the ISA has something
+// faster than f32 for what is noisy anyway.
 constexpr int attn_keys = 128, attn_rows = 64, attn_most_d = 128;
+struct attn_problem {
+  const float *q, *k, *v;  // rows of d; of the first query, and of the first key of the sequence
+  int64_t ldq, ldk, ldv;
+  int64_t first_query, queries, keys;  // first_query: its place in the sequence, a multiple of 16
+  size_t d;                            // at most attn_most_d
+  float scale;
+  bool causal;
+  const float *sizes;  // of the keys, or nullptr
+  int64_t ld_sizes;
+  float *out;
+  int64_t ldo;
+  char *scratch;  // scratch_bytes(d, queries), 64-byte aligned
+};
 struct attn_kernels {
-  size_t (*block_bytes)(size_t d);
-  void (*pack)(const float *k, size_t ldk, const float *v, size_t ldv, int n, size_t d, void *block);
-  // scores [attn_rows][attn_keys] = q k^T, of `rows` rows.
-  void (*scores)(const float *q, size_t ldq, int rows, const void *block, int n, size_t d, float *scores);
-  // out [attn_rows][ldo] (+)= p v, p [attn_rows][attn_keys] with zeros from n to the next multiple of 16.
-  void (*mix)(const float *p, int rows, const void *block, int n, size_t d, float *out, size_t ldo, bool add);
+  size_t (*scratch_bytes)(size_t d, size_t queries);
+  void (*attend)(const attn_problem &p);
 };
 
 struct kernel_row {
@@ -2189,36 +2198,26 @@ RS_TARGET double tile_peak(rs_type type, size_t steps) {
     _tile_dpbusd(5, 6, 7);
   }
   _tile_release();
-  // w4 takes two products, and so does attention on average (three for scores, one for values), of half as many bf16.
-  const double products = type == RS_W4 ? 3 : type == RS_BF16 ? 1.5 : 6;
+  // w4 takes two products; a product of bf16 is of half as many inputs.
+  const double products = type == RS_W8 ? 6 : 3;
   return static_cast<double>(steps) * products * tile_rows * 64 * panel_n;
 }
 
 double peak(rs_type type, size_t steps) { return type == RS_F32 ? avx512vnni::f32_peak(steps) : tile_peak(type, steps); }
 
-// ---- attention in bf16.  q and k are sums of two bf16 numbers each, of whose products the smallest is left out: 16 bits.  p and v
-// are rounded to one: their errors of up to 2^-9 average out over the keys.  docs/design.md has the measured effect.
+// ---- attention in bf16, a head of a sequence at a time.  q, k, p and v are rounded to 8 bits: their errors, of up to 2^-9, are less
+// than those of the 8-bit layers that q, k and v come from.  docs/design.md has the measured effect.
+//
+// Scores are made transposed, 16 keys by 16 queries a tile, so that a register holds a key's scores for 16 queries: largest and sum of
+// a query are then sums of registers, and two keys' weights, rounded side by side, are a row of the tile that values are multiplied
+// by.  exp is 2^x by a polynomial of degree 3 (2^-13), since p is rounded anyway.  What a query's largest score was so far is
+// only replaced where it grew by more than 2^most_growth, so that sums are seldom rescaled (FlashAttention-4 does the same).
 
-// A block: tiles of 16 keys by 32 of d, high and low; then tiles of 32 keys by 16 of d.
-constexpr size_t tile_values = 512;
-size_t attn_steps(size_t d) { return ceil_div(static_cast<int64_t>(d), 32); }
+constexpr size_t tile_values = 512;  // bf16 of a tile
+constexpr int attn_group = 32;       // queries whose scores are made together: two tiles
+constexpr float most_growth = 6;     // in powers of two
+size_t attn_steps(size_t d) { return static_cast<size_t>(ceil_div(static_cast<int64_t>(d), 32)); }
 size_t attn_value_tiles(size_t d) { return round_up(d, panel_n) / panel_n; }
-size_t attn_block_bytes(size_t d) {
-  return (2 * attn_steps(d) * (attn_keys / 16) + attn_value_tiles(d) * (attn_keys / 32)) * tile_values * 2;
-}
-
-// 32 floats from x as bf16, and what is left of them as bf16; those behind n are zero.
-__attribute__((always_inline)) RS_TARGET inline __m512i split_32(const float *x, size_t n, __m512i *low) {
-  const __mmask32 valid = n >= 32 ? ~0u : (1u << n) - 1;
-  const __m512 a = _mm512_maskz_loadu_ps(static_cast<__mmask16>(valid), x);
-  const __m512 b = _mm512_maskz_loadu_ps(static_cast<__mmask16>(valid >> 16), x + 16);
-  const auto high = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(b, a));
-  const __m512i ha = _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(high)), 16);
-  const __m512i hb = _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(high, 1)), 16);
-  *low = reinterpret_cast<__m512i>(
-      _mm512_cvtne2ps_pbh(_mm512_sub_ps(b, _mm512_castsi512_ps(hb)), _mm512_sub_ps(a, _mm512_castsi512_ps(ha))));
-  return high;
-}
 
 // 16 rows of 16 pairs become columns.
 RS_TARGET void transpose_pairs(const __m512i *rows, uint16_t *to) {
@@ -2243,123 +2242,277 @@ RS_TARGET void transpose_pairs(const __m512i *rows, uint16_t *to) {
   }
 }
 
-RS_TARGET void attn_pack(const float *k, size_t ldk, const float *v, size_t ldv, int n, size_t d, void *block) {
-  auto *tile = static_cast<uint16_t *>(block);
-  for (int key = 0; key < attn_keys; key += 16)
-    for (size_t i = 0; i < attn_steps(d); i++, tile += 2 * tile_values) {
-      if (key >= n) continue;
-      __m512i high[16], low[16];
-      for (int j = 0; j < 16; j++) {
-        high[j] = low[j] = _mm512_setzero_si512();
-        if (key + j < n) high[j] = split_32(k + static_cast<size_t>(key + j) * ldk + 32 * i, d - 32 * i, &low[j]);
-      }
-      transpose_pairs(high, tile);
-      transpose_pairs(low, tile + tile_values);
-    }
-  // (key, key + 1) of each of 16 columns, from the halves of a register
+// What a unit works on, in its scratch.
+struct attn_memory {
+  uint16_t *keys;     // tiles of 16 keys by 32 of d, for attn_keys keys
+  uint16_t *values;   // tiles of 16 of d by 32 keys
+  uint16_t *queries;  // a group: tiles of 16 pairs of d by 16 queries, for each of its two tiles of queries
+  float *out;         // [D / 16][16][16] of 16 queries, transposed
+  float *most, *total;  // [16] each, of 16 queries; most in powers of two
+  float *scores;        // [2][attn_keys][16]
+  uint16_t *weights;    // [2][attn_keys / 2][16][2]
+  size_t out_stride;    // floats of 16 queries
+  size_t query_stride;  // of 16 queries, in values
+  size_t bytes = 0;
+
+  attn_memory(char *memory, size_t d, size_t n_queries) {
+    const auto take = [&](size_t size) {
+      char *at = memory + bytes;
+      bytes += round_up(size, align_data);
+      return at;
+    };
+    const size_t steps = attn_steps(d), columns = attn_value_tiles(d), groups = round_up(n_queries, attn_group) / panel_n;
+    query_stride = steps * tile_values;
+    out_stride = columns * panel_n * panel_n;
+    keys = reinterpret_cast<uint16_t *>(take(steps * (attn_keys / 16) * tile_values * 2));
+    values = reinterpret_cast<uint16_t *>(take(columns * (attn_keys / 32) * tile_values * 2));
+    queries = reinterpret_cast<uint16_t *>(take(groups * query_stride * 2));
+    out = reinterpret_cast<float *>(take(groups * out_stride * 4));
+    most = reinterpret_cast<float *>(take(groups * panel_n * 4));
+    total = reinterpret_cast<float *>(take(groups * panel_n * 4));
+    scores = reinterpret_cast<float *>(take(2 * attn_keys * panel_n * 4));
+    weights = reinterpret_cast<uint16_t *>(take(2 * attn_keys * panel_n * 2));
+  }
+};
+
+size_t attn_scratch_bytes(size_t d, size_t queries) { return attn_memory(nullptr, d, queries).bytes; }
+
+// 32 floats from x as bf16; those behind n are zero.
+__attribute__((always_inline)) RS_TARGET inline __m512i round_32(const float *x, size_t n) {
+  const __mmask32 valid = n >= 32 ? ~0u : (1u << n) - 1;
+  const __m512 a = _mm512_maskz_loadu_ps(static_cast<__mmask16>(valid), x);
+  const __m512 b = _mm512_maskz_loadu_ps(static_cast<__mmask16>(valid >> 16), x + 16);
+  return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(b, a));
+}
+
+// (a, b) of each of 16 columns side by side, in bf16.
+__attribute__((always_inline)) RS_TARGET inline __m512i round_pairs(__m512 a, __m512 b) {
   const __m512i pairs = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4,
                                          19, 3, 18, 2, 17, 1, 16, 0);
-  const int padded = static_cast<int>(round_up(static_cast<size_t>(n), 32));
-  for (size_t c = 0; c < attn_value_tiles(d); c++)
-    for (int key = 0; key < attn_keys; key += 2, tile += 32) {
-      if (key >= padded) continue;
-      const size_t left = d - c * panel_n;
-      const auto valid = static_cast<__mmask16>(left >= 16 ? 0xffff : (1u << left) - 1);
-      const float *at = v + static_cast<size_t>(key) * ldv + c * panel_n;
-      const __m512 a = key < n ? _mm512_maskz_loadu_ps(valid, at) : _mm512_setzero_ps();
-      const __m512 b = key + 1 < n ? _mm512_maskz_loadu_ps(valid, at + ldv) : _mm512_setzero_ps();
-      _mm512_storeu_si512(tile, _mm512_permutexvar_epi16(pairs, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(b, a))));
-    }
+  return _mm512_permutexvar_epi16(pairs, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(b, a)));
 }
 
-RS_TARGET void attn_scores(const float *q, size_t ldq, int rows, const void *block, int n, size_t d, float *scores) {
-  const size_t steps = attn_steps(d);
-  alignas(64) uint16_t high[attn_most_d / 32][tile_rows][32], low[attn_most_d / 32][tile_rows][32];
-  configure(64);
-  for (int r = 0; r < rows; r += tile_rows) {
-    for (size_t i = 0; i < steps; i++)
-      for (int j = 0; j < std::min(tile_rows, rows - r); j++) {
-        __m512i rest;
-        _mm512_store_si512(high[i][j], split_32(q + static_cast<size_t>(r + j) * ldq + 32 * i, d - 32 * i, &rest));
-        _mm512_store_si512(low[i][j], rest);
+RS_TARGET void attn_pack_queries(const attn_problem &p, const attn_memory &m) {
+  for (int64_t i = 0; i < p.queries; i += 16)
+    for (size_t step = 0; step < attn_steps(p.d); step++) {
+      __m512i rows[16];
+      for (int64_t j = 0; j < 16; j++)
+        rows[j] = i + j < p.queries ? round_32(p.q + (i + j) * p.ldq + static_cast<int64_t>(32 * step), p.d - 32 * step)
+                                    : _mm512_setzero_si512();
+      transpose_pairs(rows, m.queries + static_cast<size_t>(i) / 16 * m.query_stride + step * tile_values);
+    }
+  // The second half of the last group, where there are no queries.
+  if (ceil_div(p.queries, 16) % 2) memset(m.queries + static_cast<size_t>(ceil_div(p.queries, 16)) * m.query_stride, 0, m.query_stride * 2);
+}
+
+// Keys and values of a block of n; those up to the next multiple of 32 are zero.
+RS_TARGET void attn_pack_block(const attn_problem &p, const attn_memory &m, int64_t first, int n) {
+  const size_t steps = attn_steps(p.d);
+  const int padded = static_cast<int>(round_up(static_cast<size_t>(n), 32));
+  for (int key = 0; key < padded; key++)
+    for (size_t step = 0; step < steps; step++) {
+      uint16_t *to = m.keys + (static_cast<size_t>(key / 16) * steps + step) * tile_values + key % 16 * 32;
+      _mm512_storeu_si512(to, key < n ? round_32(p.k + (first + key) * p.ldk + static_cast<int64_t>(32 * step), p.d - 32 * step)
+                                      : _mm512_setzero_si512());
+    }
+  uint16_t *tile = m.values;
+  for (size_t c = 0; c < attn_value_tiles(p.d); c++) {
+    const size_t left = p.d - c * panel_n;
+    const auto valid = static_cast<__mmask16>(left >= 16 ? 0xffff : (1u << left) - 1);
+    for (int key = 0; key < attn_keys; key += 32, tile += tile_values) {
+      if (key >= padded) continue;
+      __m512i rows[16];
+      for (int j = 0; j < 16; j++) {
+        const int at = key + 2 * j;
+        const float *v = p.v + (first + at) * p.ldv + static_cast<int64_t>(c * panel_n);
+        const __m512 a = at < n ? _mm512_maskz_loadu_ps(valid, v) : _mm512_setzero_ps();
+        const __m512 b = at + 1 < n ? _mm512_maskz_loadu_ps(valid, v + p.ldv) : _mm512_setzero_ps();
+        rows[j] = round_pairs(a, b);
       }
-    const auto *b0 = static_cast<const uint16_t *>(block);
-    for (int key = 0; key < n; key += 32, b0 += 2 * steps * 2 * tile_values) {
-      _tile_zero(0);
-      _tile_zero(1);
-      for (size_t i = 0; i < steps; i++) {
-        const uint16_t *left = b0 + i * 2 * tile_values, *right = left + steps * 2 * tile_values;
-        _tile_loadd(4, high[i], 64);
-        _tile_loadd(5, low[i], 64);
-        _tile_loadd(6, left, 64);
-        _tile_loadd(7, right, 64);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_dpbf16ps(1, 4, 7);
-        _tile_dpbf16ps(0, 5, 6);
-        _tile_dpbf16ps(1, 5, 7);
-        _tile_loadd(6, left + tile_values, 64);
-        _tile_loadd(7, right + tile_values, 64);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_dpbf16ps(1, 4, 7);
-      }
-      float *to = scores + r * attn_keys + key;
-      _tile_stored(0, to, attn_keys * 4);
-      _tile_stored(1, to + 16, attn_keys * 4);
+      transpose_pairs(rows, tile);
     }
   }
-  _tile_release();
 }
 
-RS_TARGET void attn_mix(const float *p, int rows, const void *block, int n, size_t d, float *out, size_t ldo, bool add) {
-  const auto *values = static_cast<const uint16_t *>(block) + 2 * attn_steps(d) * (attn_keys / 16) * tile_values;
-  alignas(64) uint16_t rounded[attn_rows][attn_keys];
-  const size_t used = round_up(static_cast<size_t>(n), panel_n), padded = round_up(used, 32);
-  for (int r = 0; r < rows; r++)
-    for (size_t i = 0; i < padded; i += 32) {
-      const __m512 a = _mm512_loadu_ps(p + r * attn_keys + i);
-      const __m512 b = i + 16 < used ? _mm512_loadu_ps(p + r * attn_keys + i + 16) : _mm512_setzero_ps();
-      _mm512_store_si512(rounded[r] + i, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(b, a)));
+// m.scores of a block of n keys for the group of 32 queries from tile `group` on.
+RS_TARGET void attn_group_scores(const attn_memory &m, size_t d, size_t group, int n) {
+  const size_t steps = attn_steps(d);
+  const uint16_t *q0 = m.queries + group * m.query_stride, *q1 = q0 + m.query_stride, *k0 = m.keys;
+  for (int key = 0; key < n; key += 32, k0 += 2 * steps * tile_values) {
+    const uint16_t *k1 = k0 + steps * tile_values;
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (size_t i = 0; i < steps; i++) {
+      _tile_loadd(4, k0 + i * tile_values, 64);
+      _tile_loadd(6, q0 + i * tile_values, 64);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_loadd(7, q1 + i * tile_values, 64);
+      _tile_dpbf16ps(1, 4, 7);
+      _tile_loadd(5, k1 + i * tile_values, 64);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
     }
-  configure(64);
-  const size_t bytes = ldo * 4, columns = attn_value_tiles(d), next = attn_keys / 32 * tile_values;
-  for (int r = 0; r < rows; r += 2 * tile_rows)
-    for (size_t c = 0; c < columns; c += 2) {
-      float *to = out + static_cast<size_t>(r) * ldo + c * panel_n, *below = to + tile_rows * ldo;
-      const bool two_rows = rows - r > tile_rows, two_columns = columns - c > 1;
-      const uint16_t *b = values + c * next;
+    float *to = m.scores + key * panel_n, *other = to + attn_keys * panel_n;
+    _tile_stored(0, to, 64);
+    _tile_stored(1, other, 64);
+    _tile_stored(2, to + 16 * panel_n, 64);
+    _tile_stored(3, other + 16 * panel_n, 64);
+  }
+}
+
+// 2^x for x <= most_growth; 2^-125 where it is below that.  Cody and Waite: x = r + f, r whole, |f| <= 1/2; degree 3, of which the
+// relative error is at most 7.5e-5 (minimax).
+__attribute__((always_inline)) RS_TARGET inline __m512 power_of_two(__m512 x) {
+  const __m512 shift = _mm512_set1_ps(12582912.0f);  // 1.5 * 2^23: what is added to it is rounded to a whole number
+  const __m512 clamped = _mm512_max_ps(_mm512_set1_ps(-125), x);  // NaN stays
+  const __m512 t = _mm512_add_ps(clamped, shift), f = _mm512_sub_ps(clamped, _mm512_sub_ps(t, shift));
+  __m512 y = _mm512_fmadd_ps(_mm512_set1_ps(0.0551716685f), f, _mm512_set1_ps(0.242611125f));
+  y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(0.693260968f));
+  y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(0.999928057f));
+  return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(y), _mm512_slli_epi32(_mm512_castps_si512(t), 23)));
+}
+
+// Which of 16 queries see a key, where query 0 of them is at place `query`.
+inline __mmask16 attn_visible(int64_t query, int64_t key) {
+  const int64_t hidden = key - query;  // so many of the first do not
+  return static_cast<__mmask16>(hidden <= 0 ? 0xffff : hidden >= 16 ? 0 : 0xffffu << hidden);
+}
+
+// Weights of 16 queries for a block of n keys from their scores, and what that does to their sums so far.  query, key: places of the
+// first of them in the sequence; logs: of sizes, in powers of two, or nullptr.
+template <bool Causal>
+RS_TARGET void attn_weights(const attn_memory &m, float factor, size_t tile, size_t half, int64_t query, int64_t key, int n,
+                            const float *logs, bool first) {
+  float *scores = m.scores + half * attn_keys * panel_n;
+  uint16_t *weights = m.weights + half * attn_keys * panel_n;
+  const __m512 a = _mm512_set1_ps(factor), none = _mm512_set1_ps(-1e30f);
+  __m512 largest = none;
+  if (Causal || logs)
+    for (int i = 0; i < n; i++) {
+      __m512 s = _mm512_mul_ps(_mm512_load_ps(scores + i * panel_n), a);
+      if (logs) s = _mm512_add_ps(s, _mm512_set1_ps(logs[i]));
+      if (Causal) s = _mm512_mask_mov_ps(none, attn_visible(query, key + i), s);
+      _mm512_store_ps(scores + i * panel_n, s);
+      largest = _mm512_max_ps(largest, s);
+    }
+  else {
+    __m512 other = none;
+    int i = 0;
+    for (; i + 2 <= n; i += 2) {
+      largest = _mm512_max_ps(largest, _mm512_load_ps(scores + i * panel_n));
+      other = _mm512_max_ps(other, _mm512_load_ps(scores + (i + 1) * panel_n));
+    }
+    if (i < n) largest = _mm512_max_ps(largest, _mm512_load_ps(scores + i * panel_n));
+    largest = _mm512_mul_ps(_mm512_max_ps(largest, other), a);
+  }
+  __m512 most = _mm512_load_ps(m.most + tile * panel_n), total = _mm512_load_ps(m.total + tile * panel_n);
+  if (first) {
+    most = largest;
+    total = _mm512_setzero_ps();
+  } else if (_mm512_cmp_ps_mask(largest, _mm512_add_ps(most, _mm512_set1_ps(most_growth)), _CMP_GT_OQ)) {
+    const __m512 now = _mm512_max_ps(most, largest), change = power_of_two(_mm512_sub_ps(most, now));
+    // 1 exactly where nothing grew: a query does not depend on those beside it.
+    const __m512 by = _mm512_mask_mov_ps(change, _mm512_cmp_ps_mask(now, most, _CMP_EQ_OQ), _mm512_set1_ps(1));
+    float *out = m.out + tile * m.out_stride;
+    for (size_t i = 0; i < m.out_stride; i += panel_n) _mm512_store_ps(out + i, _mm512_mul_ps(_mm512_load_ps(out + i), by));
+    total = _mm512_mul_ps(total, by);
+    most = now;
+  }
+  _mm512_store_ps(m.most + tile * panel_n, most);
+  const __m512 scale = Causal || logs ? _mm512_set1_ps(1) : a;
+  const int padded = static_cast<int>(round_up(static_cast<size_t>(n), 32));
+  for (int i = 0; i < padded; i += 2) {
+    __m512 left = _mm512_setzero_ps(), right = _mm512_setzero_ps();
+    if (i < n) left = power_of_two(_mm512_fmsub_ps(_mm512_load_ps(scores + i * panel_n), scale, most));
+    if (i + 1 < n) right = power_of_two(_mm512_fmsub_ps(_mm512_load_ps(scores + (i + 1) * panel_n), scale, most));
+    total = _mm512_add_ps(total, _mm512_add_ps(left, right));
+    _mm512_store_si512(weights + i * panel_n, round_pairs(left, right));
+  }
+  _mm512_store_ps(m.total + tile * panel_n, total);
+}
+
+// The group's sums of values, by the weights of a block of n keys.
+RS_TARGET void attn_group_mix(const attn_memory &m, size_t d, size_t group, int n, bool add) {
+  const size_t columns = attn_value_tiles(d), next = attn_keys / 32 * tile_values;
+  float *out0 = m.out + group * m.out_stride, *out1 = out0 + m.out_stride;
+  for (size_t c = 0; c < columns; c += 2, out0 += 2 * panel_n * panel_n, out1 += 2 * panel_n * panel_n) {
+    const bool two = columns - c > 1;
+    const uint16_t *v = m.values + c * next;
+    if (add) {
+      _tile_loadd(0, out0, 64);
+      _tile_loadd(1, out1, 64);
+      if (two) _tile_loadd(2, out0 + panel_n * panel_n, 64);
+      if (two) _tile_loadd(3, out1 + panel_n * panel_n, 64);
+    } else {
       _tile_zero(0);
       _tile_zero(1);
       _tile_zero(2);
       _tile_zero(3);
-      if (add) {
-        _tile_loadd(0, to, bytes);
-        if (two_columns) _tile_loadd(1, to + panel_n, bytes);
-        if (two_rows) _tile_loadd(2, below, bytes);
-        if (two_rows && two_columns) _tile_loadd(3, below + panel_n, bytes);
-      }
-      for (size_t i = 0; i < padded; i += 32, b += tile_values) {
-        _tile_loadd(4, rounded[r] + i, attn_keys * 2);
-        _tile_loadd(6, b, 64);
-        _tile_dpbf16ps(0, 4, 6);
-        if (two_columns) {
-          _tile_loadd(7, b + next, 64);
-          _tile_dpbf16ps(1, 4, 7);
-        }
-        if (two_rows) {
-          _tile_loadd(5, rounded[r + tile_rows] + i, attn_keys * 2);
-          _tile_dpbf16ps(2, 5, 6);
-          if (two_columns) _tile_dpbf16ps(3, 5, 7);
-        }
-      }
-      _tile_stored(0, to, bytes);
-      if (two_columns) _tile_stored(1, to + panel_n, bytes);
-      if (two_rows) _tile_stored(2, below, bytes);
-      if (two_rows && two_columns) _tile_stored(3, below + panel_n, bytes);
     }
-  _tile_release();
+    for (int key = 0; key < n; key += 32, v += tile_values) {
+      const uint16_t *w = m.weights + key * panel_n;
+      _tile_loadd(4, v, 64);
+      _tile_loadd(6, w, 64);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_loadd(7, w + attn_keys * panel_n, 64);
+      _tile_dpbf16ps(1, 4, 7);
+      if (!two) continue;
+      _tile_loadd(5, v + next, 64);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_stored(0, out0, 64);
+    _tile_stored(1, out1, 64);
+    if (two) _tile_stored(2, out0 + panel_n * panel_n, 64);
+    if (two) _tile_stored(3, out1 + panel_n * panel_n, 64);
+  }
 }
 
-constexpr attn_kernels attention = {attn_block_bytes, attn_pack, attn_scores, attn_mix};
+RS_TARGET void attn_write(const attn_problem &p, const attn_memory &m) {
+  alignas(64) float rows[panel_n][panel_n];
+  for (int64_t i = 0; i < p.queries; i += 16) {
+    const auto tile = static_cast<size_t>(i / 16);
+    const __m512 inverse = _mm512_div_ps(_mm512_set1_ps(1), _mm512_load_ps(m.total + tile * panel_n));
+    for (size_t c = 0; c < attn_value_tiles(p.d); c++) {
+      const float *from = m.out + tile * m.out_stride + c * panel_n * panel_n;
+      __m512i columns[16];
+      for (int j = 0; j < 16; j++) columns[j] = _mm512_castps_si512(_mm512_mul_ps(_mm512_load_ps(from + j * panel_n), inverse));
+      transpose_pairs(columns, reinterpret_cast<uint16_t *>(rows));
+      const size_t width = std::min<size_t>(panel_n, p.d - c * panel_n);
+      for (int64_t j = 0; j < std::min<int64_t>(16, p.queries - i); j++)
+        memcpy(p.out + (i + j) * p.ldo + static_cast<int64_t>(c * panel_n), rows[j], width * 4);
+    }
+  }
+}
+
+RS_TARGET void attend(const attn_problem &p) {
+  const attn_memory m(p.scratch, p.d, static_cast<size_t>(p.queries));
+  const float factor = p.scale * 1.44269504f;  // log2(e)
+  alignas(64) float logs[attn_keys];
+  attn_pack_queries(p, m);
+  configure(64);
+  for (int64_t key = 0; key < p.keys; key += attn_keys) {
+    const int n = static_cast<int>(std::min<int64_t>(attn_keys, p.keys - key));
+    attn_pack_block(p, m, key, n);
+    for (int i = 0; p.sizes && i < n; i++) logs[i] = std::log2(p.sizes[(key + i) * p.ld_sizes]);
+    for (int64_t i = 0; i < p.queries; i += attn_group) {
+      const auto group = static_cast<size_t>(i / 16);
+      attn_group_scores(m, p.d, group, n);
+      for (size_t half = 0; half < 2; half++) {
+        const int64_t query = p.first_query + i + static_cast<int64_t>(16 * half);
+        const auto weigh = p.causal ? attn_weights<true> : attn_weights<false>;
+        weigh(m, factor, group + half, half, query, key, n, p.sizes ? logs : nullptr, key == 0);
+      }
+      attn_group_mix(m, p.d, group, n, key > 0);
+    }
+  }
+  _tile_release();
+  attn_write(p, m);
+}
+
+constexpr attn_kernels attention = {attn_scratch_bytes, attend};
 
 constexpr kernel_row row = {"amx",
                             available,
@@ -3289,7 +3442,7 @@ rs_status flash_attn_infer(rs_tensor &out) {
   return result_like(out, q);
 }
 
-constexpr int64_t attn_unit_queries = 256;
+constexpr int64_t attn_unit_queries = 256, attn_coarse_queries = 512;
 
 size_t head_size(const op_run &r) { return static_cast<size_t>(r.out.cols / r.t->params.heads); }
 
@@ -3308,18 +3461,21 @@ const attn_kernels *coarse_kernels(const op_run &r) {
 }
 
 struct attn_scratch : scratch_parts {
-  char *block;          // keys and values
-  float *scores;        // [attn_rows][attn_keys]
-  float *out;           // [attn_unit_queries][Dp]
-  float *most, *total;  // [attn_unit_queries]
-  float *correction;    // [attn_rows]
-  float *log_sizes;     // [attn_keys]
+  float *keys, *values;  // of a block
+  float *scores;         // [attn_rows][attn_keys]
+  float *out;            // [attn_unit_queries][Dp]
+  float *most, *total;   // [attn_unit_queries]
+  float *correction;     // [attn_rows]
+  float *log_sizes;      // [attn_keys]
   size_t dp;
 
-  attn_scratch(char *memory, const op_run &r) : scratch_parts(memory), block(memory), dp(round_up(head_size(r), panel_n)) {
-    const attn_kernels *coarse = coarse_kernels(r);
-    const size_t packed = coarse ? coarse->block_bytes(head_size(r)) : attn_keys * (head_size(r) + dp) * 4;
-    bytes = round_up(packed, align_data);
+  attn_scratch(char *memory, const op_run &r) : scratch_parts(memory), dp(round_up(head_size(r), panel_n)) {
+    if (const attn_kernels *coarse = coarse_kernels(r)) {  // lays it out by itself
+      bytes = coarse->scratch_bytes(head_size(r), static_cast<size_t>(std::min(attn_coarse_queries, r.in[0].rows)));
+      return;
+    }
+    keys = take(attn_keys * head_size(r));
+    values = take(attn_keys * dp);
     scores = take(attn_rows * attn_keys);
     out = take(attn_unit_queries * dp);
     most = take(attn_unit_queries);
@@ -3390,14 +3546,34 @@ void mask_later_keys(float *scores, size_t ld, int rows, int n, int64_t query, i
     for (int64_t j = std::max<int64_t>(0, query + i + 1 - key); j < n; j++) scores[j] = masked_score;
 }
 
+void attn_coarse_unit(const op_run &r, const attn_kernels &coarse, char *scratch, int64_t head, int64_t seq_begin, int64_t seq_end,
+                      int64_t query_begin, int64_t query_end) {
+  const auto d = static_cast<int64_t>(head_size(r));
+  const auto at = [&](int i, int64_t row) { return r.f32(i) + row * r.in[i].stride + head * d; };
+  attn_problem p = {};
+  p.q = at(0, query_begin), p.k = at(1, seq_begin), p.v = at(2, seq_begin);
+  p.ldq = r.in[0].stride, p.ldk = r.in[1].stride, p.ldv = r.in[2].stride;
+  p.first_query = query_begin - seq_begin;
+  p.queries = query_end - query_begin;
+  p.causal = r.t->params.causal;
+  p.keys = (p.causal ? query_end : seq_end) - seq_begin;
+  p.d = static_cast<size_t>(d);
+  p.scale = r.t->params.scale;
+  if (r.t->src[4]) p.sizes = r.f32(4) + seq_begin * r.in[4].stride, p.ld_sizes = r.in[4].stride;
+  p.out = r.result() + query_begin * r.out.stride + head * d;
+  p.ldo = r.out.stride;
+  p.scratch = scratch;
+  coarse.attend(p);
+}
+
 void attn_unit(const op_run &r, const attn_scratch &s, int64_t head, int64_t seq_begin, int64_t seq_end, int64_t query_begin,
                int64_t query_end) {
   const kernel_row &k = *r.kernels;
-  const attn_kernels *coarse = coarse_kernels(r);
+  if (const attn_kernels *coarse = coarse_kernels(r))
+    return attn_coarse_unit(r, *coarse, s.memory, head, seq_begin, seq_end, query_begin, query_end);
   const size_t d = head_size(r);
   const int64_t column = head * static_cast<int64_t>(d);
   const auto ldq = static_cast<size_t>(r.in[0].stride);
-  float *keys = reinterpret_cast<float *>(s.block), *values = keys + attn_keys * d;
   const int64_t keys_end = r.t->params.causal ? query_end : seq_end;
   for (int64_t key = seq_begin; key < keys_end; key += attn_keys) {
     const int n = static_cast<int>(std::min<int64_t>(attn_keys, seq_end - key));
@@ -3405,28 +3581,21 @@ void attn_unit(const op_run &r, const attn_scratch &s, int64_t head, int64_t seq
     const float *from_k = r.f32(1) + key * r.in[1].stride + column, *from_v = r.f32(2) + key * r.in[2].stride + column;
     const bool first = key == seq_begin;
     if (r.t->src[4]) find_log_sizes(r.in[4], key, n, r.t->params.scale, s.log_sizes);
-    if (coarse) {
-      coarse->pack(from_k, static_cast<size_t>(r.in[1].stride), from_v, static_cast<size_t>(r.in[2].stride), n, d, s.block);
-    } else {
-      pack_keys(from_k, r.in[1].stride, n, d, keys);
-      pack_values(from_v, r.in[2].stride, n, d, s.dp, values);
-    }
+    pack_keys(from_k, r.in[1].stride, n, d, s.keys);
+    pack_values(from_v, r.in[2].stride, n, d, s.dp, s.values);
     for (int64_t query = query_begin; query < query_end; query += attn_rows) {
       const int rows = static_cast<int>(std::min<int64_t>(attn_rows, query_end - query));
       const int64_t at = query - query_begin;
       const float *q = r.f32(0) + query * r.in[0].stride + column;
       float *out = s.out + at * static_cast<int64_t>(s.dp), *correction = s.correction;
-      if (coarse) coarse->scores(q, ldq, rows, s.block, n, d, s.scores);
-      else k.f32_panels(q, ldq, rows, keys, d * panel_n, key_panels, d, s.scores, attn_keys, false);
+      k.f32_panels(q, ldq, rows, s.keys, d * panel_n, key_panels, d, s.scores, attn_keys, false);
       if (r.t->src[4]) add_to_rows(s.scores, attn_keys, rows, n, s.log_sizes);
       if (r.t->params.causal) mask_later_keys(s.scores, attn_keys, rows, n, query, key);
       k.softmax(s.scores, attn_keys, rows, static_cast<size_t>(n), r.t->params.scale, first, s.most + at, s.total + at, correction);
       for (int i = 0; !first && i < rows; i++)
         for (size_t j = 0; j < s.dp; j++) out[static_cast<size_t>(i) * s.dp + j] *= correction[i];
-      if (coarse) coarse->mix(s.scores, rows, s.block, n, d, out, s.dp, !first);
-      else
-        k.f32_panels(s.scores, attn_keys, rows, values, attn_keys * panel_n, value_panels, static_cast<size_t>(n), out, s.dp,
-                     !first);
+      k.f32_panels(s.scores, attn_keys, rows, s.values, attn_keys * panel_n, value_panels, static_cast<size_t>(n), out, s.dp,
+                   !first);
     }
   }
   for (int64_t i = 0; i < query_end - query_begin; i++) {
@@ -3436,19 +3605,33 @@ void attn_unit(const op_run &r, const attn_scratch &s, int64_t head, int64_t seq
   }
 }
 
+// Queries of a unit, for a sequence of n: as many as `most` allows, in even parts, since keys and values are packed once a unit; fewer
+// where the threads would else have unequal shares.
+int64_t attn_queries(int64_t n, int64_t most, int64_t units_before, int threads) {
+  const auto part = [&](int64_t parts) { return static_cast<int64_t>(round_up(static_cast<size_t>(ceil_div(n, parts)), 16)); };
+  int64_t parts = std::max<int64_t>(1, ceil_div(n, most));
+  for (; units_before < 4 * threads && part(parts) > attn_rows; parts++) {
+    const int64_t units = units_before * ceil_div(n, part(parts));
+    if (10 * ceil_div(units, threads) * threads <= 11 * units) break;
+  }
+  return part(parts);
+}
+
 void flash_attn_cpu(const op_run &r, const worker &me) {
   const attn_scratch scratch(r.scratch(me.thread), r);
   const int32_t *cu = r.i32(3);
   const int64_t sequences = r.in[3].cols - 1, heads = r.t->params.heads;
-  const int64_t queries = heads * sequences >= 4 * me.threads ? attn_unit_queries : attn_rows;
+  const int64_t most = coarse_kernels(r) ? attn_coarse_queries : attn_unit_queries;
   int64_t unit = 0, mine = me.next(-1);
-  for (int64_t b = 0; b < sequences; b++)
+  for (int64_t b = 0; b < sequences; b++) {
+    const int64_t queries = attn_queries(cu[b + 1] - cu[b], most, heads * sequences, me.threads);
     for (int64_t head = 0; head < heads; head++)
       for (int64_t query = cu[b]; query < cu[b + 1]; query += queries, unit++)
         if (unit == mine) {
           attn_unit(r, scratch, head, cu[b], cu[b + 1], query, std::min<int64_t>(query + queries, cu[b + 1]));
           mine = me.next(mine);
         }
+  }
 }
 
 // ---- attn_pool: attention of one query that is the same for every sequence
