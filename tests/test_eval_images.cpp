@@ -372,7 +372,9 @@ TEST_F(EvalImages, AgainstAnotherWeightFile) {
 
 TEST_F(EvalImages, WrongUse) {
   const std::string m = weights("classifier");
-  const auto wrong = [&](strings arguments, int code, const std::string &part) { expect_failure(eval(arguments), code, part); };
+  const auto wrong = [&](const strings &arguments, int code, const std::string &part) {
+    expect_failure(eval(arguments), code, part);
+  };
   put(dir_ / "d/yak/a.ppm", tiny_image(1));
   wrong({"images", "-m", m, "--data", dir_ / "d"}, 1, "d/yak: the model has no label 'yak' (it has 0 to 2: ant, bee, cow)");
   wrong({"images", "-m", m, "--data", dir_ / "none"}, 1, "none': not a folder");

@@ -209,6 +209,12 @@ class Page(unittest.TestCase):
         self.assertEqual([r[1:3] for r in body], [["0.9100", "0.8700"], ["–", "–"]])
         self.assertEqual(body[1][5:7], ["0.9200", "–"])
 
+    def test_schedules_for_people(self):
+        s = tool.schedule
+        self.assertEqual(results_images.short(s("0,0.5,0,0.3", "a,b,b,c", "merge")), "`0,0.5,0,0.3` `b,c` merge")
+        self.assertEqual(results_images.short(s("0,0.5", "norm,mlp")), "`0,0.5` `mlp` prune")
+        self.assertEqual(results_images.short(s("0,0.5", "norm")), "`0,0.5` `norm` prune")
+
     def test_images_alone(self):
         r = self.with_images()
         r["rows"], r["final"], r["halves"], r["bench"], r["short"] = [], [], [], [], []

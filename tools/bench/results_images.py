@@ -53,9 +53,12 @@ def points(value):
 
 
 def short(drop):
+    """A schedule for people: where scores differ, those of the layers that drop."""
     p = parts(drop)
     scores = p["score"].split(",")
-    return "`%s` `%s` %s" % (p["ratios"], scores[0] if len(set(scores)) == 1 else p["score"], p["mode"])
+    if len(scores) > 1:
+        scores = [s for s, ratio in zip(scores, p["ratios"].split(",")) if float(ratio) > 0]
+    return "`%s` `%s` %s" % (p["ratios"], scores[0] if len(set(scores)) == 1 else ",".join(scores), p["mode"])
 
 
 class Rows:
