@@ -1511,8 +1511,8 @@ struct channel_block {  // what belongs to the 16 channels of a panel of quantiz
   const float *bias;  // or nullptr
 };
 
-// Attention of one head of some queries of a sequence, for q, k and v that are quantized layers' results, where the ISA has something
-// faster than f32 for what is noisy anyway.
+// Attention of one head of some queries of a sequence, for q, k and v that are quantized layers' results, where the ISA has
+// something faster than f32 for what is noisy anyway.
 constexpr int attn_keys = 128, attn_rows = 64, attn_most_d = 128;
 struct attn_problem {
   const float *q, *k, *v;  // rows of d; of the first query, and of the first key of the sequence
@@ -2205,13 +2205,13 @@ RS_TARGET double tile_peak(rs_type type, size_t steps) {
 
 double peak(rs_type type, size_t steps) { return type == RS_F32 ? avx512vnni::f32_peak(steps) : tile_peak(type, steps); }
 
-// ---- attention in bf16, a head of a sequence at a time.  q, k, p and v are rounded to 8 bits: their errors, of up to 2^-9, are less
-// than those of the 8-bit layers that q, k and v come from.  docs/design.md has the measured effect.
+// ---- attention in bf16, a head of a sequence at a time.  q, k, p and v are rounded to 8 bits: their errors, of up to 2^-9, are
+// less than those of the 8-bit layers that q, k and v come from.  docs/design.md has the measured effect.
 //
-// Scores are made transposed, 16 keys by 16 queries a tile, so that a register holds a key's scores for 16 queries: largest and sum of
-// a query are then sums of registers, and two keys' weights, rounded side by side, are a row of the tile that values are multiplied
-// by.  exp is 2^x by a polynomial of degree 3 (2^-13), since p is rounded anyway.  What a query's largest score was so far is
-// only replaced where it grew by more than 2^most_growth, so that sums are seldom rescaled (FlashAttention-4 does the same).
+// Scores are made transposed, 16 keys by 16 queries a tile, so that a register holds a key's scores for 16 queries: largest and sum
+// of a query are then sums of registers, and two keys' weights, rounded side by side, are a row of the tile that values are
+// multiplied by.  exp is 2^x by a polynomial of degree 3 (2^-13), since p is rounded anyway.  What a query's largest score was so
+// far is only replaced where it grew by more than 2^most_growth, so that sums are seldom rescaled (FlashAttention-4 does the same).
 
 constexpr size_t tile_values = 512;  // bf16 of a tile
 constexpr int attn_group = 32;       // queries whose scores are made together: two tiles
@@ -2244,15 +2244,15 @@ RS_TARGET void transpose_pairs(const __m512i *rows, uint16_t *to) {
 
 // What a unit works on, in its scratch.
 struct attn_memory {
-  uint16_t *keys;     // tiles of 16 keys by 32 of d, for attn_keys keys
-  uint16_t *values;   // tiles of 16 of d by 32 keys
-  uint16_t *queries;  // a group: tiles of 16 pairs of d by 16 queries, for each of its two tiles of queries
-  float *out;         // [D / 16][16][16] of 16 queries, transposed
-  float *most, *total;  // [16] each, of 16 queries; most in powers of two
-  float *scores;        // [2][attn_keys][16]
-  uint16_t *weights;    // [2][attn_keys / 2][16][2]
-  size_t out_stride;    // floats of 16 queries
-  size_t query_stride;  // of 16 queries, in values
+  uint16_t *keys;        // tiles of 16 keys by 32 of d, for attn_keys keys
+  uint16_t *values;      // tiles of 16 of d by 32 keys
+  uint16_t *queries;     // a group: tiles of 16 pairs of d by 16 queries, for each of its two tiles of queries
+  float *out;            // [D / 16][16][16] of 16 queries, transposed
+  float *most, *total;   // [16] each, of 16 queries; most in powers of two
+  float *scores[2];      // [2][attn_keys][16] of a group; two groups take turns
+  uint16_t *weights[2];  // [2][attn_keys / 2][16][2], likewise
+  size_t out_stride;     // floats of 16 queries
+  size_t query_stride;   // of 16 queries, in values
   size_t bytes = 0;
 
   attn_memory(char *memory, size_t d, size_t n_queries) {
@@ -2270,8 +2270,8 @@ struct attn_memory {
     out = reinterpret_cast<float *>(take(groups * out_stride * 4));
     most = reinterpret_cast<float *>(take(groups * panel_n * 4));
     total = reinterpret_cast<float *>(take(groups * panel_n * 4));
-    scores = reinterpret_cast<float *>(take(2 * attn_keys * panel_n * 4));
-    weights = reinterpret_cast<uint16_t *>(take(2 * attn_keys * panel_n * 2));
+    for (float *&x : scores) x = reinterpret_cast<float *>(take(2 * attn_keys * panel_n * 4));
+    for (uint16_t *&x : weights) x = reinterpret_cast<uint16_t *>(take(2 * attn_keys * panel_n * 2));
   }
 };
 
@@ -2302,7 +2302,8 @@ RS_TARGET void attn_pack_queries(const attn_problem &p, const attn_memory &m) {
       transpose_pairs(rows, m.queries + static_cast<size_t>(i) / 16 * m.query_stride + step * tile_values);
     }
   // The second half of the last group, where there are no queries.
-  if (ceil_div(p.queries, 16) % 2) memset(m.queries + static_cast<size_t>(ceil_div(p.queries, 16)) * m.query_stride, 0, m.query_stride * 2);
+  if (ceil_div(p.queries, 16) % 2)
+    memset(m.queries + static_cast<size_t>(ceil_div(p.queries, 16)) * m.query_stride, 0, m.query_stride * 2);
 }
 
 // Keys and values of a block of n; those up to the next multiple of 32 are zero.
@@ -2334,38 +2335,36 @@ RS_TARGET void attn_pack_block(const attn_problem &p, const attn_memory &m, int6
   }
 }
 
-// m.scores of a block of n keys for the group of 32 queries from tile `group` on.
-RS_TARGET void attn_group_scores(const attn_memory &m, size_t d, size_t group, int n) {
+// Scores of 32 keys from `key` on, of the block, for 32 queries.
+RS_TARGET inline void attn_scores(const attn_memory &m, size_t d, size_t group, int key) {
   const size_t steps = attn_steps(d);
-  const uint16_t *q0 = m.queries + group * m.query_stride, *q1 = q0 + m.query_stride, *k0 = m.keys;
-  for (int key = 0; key < n; key += 32, k0 += 2 * steps * tile_values) {
-    const uint16_t *k1 = k0 + steps * tile_values;
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-    for (size_t i = 0; i < steps; i++) {
-      _tile_loadd(4, k0 + i * tile_values, 64);
-      _tile_loadd(6, q0 + i * tile_values, 64);
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_loadd(7, q1 + i * tile_values, 64);
-      _tile_dpbf16ps(1, 4, 7);
-      _tile_loadd(5, k1 + i * tile_values, 64);
-      _tile_dpbf16ps(2, 5, 6);
-      _tile_dpbf16ps(3, 5, 7);
-    }
-    float *to = m.scores + key * panel_n, *other = to + attn_keys * panel_n;
-    _tile_stored(0, to, 64);
-    _tile_stored(1, other, 64);
-    _tile_stored(2, to + 16 * panel_n, 64);
-    _tile_stored(3, other + 16 * panel_n, 64);
+  const uint16_t *q0 = m.queries + 2 * group * m.query_stride, *q1 = q0 + m.query_stride,
+                 *k0 = m.keys + static_cast<size_t>(key / 16) * steps * tile_values, *k1 = k0 + steps * tile_values;
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  for (size_t i = 0; i < steps; i++) {
+    _tile_loadd(4, k0 + i * tile_values, 64);
+    _tile_loadd(6, q0 + i * tile_values, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(7, q1 + i * tile_values, 64);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_loadd(5, k1 + i * tile_values, 64);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
   }
+  float *to = m.scores[group % 2] + key * panel_n, *other = to + attn_keys * panel_n;
+  _tile_stored(0, to, 64);
+  _tile_stored(1, other, 64);
+  _tile_stored(2, to + 16 * panel_n, 64);
+  _tile_stored(3, other + 16 * panel_n, 64);
 }
 
 // 2^x for x <= most_growth; 2^-125 where it is below that.  Cody and Waite: x = r + f, r whole, |f| <= 1/2; degree 3, of which the
 // relative error is at most 7.5e-5 (minimax).
 __attribute__((always_inline)) RS_TARGET inline __m512 power_of_two(__m512 x) {
-  const __m512 shift = _mm512_set1_ps(12582912.0f);  // 1.5 * 2^23: what is added to it is rounded to a whole number
+  const __m512 shift = _mm512_set1_ps(12582912.0f);               // 1.5 * 2^23: what is added to it is rounded to a whole number
   const __m512 clamped = _mm512_max_ps(_mm512_set1_ps(-125), x);  // NaN stays
   const __m512 t = _mm512_add_ps(clamped, shift), f = _mm512_sub_ps(clamped, _mm512_sub_ps(t, shift));
   __m512 y = _mm512_fmadd_ps(_mm512_set1_ps(0.0551716685f), f, _mm512_set1_ps(0.242611125f));
@@ -2380,16 +2379,14 @@ inline __mmask16 attn_visible(int64_t query, int64_t key) {
   return static_cast<__mmask16>(hidden <= 0 ? 0xffff : hidden >= 16 ? 0 : 0xffffu << hidden);
 }
 
-// Weights of 16 queries for a block of n keys from their scores, and what that does to their sums so far.  query, key: places of the
-// first of them in the sequence; logs: of sizes, in powers of two, or nullptr.
+// The largest scores of 16 queries in a block of n keys, and what these do to the sums so far.  query, key: places of the first of
+// them in the sequence; logs: of sizes, in powers of two, or nullptr.  With these or a mask, scores are then scaled.
 template <bool Causal>
-RS_TARGET void attn_weights(const attn_memory &m, float factor, size_t tile, size_t half, int64_t query, int64_t key, int n,
-                            const float *logs, bool first) {
-  float *scores = m.scores + half * attn_keys * panel_n;
-  uint16_t *weights = m.weights + half * attn_keys * panel_n;
+RS_TARGET void attn_largest(const attn_memory &m, float factor, size_t tile, int64_t query, int64_t key, int n, const float *logs) {
+  float *scores = m.scores[tile / 2 % 2] + tile % 2 * attn_keys * panel_n;
   const __m512 a = _mm512_set1_ps(factor), none = _mm512_set1_ps(-1e30f);
-  __m512 largest = none;
-  if (Causal || logs)
+  __m512 largest = none, other = none;
+  if (Causal || logs) {
     for (int i = 0; i < n; i++) {
       __m512 s = _mm512_mul_ps(_mm512_load_ps(scores + i * panel_n), a);
       if (logs) s = _mm512_add_ps(s, _mm512_set1_ps(logs[i]));
@@ -2397,8 +2394,7 @@ RS_TARGET void attn_weights(const attn_memory &m, float factor, size_t tile, siz
       _mm512_store_ps(scores + i * panel_n, s);
       largest = _mm512_max_ps(largest, s);
     }
-  else {
-    __m512 other = none;
+  } else {
     int i = 0;
     for (; i + 2 <= n; i += 2) {
       largest = _mm512_max_ps(largest, _mm512_load_ps(scores + i * panel_n));
@@ -2407,67 +2403,74 @@ RS_TARGET void attn_weights(const attn_memory &m, float factor, size_t tile, siz
     if (i < n) largest = _mm512_max_ps(largest, _mm512_load_ps(scores + i * panel_n));
     largest = _mm512_mul_ps(_mm512_max_ps(largest, other), a);
   }
-  __m512 most = _mm512_load_ps(m.most + tile * panel_n), total = _mm512_load_ps(m.total + tile * panel_n);
-  if (first) {
-    most = largest;
-    total = _mm512_setzero_ps();
-  } else if (_mm512_cmp_ps_mask(largest, _mm512_add_ps(most, _mm512_set1_ps(most_growth)), _CMP_GT_OQ)) {
-    const __m512 now = _mm512_max_ps(most, largest), change = power_of_two(_mm512_sub_ps(most, now));
-    // 1 exactly where nothing grew: a query does not depend on those beside it.
-    const __m512 by = _mm512_mask_mov_ps(change, _mm512_cmp_ps_mask(now, most, _CMP_EQ_OQ), _mm512_set1_ps(1));
-    float *out = m.out + tile * m.out_stride;
-    for (size_t i = 0; i < m.out_stride; i += panel_n) _mm512_store_ps(out + i, _mm512_mul_ps(_mm512_load_ps(out + i), by));
-    total = _mm512_mul_ps(total, by);
-    most = now;
+  float *most = m.most + tile * panel_n, *total = m.total + tile * panel_n;
+  if (key == 0) {
+    _mm512_store_ps(most, largest);
+    _mm512_store_ps(total, _mm512_setzero_ps());
+    return;
   }
-  _mm512_store_ps(m.most + tile * panel_n, most);
-  const __m512 scale = Causal || logs ? _mm512_set1_ps(1) : a;
-  const int padded = static_cast<int>(round_up(static_cast<size_t>(n), 32));
-  for (int i = 0; i < padded; i += 2) {
-    __m512 left = _mm512_setzero_ps(), right = _mm512_setzero_ps();
-    if (i < n) left = power_of_two(_mm512_fmsub_ps(_mm512_load_ps(scores + i * panel_n), scale, most));
-    if (i + 1 < n) right = power_of_two(_mm512_fmsub_ps(_mm512_load_ps(scores + (i + 1) * panel_n), scale, most));
-    total = _mm512_add_ps(total, _mm512_add_ps(left, right));
-    _mm512_store_si512(weights + i * panel_n, round_pairs(left, right));
-  }
-  _mm512_store_ps(m.total + tile * panel_n, total);
+  const __m512 before = _mm512_load_ps(most);
+  if (!_mm512_cmp_ps_mask(largest, _mm512_add_ps(before, _mm512_set1_ps(most_growth)), _CMP_GT_OQ)) return;
+  // 1 exactly where nothing grew.
+  const __m512 now = _mm512_max_ps(before, largest);
+  const __m512 by =
+      _mm512_mask_mov_ps(power_of_two(_mm512_sub_ps(before, now)), _mm512_cmp_ps_mask(now, before, _CMP_EQ_OQ), _mm512_set1_ps(1));
+  float *out = m.out + tile * m.out_stride;
+  for (size_t i = 0; i < m.out_stride; i += panel_n) _mm512_store_ps(out + i, _mm512_mul_ps(_mm512_load_ps(out + i), by));
+  _mm512_store_ps(total, _mm512_mul_ps(_mm512_load_ps(total), by));
+  _mm512_store_ps(most, now);
 }
 
-// The group's sums of values, by the weights of a block of n keys.
-RS_TARGET void attn_group_mix(const attn_memory &m, size_t d, size_t group, int n, bool add) {
-  const size_t columns = attn_value_tiles(d), next = attn_keys / 32 * tile_values;
-  float *out0 = m.out + group * m.out_stride, *out1 = out0 + m.out_stride;
-  for (size_t c = 0; c < columns; c += 2, out0 += 2 * panel_n * panel_n, out1 += 2 * panel_n * panel_n) {
-    const bool two = columns - c > 1;
-    const uint16_t *v = m.values + c * next;
-    if (add) {
-      _tile_loadd(0, out0, 64);
-      _tile_loadd(1, out1, 64);
-      if (two) _tile_loadd(2, out0 + panel_n * panel_n, 64);
-      if (two) _tile_loadd(3, out1 + panel_n * panel_n, 64);
-    } else {
-      _tile_zero(0);
-      _tile_zero(1);
-      _tile_zero(2);
-      _tile_zero(3);
-    }
-    for (int key = 0; key < n; key += 32, v += tile_values) {
-      const uint16_t *w = m.weights + key * panel_n;
-      _tile_loadd(4, v, 64);
-      _tile_loadd(6, w, 64);
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_loadd(7, w + attn_keys * panel_n, 64);
-      _tile_dpbf16ps(1, 4, 7);
-      if (!two) continue;
-      _tile_loadd(5, v + next, 64);
-      _tile_dpbf16ps(2, 5, 6);
-      _tile_dpbf16ps(3, 5, 7);
-    }
-    _tile_stored(0, out0, 64);
-    _tile_stored(1, out1, 64);
-    if (two) _tile_stored(2, out0 + panel_n * panel_n, 64);
-    if (two) _tile_stored(3, out1 + panel_n * panel_n, 64);
+// Weights of 16 queries for keys [begin, end) of the block, begin a multiple of 32; zero up to the next one.
+RS_TARGET inline void attn_weights(const attn_memory &m, float factor, size_t tile, int begin, int end) {
+  const float *scores = m.scores[tile / 2 % 2] + tile % 2 * attn_keys * panel_n;
+  uint16_t *weights = m.weights[tile / 2 % 2] + tile % 2 * attn_keys * panel_n;
+  const __m512 a = _mm512_set1_ps(factor), most = _mm512_load_ps(m.most + tile * panel_n);
+  __m512 even = _mm512_load_ps(m.total + tile * panel_n), odd = _mm512_setzero_ps();
+  for (int i = begin; i < begin + 32; i += 2) {
+    __m512 left = _mm512_setzero_ps(), right = _mm512_setzero_ps();
+    if (i < end) left = power_of_two(_mm512_fmsub_ps(_mm512_load_ps(scores + i * panel_n), a, most));
+    if (i + 1 < end) right = power_of_two(_mm512_fmsub_ps(_mm512_load_ps(scores + (i + 1) * panel_n), a, most));
+    even = _mm512_add_ps(even, left);
+    odd = _mm512_add_ps(odd, right);
+    _mm512_store_si512(weights + i * panel_n, round_pairs(left, right));
   }
+  _mm512_store_ps(m.total + tile * panel_n, _mm512_add_ps(even, odd));
+}
+
+// Two columns of tiles of the group's sums of values, from column c on, by the weights of a block of n keys.
+RS_TARGET inline void attn_mix(const attn_memory &m, size_t d, size_t group, size_t c, int n, bool add) {
+  const size_t next = attn_keys / 32 * tile_values;
+  float *out0 = m.out + 2 * group * m.out_stride + c * panel_n * panel_n, *out1 = out0 + m.out_stride;
+  const bool two = attn_value_tiles(d) - c > 1;
+  const uint16_t *v = m.values + c * next;
+  if (add) {
+    _tile_loadd(0, out0, 64);
+    _tile_loadd(1, out1, 64);
+    if (two) _tile_loadd(2, out0 + panel_n * panel_n, 64);
+    if (two) _tile_loadd(3, out1 + panel_n * panel_n, 64);
+  } else {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+  for (int key = 0; key < n; key += 32, v += tile_values) {
+    const uint16_t *w = m.weights[group % 2] + key * panel_n;
+    _tile_loadd(4, v, 64);
+    _tile_loadd(6, w, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(7, w + attn_keys * panel_n, 64);
+    _tile_dpbf16ps(1, 4, 7);
+    if (!two) continue;
+    _tile_loadd(5, v + next, 64);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_stored(0, out0, 64);
+  _tile_stored(1, out1, 64);
+  if (two) _tile_stored(2, out0 + panel_n * panel_n, 64);
+  if (two) _tile_stored(3, out1 + panel_n * panel_n, 64);
 }
 
 RS_TARGET void attn_write(const attn_problem &p, const attn_memory &m) {
@@ -2487,9 +2490,33 @@ RS_TARGET void attn_write(const attn_problem &p, const attn_memory &m) {
   }
 }
 
+// All queries, a group after the other, for a block of n keys.  While the vector units make the weights of a group, the tiles have
+// the scores of the next one and the values of the one before: what they wait for is then never far away.
+RS_TARGET void attn_block(const attn_problem &p, const attn_memory &m, int64_t key, int n, const float *logs) {
+  const auto groups = static_cast<size_t>(ceil_div(p.queries, attn_group));
+  const size_t columns = attn_value_tiles(p.d);
+  const float factor = p.scale * 1.44269504f, rest = p.causal || logs ? 1 : factor;  // log2(e)
+  for (int i = 0; i < n; i += 32) attn_scores(m, p.d, 0, i);
+  for (size_t group = 0; group <= groups; group++) {
+    size_t c = 0;
+    if (group < groups) {
+      for (size_t tile = 2 * group; tile < 2 * group + 2; tile++) {
+        const auto largest = p.causal ? attn_largest<true> : attn_largest<false>;
+        largest(m, factor, tile, p.first_query + static_cast<int64_t>(16 * tile), key, n, logs);
+      }
+      for (int i = 0; i < n; i += 32) {
+        if (group + 1 < groups) attn_scores(m, p.d, group + 1, i);
+        attn_weights(m, rest, 2 * group, i, n);
+        if (group > 0 && c < columns) attn_mix(m, p.d, group - 1, c, n, key > 0), c += 2;
+        attn_weights(m, rest, 2 * group + 1, i, n);
+      }
+    }
+    for (; group > 0 && c < columns; c += 2) attn_mix(m, p.d, group - 1, c, n, key > 0);
+  }
+}
+
 RS_TARGET void attend(const attn_problem &p) {
   const attn_memory m(p.scratch, p.d, static_cast<size_t>(p.queries));
-  const float factor = p.scale * 1.44269504f;  // log2(e)
   alignas(64) float logs[attn_keys];
   attn_pack_queries(p, m);
   configure(64);
@@ -2497,16 +2524,7 @@ RS_TARGET void attend(const attn_problem &p) {
     const int n = static_cast<int>(std::min<int64_t>(attn_keys, p.keys - key));
     attn_pack_block(p, m, key, n);
     for (int i = 0; p.sizes && i < n; i++) logs[i] = std::log2(p.sizes[(key + i) * p.ld_sizes]);
-    for (int64_t i = 0; i < p.queries; i += attn_group) {
-      const auto group = static_cast<size_t>(i / 16);
-      attn_group_scores(m, p.d, group, n);
-      for (size_t half = 0; half < 2; half++) {
-        const int64_t query = p.first_query + i + static_cast<int64_t>(16 * half);
-        const auto weigh = p.causal ? attn_weights<true> : attn_weights<false>;
-        weigh(m, factor, group + half, half, query, key, n, p.sizes ? logs : nullptr, key == 0);
-      }
-      attn_group_mix(m, p.d, group, n, key > 0);
-    }
+    attn_block(p, m, key, n, p.sizes ? logs : nullptr);
   }
   _tile_release();
   attn_write(p, m);
@@ -3605,8 +3623,8 @@ void attn_unit(const op_run &r, const attn_scratch &s, int64_t head, int64_t seq
   }
 }
 
-// Queries of a unit, for a sequence of n: as many as `most` allows, in even parts, since keys and values are packed once a unit; fewer
-// where the threads would else have unequal shares.
+// Queries of a unit, for a sequence of n: as many as `most` allows, in even parts, since keys and values are packed once a unit;
+// fewer where the threads would else have unequal shares.
 int64_t attn_queries(int64_t n, int64_t most, int64_t units_before, int threads) {
   const auto part = [&](int64_t parts) { return static_cast<int64_t>(round_up(static_cast<size_t>(ceil_div(n, parts)), 16)); };
   int64_t parts = std::max<int64_t>(1, ceil_div(n, most));
