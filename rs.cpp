@@ -2380,7 +2380,7 @@ inline __mmask16 attn_visible(int64_t query, int64_t key) {
 }
 
 // The largest scores of 16 queries in a block of n keys, and what these do to the sums so far.  query, key: places of the first of
-// them in the sequence; logs: of sizes, in powers of two, or nullptr.  With these or a mask, scores are then scaled.
+// them in the sequence; logs: of sizes, in powers of two, or nullptr.
 template <bool Causal>
 RS_TARGET void attn_largest(const attn_memory &m, float factor, size_t tile, int64_t query, int64_t key, int n, const float *logs) {
   float *scores = m.scores[tile / 2 % 2] + tile % 2 * attn_keys * panel_n;
@@ -2388,11 +2388,10 @@ RS_TARGET void attn_largest(const attn_memory &m, float factor, size_t tile, int
   __m512 largest = none, other = none;
   if (Causal || logs) {
     for (int i = 0; i < n; i++) {
-      __m512 s = _mm512_mul_ps(_mm512_load_ps(scores + i * panel_n), a);
-      if (logs) s = _mm512_add_ps(s, _mm512_set1_ps(logs[i]));
-      if (Causal) s = _mm512_mask_mov_ps(none, attn_visible(query, key + i), s);
-      _mm512_store_ps(scores + i * panel_n, s);
-      largest = _mm512_max_ps(largest, s);
+      __m512 s = _mm512_load_ps(scores + i * panel_n);
+      if (Causal) _mm512_store_ps(scores + i * panel_n, s = _mm512_mask_mov_ps(none, attn_visible(query, key + i), s));
+      s = _mm512_mul_ps(s, a);
+      largest = _mm512_max_ps(largest, logs ? _mm512_add_ps(s, _mm512_set1_ps(logs[i])) : s);
     }
   } else {
     int i = 0;
@@ -2421,16 +2420,22 @@ RS_TARGET void attn_largest(const attn_memory &m, float factor, size_t tile, int
   _mm512_store_ps(most, now);
 }
 
-// Weights of 16 queries for keys [begin, end) of the block, begin a multiple of 32; zero up to the next one.
-RS_TARGET inline void attn_weights(const attn_memory &m, float factor, size_t tile, int begin, int end) {
+// Weights of 16 queries for keys [begin, end) of the block, begin a multiple of 32; zero up to the next one.  Sizes of 1 give the
+// same bits as none.
+template <bool Sized>
+RS_TARGET inline void attn_weights(const attn_memory &m, float factor, size_t tile, int begin, int end, const float *logs) {
   const float *scores = m.scores[tile / 2 % 2] + tile % 2 * attn_keys * panel_n;
   uint16_t *weights = m.weights[tile / 2 % 2] + tile % 2 * attn_keys * panel_n;
-  const __m512 a = _mm512_set1_ps(factor), most = _mm512_load_ps(m.most + tile * panel_n);
+  const __m512 a = _mm512_set1_ps(factor), most = _mm512_sub_ps(_mm512_setzero_ps(), _mm512_load_ps(m.most + tile * panel_n));
+  const auto weight = [&](int i) __attribute__((always_inline)) RS_TARGET {
+    const __m512 b = Sized ? _mm512_add_ps(most, _mm512_set1_ps(logs[i])) : most;
+    return power_of_two(_mm512_fmadd_ps(_mm512_load_ps(scores + i * panel_n), a, b));
+  };
   __m512 even = _mm512_load_ps(m.total + tile * panel_n), odd = _mm512_setzero_ps();
   for (int i = begin; i < begin + 32; i += 2) {
     __m512 left = _mm512_setzero_ps(), right = _mm512_setzero_ps();
-    if (i < end) left = power_of_two(_mm512_fmsub_ps(_mm512_load_ps(scores + i * panel_n), a, most));
-    if (i + 1 < end) right = power_of_two(_mm512_fmsub_ps(_mm512_load_ps(scores + (i + 1) * panel_n), a, most));
+    if (i < end) left = weight(i);
+    if (i + 1 < end) right = weight(i + 1);
     even = _mm512_add_ps(even, left);
     odd = _mm512_add_ps(odd, right);
     _mm512_store_si512(weights + i * panel_n, round_pairs(left, right));
@@ -2495,7 +2500,8 @@ RS_TARGET void attn_write(const attn_problem &p, const attn_memory &m) {
 RS_TARGET void attn_block(const attn_problem &p, const attn_memory &m, int64_t key, int n, const float *logs) {
   const auto groups = static_cast<size_t>(ceil_div(p.queries, attn_group));
   const size_t columns = attn_value_tiles(p.d);
-  const float factor = p.scale * 1.44269504f, rest = p.causal || logs ? 1 : factor;  // log2(e)
+  const float factor = p.scale * 1.44269504f;  // log2(e)
+  const auto weigh = logs ? attn_weights<true> : attn_weights<false>;
   for (int i = 0; i < n; i += 32) attn_scores(m, p.d, 0, i);
   for (size_t group = 0; group <= groups; group++) {
     size_t c = 0;
@@ -2506,9 +2512,9 @@ RS_TARGET void attn_block(const attn_problem &p, const attn_memory &m, int64_t k
       }
       for (int i = 0; i < n; i += 32) {
         if (group + 1 < groups) attn_scores(m, p.d, group + 1, i);
-        attn_weights(m, rest, 2 * group, i, n);
+        weigh(m, factor, 2 * group, i, n, logs);
         if (group > 0 && c < columns) attn_mix(m, p.d, group - 1, c, n, key > 0), c += 2;
-        attn_weights(m, rest, 2 * group + 1, i, n);
+        weigh(m, factor, 2 * group + 1, i, n, logs);
       }
     }
     for (; group > 0 && c < columns; c += 2) attn_mix(m, p.d, group - 1, c, n, key > 0);
@@ -6252,7 +6258,7 @@ rs_status resolve(const rs_session &s, const rs_encode_params *params, rs_tower 
     out->drop = &out->drop_fields;
   }
   if (tower == rs_tower::image) {
-    rs_image_shape image;
+    rs_image_shape image = {};
     RS_CHECK(rs_image_get_shape(&m, p.image_width, p.image_height, &image));
     out->image_width = image.width;
     out->image_height = image.height;

@@ -256,9 +256,9 @@ rs_tensor *project(rs_graph *g, rs_tensor *x, const std::string &name, int64_t d
 }
 
 rs_tensor *pool_by_attention(rs_graph *g, const tower_settings &s, const rs_states &states) {
-  const int64_t c = s.hidden;
+  const int64_t c = s.hidden, head_size = c / s.heads;
   rs_tensor *kv = linear(g, states.x, "image.pool.kv", 2 * c, c);
-  const auto scale = static_cast<float>(1 / std::sqrt(static_cast<double>(c / s.heads)));
+  const auto scale = static_cast<float>(1 / std::sqrt(static_cast<double>(head_size)));
   rs_tensor *mixed = rs_attn_pool(g, weight1(g, "image.pool.query", c), rs_columns(g, kv, 0, c), rs_columns(g, kv, c, c),
                                   states.cu_seqlens, states.sizes, static_cast<int>(s.heads), scale);
   rs_tensor *z = linear(g, rs_name(g, mixed, "image.pool"), "image.pool.out", c, c);

@@ -51,7 +51,7 @@ rs_status find_family(rs_importer &in, const rs_family **out) {
 rs_status rs_source_inputs(const rs_source *source, bool *texts, bool *images) {
   try {
     rs_importer in(source, nullptr, nullptr);
-    const rs_family *f;
+    const rs_family *f = nullptr;
     RS_TRY(find_family(in, &f));
     return f->inputs(in, texts, images);
   } catch (const std::exception &e) {  // std::bad_alloc
@@ -62,7 +62,7 @@ rs_status rs_source_inputs(const rs_source *source, bool *texts, bool *images) {
 rs_status rs_convert(const rs_source *source, const rs_convert_params *params, rs_writer *w) {
   try {
     rs_importer in(source, params, w);
-    const rs_family *f;
+    const rs_family *f = nullptr;
     RS_TRY(find_family(in, &f));
     RS_TRY(rs_writer_set_str(w, "general.architecture", f->name));
     RS_TRY(f->convert(in));

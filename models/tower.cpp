@@ -216,8 +216,8 @@ std::vector<taps> cubic_taps(int64_t from, int64_t to, double scale, bool antial
     taps &t = all[static_cast<size_t>(i)];
     if (antialias) {
       const double wide = std::max(scale, 1.0), support = 2 * wide, centre = scale * (static_cast<double>(i) + 0.5);
-      const auto first = std::max<int64_t>(0, static_cast<int64_t>(centre - support + 0.5)),
-                 last = std::min(from, static_cast<int64_t>(centre + support + 0.5));
+      const auto first = std::max<int64_t>(0, static_cast<int64_t>(std::floor(centre - support + 0.5))),
+                 last = std::min(from, static_cast<int64_t>(std::floor(centre + support + 0.5)));
       double sum = 0;
       for (int64_t j = first; j < last; j++) {
         t.at.push_back(j);

@@ -92,10 +92,11 @@ TEST_F(threads, memory_is_bounded_in_every_mode) {
     make_sequences(3000);
     encode(m.session);
     EXPECT_LE(rs_session_arena_bytes(m.session), arena + arena / 10) << "mode " << mode;
-    // One part of 240 tokens needs as much as three of 80, but for what every thread has for itself; auto may have had both.
+    // One part of 240 tokens needs as much as three of 80, but for what every thread has for itself (a tenth here); auto may have
+    // had both.
     const loaded one(path, 1, 240);
     encode(one.session);
-    EXPECT_LT(rs_session_arena_bytes(m.session), 3 * rs_session_arena_bytes(one.session)) << "mode " << mode;
+    EXPECT_LT(rs_session_arena_bytes(m.session), 3.3 * static_cast<double>(rs_session_arena_bytes(one.session))) << "mode " << mode;
   }
 }
 

