@@ -111,7 +111,7 @@ const char *const families[] = {"vit",  "deit",   "dinov2",   "dinov2-swiglu", "
 const char *const sizes[] = {"32x32", "48x40", "24x16"};
 
 std::string converted(const temp_dir &dir, const std::string &name, const std::string &type) {
-  const std::string path = dir / (name + "-" + type + ".rsw");
+  std::string path = dir / (name + "-" + type + ".rsw");
   const run_result r = rs({"convert", fixture(name), "-o", path, "--type", type, "--calibrate", "none"});
   EXPECT_EQ(r.code, 0) << r;
   return path;
