@@ -3485,12 +3485,12 @@ const attn_kernels *coarse_kernels(const op_run &r) {
 }
 
 struct attn_scratch : scratch_parts {
-  float *keys, *values;  // of a block
-  float *scores;         // [attn_rows][attn_keys]
-  float *out;            // [attn_unit_queries][Dp]
-  float *most, *total;   // [attn_unit_queries]
-  float *correction;     // [attn_rows]
-  float *log_sizes;      // [attn_keys]
+  float *keys = nullptr, *values = nullptr;  // of a block
+  float *scores = nullptr;                   // [attn_rows][attn_keys]
+  float *out = nullptr;                      // [attn_unit_queries][Dp]
+  float *most = nullptr, *total = nullptr;   // [attn_unit_queries]
+  float *correction = nullptr;               // [attn_rows]
+  float *log_sizes = nullptr;                // [attn_keys]
   size_t dp;
 
   attn_scratch(char *memory, const op_run &r) : scratch_parts(memory), dp(round_up(head_size(r), panel_n)) {

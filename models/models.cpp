@@ -32,27 +32,29 @@ const rs_family *rs_family_find(const char *name) {
 }
 
 namespace {
-rs_status find_family(rs_importer &in, const rs_family **out) {
+// The one that config.json names; nullptr, and *status says why, where there is none.
+const rs_family *find_family(rs_importer &in, rs_status *status) {
   const char *type = nullptr, *architecture = "", *interpolation;
-  RS_TRY(in.config_str("architectures.0", &architecture, ""));
+  const auto ok = [&](rs_status s) { return (*status = s) == RS_OK; };
   // timm writes no model_type, but always how its images are resized.
-  RS_TRY(in.config_str("pretrained_cfg.interpolation", &interpolation, nullptr));
-  RS_TRY(interpolation ? in.config_str("model_type", &type, "timm") : in.config_str("model_type", &type));
+  if (!ok(in.config_str("architectures.0", &architecture, "")) ||
+      !ok(in.config_str("pretrained_cfg.interpolation", &interpolation, nullptr)) ||
+      !ok(interpolation ? in.config_str("model_type", &type, "timm") : in.config_str("model_type", &type)))
+    return nullptr;
   for (const rs_family *f : families)
-    if (contains(f->types, type) && (!*architecture || contains(f->architectures, architecture))) {
-      *out = f;
-      return RS_OK;
-    }
-  return rs_fail(RS_ERR_UNSUPPORTED, "config.json: model_type '%s', architecture '%s' is not supported; rs converts %s", type,
-                 architecture, known_architectures().c_str());
+    if (contains(f->types, type) && (!*architecture || contains(f->architectures, architecture))) return f;
+  *status = rs_fail(RS_ERR_UNSUPPORTED, "config.json: model_type '%s', architecture '%s' is not supported; rs converts %s", type,
+                    architecture, known_architectures().c_str());
+  return nullptr;
 }
 }  // namespace
 
 rs_status rs_source_inputs(const rs_source *source, bool *texts, bool *images) {
   try {
     rs_importer in(source, nullptr, nullptr);
-    const rs_family *f = nullptr;
-    RS_TRY(find_family(in, &f));
+    rs_status status;
+    const rs_family *f = find_family(in, &status);
+    if (!f) return status;
     return f->inputs(in, texts, images);
   } catch (const std::exception &e) {  // std::bad_alloc
     return rs_fail(RS_ERR_MEMORY, "%s", e.what());
@@ -62,8 +64,9 @@ rs_status rs_source_inputs(const rs_source *source, bool *texts, bool *images) {
 rs_status rs_convert(const rs_source *source, const rs_convert_params *params, rs_writer *w) {
   try {
     rs_importer in(source, params, w);
-    const rs_family *f = nullptr;
-    RS_TRY(find_family(in, &f));
+    rs_status status;
+    const rs_family *f = find_family(in, &status);
+    if (!f) return status;
     RS_TRY(rs_writer_set_str(w, "general.architecture", f->name));
     RS_TRY(f->convert(in));
     return in.finish();
