@@ -495,11 +495,11 @@ double rms(const vec &a, const vec &b) {
 // by 0.1 % (RMS), the layers' own rounding of inputs and weights changes q, k and v by four times that.  So what it adds is held to
 // a third of what the layers add, which makes their noise 5 % larger (they are independent: sqrt(1 + 1 / 9)).
 TEST(flash_attn, of_quantized_layers_adds_little_to_their_noise) {
-  for (const auto &[c, heads] : {std::pair<int64_t, int>(64, 2), {48, 3}, {160, 2}, {300, 2}})
+  for (const auto &size : {std::pair<int64_t, int>(64, 2), {48, 3}, {160, 2}, {300, 2}})
     for (const std::vector<int32_t> &cu : {std::vector<int32_t>{0, 1, 18, 50}, {0, 64, 200}, {0, 300}, {0, 700}})
       for (const bool causal : {false, true})
         for (const float sigma : {0.05f, 0.2f}) {  // scores of 1 and of 15
-          const int64_t t = cu.back(), b = static_cast<int64_t>(cu.size()) - 1;
+          const int64_t c = size.first, t = cu.back(), b = static_cast<int64_t>(cu.size()) - 1;
           const vec x = normal(static_cast<size_t>(t * c), 3), weights = normal(static_cast<size_t>(3 * c * c), 4, sigma);
           const auto run = [&](const char *isa, rs_type type) {
             session s(isa);
@@ -509,14 +509,14 @@ TEST(flash_attn, of_quantized_layers_adds_little_to_their_noise) {
             rs_tensor *qkv = rs_linear(h.g, in, h.weight("w", type, RS_PANELS, {3 * c, c}, weights), nullptr, RS_ACT_NONE);
             const auto op = causal ? rs_flash_attn_causal : rs_flash_attn;
             rs_tensor *y = op(h.g, rs_columns(h.g, qkv, 0, c), rs_columns(h.g, qkv, c, c), rs_columns(h.g, qkv, 2 * c, c), starts,
-                              nullptr, heads, 0.3f);
+                              nullptr, size.second, 0.3f);
             return h.run(s.s, y, t, b, static_cast<size_t>(t * c));
           };
           const vec exact = run("scalar", RS_F32), wanted = run("scalar", RS_W8);
           const double noise = rms(wanted, exact);
           for (const std::string &isa : isas()) {
             const double added = rms(run(isa.c_str(), RS_W8), wanted);
-            EXPECT_TRUE(added <= noise / 3) << isa << " heads " << heads << " c " << c << " t " << t << " sigma " << sigma
+            EXPECT_TRUE(added <= noise / 3) << isa << " heads " << size.second << " c " << c << " t " << t << " sigma " << sigma
                                             << (causal ? " causal" : "") << ": " << added << ", the layers " << noise;
           }
         }
