@@ -164,6 +164,14 @@ TEST(vision, labels_are_those_of_the_folder) {
   }
 }
 
+TEST(vision, options_of_texts_do_not_go_with_images) {
+  temp_dir dir;
+  write_file(dir / "texts.txt", "a text\n");
+  expect_failure(rs({"convert", fixture("vit"), "-o", dir / "a.rsw", "--calibrate", dir / "texts.txt"}), 2, "takes none");
+  expect_failure(rs({"convert", fixture("vit"), "-o", dir / "a.rsw", "--max-tokens", "8"}), 2, "takes no texts");
+  EXPECT_FALSE(file_exists(dir / "a.rsw"));
+}
+
 // Rounded weights of these random models are no measure of what q8 keeps of real ones: that the layers are what they were is.
 TEST(vision, quantized_families_stay_near) {
   temp_dir dir;

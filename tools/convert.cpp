@@ -192,6 +192,9 @@ class converter {
     if (!options_.name.empty()) folder_.name = options_.name;
     if (!options_.license.empty()) folder_.license = options_.license;
     if (!options_.source.empty()) folder_.source = options_.source;
+    if (!folder_.texts && options_.max_tokens > 0) fail_usage("--max-tokens: this model takes no texts");
+    if (!folder_.texts && !options_.calibrate.empty() && options_.calibrate != "none")
+      fail_usage("--calibrate: a file of texts, but this model takes none; images are calibrated on built-in pictures");
     if (options_.max_tokens == 0) return;
     if (folder_.position_limit > 0 && options_.max_tokens > folder_.position_limit)
       fail_usage("--max-tokens: ", options_.max_tokens, " is more than the ", folder_.position_limit, " positions of this model");
