@@ -755,7 +755,9 @@ TEST(sst2, logits_match_the_reference) {
     const auto n = static_cast<double>(texts.size());
     printf("SST-2, %s: %zu of %zu right, largest difference of a logit %.2g\n", type.c_str(), right, texts.size(), most);
     EXPECT_TRUE(most <= tolerance) << type << ": " << most;
-    EXPECT_TRUE(100 * std::fabs(double(right) - double(right_reference)) / n <= points) << type;
+    // Of the few texts under sanitizers, one is more than that already.
+    const double texts_off = points > 0 ? std::max(1.0, points * n / 100) : 0;
+    EXPECT_TRUE(std::fabs(double(right) - double(right_reference)) <= texts_off) << type;
     if (texts.size() == 872 && type == "f32") {
       EXPECT_EQ(right, 783u);
     }
