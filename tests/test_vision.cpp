@@ -4,6 +4,7 @@
 #include "cli_util.h"
 #include "tiny_bert.h"
 
+#include <algorithm>
 #include <cmath>
 #include <map>
 
@@ -161,6 +162,38 @@ TEST(vision, labels_are_those_of_the_folder) {
     ASSERT_EQ(m.info().labels, 5);
     EXPECT_STREQ(rs_model_label(m.model, 3), "label 3");
     EXPECT_EQ(m.info().head_activation, RS_HEAD_SOFTMAX);
+  }
+}
+
+TEST(vision, verify_looks_at_the_vectors_of_pictures) {
+  temp_dir dir;
+  const std::string path = converted(dir, "dinov2", "q8");
+  const run_result good = rs({"verify", path});
+  EXPECT_EQ(good.code, 0) << good;
+  EXPECT_NE(good.out.find("golden pictures"), std::string::npos) << good;
+  const json report = json::parse(rs({"verify", path, "--json"}).out);
+  EXPECT_EQ(report["golden_images"]["cosine"].size(), 12u);
+  EXPECT_GT(report["golden_images"]["cosine_min"].get<double>(), 0.9);
+  // The same file with a promise that its weights do not keep, and with vectors of other weights.
+  for (const bool of_cosines : {true, false}) {
+    rs_model *model;
+    ASSERT_EQ(rs_model_load(path.c_str(), nullptr, &model), RS_OK) << rs_last_error();
+    const char *key = of_cosines ? "golden.image_cosine" : "golden.image_embeddings";
+    rs_meta stored;
+    ASSERT_EQ(rs_model_meta(model, key, &stored), RS_OK);
+    floats other(stored.f32s, stored.f32s + stored.count);
+    if (of_cosines) other[3] = 1.5f;
+    else std::reverse(other.begin(), other.end());
+    rs_writer *w;
+    ASSERT_EQ(rs_writer_open((dir / "other.rsw").c_str(), &w), RS_OK);
+    ASSERT_EQ(rs_writer_set_f32s(w, key, other.data(), other.size()), RS_OK);
+    ASSERT_EQ(rs_writer_copy(w, model), RS_OK);
+    ASSERT_EQ(rs_writer_finish(w), RS_OK) << rs_last_error();
+    rs_writer_free(w);
+    rs_model_free(model);
+    const run_result bad = rs({"verify", dir / "other.rsw"});
+    EXPECT_EQ(bad.code, 1) << bad;
+    EXPECT_NE(bad.err.find(of_cosines ? "golden picture 4 has" : "golden picture"), std::string::npos) << bad;
   }
 }
 

@@ -9,8 +9,8 @@ namespace {
 const char *const examples =
     "Example:\n"
     "  rs verify minilm.rsw\n"
-    "Checks every checksum, every weight, and the cosine of the vectors of the sentences that the file brings along with those of\n"
-    "the unquantized model.  Exit status 1 when anything is wrong.";
+    "Checks every checksum, every weight, and the cosine of the vectors of the sentences, or pictures, that the file brings along\n"
+    "with those of the unquantized model.  Exit status 1 when anything is wrong.";
 
 constexpr double tolerance = 0.001;  // other CPUs sum floats in another order; a damaged model is off by far more
 
@@ -19,74 +19,89 @@ struct verify_options {
   bool json = false;
 };
 
-struct golden {
-  std::vector<std::string> texts;
-  std::vector<float> embeddings;  // of the f32 weights, [texts, dim]
-  std::vector<float> cosines;     // of this file's weights when it was made, [texts]
+// Vectors of one kind of input: sentences, or pictures.
+struct golden_set {
+  const char *key, *one, *many;    // in JSON; in text
+  std::vector<std::string> names;  // of each input
+  std::vector<float> cosines;      // of this file's weights when it was made
+  golden_cosines now;
+
+  // The first input whose vector is not what it was; how many there are when all are.
+  size_t first_bad() const {
+    size_t i = 0;
+    while (i < names.size() && double(now.each[i]) >= double(cosines[i]) - tolerance) ++i;  // false for NaN
+    return i;
+  }
+  bool ok() const { return first_bad() == names.size(); }
 };
 
-std::vector<float> floats_of(const rs_model *model, const char *key, size_t expected) {
+std::vector<float> floats_of(const rs_model *model, const std::string &key, size_t expected) {
   rs_meta meta;
-  if (!find_meta(model, key, &meta)) fail(key, " is missing");
+  if (!find_meta(model, key.c_str(), &meta)) fail(key, " is missing");
   if (meta.kind != RS_META_F32S) fail(key, " is not a list of floats");
   if (meta.count != expected) fail(key, " has ", meta.count, " values, expected ", expected);
   return {meta.f32s, meta.f32s + meta.count};
 }
 
-golden read_golden(const rs_model *model) {
-  golden result;
+// got: the vectors that the file gives now; prefix: of the keys of those that it brings along.
+void compare(const rs_model *model, const std::string &prefix, const std::vector<float> &got, golden_set *set) {
+  const size_t n = set->names.size();
+  set->cosines = floats_of(model, prefix + "cosine", n);
+  set->now = compare_golden(floats_of(model, prefix + "embeddings", n * size_t(model_info(model).dim)), got, n);
+}
+
+golden_set sentences_of(const rs_model *model) {
+  golden_set set{"golden", "golden sentence", "golden sentences", {}, {}, {}};
   rs_meta texts;
-  if (!find_meta(model, "golden.texts", &texts)) return result;
+  if (!find_meta(model, "golden.texts", &texts)) return set;
   if (texts.kind != RS_META_STRS) fail("golden.texts is not a list of strings");
-  result.texts = strings_of(texts);
-  result.embeddings = floats_of(model, "golden.embeddings", result.texts.size() * size_t(model_info(model).dim));
-  result.cosines = floats_of(model, "golden.cosine", result.texts.size());
-  return result;
+  set.names = strings_of(texts);
+  if (set.names.empty()) return set;
+  compare(model, "golden.", golden_embeddings(model, set.names), &set);
+  return set;
 }
 
-// The first text whose vector is not what it was; the number of texts when all are.
-size_t first_bad(const golden &stored, const golden_cosines &now) {
-  size_t i = 0;
-  while (i < stored.texts.size() && double(now.each[i]) >= double(stored.cosines[i]) - tolerance) ++i;  // false for NaN
-  return i;
+golden_set pictures_of(const rs_model *model) {
+  golden_set set{"golden_images", "golden picture", "golden pictures", {}, {}, {}};
+  rs_meta cosines;
+  if (!find_meta(model, "golden.image_cosine", &cosines)) return set;
+  if (cosines.count == 0 || cosines.count > most_golden_pictures)
+    fail("golden.image_cosine has ", cosines.count, " values, expected 1 to ", most_golden_pictures);
+  for (size_t i = 0; i < cosines.count; ++i) set.names.push_back(join("picture ", i + 1));
+  compare(model, "golden.image_", golden_image_embeddings(model, cosines.count), &set);
+  return set;
 }
 
-std::string as_text(const rs_model *model, const golden &stored, const golden_cosines &now) {
-  rs_model_info info = model_info(model);
-  std::string out =
-      join("file: OK, ", info.file_bytes, " bytes, ", rs_model_tensor_count(model), " tensors, all checksums and ranges\n");
-  if (stored.texts.empty()) return out + "golden sentences: none in this file\n";
-  out += "golden sentences, cosine with the f32 vectors:\n  stored     now\n";
-  for (size_t i = 0; i < stored.texts.size(); ++i)
-    out += format("  %8.6f  %8.6f  ", double(stored.cosines[i]), double(now.each[i])) + in_quotes(one_line(stored.texts[i], 60)) +
-           "\n";
-  return out + format("mean %.6f, lowest %.6f\n", now.mean, now.lowest);
-}
-
-std::string as_json(const rs_model *model, const golden &stored, const golden_cosines &now, bool ok) {
-  nlohmann::ordered_json root = {{"ok", ok},
-                                 {"file_bytes", model_info(model).file_bytes},
-                                 {"tensors", rs_model_tensor_count(model)},
-                                 {"golden", {{"texts", stored.texts.size()}}}};
-  if (!stored.texts.empty())
-    root["golden"].update(
-        {{"cosine_mean", now.mean}, {"cosine_min", now.lowest}, {"cosine", now.each}, {"stored", stored.cosines}});
-  return root.dump(1) + "\n";
+std::string as_text(const golden_set &set) {
+  if (set.names.empty()) return "";
+  std::string out = join(set.many, ", cosine with the f32 vectors:\n  stored     now\n");
+  for (size_t i = 0; i < set.names.size(); ++i)
+    out +=
+        format("  %8.6f  %8.6f  ", double(set.cosines[i]), double(set.now.each[i])) + in_quotes(one_line(set.names[i], 60)) + "\n";
+  return out + format("mean %.6f, lowest %.6f\n", set.now.mean, set.now.lowest);
 }
 
 int run_verify(const verify_options &options) {
   model_ptr model = load_model(options.model, false);
   check(rs_model_verify(model.get()));
-  golden stored = read_golden(model.get());
-  golden_cosines now;
-  if (!stored.texts.empty())
-    now = compare_golden(stored.embeddings, golden_embeddings(model.get(), stored.texts), stored.texts.size());
-  size_t bad = first_bad(stored, now);
-  bool ok = bad == stored.texts.size();
-  print(options.json ? as_json(model.get(), stored, now, ok) : as_text(model.get(), stored, now));
-  if (!ok)
-    fail(in_quotes(options.model), ": golden sentence ", bad + 1, " has cosine ", now.each[bad], ", it had ", stored.cosines[bad],
-         " when the file was made");
+  const golden_set sets[] = {sentences_of(model.get()), pictures_of(model.get())};
+  const rs_model_info info = model_info(model.get());
+  const size_t tensors = rs_model_tensor_count(model.get());
+  nlohmann::ordered_json root = {{"ok", sets[0].ok() && sets[1].ok()}, {"file_bytes", info.file_bytes}, {"tensors", tensors}};
+  std::string text = join("file: OK, ", info.file_bytes, " bytes, ", tensors, " tensors, all checksums and ranges\n"), vectors;
+  root["golden"] = {{"texts", sets[0].names.size()}};
+  for (const golden_set &set : sets) {
+    vectors += as_text(set);
+    if (!set.names.empty())
+      root[set.key].update(
+          {{"cosine_mean", set.now.mean}, {"cosine_min", set.now.lowest}, {"cosine", set.now.each}, {"stored", set.cosines}});
+  }
+  if (vectors.empty()) vectors = "golden sentences: none in this file\n";
+  print(options.json ? root.dump(1) + "\n" : text + vectors);
+  for (const golden_set &set : sets)
+    if (const size_t bad = set.first_bad(); !set.ok())
+      fail(in_quotes(options.model), ": ", set.one, " ", bad + 1, " has cosine ", set.now.each[bad], ", it had ", set.cosines[bad],
+           " when the file was made");
   if (!options.json) print("OK\n");
   return 0;
 }
