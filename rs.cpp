@@ -5794,12 +5794,17 @@ struct image_rows {
   rs_image_grid grid = {};
   std::unique_ptr<float, void (*)(void *)> memory{nullptr, std::free};
 
-  rs_status find(const rs_model &m, int32_t width, int32_t height) {
+  // Memory for them.
+  rs_status allocate(const rs_model &m, int32_t width, int32_t height) {
     RS_CHECK(rs_image_get_shape(&m, width, height, &shape));
     const size_t floats = static_cast<size_t>(shape.tokens) * static_cast<size_t>(m.shape.image.hidden);
     memory.reset(static_cast<float *>(std::aligned_alloc(align_data, round_up(floats * 4, align_data))));
     if (!memory) return rs_fail(RS_ERR_MEMORY, "%zu bytes for the positions of an image", floats * 4);
     grid = {shape.columns, shape.rows, memory.get()};
+    return RS_OK;
+  }
+  rs_status find(const rs_model &m, int32_t width, int32_t height) {
+    RS_CHECK(allocate(m, width, height));
     return m.family->image_rows(&m, shape.columns, shape.rows, memory.get());
   }
 };
@@ -5838,7 +5843,7 @@ rs_status check_tower(const rs_model &m, rs_tower tower, rs_head head) {
   RS_CHECK(rs_graph_create(&m, &g));
   rs_states states = {};
   image_rows rows;
-  rs_status status = tower == rs_tower::image ? rows.find(m, 0, 0) : RS_OK;
+  rs_status status = tower == rs_tower::image ? rows.allocate(m, 0, 0) : RS_OK;  // what is in them is not looked at here
   if (status == RS_OK) status = m.family->build(&m, g, tower, m.shape.of(tower).layers, nullptr, &rows.grid, &states);
   rs_tensor *logits;
   if (status == RS_OK && head != RS_HEAD_NONE) status = m.family->head(&m, g, head, m.info.labels, states, &logits);
@@ -6053,7 +6058,7 @@ struct encoder_graph {
   int layers;
   rs_pooling pooling;
   bool head = false;
-  image_rows image;                     // of the image tower
+  std::shared_ptr<image_rows> image;    // of the image tower; graphs of one size share it
   std::unique_ptr<rs_owned_drop> drop;  // nullptr: none
   rs_drop_schedule schedule;            // of it
   rs_graph *graph = nullptr;
@@ -6065,16 +6070,22 @@ struct encoder_graph {
     layers = to.layers;
     pooling = to.pooling;
     head = to.head;
-    if (tower == rs_tower::image) RS_CHECK(image.find(model, to.image_width, to.image_height));
+    if (tower == rs_tower::image && !image) {
+      image = std::make_shared<image_rows>();
+      RS_CHECK(image->find(model, to.image_width, to.image_height));
+    }
     if (!to.drop) return RS_OK;
     RS_CHECK(resolve_drop(model, *to.drop, &schedule));
     drop = std::make_unique<rs_owned_drop>(*to.drop);
     return RS_OK;
   }
+  // Is it of images of the size that is wanted?
+  bool of_size(const encode_settings &wanted) const {
+    return image && image->shape.width == wanted.image_width && image->shape.height == wanted.image_height;
+  }
   bool is(const encode_settings &wanted) const {
     return tower == wanted.tower && layers == wanted.layers && pooling == wanted.pooling && head == wanted.head &&
-           !drop == !wanted.drop && (!drop || rs_drop_same(*drop, *wanted.drop)) &&
-           (tower == rs_tower::text || (image.shape.width == wanted.image_width && image.shape.height == wanted.image_height));
+           !drop == !wanted.drop && (!drop || rs_drop_same(*drop, *wanted.drop)) && (tower == rs_tower::text || of_size(wanted));
   }
 };
 
@@ -6174,7 +6185,8 @@ template <class F>
 rs_status build_encoder_graph(const rs_model *model, encoder_graph *e, F mark) {
   rs_graph *g = e->graph;
   rs_states states = {};
-  RS_CHECK(model->family->build(model, g, e->tower, e->layers, e->drop ? &e->schedule : nullptr, &e->image.grid, &states));
+  RS_CHECK(model->family->build(model, g, e->tower, e->layers, e->drop ? &e->schedule : nullptr,
+                                e->image ? &e->image->grid : nullptr, &states));
   e->ids = rs_graph_tensor(g, "ids");
   e->type_ids = rs_graph_tensor(g, "type_ids");
   e->pixels = rs_graph_tensor(g, "pixels");
@@ -6207,6 +6219,9 @@ rs_status get_encoder_graph(rs_session *s, const encode_settings &set, const enc
     return RS_OK;
   }
   auto e = std::make_unique<encoder_graph>();
+  if (set.tower == rs_tower::image)
+    for (const auto &g : graphs)
+      if (g->of_size(set)) e->image = g->image;
   RS_CHECK(e->set(*s->model, set));
   RS_CHECK(rs_graph_create(s->model, &e->graph));
   RS_CHECK(build_encoder_graph(s->model, e.get(), [](rs_graph *) {}));
@@ -6398,11 +6413,11 @@ class batch {
     const size_t at = e.pixels.size();
     const int32_t patch = s->model->shape.patch;
     e.pixels.resize(at + static_cast<size_t>(w.tokens) * pixel_row());
-    pack_pixels(graph->image.shape, patch, pixels, e.pixels.data() + at);
+    pack_pixels(graph->image->shape, patch, pixels, e.pixels.data() + at);
     place(w, kept);
     return RS_OK;
   }
-  const rs_image_shape &image_shape() const { return graph->image.shape; }
+  const rs_image_shape &image_shape() const { return graph->image->shape; }
 
   rs_status flush() {
     if (e.windows.empty()) return RS_OK;
@@ -6846,9 +6861,9 @@ rs_status rs_plan(rs_session *s, const int32_t *lengths, size_t n, const rs_enco
     std::vector<int32_t> starts = {0}, flags;
     size_t rows = 0;
     for (size_t i = 0; i < n; i++) {
-      if (g->pixels && lengths[i] != g->image.shape.tokens)
+      if (g->pixels && lengths[i] != g->image->shape.tokens)
         return rs_fail(RS_ERR_ARGUMENT, "image %zu: %d tokens, but %dx%d pixels have %d", i, lengths[i], set.image_width,
-                       set.image_height, g->image.shape.tokens);
+                       set.image_height, g->image->shape.tokens);
       if (!g->pixels && (lengths[i] < 1 || lengths[i] > s->model->info.position_limit))
         return rs_fail(RS_ERR_LIMIT, "sequence %zu: %d tokens, expected 1 to %d", i, lengths[i], s->model->info.position_limit);
       if (lengths[i] > INT32_MAX - starts.back()) return rs_fail(RS_ERR_LIMIT, "more than %d tokens", INT32_MAX);
@@ -7019,7 +7034,7 @@ rs_status rs_trace_image(rs_session *s, const rs_image *image, const rs_encode_p
     auto t = std::make_unique<rs_trace>();
     trace_graph g;
     RS_CHECK(g.build(s->model, set));
-    const rs_image_shape &shape = g.e.image.shape;
+    const rs_image_shape &shape = g.e.image->shape;
     rs_image_info info;
     const float *pixels;
     RS_CHECK(image_pixels(s, shape, *image, &pixels, &info));
@@ -7376,7 +7391,7 @@ rs_status calibrate_images(rs_session *s, const rs_image *images, size_t n, rs_c
   RS_CHECK(resolve(*s, nullptr, rs_tower::image, &set));
   calibration_graph g;
   RS_CHECK(g.build(s->model, set, c));
-  const rs_image_shape &shape = g.e.image.shape;
+  const rs_image_shape &shape = g.e.image->shape;
   const auto tokens = static_cast<size_t>(shape.tokens), row = static_cast<size_t>(g.e.pixels->shape[1]);
   for (size_t i = 0; i < n; i++) {
     const float *pixels;

@@ -56,10 +56,6 @@ rs_status convert_layers(rs_importer &in, const tower_settings &s, const std::st
   return RS_OK;
 }
 
-rs_status convert_projection(rs_importer &in, const std::string &to, const std::string &from, int64_t dim, int64_t c) {
-  return in.head(to, from, dim, c);
-}
-
 // The learned query of SigLIP's pooling, as what its projection makes of it.
 rs_status convert_attention_pool(rs_importer &in, const tower_settings &s, const std::string &from) {
   const int64_t c = s.hidden, rows = 3 * c, matrix[] = {rows, c}, probe_shape[] = {1, 1, c};
@@ -112,7 +108,7 @@ rs_status convert_image_tower(rs_importer &in, bool siglip, const std::string &c
   RS_TRY(convert_norm(in, "image.norm", root + "post_layernorm", s.hidden));
   if (siglip) return convert_attention_pool(in, s, root + "head.");
   RS_TRY(convert_norm(in, "image.embeddings.norm", root + "pre_layrnorm", s.hidden));
-  return convert_projection(in, "image.projection.weight", "visual_projection.weight", dim, s.hidden);
+  return in.head("image.projection.weight", "visual_projection.weight", dim, s.hidden);
 }
 
 rs_status convert_text_tower(rs_importer &in, const std::string &config, int64_t dim) {
@@ -128,7 +124,7 @@ rs_status convert_text_tower(rs_importer &in, const std::string &config, int64_t
   in.ignore(embeddings + "position_ids");
   RS_TRY(convert_layers(in, s, root));
   RS_TRY(convert_norm(in, "text.norm", root + "final_layer_norm", s.hidden));
-  RS_TRY(convert_projection(in, "text.projection.weight", "text_projection.weight", dim, s.hidden));
+  RS_TRY(in.head("text.projection.weight", "text_projection.weight", dim, s.hidden));
   RS_TRY(in.table("text.position.weight", embeddings + "position_embedding.weight", positions, s.hidden, false));
   return in.table("text.token.weight", embeddings + "token_embedding.weight", vocab, s.hidden, true);  // last: touched row by row
 }

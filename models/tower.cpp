@@ -304,6 +304,9 @@ rs_tensor *build_image_input(const rs_model *model, rs_graph *g, const tower_set
   const int64_t tokens = RS_DIM_TOKENS, starts = RS_DIM_CU_SEQLENS, k = 3 * image.patch * image.patch;
   const int64_t pixels_shape[] = {tokens, k},
                 added_shape[] = {image.prefix + static_cast<int64_t>(grid.columns) * grid.rows, s.hidden};
+  // What image_rows reads is of no operator; a file where it does not fit is refused all the same.
+  if (image.prefix) weight2(g, s.at + "prefix.weight", image.prefix, s.hidden);
+  weight2(g, s.at + "position.weight", image.columns * image.rows, s.hidden);
   rs_tensor *pixels = rs_input(g, "pixels", RS_F32, 2, pixels_shape);
   rs_tensor *positions = rs_input(g, "positions", RS_I32, 1, &tokens);
   *cu_seqlens = rs_input(g, "cu_seqlens", RS_I32, 1, &starts);
