@@ -1,5 +1,6 @@
-// What rs.cpp and a backend know of each other.  A backend is a library of its own (librs-cuda.so, made of rs-cuda.cu) that is looked
-// for at run time.  This is no part of the API and is not installed: both sides are of one version of rs, which backend.version checks.
+// What rs.cpp and a backend know of each other.  A backend is a library of its own (librs-cuda.so, made of rs-cuda.cu) that is
+// looked for at run time.  This is no part of the API and is not installed: both sides are of one version of rs, which
+// backend.version checks.
 #pragma once
 
 #include "rs.h"
@@ -68,15 +69,16 @@ struct backend_tensor {
   backend_rows rows_are;
   rs_type type;
   rs_layout layout;
-  int32_t id;             // in the graph, of what holds the elements: of a view, that of its base
-  int32_t level;          // of its tokens, or cu_seqlens: 0 all, k those that the k-th drop leaves
-  bool output;            // the caller reads it
-  bool of_model;          // weight: lives as long as the model; else as the graph
-  int64_t rows;           // capacity
-  int64_t cols, stride;   // in elements.  A vector [n] is n rows of one
-  int64_t first;          // column of the storage where it begins
-  size_t offset;          // result: of the storage in the arena
-  const void *data;       // weight: in the caller's memory
+  int32_t id;            // in the graph, of what holds the elements: of a view, that of its base
+  int32_t level;         // of its tokens, or cu_seqlens: 0 all, k those that the k-th drop leaves
+  bool output;           // the caller reads it
+  bool of_model;         // weight: lives as long as the model; else as the graph
+  int64_t rows;          // capacity
+  int64_t cols, stride;  // in elements.  A vector [n] is n rows of one
+  int64_t first;         // column of the storage where it begins
+  size_t offset;         // result: of the storage in the arena
+  const void *data;      // weight: in the caller's memory
+  size_t bytes;          // of it
   const char *name;
 };
 

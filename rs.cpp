@@ -12,11 +12,12 @@
 //    9  graph: tensors, builders
 //   10  operators, one block each
 //   11  graph: validate, plan, run, profile
-//   12  weight file: reader
-//   13  weight file: writer
-//   14  model
-//   15  session: texts and images to vectors
-//   16  calibration: what the quantizers should know of the inputs
+//   12  backend hook: devices that run graphs instead of the CPU
+//   13  weight file: reader
+//   14  weight file: writer
+//   15  model
+//   16  session: texts and images to vectors
+//   17  calibration: what the quantizers should know of the inputs
 
 #ifdef RS_VECTOR_PART
 // ================================================================================ the part of section 7 that every vector ISA
@@ -437,7 +438,7 @@ double peak(rs_type type, size_t steps) {
 }
 
 #else  // the file as a whole
-#include "rs.h"
+#include "rs-backend.h"
 
 #include "models/image.h"
 #include "models/models.h"
@@ -463,6 +464,7 @@ double peak(rs_type type, size_t steps) {
 #include <tuple>
 #include <vector>
 
+#include <dlfcn.h>
 #include <fcntl.h>
 #include <sched.h>
 #include <sys/mman.h>
@@ -509,7 +511,6 @@ constexpr int64_t max_features = 65536;        // K of a linear layer: keeps int
 constexpr uint64_t max_entries = 65536;        // tensors, metadata keys
 constexpr size_t max_key = 255;                // bytes
 constexpr int max_threads = 1024;
-constexpr int max_sources = 7;     // inputs of an operator
 constexpr size_t align_data = 64;  // a cache line, and the widest vector
 
 constexpr int panel_n = 16;  // output channels of a panel
@@ -2389,7 +2390,7 @@ RS_TARGET void attn_largest(const attn_memory &m, float factor, size_t tile, int
   if (Causal || logs) {
     for (int i = 0; i < n; i++) {
       __m512 s = _mm512_load_ps(scores + i * panel_n);
-      if (Causal) _mm512_store_ps(scores + i * panel_n, s = _mm512_mask_mov_ps(none, attn_visible(query, key + i), s));
+      if (Causal) s = _mm512_mask_mov_ps(none, attn_visible(query, key + i), s);
       s = _mm512_mul_ps(s, a);
       largest = _mm512_max_ps(largest, logs ? _mm512_add_ps(s, _mm512_set1_ps(logs[i])) : s);
     }
@@ -2422,14 +2423,16 @@ RS_TARGET void attn_largest(const attn_memory &m, float factor, size_t tile, int
 
 // Weights of 16 queries for keys [begin, end) of the block, begin a multiple of 32; zero up to the next one.  Sizes of 1 give the
 // same bits as none.
-template <bool Sized>
-RS_TARGET inline void attn_weights(const attn_memory &m, float factor, size_t tile, int begin, int end, const float *logs) {
+template <bool Sized, bool Causal>
+RS_TARGET inline void attn_weights(const attn_memory &m, float factor, size_t tile, int begin, int end, const float *logs,
+                                   int64_t query, int64_t key) {
   const float *scores = m.scores[tile / 2 % 2] + tile % 2 * attn_keys * panel_n;
   uint16_t *weights = m.weights[tile / 2 % 2] + tile % 2 * attn_keys * panel_n;
   const __m512 a = _mm512_set1_ps(factor), most = _mm512_sub_ps(_mm512_setzero_ps(), _mm512_load_ps(m.most + tile * panel_n));
   const auto weight = [&](int i) __attribute__((always_inline)) RS_TARGET {
     const __m512 b = Sized ? _mm512_add_ps(most, _mm512_set1_ps(logs[i])) : most;
-    return power_of_two(_mm512_fmadd_ps(_mm512_load_ps(scores + i * panel_n), a, b));
+    const __m512 e = power_of_two(_mm512_fmadd_ps(_mm512_load_ps(scores + i * panel_n), a, b));
+    return Causal ? _mm512_maskz_mov_ps(attn_visible(query, key + i), e) : e;
   };
   __m512 even = _mm512_load_ps(m.total + tile * panel_n), odd = _mm512_setzero_ps();
   for (int i = begin; i < begin + 32; i += 2) {
@@ -2501,20 +2504,23 @@ RS_TARGET void attn_block(const attn_problem &p, const attn_memory &m, int64_t k
   const auto groups = static_cast<size_t>(ceil_div(p.queries, attn_group));
   const size_t columns = attn_value_tiles(p.d);
   const float factor = p.scale * 1.44269504f;  // log2(e)
-  const auto weigh = logs ? attn_weights<true> : attn_weights<false>;
+  const auto weigh = p.causal ? logs ? attn_weights<true, true> : attn_weights<false, true>
+                     : logs ? attn_weights<true, false>
+                              : attn_weights<false, false>;
+  const auto place = [&](size_t tile) { return p.first_query + static_cast<int64_t>(16 * tile); };
   for (int i = 0; i < n; i += 32) attn_scores(m, p.d, 0, i);
   for (size_t group = 0; group <= groups; group++) {
     size_t c = 0;
     if (group < groups) {
       for (size_t tile = 2 * group; tile < 2 * group + 2; tile++) {
         const auto largest = p.causal ? attn_largest<true> : attn_largest<false>;
-        largest(m, factor, tile, p.first_query + static_cast<int64_t>(16 * tile), key, n, logs);
+        largest(m, factor, tile, place(tile), key, n, logs);
       }
       for (int i = 0; i < n; i += 32) {
         if (group + 1 < groups) attn_scores(m, p.d, group + 1, i);
-        weigh(m, factor, 2 * group, i, n, logs);
+        weigh(m, factor, 2 * group, i, n, logs, place(2 * group), key);
         if (group > 0 && c < columns) attn_mix(m, p.d, group - 1, c, n, key > 0), c += 2;
-        weigh(m, factor, 2 * group + 1, i, n, logs);
+        weigh(m, factor, 2 * group + 1, i, n, logs, place(2 * group + 1), key);
       }
     }
     for (; group > 0 && c < columns; c += 2) attn_mix(m, p.d, group - 1, c, n, key > 0);
@@ -2837,51 +2843,7 @@ rs_status rs_measure_peak(rs_type type, int32_t threads, double *macs_per_second
 
 namespace {
 
-// Every operator: X(ENUM, name, inputs, by rows: whether row i of the result needs no more than row i of those inputs that have the
-// tokens of its level; one level: whether all its tensors have, else it looks for itself).  The list makes the enum, the names and
-// the table of functions; section 10 has one block for each, with name##_infer, name##_work, name##_macs and name##_cpu.
-#define RS_OPS(X) \
-  X(EMBED, embed, 2, true, true) \
-  X(ADD, add, 2, true, true) \
-  X(LINEAR, linear, 3, true, true) \
-  X(LAYER_NORM, layer_norm, 4, true, true) \
-  X(FLASH_ATTN, flash_attn, 5, false, true) \
-  X(ATTN_POOL, attn_pool, 5, false, true) \
-  X(GATE, gate, 1, true, true) \
-  X(POOL, pool, 3, false, true) \
-  X(L2_NORMALIZE, l2_normalize, 1, true, true) \
-  X(SHIFT, shift, 2, true, true) \
-  X(CENTRE_DISTANCE, centre_distance, 2, false, true) \
-  X(ATTN_COLSUM, attn_colsum, 4, false, true) \
-  X(POSITION_SCORE, position_score, 1, false, true) \
-  X(STANDARDIZE, standardize, 2, false, true) \
-  X(TOKEN_DROP, token_drop, 5, false, false) \
-  X(TOKEN_GATHER, token_gather, 2, true, false) \
-  X(TOKEN_RESTORE, token_restore, 3, false, false) \
-  X(TOKEN_ASSIGN, token_assign, 4, false, false) \
-  X(TOKEN_MERGE, token_merge, 7, false, false) \
-  X(TOKEN_SIZES, token_sizes, 5, false, false)
-
-enum op_code {
-#define X(op, name, n, by_rows, one_level) OP_##op,
-  RS_OPS(X)
-#undef X
-      op_count
-};
-
 enum tensor_kind { tensor_input, tensor_weight, tensor_op, tensor_view, tensor_starts };
-
-struct op_params {  // each operator uses its own
-  rs_activation act;
-  rs_pooling pooling;
-  float eps, scale, weight;
-  int heads;
-  rs_distance distance;
-  bool first_only, random, causal;
-  int skip;
-  uint64_t seed;
-  rs_drop_rule rule;
-};
 
 struct op_run;    // one operator at run time: section 11
 struct op_macs {  // multiply-accumulates, and the type whose arithmetic they are (rs_measure_peak)
@@ -3445,11 +3407,10 @@ rs_status expect_heads(const rs_tensor &op, const rs_tensor &q, const rs_tensor 
   if (op.params.heads < 1 || q.shape[1] % op.params.heads)
     return rs_fail(RS_ERR_ARGUMENT, "%s: %d heads do not divide %lld columns", op_rows[op.op].name, op.params.heads,
                    static_cast<long long>(q.shape[1]));
-  if (!sizes) return RS_OK;
-  RS_CHECK(expect_scores(op, *sizes, "sizes"));
-  if (op.params.scale > 0) return RS_OK;
-  return rs_fail(RS_ERR_ARGUMENT, "%s: scale %g, expected a positive one beside sizes", op_rows[op.op].name,
-                 static_cast<double>(op.params.scale));
+  if (!(op.params.scale > 0) || !std::isfinite(op.params.scale))
+    return rs_fail(RS_ERR_ARGUMENT, "%s: scale %g, expected a positive one", op_rows[op.op].name,
+                   static_cast<double>(op.params.scale));
+  return sizes ? expect_scores(op, *sizes, "sizes") : RS_OK;
 }
 
 rs_status flash_attn_infer(rs_tensor &out) {
@@ -3760,7 +3721,7 @@ void pool_cpu(const op_run &r, const worker &me) {
   const auto [begin, end] = me.share(r.out.rows);
   for (int64_t b = begin; b < end; b++) {
     float *y = r.result() + b * r.out.stride;
-    const int64_t first = cu[b] + r.t->params.skip, n = cu[b + 1] - first;
+    const int64_t first = int64_t{cu[b]} + r.t->params.skip, n = cu[b + 1] - first;
     const auto row = [&](int64_t i) { return r.f32(0) + (first + i) * r.in[0].stride; };
     std::fill(y, y + r.out.cols, 0.0f);
     if (n <= 0) continue;
@@ -3772,7 +3733,7 @@ void pool_cpu(const op_run &r, const worker &me) {
     if (pooling == RS_POOL_MAX) {
       memcpy(y, row(0), static_cast<size_t>(r.out.cols) * 4);
       for (int64_t i = 1; i < n; i++)
-        for (int64_t j = 0; j < r.out.cols; j++) y[j] = row(i)[j] > y[j] ? row(i)[j] : y[j];
+        for (int64_t j = 0; j < r.out.cols; j++) y[j] = row(i)[j] > y[j] || std::isnan(row(i)[j]) ? row(i)[j] : y[j];
       continue;
     }
     const bool weighted = pooling == RS_POOL_WEIGHTED_MEAN;
@@ -4687,7 +4648,8 @@ struct rs_session {
 
   std::vector<std::unique_ptr<lane>> lanes;  // the first, and one a thread once parts ran side by side
   std::vector<profile_entry> profile_rows;
-  std::unique_ptr<struct encoder> encoder;  // section 15; nullptr without a model
+  std::unique_ptr<struct encoder> encoder;        // section 16; nullptr without a model
+  std::unique_ptr<struct device_session> device;  // section 12; nullptr: the CPU
 
   ~rs_session();
 };
@@ -4714,10 +4676,12 @@ graph_plan *plan_of(lane *l, const rs_graph *g) {
   return l->plans.back().get();
 }
 
+void forget_on_device(rs_session *s, const rs_graph *g);
 void forget_plans(rs_session *s, const rs_graph *g) {
   for (const auto &l : s->lanes)
     l->plans.erase(std::remove_if(l->plans.begin(), l->plans.end(), [&](const auto &p) { return p->graph_id == g->id; }),
                    l->plans.end());
+  if (s->device) forget_on_device(s, g);
 }
 
 rs_status check_binding(const graph_plan &p, const rs_binding &b) {
@@ -4905,16 +4869,21 @@ struct run_request {
 // with regard to it.
 using part_bindings = std::array<rs_binding, 7>;
 
-// All but memory.  Allocates nothing.
-rs_status make_plan(const rs_session *s, int threads, graph_plan &p, const run_request &q) {
+// Shapes, and what is bound.
+rs_status plan_request(graph_plan &p, const run_request &q) {
   p.sequences = q.sequences;
   p.levels[0].tokens = q.tokens;
   plan_shapes(p);
   RS_CHECK(bind_inputs(p, q.bindings, q.n_bindings));
   plan_levels(p);
-  for (token_level &l : p.levels) l.block_rows = choose_block_rows(l.tokens, threads);
   if (p.levels.size() > 1) plan_shapes(p);
-  RS_CHECK(bind_outputs(p, q.bindings, q.n_bindings));
+  return bind_outputs(p, q.bindings, q.n_bindings);
+}
+
+// All but memory.  Allocates nothing.
+rs_status make_plan(const rs_session *s, int threads, graph_plan &p, const run_request &q) {
+  RS_CHECK(plan_request(p, q));
+  for (token_level &l : p.levels) l.block_rows = choose_block_rows(l.tokens, threads);
   p.tensor_bytes = plan_places(p, false);
   p.block_tensor_bytes = plan_places(p, true);
   plan_ops(p, s->kernels);
@@ -4959,6 +4928,15 @@ rs_status run_parts(rs_session *s, int64_t n, const F &request) {
   return error.taken ? rs_fail(error.status, "%s", error.text) : RS_OK;
 }
 
+rs_status run_on_device(rs_session *s, graph_plan &p, const run_request &q);
+void count_calls(rs_session *s, graph_plan &p) {
+  for (size_t i = 0; i < p.ops.size(); i++) {
+    profile_entry &e = profile_of(s, p, i);
+    e.calls++;
+    e.macs += op_rows[p.ops[i].t->op].macs(p.ops[i]).count;
+  }
+}
+
 }  // namespace
 
 rs_status rs_graph_run(rs_session *s, rs_graph *graph, int64_t tokens, int64_t sequences, const rs_binding *bindings,
@@ -4970,16 +4948,13 @@ rs_status rs_graph_run(rs_session *s, rs_graph *graph, int64_t tokens, int64_t s
                      static_cast<long long>(sequences));
     lane *l = s->lanes[0].get();
     graph_plan &p = *plan_of(l, graph);
-    RS_CHECK(make_plan(s, s->threads, p, {graph, tokens, sequences, bindings, n_bindings}));
+    const run_request request = {graph, tokens, sequences, bindings, n_bindings};
+    if (s->device) return run_on_device(s, p, request);
+    RS_CHECK(make_plan(s, s->threads, p, request));
     RS_CHECK(reserve_arena(s, l, arena_bytes_of(p, s->threads)));
     run_error error;
     place(*l, p, &error);
-    if (s->profile)
-      for (size_t i = 0; i < p.ops.size(); i++) {
-        profile_entry &e = profile_of(s, p, i);
-        e.calls++;
-        e.macs += op_rows[p.ops[i].t->op].macs(p.ops[i]).count;
-      }
+    if (s->profile) count_calls(s, p);
     run_team(s->threads, [&](const worker &me) { graph_runner{s, p, me}.run(); });
     return error.taken ? rs_fail(error.status, "%s", error.text) : RS_OK;
   });
@@ -4994,7 +4969,269 @@ rs_status rs_session_profile_at(const rs_session *s, size_t i, rs_profile_row *o
   return RS_OK;
 }
 
-// ================================================================================ 12  weight file: reader
+// ================================================================================ 12  backend hook
+//
+// A backend is a library of its own, so that one build of rs serves machines with and without a driver: librs-cuda.so, looked for
+// when a device is asked for, beside this library and then where the system looks; RS_CUDA_LIBRARY names another.
+
+namespace {
+
+struct backend_library {
+  const backend *b = nullptr;
+  std::string error;  // why there is none
+};
+
+backend_library open_backend() {
+  backend_library l;
+  std::string path = "librs-cuda.so";
+  void *handle = nullptr;
+  if (const char *named = getenv("RS_CUDA_LIBRARY"); named && *named) {
+    path = named;
+  } else {
+    Dl_info self;
+    if (dladdr(reinterpret_cast<const void *>(rs_version), &self) && self.dli_fname) {
+      const std::string file = self.dli_fname;
+      handle = dlopen((file.substr(0, file.rfind('/') + 1) + path).c_str(), RTLD_NOW | RTLD_LOCAL);
+    }
+  }
+  if (!handle) handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (!handle) {
+    const char *why = dlerror();
+    l.error = why ? why : path;
+    return l;
+  }
+  const auto get = reinterpret_cast<const backend *(*)()>(dlsym(handle, "rs_backend_get"));
+  const backend *b = get ? get() : nullptr;
+  if (b && b->version == backend_version) l.b = b;
+  else l.error = path + " is not of this version of rs";
+  return l;
+}
+
+rs_status find_backend(const backend **out) {
+  static const backend_library library = open_backend();  // once a process
+  *out = library.b;
+  return library.b ? RS_OK : rs_fail(RS_ERR_UNSUPPORTED, "no CUDA backend: %s", library.error.c_str());
+}
+
+// A device that a model or session is on.  b is nullptr: the CPU.
+struct device_choice {
+  const backend *b = nullptr;
+  int index = 0;
+  std::string name() const { return b ? std::string(b->name) + ":" + std::to_string(index) : "cpu"; }
+};
+
+rs_status find_card(int index, device_choice *out) {
+  const backend *b;
+  RS_CHECK(find_backend(&b));
+  backend_error error = {};
+  int n = 0;
+  const rs_status status = b->count_devices(&n, &error);
+  if (status != RS_OK) return rs_fail(status, "%s: %s", b->name, error.text);
+  if (index >= n)
+    return rs_fail(RS_ERR_NOT_FOUND, "%s:%d: this machine has %d such device%s", b->name, index, n, n == 1 ? "" : "s");
+  out->b = b;
+  out->index = index;
+  return RS_OK;
+}
+
+// "cpu", "cuda", "cuda:N" or "auto": the first card that answers, else the CPU.  nullptr: RS_DEVICE, or the CPU.
+rs_status choose_device(const char *name, device_choice *out) {
+  if (!name) name = getenv("RS_DEVICE");
+  *out = {};
+  if (!name || !*name || !strcmp(name, "cpu")) return RS_OK;
+  if (!strcmp(name, "auto")) {
+    (void)find_card(0, out);
+    return RS_OK;
+  }
+  int index = 0, end = 0;
+  if (strcmp(name, "cuda") != 0 && (sscanf(name, "cuda:%3d%n", &index, &end) != 1 || name[end] || index < 0))
+    return rs_fail(RS_ERR_ARGUMENT, "device '%s': expected cpu, cuda, cuda:N or auto", name);
+  return find_card(index, out);
+}
+
+}  // namespace
+
+// Weights on a device.  Sessions of a model share them.
+struct device {
+  device_choice choice;
+  std::string name;
+  backend_model *model = nullptr;
+
+  ~device() {
+    if (model) choice.b->close_model(model);
+  }
+  rs_status open(const device_choice &to) {
+    choice = to;
+    name = to.name();
+    backend_error error = {};
+    const rs_status status = choice.b->open_model(choice.index, &model, &error);
+    return status == RS_OK ? RS_OK : rs_fail(status, "%s: %s", name.c_str(), error.text);
+  }
+};
+
+struct device_session {
+  std::shared_ptr<const device> on;
+  backend_session *session = nullptr;
+  // Of the last run; kept, so that runs allocate nothing.
+  std::vector<backend_op> ops;
+  std::vector<backend_level> levels;
+  std::vector<backend_input> inputs;
+  std::vector<backend_output> outputs;
+  std::vector<float> seconds;
+
+  ~device_session() {
+    if (session) on->choice.b->close_session(session);
+  }
+  rs_status open(std::shared_ptr<const device> to) {
+    on = std::move(to);
+    backend_error error = {};
+    const rs_status status = on->choice.b->open_session(on->model, &session, &error);
+    return status == RS_OK ? RS_OK : rs_fail(status, "%s: %s", on->name.c_str(), error.text);
+  }
+};
+
+namespace {
+
+void forget_on_device(rs_session *s, const rs_graph *g) { s->device->on->choice.b->forget_graph(s->device->session, g->id); }
+
+// Launches are recorded for a capacity, so that runs of nearly the same size share them: at most an eighth is in vain.
+int64_t token_capacity(int64_t n) {
+  int64_t step = 64;
+  while (step * 16 <= n) step *= 2;
+  return std::max<int64_t>(1, ceil_div(n, step)) * step;
+}
+int64_t sequence_capacity(int64_t n) {
+  int64_t c = 1;
+  while (c < n) c *= 2;
+  return c;
+}
+
+bool in_file(const rs_model *m, const void *data);  // section 13
+
+backend_tensor device_tensor(const graph_plan &p, const rs_tensor *t) {
+  backend_tensor d = {};
+  if (!t) return d;
+  const rs_tensor &whole = *storage_of(t);
+  const value &v = p.values[t->id];
+  d.place = whole.kind == tensor_weight  ? backend_place::weight
+            : whole.kind == tensor_input ? backend_place::input
+            : whole.kind == tensor_op    ? backend_place::result
+                                         : backend_place::starts;
+  d.rows_are = t->shape[0] == RS_DIM_TOKENS      ? backend_rows::tokens
+               : t->shape[0] == RS_DIM_SEQUENCES ? backend_rows::sequences
+               : t->shape[0] > 0                 ? backend_rows::fixed
+                                                 : backend_rows::starts;
+  d.type = t->type, d.layout = t->layout;
+  d.id = whole.id;
+  d.level = t->level;
+  d.output = whole.output;
+  d.of_model = whole.kind == tensor_weight && in_file(t->graph->model, whole.data);
+  d.rows = t->rank == 1 ? v.cols : v.rows;
+  d.cols = t->rank == 1 ? 1 : v.cols;
+  d.stride = t->rank == 1 ? 1 : v.stride;
+  for (const rs_tensor *at = t; at->kind == tensor_view; at = at->base) d.first += at->first;
+  d.offset = p.offsets[whole.id];
+  if (whole.kind == tensor_weight) {
+    d.data = whole.data;
+    (void)rs_tensor_bytes(t->type, t->layout, t->rank, t->shape, &d.bytes);  // rs_constant has seen it
+  }
+  d.name = t->name.c_str();
+  return d;
+}
+
+// What is bound, by the true numbers of tokens.
+void collect_bound(const graph_plan &p, device_session *d) {
+  d->levels.clear(), d->inputs.clear(), d->outputs.clear();
+  for (const token_level &l : p.levels) d->levels.push_back({l.tokens, token_capacity(l.tokens), l.cu.data()});
+  d->levels[0].cu = nullptr;
+  for (const auto &t : p.graph->tensors) {
+    void *data = p.bound[t->id];
+    if (!data) continue;
+    if (t->kind == tensor_op) d->outputs.push_back({t->id, data, p.bytes[t->id]});
+    if (t->kind != tensor_input) continue;
+    d->inputs.push_back({t->id, t->type, data, p.bytes[t->id], 0});
+    if (t->shape[0] == RS_DIM_CU_SEQLENS && !d->levels[0].cu) d->levels[0].cu = static_cast<const int32_t *>(data);
+  }
+}
+
+// Places in the arena, for the capacity.  Results have one even where the caller reads them.
+void plan_capacity(graph_plan &p, int64_t sequences, const std::vector<backend_level> &levels) {
+  p.sequences = sequences;
+  for (size_t i = 0; i < levels.size(); i++) p.levels[i].tokens = levels[i].capacity, p.levels[i].block_rows = 0;
+  plan_shapes(p);
+  for (const auto &t : p.graph->tensors)
+    if (t->kind == tensor_op) p.bound[t->id] = nullptr;
+  p.tensor_bytes = plan_places(p, false);
+}
+
+rs_status run_on_device(rs_session *s, graph_plan &p, const run_request &q) {
+  device_session &d = *s->device;
+  RS_CHECK(plan_request(p, q));
+  if (s->profile) {  // multiplications are counted by the true numbers
+    plan_ops(p, s->kernels);
+    place(*s->lanes[0], p, nullptr);
+    count_calls(s, p);
+  }
+  collect_bound(p, &d);
+  backend_run run = {};
+  run.sequence_capacity = sequence_capacity(q.sequences);
+  plan_capacity(p, run.sequence_capacity, d.levels);
+  for (backend_input &i : d.inputs) i.capacity = p.bytes[i.id];
+  d.ops.clear();
+  for (const auto &t : p.graph->tensors) {
+    if (t->kind != tensor_op) continue;
+    backend_op op = {};
+    op.op = t->op;
+    op.params = t->params;
+    op.out = device_tensor(p, t.get());
+    for (int i = 0; i < max_sources; i++) op.in[i] = device_tensor(p, t->src[i]);
+    d.ops.push_back(op);
+  }
+  run.graph = q.graph->id;
+  run.ops = d.ops.data(), run.n_ops = d.ops.size();
+  run.sequences = q.sequences;
+  run.levels = d.levels.data(), run.n_levels = d.levels.size();
+  run.inputs = d.inputs.data(), run.n_inputs = d.inputs.size();
+  run.outputs = d.outputs.data(), run.n_outputs = d.outputs.size();
+  run.arena_bytes = p.tensor_bytes;
+  d.seconds.assign(d.ops.size(), 0);
+  run.seconds = s->profile ? d.seconds.data() : nullptr;
+  backend_error error = {};
+  const rs_status status = d.on->choice.b->run(d.session, &run, &error);
+  if (status != RS_OK) return rs_fail(status, "%s", error.text);
+  for (size_t i = 0; s->profile && i < d.ops.size(); i++) profile_of(s, p, i).seconds += static_cast<double>(d.seconds[i]);
+  return RS_OK;
+}
+
+}  // namespace
+
+rs_status rs_device_get_info(const char *name, rs_device_info *info) {
+  return guarded([&] {
+    if (info->size < sizeof(uint32_t))
+      return rs_fail(RS_ERR_ARGUMENT, "rs_device_info.size is %u: set it to sizeof(rs_device_info)", info->size);
+    device_choice choice;
+    RS_CHECK(choose_device(name, &choice));
+    rs_device_info full = {};
+    snprintf(full.device, sizeof full.device, "%s", choice.name().c_str());
+    if (choice.b) {
+      backend_device_info card = {};
+      backend_error error = {};
+      const rs_status status = choice.b->describe(choice.index, &card, &error);
+      if (status != RS_OK) return rs_fail(status, "%s: %s", full.device, error.text);
+      snprintf(full.name, sizeof full.name, "%s", card.name);
+      full.memory_bytes = card.memory_bytes;
+      full.int8_macs = card.int8_macs, full.f16_macs = card.f16_macs;
+      full.bytes_per_second = card.bytes_per_second;
+    } else {
+      snprintf(full.name, sizeof full.name, "%s kernels", rs_isa());
+    }
+    full.size = info->size;
+    memcpy(info, &full, std::min<size_t>(info->size, sizeof full));
+    return RS_OK;
+  });
+}
+
+// ================================================================================ 13  weight file: reader
 //
 //   header 128 bytes | data | metadata | tensor directory | CRC32C of each 64 KiB of data
 //
@@ -5073,6 +5310,7 @@ struct rs_model {
   bool normalize = false;
   const char *default_prompt = "";
   std::vector<stored_drop> drops;
+  std::shared_ptr<const struct device> device;  // nullptr: the CPU
 
   ~rs_model() {
     rs_tokenizer_free(tokenizer);
@@ -5082,6 +5320,10 @@ struct rs_model {
 };
 
 namespace {
+
+bool in_file(const rs_model *m, const void *data) {
+  return m && static_cast<const char *>(data) >= m->map && static_cast<const char *>(data) < m->map + m->map_bytes;
+}
 
 rs_status bad_file(const rs_model &m, const char *format, ...) __attribute__((format(printf, 2, 3)));
 rs_status bad_file(const rs_model &m, const char *format, ...) {
@@ -5407,7 +5649,7 @@ rs_status rs_model_verify(const rs_model *m) {
   });
 }
 
-// ================================================================================ 13  weight file: writer
+// ================================================================================ 14  weight file: writer
 
 struct rs_writer {
   std::string path, temporary;
@@ -5657,7 +5899,7 @@ rs_status rs_writer_finish(rs_writer *w) {
   });
 }
 
-// ================================================================================ 14  model
+// ================================================================================ 15  model
 
 namespace {
 
@@ -5794,17 +6036,12 @@ struct image_rows {
   rs_image_grid grid = {};
   std::unique_ptr<float, void (*)(void *)> memory{nullptr, std::free};
 
-  // Memory for them.
-  rs_status allocate(const rs_model &m, int32_t width, int32_t height) {
+  rs_status find(const rs_model &m, int32_t width, int32_t height) {
     RS_CHECK(rs_image_get_shape(&m, width, height, &shape));
     const size_t floats = static_cast<size_t>(shape.tokens) * static_cast<size_t>(m.shape.image.hidden);
     memory.reset(static_cast<float *>(std::aligned_alloc(align_data, round_up(floats * 4, align_data))));
     if (!memory) return rs_fail(RS_ERR_MEMORY, "%zu bytes for the positions of an image", floats * 4);
     grid = {shape.columns, shape.rows, memory.get()};
-    return RS_OK;
-  }
-  rs_status find(const rs_model &m, int32_t width, int32_t height) {
-    RS_CHECK(allocate(m, width, height));
     return m.family->image_rows(&m, shape.columns, shape.rows, memory.get());
   }
 };
@@ -5842,12 +6079,17 @@ rs_status check_tower(const rs_model &m, rs_tower tower, rs_head head) {
   rs_graph *g;
   RS_CHECK(rs_graph_create(&m, &g));
   rs_states states = {};
-  image_rows rows;
-  rs_status status = tower == rs_tower::image ? rows.allocate(m, 0, 0) : RS_OK;  // what is in them is not looked at here
-  if (status == RS_OK) status = m.family->build(&m, g, tower, m.shape.of(tower).layers, nullptr, &rows.grid, &states);
+  rs_image_shape image = {};
+  alignas(align_data) static const float unread = 0;  // a graph that does not run reads no positions
+  rs_status status = tower == rs_tower::image ? rs_image_get_shape(&m, 0, 0, &image) : RS_OK;
+  const rs_image_grid grid = {image.columns, image.rows, &unread};
+  if (status == RS_OK) status = m.family->build(&m, g, tower, m.shape.of(tower).layers, nullptr, &grid, &states);
   rs_tensor *logits;
   if (status == RS_OK && head != RS_HEAD_NONE) status = m.family->head(&m, g, head, m.info.labels, states, &logits);
-  if (status == RS_OK && m.family->embed) (void)m.family->embed(&m, g, tower, states);
+  if (status == RS_OK && m.family->embed)
+    if (const rs_tensor *vectors = m.family->embed(&m, g, tower, states); vectors && vectors->shape[1] != m.info.dim)
+      status = rs_fail(RS_ERR_FORMAT, "embeddings have %lld dimensions, expected %d", static_cast<long long>(vectors->shape[1]),
+                       m.info.dim);
   if (status == RS_OK && g->status != RS_OK) status = rs_fail(g->status, "%s", g->error.c_str());
   rs_graph_free(g);
   return status == RS_OK ? RS_OK : rs_fail(status, "%s: %s", m.path.c_str(), std::string(last_error).c_str());
@@ -5883,6 +6125,22 @@ rs_status load_tokenizer(rs_model *m) {
   return RS_OK;
 }
 
+// Weights go to the device once, whatever number of sessions the model has.
+rs_status load_device(rs_model *m, const char *name) {
+  device_choice choice;
+  RS_CHECK(choose_device(name, &choice));
+  if (!choice.b) return RS_OK;
+  auto d = std::make_shared<device>();
+  RS_CHECK(d->open(choice));
+  for (const rs_tensor_info &t : m->tensors) {
+    backend_error error = {};
+    const rs_status status = choice.b->add_weight(d->model, &t, &error);
+    if (status != RS_OK) return rs_fail(status, "%s: '%s' to %s: %s", m->path.c_str(), t.name, d->name.c_str(), error.text);
+  }
+  m->device = std::move(d);
+  return RS_OK;
+}
+
 }  // namespace
 
 rs_status rs_model_load(const char *path, const rs_load_params *params, rs_model **out) {
@@ -5902,12 +6160,15 @@ rs_status rs_model_load(const char *path, const rs_load_params *params, rs_model
     RS_CHECK(read_head(m.get()));
     RS_CHECK(check_heads(m.get()));
     RS_CHECK(load_tokenizer(m.get()));
+    RS_CHECK(load_device(m.get(), p.device));
     *out = m.release();
     return RS_OK;
   });
 }
 
 void rs_model_free(rs_model *model) { delete model; }
+
+const char *rs_model_device(const rs_model *m) { return m->device ? m->device->name.c_str() : "cpu"; }
 
 rs_status rs_model_get_info(const rs_model *m, rs_model_info *info) {
   if (info->size < sizeof(uint32_t))
@@ -5966,7 +6227,8 @@ rs_tower drop_tower(const rs_model &m) { return m.shape.image.hidden ? rs_tower:
 rs_status resolve_drop(const rs_model &m, const rs_drop &drop, rs_drop_schedule *out) {
   const rs_tower tower = drop_tower(m);
   RS_CHECK(rs_drop_resolve(drop, m.shape.of(tower).layers, out));
-  if (tower == rs_tower::text) return RS_OK;
+  if (tower == rs_tower::text)
+    return m.shape.drops_texts ? RS_OK : rs_fail(RS_ERR_UNSUPPORTED, "%s: tokens of its texts can't be dropped", m.path.c_str());
   if (drop.protect == RS_PROTECT_NONE && m.shape.prefix)
     return rs_fail(RS_ERR_ARGUMENT, "drop protect none: the tokens before the patches can't be dropped");
   // They are the special tokens of an image; where there is one, its place tells.
@@ -6031,7 +6293,7 @@ rs_status rs_pooling_parse(const char *name, rs_pooling *out) {
                  name);
 }
 
-// ================================================================================ 15  session: texts and images to vectors
+// ================================================================================ 16  session: texts and images to vectors
 
 namespace {
 
@@ -6134,6 +6396,25 @@ namespace {
 void *default_alloc(void *, size_t bytes, size_t align) { return std::aligned_alloc(align, round_up(bytes, align)); }
 void default_free(void *, void *memory, size_t) { std::free(memory); }
 
+// The model's device; of a session without a model, the one that is asked for.
+rs_status open_device(rs_session *s, const char *name) {
+  std::shared_ptr<const device> on = s->model ? s->model->device : nullptr;
+  if (s->model && name && name != std::string(rs_model_device(s->model)))
+    return rs_fail(RS_ERR_ARGUMENT, "device '%s': the model is on %s", name, rs_model_device(s->model));
+  if (!s->model) {
+    device_choice choice;
+    RS_CHECK(choose_device(name, &choice));
+    if (choice.b) {
+      auto own = std::make_shared<device>();
+      RS_CHECK(own->open(choice));
+      on = std::move(own);
+    }
+  }
+  if (!on) return RS_OK;
+  s->device = std::make_unique<device_session>();
+  return s->device->open(std::move(on));
+}
+
 }  // namespace
 
 rs_status rs_session_create(const rs_model *model, const rs_session_params *params, rs_session **out) {
@@ -6155,10 +6436,12 @@ rs_status rs_session_create(const rs_model *model, const rs_session_params *para
 #ifndef _OPENMP
     s->threads = 1;
 #endif
-    s->max_batch_tokens = p.max_batch_tokens ? p.max_batch_tokens : 1024;
+    RS_CHECK(open_device(s.get(), p.device));
+    // A card wants many tokens at once; the cores of a CPU are busy with few.
+    s->max_batch_tokens = p.max_batch_tokens ? p.max_batch_tokens : s->device ? 32768 : 1024;
     s->allocator = p.allocator ? *p.allocator : rs_allocator{default_alloc, default_free, nullptr};
     s->profile = p.profile;
-    s->thread_mode = s->profile ? RS_THREADS_LATENCY : p.thread_mode;
+    s->thread_mode = s->profile || s->device ? RS_THREADS_LATENCY : p.thread_mode;
     s->lanes.push_back(std::make_unique<lane>());
     if (model) {
       s->encoder = std::make_unique<encoder>();
@@ -6174,6 +6457,7 @@ int32_t rs_session_threads(const rs_session *s) { return s->threads; }
 size_t rs_session_arena_bytes(const rs_session *s) {
   size_t bytes = 0;
   for (const auto &l : s->lanes) bytes += l->arena_bytes;
+  if (s->device) bytes += s->device->on->choice.b->session_bytes(s->device->session);
   return bytes;
 }
 size_t rs_encode_failed(const rs_session *s) { return s->encoder ? s->encoder->failed : SIZE_MAX; }
@@ -6266,7 +6550,7 @@ rs_status resolve(const rs_session &s, const rs_encode_params *params, rs_tower 
   out->long_text = p.long_text;
   out->prompt = p.prompt ? p.prompt : m.default_prompt;
   if (p.drop && tower != drop_tower(m))
-    return rs_fail(RS_ERR_UNSUPPORTED, "%s: tokens of texts are not dropped in a model that takes images", m.path.c_str());
+    return rs_fail(RS_ERR_UNSUPPORTED, "%s: tokens of texts can't be dropped in a model that takes images", m.path.c_str());
   if (p.drop) {
     RS_CHECK(read_params(p.drop, "rs_drop", &out->drop_fields));
     RS_CHECK(rs_drop_check_fields(out->drop_fields));
@@ -6541,10 +6825,10 @@ class batch {
     const encoder_graph &g = whole ? *whole_graph : *graph;
     const size_t bound =
         bind_packed(g,
-                    {e.ids.data() + p.token, e.type_ids.data() + p.token,
-                     e.pixels.data() + (g.pixels ? static_cast<size_t>(p.token) * pixel_row() : 0), e.positions.data() + p.token,
-                     e.cu_seqlens.data() + p.begin + i, e.protect.data() + p.token, static_cast<size_t>(p.tokens), n,
-                     e.vectors.data() + static_cast<size_t>(p.row) * width, rows * width},
+                    {g.ids ? e.ids.data() + p.token : nullptr, g.type_ids ? e.type_ids.data() + p.token : nullptr,
+                     g.pixels ? e.pixels.data() + static_cast<size_t>(p.token) * pixel_row() : nullptr,
+                     e.positions.data() + p.token, e.cu_seqlens.data() + p.begin + i, e.protect.data() + p.token,
+                     static_cast<size_t>(p.tokens), n, e.vectors.data() + static_cast<size_t>(p.row) * width, rows * width},
                     bindings);
     return {g.graph, p.tokens, static_cast<int64_t>(n), bindings->data(), bound};
   }
@@ -6566,7 +6850,8 @@ class batch {
     if (set.normalize) l2_normalize_row(y, set.dim, y);
     if (!all_finite(y, dim)) {
       e.failed = w.text;
-      return rs_fail(RS_ERR_NUMERIC, "the result is NaN or infinite: the weights are damaged, or overflow their type");
+      return rs_fail(RS_ERR_NUMERIC, "the result is NaN or infinite: the weights%s are damaged, or overflow their type",
+                     set.tower == rs_tower::image ? " or pixels" : "");
     }
     written += dim;
     return RS_OK;
@@ -6655,6 +6940,7 @@ rs_status image_pixels(rs_session *s, const rs_image_shape &shape, const rs_imag
   if (image.kind == RS_IMAGE_PIXELS) {
     if (image.width != shape.width || image.height != shape.height)
       return rs_fail(RS_ERR_ARGUMENT, "pixels of %dx%d, expected %dx%d", image.width, image.height, shape.width, shape.height);
+    if (!image.data) return rs_fail(RS_ERR_ARGUMENT, "pixels that are not there");
     info->width = image.width, info->height = image.height;
     *pixels = static_cast<const float *>(image.data);
     return RS_OK;
@@ -6726,7 +7012,11 @@ rs_status rs_image_prepare(const rs_model *m, const rs_image *image, int32_t wid
     int32_t w = image->width, h = image->height;
     switch (image->kind) {
       case RS_IMAGE_FILE:
-        RS_CHECK(rs_image_decode(image->data, image->length, 0, &decoded));
+        if (const rs_status status = rs_image_decode(image->data, image->length, 0, &decoded)) {
+          // A damaged image is not a damaged weight file.
+          const bool of_image = status == RS_ERR_FORMAT || status == RS_ERR_UNSUPPORTED;
+          return of_image ? rs_fail(RS_ERR_IMAGE, "%s", std::string(last_error).c_str()) : status;
+        }
         rgb = decoded.data.data(), w = decoded.width, h = decoded.height;
         break;
       case RS_IMAGE_RGB:
@@ -6881,13 +7171,12 @@ rs_status rs_plan(rs_session *s, const int32_t *lengths, size_t n, const rs_enco
     const size_t tokens = flags.size();
     std::vector<int32_t> zeros(tokens);
     std::vector<float> vectors(rows * static_cast<size_t>(set.width));
-    // Never read: a plan wants to know only that they are bound.
-    std::vector<float> pixels(g->pixels ? tokens * static_cast<size_t>(g->pixels->shape[1]) : 0);
+    float pixels;  // a plan reads how many there are, not what they are
     part_bindings bindings;
-    const size_t bound = bind_packed(*g,
-                                     {zeros.data(), zeros.data(), pixels.data(), zeros.data(), starts.data(), flags.data(), tokens,
-                                      n, vectors.data(), vectors.size()},
-                                     &bindings);
+    const size_t bound = bind_packed(
+        *g,
+        {zeros.data(), zeros.data(), &pixels, zeros.data(), starts.data(), flags.data(), tokens, n, vectors.data(), vectors.size()},
+        &bindings);
     lane l;
     graph_plan &p = *plan_of(&l, g->graph);
     RS_CHECK(
@@ -6908,10 +7197,9 @@ struct rs_trace {
     std::vector<float> scores;
     std::vector<uint8_t> kept;
   };
-  rs_tokens tokens;           // of a text
-  std::vector<float> pixels;  // of an image: a row a token
-  size_t n = 0;               // tokens
-  size_t pair = 0;            // where it begins
+  rs_tokens tokens;  // of a text
+  size_t n = 0;      // tokens
+  size_t pair = 0;   // where it begins
   std::vector<step> steps;
   std::vector<int32_t> kept;
 };
@@ -6959,7 +7247,8 @@ void read_step(const trace_graph::step &from, const std::vector<int32_t> &kept, 
   *positions = std::move(next);
 }
 
-rs_status trace_sequence(rs_session *s, const trace_graph &g, rs_trace *t) {
+// pixels: of an image, a row a token.
+rs_status trace_sequence(rs_session *s, const trace_graph &g, float *pixels, rs_trace *t) {
   const size_t n = t->n;
   std::vector<int32_t> positions(n), flags(n), starts = {0, static_cast<int32_t>(n)};
   std::iota(positions.begin(), positions.end(), 0);
@@ -6972,8 +7261,8 @@ rs_status trace_sequence(rs_session *s, const trace_graph &g, rs_trace *t) {
   std::vector<float> result((g.e.pooling == RS_POOL_NONE ? kept : 1) * static_cast<size_t>(g.e.result->shape[1]));
   part_bindings bound;
   const size_t n_bound = bind_packed(g.e,
-                                     {t->tokens.ids.data(), t->tokens.type_ids.data(), t->pixels.data(), positions.data(),
-                                      starts.data(), flags.data(), n, 1, result.data(), result.size()},
+                                     {t->tokens.ids.data(), t->tokens.type_ids.data(), pixels, positions.data(), starts.data(),
+                                      flags.data(), n, 1, result.data(), result.size()},
                                      &bound);
   std::vector<rs_binding> bindings(bound.begin(), bound.begin() + static_cast<std::ptrdiff_t>(n_bound));
   std::vector<std::vector<int32_t>> rows(g.steps.size()), assign(g.steps.size());
@@ -7021,7 +7310,7 @@ rs_status rs_trace_text(rs_session *s, const rs_text *text, const rs_text *pair,
     if (!pair) t->pair = t->n;
     trace_graph g;
     RS_CHECK(g.build(s->model, set));
-    RS_CHECK(trace_sequence(s, g, t.get()));
+    RS_CHECK(trace_sequence(s, g, nullptr, t.get()));
     *out = t.release();
     return RS_OK;
   });
@@ -7039,9 +7328,9 @@ rs_status rs_trace_image(rs_session *s, const rs_image *image, const rs_encode_p
     const float *pixels;
     RS_CHECK(image_pixels(s, shape, *image, &pixels, &info));
     t->n = t->pair = static_cast<size_t>(shape.tokens);
-    t->pixels.resize(t->n * static_cast<size_t>(g.e.pixels->shape[1]));
-    pack_pixels(shape, s->model->shape.patch, pixels, t->pixels.data());
-    RS_CHECK(trace_sequence(s, g, t.get()));
+    std::vector<float> rows(t->n * static_cast<size_t>(g.e.pixels->shape[1]));
+    pack_pixels(shape, s->model->shape.patch, pixels, rows.data());
+    RS_CHECK(trace_sequence(s, g, rows.data(), t.get()));
     *out = t.release();
     return RS_OK;
   });
@@ -7259,7 +7548,7 @@ const char *rs_token(const rs_model *model, int32_t id) {
   return model->tokenizer ? rs_tokenizer_token(model->tokenizer, id) : nullptr;
 }
 
-// ================================================================================ 16  calibration: what the quantizers should know
+// ================================================================================ 17  calibration: what the quantizers should know
 // of the inputs
 
 // Second moments of the inputs of linear layers, by the name of the weight.

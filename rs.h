@@ -103,14 +103,30 @@ typedef struct rs_model rs_model;
 
 typedef struct rs_load_params {
   uint32_t size;
-  bool check_data; /* verify the checksum of every block and every weight's range, not only of the header.  Reads the whole
-                      file once, without making it resident. */
+  bool check_data;    /* verify the checksum of every block and every weight's range, not only of the header.  Reads the whole
+                         file once, without making it resident. */
+  const char *device; /* where its sessions run: "cpu"; "cuda" or "cuda:N": a card of NVIDIA's, by the library librs-cuda.so, which
+                         is looked for beside this one; "auto": the first card that answers, else the CPU.  NULL: the environment
+                         variable RS_DEVICE, or "cpu".  Weights are copied to a card here, once. */
 } rs_load_params;
 
 /* Map a weight file.  The map is used in place: no copy is made, and processes share it.  The file may be moved or deleted
  * while in use; it must not be written to. */
 RS_API rs_status rs_model_load(const char *path, const rs_load_params *params, rs_model **out);
 RS_API void rs_model_free(rs_model *model); /* NULL is fine.  After every session of it. */
+/* Where its sessions run: "cpu", "cuda:0". */
+RS_API const char *rs_model_device(const rs_model *model);
+
+typedef struct rs_device_info {
+  uint32_t size;
+  char device[16];            /* "cpu", "cuda:0" */
+  char name[128];             /* of a card: the maker's name, memory, compute capability and driver; of the CPU: rs_isa */
+  size_t memory_bytes;        /* of a card's own; 0 of the CPU */
+  double int8_macs, f16_macs; /* multiply-accumulates a second at most, by the clocks that a card states; 0: not known */
+  double bytes_per_second;    /* of its memory, the same */
+} rs_device_info;
+/* device: as rs_load_params.device.  Fails where there is none of that name. */
+RS_API rs_status rs_device_get_info(const char *device, rs_device_info *out);
 
 /* What a model was trained to say of a text, beside its vectors (rs_classify, rs_answer_question). */
 typedef enum rs_head {
@@ -230,6 +246,8 @@ typedef struct rs_session_params {
   const rs_allocator *allocator; /* NULL: the C library's */
   bool profile;                  /* time every operator: rs_session_profile_at.  Threads are then in latency mode */
   rs_thread_mode thread_mode;
+  const char *device; /* of a session without a model: as rs_load_params.device; of one with a model, NULL or where that is.  On a
+                         card, max_batch_tokens is 32768 by default, and threads and thread_mode are of no meaning */
 } rs_session_params;
 
 /* model may be NULL for a session that runs graphs without a weight file. */
@@ -329,7 +347,7 @@ RS_API rs_status rs_model_drop(const rs_model *model, const char *name, const rs
 /* What is known to go wrong with such a schedule in models of this family, with a measured loss; NULL when nothing is. */
 RS_API const char *rs_drop_warning(const rs_model *model, const rs_drop *drop);
 /* Tokens that enter each layer, and that are left at the end, of a sequence of `tokens`, `protect` of which may not leave (1 with
- * RS_PROTECT_CLS).  counts: [layers + 1].  The extra token of RS_DROP_FOLD counts. */
+ * RS_PROTECT_CLS).  counts: [layers + 1], of images [image_layers + 1].  The extra token of RS_DROP_FOLD counts. */
 RS_API rs_status rs_drop_counts(const rs_model *model, const rs_drop *drop, int32_t tokens, int32_t protect, int32_t *counts);
 
 typedef struct rs_encode_params {
@@ -355,6 +373,7 @@ typedef struct rs_text_info {
 } rs_text_info;
 
 /* n texts to n vectors.
+ * dim: rs_model_info.dim; of models that compare texts with images, text_hidden where a pooling or an earlier layer is named.
  * out: [n, dim] f32, or with RS_POOL_NONE [sum of kept, dim] in the order of the texts; capacity in floats.  infos: [n] or NULL.
  * The result for a text does not depend, in any bit, on the other texts, their order or the number of threads.
  * On failure `out` is unspecified; rs_encode_failed tells which text was at fault. */
@@ -368,7 +387,7 @@ RS_API size_t rs_encode_failed(const rs_session *session);
 typedef enum rs_image_kind {
   RS_IMAGE_FILE = 0, /* the bytes of a JPEG, PNG, BMP, GIF (its first frame) or PNM (P5, P6) file */
   RS_IMAGE_RGB,      /* u8 [height, width, 3] */
-  RS_IMAGE_PIXELS    /* f32 [3, height, width], as rs_image_prepare makes it */
+  RS_IMAGE_PIXELS    /* f32 [3, height, width], finite, as rs_image_prepare makes it */
 } rs_image_kind;
 typedef struct rs_image {
   rs_image_kind kind;
@@ -401,7 +420,7 @@ typedef struct rs_image_info {
 /* n images to n vectors, as rs_encode.  Pooling: by default the model's own (of models that compare images with texts, projected to
  * their common space); RS_POOL_CLS is the state of the first token, RS_POOL_MEAN and RS_POOL_MAX are of the patches,
  * RS_POOL_NONE a vector for every token, those before the patches included.  out: [n, dim] or [sum of kept, dim], where dim is
- * rs_model_info.dim, or image_hidden where a pooling is named.  infos: [n] or NULL. */
+ * rs_model_info.dim, or image_hidden where a pooling or an earlier layer is named.  infos: [n] or NULL. */
 RS_API rs_status rs_encode_images(rs_session *session, const rs_image *images, size_t n, const rs_encode_params *params, float *out,
                                   size_t capacity, rs_image_info *infos);
 /* What the head of the model says of n images: logits [n, labels], as rs_classify. */
@@ -413,9 +432,10 @@ RS_API rs_status rs_classify_images(rs_session *session, const rs_image *images,
 RS_API rs_status rs_encode_ids(rs_session *session, const int32_t *ids, const int32_t *type_ids, const size_t *starts, size_t n,
                                const rs_encode_params *params, float *out, size_t capacity);
 
-/* What it takes to run n sequences of those lengths together, layer by layer, without running them.  layers: [model layers + 1],
- * the last for what comes behind them (pooling).  With RS_PROTECT_PREFIX, the first token counts as protected.  A model that takes
- * images is asked about these: each length is what rs_image_get_shape says of the size in params. */
+/* What it takes to run n sequences of those lengths together, layer by layer, without running them.  layers: [model layers + 1], of
+ * a model that takes images [image_layers + 1]; the last for what comes behind them (pooling).  With RS_PROTECT_PREFIX, the first
+ * token counts as protected.  A model that takes images is asked about these: each length is what rs_image_get_shape says of the
+ * size in params. */
 typedef struct rs_plan_layer {
   int64_t tokens; /* that enter */
   size_t bytes;   /* of activations in the arena, at most, while the layer runs */

@@ -179,6 +179,7 @@ rs_status bert_shape(const rs_model *model, rs_model_shape *out) {
   RS_TRY(read_settings(model, &s));
   out->text = {static_cast<int32_t>(s.hidden), static_cast<int32_t>(s.layers), static_cast<int32_t>(s.heads)};
   out->dim = out->text.hidden;
+  out->drops_texts = true;
   out->vocab = static_cast<int32_t>(s.vocab);
   out->positions = static_cast<int32_t>(s.positions);
   return RS_OK;

@@ -237,7 +237,8 @@ rs_status clip_build(const rs_model *model, rs_graph *g, rs_tower tower, int lay
   tower_settings s = {};
   RS_TRY(read_settings(model, tower, &s));
   if (tower == rs_tower::text) return build_text(model, g, s, layers, out);
-  rs_tensor *cu_seqlens = nullptr, *x = build_image_input(model, g, s, *grid, &cu_seqlens);
+  rs_tensor *cu_seqlens = nullptr, *x = nullptr;
+  RS_TRY(build_image_input(model, g, s, *grid, &x, &cu_seqlens));
   const bool siglip = has_weight(model, "image.pool.query");
   x = siglip ? rs_name(g, x, "embeddings")
              : norm(g, rs_name(g, x, "embeddings.sum"), nullptr, "image.embeddings.norm", s.hidden, s.eps, "embeddings");

@@ -15,6 +15,7 @@ struct rs_tower_shape {
 struct rs_model_shape {
   rs_tower_shape text, image;
   int32_t dim = 0;                        // of an embedding
+  bool drops_texts = false;               // build() takes a schedule for the text tower
   int32_t vocab = 0, positions = 0;       // of the text tower
   int32_t patch = 0, prefix = 0;          // of the image tower: pixels along a patch; tokens before the patches
   float logit_scale = 0, logit_bias = 0;  // of models that compare texts with images

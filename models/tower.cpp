@@ -236,14 +236,32 @@ std::vector<taps> cubic_taps(int64_t from, int64_t to, double scale, bool antial
   return all;
 }
 
-rs_status read_table(const rs_model *model, const std::string &name, int64_t rows, int64_t columns, float *out) {
-  const int64_t shape[] = {rows, columns};
-  rs_tensor_info t;
+rs_status find_table(const rs_model *model, const std::string &name, int64_t rows, int64_t columns, rs_tensor_info *out) {
+  rs_tensor_info &t = *out;
   RS_TRY(rs_model_tensor(model, name.c_str(), &t));
   if (t.layout != RS_ROWS || t.rank != 2 || t.shape[0] != rows || t.shape[1] != columns || (t.type != RS_F32 && t.type != RS_F16))
     return rs_fail(RS_ERR_FORMAT, "'%s' is not a table of floats [%lld,%lld]", name.c_str(), static_cast<long long>(rows),
                    static_cast<long long>(columns));
+  return RS_OK;
+}
+
+rs_status read_table(const rs_model *model, const std::string &name, int64_t rows, int64_t columns, float *out) {
+  const int64_t shape[] = {rows, columns};
+  rs_tensor_info t;
+  RS_TRY(find_table(model, name, rows, columns, &t));
   return rs_tensor_decode(t.type, t.layout, 2, shape, t.data, out, static_cast<size_t>(rows * columns));
+}
+
+// *out: nullptr where the file has none.
+rs_status find_bias(const rs_model *model, const std::string &name, int64_t n, const float **out) {
+  *out = nullptr;
+  if (!has_weight(model, name)) return RS_OK;
+  rs_tensor_info t;
+  RS_TRY(rs_model_tensor(model, name.c_str(), &t));
+  if (t.type != RS_F32 || t.layout != RS_ROWS || t.rank != 1 || t.shape[0] != n)
+    return rs_fail(RS_ERR_FORMAT, "'%s' is not a vector of %lld floats", name.c_str(), static_cast<long long>(n));
+  *out = static_cast<const float *>(t.data);
+  return RS_OK;
 }
 
 }  // namespace
@@ -283,13 +301,9 @@ rs_status image_rows(const rs_model *model, const tower_settings &s, int32_t col
       for (size_t i = 0; i < sums.size(); i++) to[i] = static_cast<float>(sums[i]);
     }
   }
-  if (!has_weight(model, s.at + "patch.bias")) return RS_OK;
-  rs_tensor_info bias;
-  RS_TRY(rs_model_tensor(model, (s.at + "patch.bias").c_str(), &bias));
-  if (bias.type != RS_F32 || bias.rank != 1 || bias.shape[0] != c)
-    return rs_fail(RS_ERR_FORMAT, "'%spatch.bias' is not a vector of %lld floats", s.at.c_str(), static_cast<long long>(c));
-  const auto *b = static_cast<const float *>(bias.data);
-  for (int64_t i = 0; i < static_cast<int64_t>(columns) * rows; i++)
+  const float *b;
+  RS_TRY(find_bias(model, s.at + "patch.bias", c, &b));
+  for (int64_t i = 0; b && i < static_cast<int64_t>(columns) * rows; i++)
     for (int64_t k = 0; k < c; k++) out[i * c + k] += b[k];
   return RS_OK;
 }
@@ -297,22 +311,26 @@ rs_status image_rows(const rs_model *model, const tower_settings &s, int32_t col
 // The patch embedding is a convolution whose stride is its size: a linear layer of rows that hold the pixels of a patch.  They come
 // as these rows, so that nothing is rearranged here.  Tokens before the patches have pixels of 0, which come to 0 without a bias;
 // the bias, positions and those tokens are the rows that are added.
-rs_tensor *build_image_input(const rs_model *model, rs_graph *g, const tower_settings &s, const rs_image_grid &grid,
-                             rs_tensor **cu_seqlens) {
+rs_status build_image_input(const rs_model *model, rs_graph *g, const tower_settings &s, const rs_image_grid &grid, rs_tensor **x,
+                            rs_tensor **cu_seqlens) {
   image_settings image;
-  if (read_image_settings(model, s, &image) != RS_OK) return nullptr;
+  RS_TRY(read_image_settings(model, s, &image));
+  // What image_rows reads is of no operator, but a file where it does not fit is refused all the same.
+  rs_tensor_info table;
+  const float *bias;
+  if (image.prefix) RS_TRY(find_table(model, s.at + "prefix.weight", image.prefix, s.hidden, &table));
+  RS_TRY(find_table(model, s.at + "position.weight", image.columns * image.rows, s.hidden, &table));
+  RS_TRY(find_bias(model, s.at + "patch.bias", s.hidden, &bias));
   const int64_t tokens = RS_DIM_TOKENS, starts = RS_DIM_CU_SEQLENS, k = 3 * image.patch * image.patch;
   const int64_t pixels_shape[] = {tokens, k},
                 added_shape[] = {image.prefix + static_cast<int64_t>(grid.columns) * grid.rows, s.hidden};
-  // What image_rows reads is of no operator; a file where it does not fit is refused all the same.
-  if (image.prefix) weight2(g, s.at + "prefix.weight", image.prefix, s.hidden);
-  weight2(g, s.at + "position.weight", image.columns * image.rows, s.hidden);
   rs_tensor *pixels = rs_input(g, "pixels", RS_F32, 2, pixels_shape);
   rs_tensor *positions = rs_input(g, "positions", RS_I32, 1, &tokens);
   *cu_seqlens = rs_input(g, "cu_seqlens", RS_I32, 1, &starts);
   rs_tensor *patches = rs_linear(g, pixels, weight2(g, s.at + "patch.weight", s.hidden, k), nullptr, RS_ACT_NONE);
   rs_tensor *added = rs_embed(g, positions, rs_constant(g, "added", RS_F32, RS_ROWS, 2, added_shape, grid.added));
-  return rs_add(g, rs_name(g, patches, "patches"), rs_name(g, added, "positions.rows"));
+  *x = rs_add(g, rs_name(g, patches, "patches"), rs_name(g, added, "positions.rows"));
+  return RS_OK;
 }
 
 }  // namespace parts

@@ -66,7 +66,7 @@ rs_status read_image_settings(const rs_model *model, const tower_settings &s, im
 // rs_family.image_rows
 rs_status image_rows(const rs_model *model, const tower_settings &s, int32_t columns, int32_t rows, float *added);
 // The states before the first layer, and the input "cu_seqlens".
-rs_tensor *build_image_input(const rs_model *model, rs_graph *g, const tower_settings &s, const rs_image_grid &grid,
-                             rs_tensor **cu_seqlens);
+rs_status build_image_input(const rs_model *model, rs_graph *g, const tower_settings &s, const rs_image_grid &grid, rs_tensor **x,
+                            rs_tensor **cu_seqlens);
 
 }  // namespace parts

@@ -249,8 +249,9 @@ rs_status vit_build(const rs_model *model, rs_graph *g, rs_tower, int layers, co
                     const rs_image_grid *grid, rs_states *out) {
   tower_settings s = {};
   RS_TRY(read_settings(model, &s));
-  rs_tensor *cu_seqlens = nullptr;
-  rs_tensor *x = rs_name(g, build_image_input(model, g, s, *grid, &cu_seqlens), "embeddings");
+  rs_tensor *cu_seqlens = nullptr, *x = nullptr;
+  RS_TRY(build_image_input(model, g, s, *grid, &x, &cu_seqlens));
+  x = rs_name(g, x, "embeddings");
   rs_dropper dropper(g, drop, cu_seqlens);
   *out = dropper.finish(build_layers(g, s, x, layers, &dropper));
   if (layers == s.layers) out->x = norm(g, out->x, nullptr, "norm", s.hidden, s.eps, "norm");

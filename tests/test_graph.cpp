@@ -368,6 +368,33 @@ TEST(pool, skips_the_first_tokens) {
         << rs_pooling_name(static_cast<rs_pooling>(pooling));
 }
 
+TEST(pool, skipping_more_than_there_is_gives_zeros) {
+  const std::vector<int32_t> cu = {0, 2, 4};
+  for (int pooling = RS_POOL_MEAN; pooling <= RS_POOL_LAST; pooling++)
+    for (const int skip : {2, 3, INT32_MAX}) {
+      session s;
+      harness h;
+      rs_tensor *in = h.input("x", RS_F32, {RS_DIM_TOKENS, 3}, normal(12, 1)), *at = h.input("cu", RS_I32, {RS_DIM_CU_SEQLENS}, cu);
+      EXPECT_EQ(h.run(s.s, rs_pool(h.g, in, at, nullptr, static_cast<rs_pooling>(pooling), skip), 4, 2, 6), vec(6)) << skip;
+    }
+}
+
+// Wherever it is among the tokens.
+TEST(pool, nan_shows) {
+  for (int pooling = RS_POOL_MEAN; pooling <= RS_POOL_WEIGHTED_MEAN; pooling++)
+    for (size_t i = 0; i < 3; i++) {
+      if (pooling == RS_POOL_CLS && i > 0) continue;
+      vec x = {1, 2, 3};
+      x[i] = NAN;
+      session s;
+      harness h;
+      rs_tensor *in = h.input("x", RS_F32, {RS_DIM_TOKENS, 1}, x),
+                *at = h.input("cu", RS_I32, {RS_DIM_CU_SEQLENS}, std::vector<int32_t>{0, 3});
+      const vec y = h.run(s.s, rs_pool(h.g, in, at, nullptr, static_cast<rs_pooling>(pooling), 0), 3, 1, 1);
+      EXPECT_TRUE(std::isnan(y[0])) << rs_pooling_name(static_cast<rs_pooling>(pooling)) << " " << i;
+    }
+}
+
 TEST(pool, every_way_matches_its_definition) {
   const int64_t c = 5;
   const std::vector<int32_t> cu = {0, 3, 3, 4, 11};
@@ -659,6 +686,12 @@ TEST(graph, errors_name_what_was_wrong) {
              rs_flash_attn(h.g, a, a, a, cu, nullptr, 3, 1);
            }),
            "3 heads do not divide 10");
+  for (const float scale : {0.0f, -1.0f, NAN, INFINITY})
+    contains(error_of([&](harness &h) {
+               rs_tensor *a = x(h, 10), *cu = h.input("cu", RS_I32, {RS_DIM_CU_SEQLENS}, std::vector<int32_t>());
+               rs_flash_attn_causal(h.g, a, a, a, cu, nullptr, 2, scale);
+             }),
+             "expected a positive one");
   contains(error_of([&](harness &h) { rs_weight(h.g, "w", 1, nullptr); }), "no model");
   contains(error_of([&](harness &h) { rs_input(h.g, "x", RS_W8, 1, nullptr); }), "is w8");
 }

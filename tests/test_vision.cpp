@@ -382,6 +382,130 @@ TEST(vision, what_a_model_does_not_take_is_an_error) {
   rs_drop_free(drop);
 }
 
+TEST(vision, damaged_images_and_pixels_are_told_apart_from_damaged_files) {
+  temp_dir dir;
+  image_model m(converted(dir, "vit", "f32"));
+  float out[32];
+  for (const std::string bytes : {"a text named .jpg", "", "\x89PNG\r\n\x1a\n"}) {
+    const rs_image image = {RS_IMAGE_FILE, bytes.data(), bytes.size(), 0, 0};
+    EXPECT_EQ(rs_encode_images(m.session, &image, 1, nullptr, out, 32, nullptr), RS_ERR_IMAGE) << rs_last_error();
+    EXPECT_EQ(rs_encode_failed(m.session), 0u);
+  }
+  const rs_image nothing = {RS_IMAGE_PIXELS, nullptr, 0, 32, 32};
+  EXPECT_EQ(rs_encode_images(m.session, &nothing, 1, nullptr, out, 32, nullptr), RS_ERR_ARGUMENT);
+  floats pixels(3 * 32 * 32, 0.5f);
+  pixels[2000] = NAN;
+  const rs_image image = {RS_IMAGE_PIXELS, pixels.data(), 0, 32, 32};
+  for (const rs_pooling pooling : {RS_POOL_CLS, RS_POOL_MEAN, RS_POOL_MAX})
+    for (const int32_t layer : {0, 1}) {
+      rs_encode_params p = params_of(pooling);
+      p.layer_plus_one = layer;
+      if (pooling == RS_POOL_CLS && layer == 1) continue;  // the class token has no pixels
+      EXPECT_EQ(rs_encode_images(m.session, &image, 1, &p, out, 32, nullptr), RS_ERR_NUMERIC) << pooling << " " << layer;
+    }
+}
+
+// Copies of a file in which one thing is another.
+TEST(vision, files_that_do_not_fit_are_refused_at_load) {
+  temp_dir dir;
+  const auto refused = [&](const std::string &from, const std::string &tensor, rs_type type, rs_layout layout,
+                           std::vector<int64_t> shape, const char *part) {
+    rs_model *model, *bad = nullptr;
+    ASSERT_EQ(rs_model_load(from.c_str(), nullptr, &model), RS_OK) << rs_last_error();
+    rs_writer *w;
+    ASSERT_EQ(rs_writer_open((dir / "bad.rsw").c_str(), &w), RS_OK);
+    for (size_t i = 0; i < rs_model_meta_count(model); i++) {
+      rs_meta v;
+      ASSERT_EQ(rs_model_meta_at(model, i, &v), RS_OK);
+      std::vector<rs_text> texts;
+      for (size_t j = 0; v.kind == RS_META_STRS && j < v.count; j++)
+        texts.push_back({rs_meta_string(&v, j, nullptr), RS_NUL_TERMINATED});
+      const rs_status set = v.kind == RS_META_BOOL   ? rs_writer_set_bool(w, v.key, v.boolean)
+                            : v.kind == RS_META_I64  ? rs_writer_set_i64(w, v.key, v.i64)
+                            : v.kind == RS_META_F64  ? rs_writer_set_f64(w, v.key, v.f64)
+                            : v.kind == RS_META_STR  ? rs_writer_set_str(w, v.key, v.str)
+                            : v.kind == RS_META_I64S ? rs_writer_set_i64s(w, v.key, v.i64s, v.count)
+                            : v.kind == RS_META_F32S ? rs_writer_set_f32s(w, v.key, v.f32s, v.count)
+                                                     : rs_writer_set_strs(w, v.key, texts.data(), texts.size());
+      ASSERT_EQ(set, RS_OK) << v.key;
+    }
+    size_t bytes;
+    ASSERT_EQ(rs_tensor_bytes(type, layout, static_cast<int>(shape.size()), shape.data(), &bytes), RS_OK) << rs_last_error();
+    std::vector<float> zeros(65536);
+    std::vector<char> encoded(bytes);
+    ASSERT_EQ(rs_tensor_encode(type, layout, static_cast<int>(shape.size()), shape.data(), zeros.data(), encoded.data(), bytes),
+              RS_OK);
+    bool found = false;
+    for (size_t i = 0; i < rs_model_tensor_count(model); i++) {
+      rs_tensor_info t;
+      ASSERT_EQ(rs_model_tensor_at(model, i, &t), RS_OK);
+      const bool other = t.name == tensor;
+      found |= other;
+      const rs_status added =
+          other ? rs_writer_add(w, t.name, type, layout, static_cast<int>(shape.size()), shape.data(), encoded.data(), bytes)
+                : rs_writer_add(w, t.name, t.type, t.layout, t.rank, t.shape, t.data, t.bytes);
+      ASSERT_EQ(added, RS_OK) << rs_last_error();
+    }
+    EXPECT_TRUE(found) << tensor;
+    ASSERT_EQ(rs_writer_finish(w), RS_OK) << rs_last_error();
+    rs_writer_free(w);
+    rs_model_free(model);
+    EXPECT_EQ(rs_model_load((dir / "bad.rsw").c_str(), nullptr, &bad), RS_ERR_FORMAT) << tensor;
+    EXPECT_NE(std::string(rs_last_error()).find(part), std::string::npos) << rs_last_error();
+    rs_model_free(bad);
+  };
+  const std::string vit = converted(dir, "vit", "f32");
+  refused(vit, "position.weight", RS_W8, RS_ROWS, {16, 32}, "'position.weight' is not a table of floats");
+  refused(vit, "position.weight", RS_F32, RS_PANELS, {16, 32}, "'position.weight' is not a table of floats");
+  refused(vit, "position.weight", RS_F32, RS_ROWS, {15, 32}, "'position.weight' is not a table of floats");
+  refused(vit, "prefix.weight", RS_F32, RS_ROWS, {2, 32}, "'prefix.weight' is not a table of floats");
+  refused(vit, "patch.bias", RS_F32, RS_ROWS, {33}, "'patch.bias' is not a vector of 32 floats");
+  refused(vit, "patch.weight", RS_F32, RS_PANELS, {32, 48}, "'patch.weight'");
+  refused(converted(dir, "clip", "f32"), "image.projection.weight", RS_F32, RS_PANELS, {23, 32}, "'image.projection.weight'");
+}
+
+// A model of texts whose last token, behind a causal mask, is its answer has none to drop: no schedule may be taken and left.
+TEST(vision, texts_of_clip_take_no_schedule) {
+  temp_dir dir;
+  // The text half of the fixture, as CLIPTextModelWithProjection is published.
+  std::filesystem::create_directory(dir / "text");
+  for (const char *name : {"vocab.json", "merges.txt", "tokenizer_config.json"})
+    std::filesystem::copy(fixture("clip") + "/" + name, dir / (std::string("text/") + name));
+  json config = json::parse(read_file(fixture("clip") + "/config.json"));
+  json half = config["text_config"];
+  half["model_type"] = "clip_text_model", half["architectures"] = {"CLIPTextModelWithProjection"};
+  write_file(dir / "text/config.json", half.dump());
+  json header = json::object();
+  std::string data;
+  const safetensors_file all(fixture("clip") + "/model.safetensors", "model.safetensors");
+  for (const safetensors_entry &e : all.entries()) {
+    if (e.name.rfind("text_", 0) != 0) continue;
+    header[e.name] = {{"dtype", e.dtype}, {"shape", e.shape}, {"data_offsets", {data.size(), data.size() + e.bytes}}};
+    data.append(reinterpret_cast<const char *>(e.data), e.bytes);
+  }
+  std::string head = header.dump(), length;
+  head.resize((head.size() + 7) / 8 * 8, ' ');
+  for (int i = 0; i < 8; i++) length += static_cast<char>(head.size() >> 8 * i & 0xff);
+  write_file(dir / "text/model.safetensors", length + head + data);
+  const run_result r = rs({"convert", dir / "text", "-o", dir / "text.rsw", "--type", "f32"});
+  ASSERT_EQ(r.code, 0) << r;
+
+  image_model whole(converted(dir, "clip", "f32")), texts(dir / "text.rsw");
+  EXPECT_EQ(texts.info().image_hidden, 0);
+  const rs_text text = {"a cat", RS_NUL_TERMINATED};
+  floats a(24), b(24);
+  ASSERT_EQ(rs_encode(whole.session, &text, 1, nullptr, a.data(), a.size(), nullptr), RS_OK) << rs_last_error();
+  ASSERT_EQ(rs_encode(texts.session, &text, 1, nullptr, b.data(), b.size(), nullptr), RS_OK) << rs_last_error();
+  EXPECT_GE(lowest_cosine(b, a, 24), 0.999999);
+  rs_drop *drop = nullptr;
+  ASSERT_EQ(rs_drop_parse("ratios=0.5", &drop), RS_OK);
+  EXPECT_EQ(rs_drop_check(texts.model, drop), RS_ERR_UNSUPPORTED);
+  rs_encode_params p = params_of(RS_POOL_DEFAULT);
+  p.drop = drop;
+  EXPECT_EQ(rs_encode(texts.session, &text, 1, &p, a.data(), a.size(), nullptr), RS_ERR_UNSUPPORTED) << rs_last_error();
+  rs_drop_free(drop);
+}
+
 // ------------------------------------------------------------------------------------------------ real weights
 
 std::string weights(const std::string &name, const std::string &type) {

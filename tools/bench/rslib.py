@@ -37,7 +37,8 @@ class Text(ctypes.Structure):
 
 
 class TextInfo(ctypes.Structure):
-    _fields_ = [("tokens", ctypes.c_int32), ("total", ctypes.c_int32), ("chunks", ctypes.c_int32), ("truncated", ctypes.c_bool)]
+    _fields_ = [("tokens", ctypes.c_int32), ("total", ctypes.c_int32), ("chunks", ctypes.c_int32), ("truncated", ctypes.c_bool),
+                ("kept", ctypes.c_int32)]
 
 
 def library_path(build):
