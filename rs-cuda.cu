@@ -1149,7 +1149,7 @@ struct drop_args {
 constexpr int drop_counts_at = drop_cached * 8, drop_warps_at = drop_counts_at + drop_digits * 4,
               drop_chosen_at = drop_warps_at + block_rows * 4, drop_bytes = drop_chosen_at + 16;
 
-// budget: registers 48, shared 0, spills 0
+// budget: registers 64, shared 0, spills 0
 RS_KERNEL(row_threads, 4) token_drop_kernel(drop_args a) {
   const int b = block_x();
   if (b >= *a.sequences) return;
@@ -1202,8 +1202,8 @@ RS_KERNEL(row_threads, 4) token_drop_kernel(drop_args a) {
         // Scores are much alike in their high digits: what the first of a warp has is counted once for all.
         const uint32_t some = ballot(in);
         if (some == 0) continue;
-        const int leader = lowest_bit(some);
-        const uint32_t same = ballot(in && digit == shuffle(digit, leader));
+        const int leader = lowest_bit(some), common = shuffle(digit, leader);
+        const uint32_t same = ballot(in && digit == common);
         if (lane == leader) shared_add(counts + digit, count_bits(same));
         else if (in && !(same >> lane & 1)) shared_add(counts + digit, 1);
       }
@@ -1284,9 +1284,17 @@ struct copy_args {
   int n;
 };
 
+// Several pieces are read before the first is written: to the compiler, a write may change what is read behind it.
 template <int N>
 RS_DEVICE void copy_row(const float *from, float *to, int n) {
-  for (int j = lane_of() * N; j < n; j += warp_size * N) store(to + j, load<N>(from + j));
+  constexpr int ahead = 4, step = warp_size * N;
+  for (int j = lane_of() * N; j < n; j += ahead * step) {
+    piece<float, N> v[ahead];
+    for (int i = 0; i < ahead; i++)
+      if (j + i * step < n) v[i] = load<N>(from + j + i * step);
+    for (int i = 0; i < ahead; i++)
+      if (j + i * step < n) store(to + j + i * step, v[i]);
+  }
 }
 
 // budget: registers 32, shared 0, spills 0
