@@ -923,9 +923,9 @@ RS_KERNEL(pool_threads, 4) pool_kernel(pool_args a) {
   const int b = block_x(), j = block_y() * pool_threads + thread_index();
   if (b >= *a.sequences || j >= a.n) return;
   const int64_t first = static_cast<int64_t>(a.cu[b]) + a.skip, n = a.cu[b + 1] - first;
-  const float *x = a.x + first * a.ldx + j;
   float y = 0;
   if (n > 0) {
+    const float *x = a.x + first * a.ldx + j;
     if (a.pooling == RS_POOL_CLS) {
       y = x[0];
     } else if (a.pooling == RS_POOL_LAST) {
