@@ -24,6 +24,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 // ================================================================================ 1  device primitives
@@ -673,7 +674,393 @@ cudaError_t linear_cuda(const op_call &c) {
 
 // ================================================================================ 4  attention
 
-namespace {}  // namespace
+namespace {
+
+// FlashAttention-2 (Dao, arXiv 2307.08691), varlen.  A block has 64 queries of one sequence and one head, 16 a warp; keys and
+// values go by in tiles, of which two fit in shared memory: while one is multiplied, cp.async brings the next.  Products are of f16
+// with sums of f32, the softmax is online and in powers of two.  Everything is counted from the start of the sequence, and what
+// lies beyond its end is zeros: a sequence gets the same bits whatever is beside it.
+
+constexpr int attn_threads = 128, attn_most_d = 128;
+constexpr float log2_e = 1.44269504f;
+
+// Rows of a key tile.  Behind D = 64 the sums of the result take so many registers that 64 scores a row do not fit beside them;
+// without values there are no such sums.
+template <int D, bool values>
+constexpr int attn_key_rows = values &&D > 64 ? 32 : 64;
+// Two tiles, and for each key a logarithm of its size or, without values, an attn_sum.
+template <int D, bool values>
+constexpr int attn_shared = 2 * attn_key_rows<D, values> *(values ? 4 * D + 4 : 2 * D + 8);
+
+struct alignas(8) float_pair {
+  float x, y;
+};
+
+// f16 [T][heads][8 chunks]: of token t and head h at data + t row + h head.  Rows begin at multiples of 16 bytes.
+struct half_rows {
+  const uint16_t *data;
+  int64_t row, head;
+  int chunks;
+};
+
+struct attn_sum {  // of a query and head, of 2^score: the largest score, and 1 / the sum of 2^(score - most)
+  float most, inverse;
+};
+
+struct attn_call {
+  half_rows q, k, v;
+  const int32_t *cu;
+  const attn_tile *tiles;
+  const int32_t *n_tiles;
+  const float *sizes;
+  int64_t size_stride;
+  float *out;  // [T, heads d]
+  int64_t out_stride;
+  attn_sum *sums;  // [heads][tokens]
+  int64_t tokens;
+  int d;
+  float scale;        // of scores in powers of two: positive
+  bool negate;        // the scale is negative: queries are taken so
+  bool pairs;         // two columns of out may be written at once
+  int behind, ahead;  // how far from a query the keys are that it sees
+};
+
+// ---- tiles of f16 rows in shared memory
+//
+// ldmatrix reads 8 rows of 16 bytes at the same column, and would read all of them from the same 4 banks of 32 if rows were 128
+// bytes and began there.  So chunk c of row r lies where chunk c xor f(r) would: with g = 2, 4 or 8 chunks that divide the row, 8 /
+// g rows begin at different places modulo 128 bytes as they are, and f(r) = r g / 8 mod g makes the next ones differ.  The 8 rows
+// then cover all 32 banks.  A copy writes 8 chunks side by side in 128 bytes, only their order differs: no conflicts there either.
+
+template <int D>
+constexpr int chunk_group = D % 64 == 0   ? 8
+                            : D % 32 == 0 ? 4
+                                          : 2;
+
+// Where chunks c, 2 + c, 4 + c.. of a row are, in elements: for c of 0 or 1, the sum is an xor, and most of it is known beforehand.
+template <int D>
+struct row_chunks {
+  int row, x;
+  RS_DEVICE row_chunks(int r, int c) : row(r * D), x(c ^ (r / (8 / chunk_group<D>)) % chunk_group<D>) {}
+  RS_DEVICE int operator[](int k) const {
+    constexpr int group = chunk_group<D>;
+    return row + (2 * k / group * group + ((2 * k % group) ^ x)) * 8;
+  }
+};
+
+// Rows of D from f16 rows that begin at `from`, of which `there` are: what is not is zeros.  A thread copies the same chunk of some
+// rows, a multiple of 8 apart, so that they all have the same f(r).
+template <int D, int rows>
+RS_DEVICE void copy_rows(shared<uint16_t> to, const uint16_t *from, int64_t stride, int there, int there_chunks) {
+  constexpr int chunks = D / 8, step = chunks <= 2 ? 64 : chunks <= 4 ? 32 : chunks <= 8 ? 16 : 8;
+  static_assert(step * chunks <= attn_threads && rows % step == 0, "a step is of whole rows");
+  const int row = thread_index() / chunks, chunk = thread_index() % chunks;
+  if (row >= step) return;
+  const row_chunks<D> place(row, chunk % 2);
+  const shared<uint16_t> at = to + place[chunk / 2];
+  const uint16_t *x = from + row * stride + chunk * 8;
+  const int bytes = chunk < there_chunks ? 16 : 0;
+  for (int i = 0; i < rows; i += step, x += step * stride) {
+    cp_async16(at + i * D, x, row + i < there ? bytes : 0);
+  }
+}
+
+// What a thread of a warp reads of 16 rows: all three kinds of fragments take it from the same places.
+template <int D>
+RS_DEVICE row_chunks<D> fragment() {
+  return {lane_of() % 16, lane_of() / 16};
+}
+
+// 16 rows of a tile as the left side of products.
+template <int D>
+RS_DEVICE void load_rows(uint32_t (&a)[D / 16][4], shared<uint16_t> from) {
+  const row_chunks<D> place = fragment<D>();
+  for (int k = 0; k < D / 16; k++) ldmatrix_x4(a[k], from + place[k]);
+}
+
+// s [16][n] = the 16 rows times those of a tile [n][D].
+template <int D, int n>
+RS_DEVICE void find_scores(float (&s)[n / 8][4], const uint32_t (&a)[D / 16][4], shared<uint16_t> tile) {
+  const row_chunks<D> place = fragment<D>();
+  for (int i = 0; i < n / 8; i++)
+    for (int j = 0; j < 4; j++) s[i][j] = 0;
+  for (int k = 0; k < D / 16; k++)
+    for (int i = 0; i < n / 16; i++) {
+      uint32_t r[4];
+      ldmatrix_x4(r, tile + 16 * i * D + place[k]);
+      const uint32_t low[2] = {r[0], r[2]}, high[2] = {r[1], r[3]};
+      mma_f16(s[2 * i], a[k], low);
+      mma_f16(s[2 * i + 1], a[k], high);
+    }
+}
+
+// o [16][D] += weights [16][n] times a tile of values [n][D].  The places of sums in a product are those of its left side: weights
+// never leave the registers.
+template <int D, int n>
+RS_DEVICE void add_values(float (&o)[D / 8][4], const float (&p)[n / 8][4], shared<uint16_t> tile) {
+  const row_chunks<D> place = fragment<D>();
+  for (int k = 0; k < n / 16; k++) {
+    const uint32_t a[4] = {pack_f16(p[2 * k][0], p[2 * k][1]), pack_f16(p[2 * k][2], p[2 * k][3]),
+                           pack_f16(p[2 * k + 1][0], p[2 * k + 1][1]), pack_f16(p[2 * k + 1][2], p[2 * k + 1][3])};
+    for (int i = 0; i < D / 16; i++) {
+      uint32_t r[4];
+      ldmatrix_x4_transposed(r, tile + 16 * k * D + place[i]);
+      const uint32_t low[2] = {r[0], r[1]}, high[2] = {r[2], r[3]};
+      mma_f16(o[2 * i], a, low);
+      mma_f16(o[2 * i + 1], a, high);
+    }
+  }
+}
+
+RS_DEVICE int smaller(int a, int b) { return a < b ? a : b; }
+RS_DEVICE int larger(int a, int b) { return a > b ? a : b; }
+RS_DEVICE float quad_sum(float v) {
+  v += shuffle_xor(v, 1);
+  return v + shuffle_xor(v, 2);
+}
+RS_DEVICE float quad_max(float v) {
+  v = fmaxf(v, shuffle_xor(v, 1));
+  return fmaxf(v, shuffle_xor(v, 2));
+}
+
+RS_DEVICE float log_size(const attn_call &a, int64_t token) { return log2f(a.sizes[token * a.size_stride]); }
+
+// ---- flash_attn
+//
+// With values: out.  Without: what the softmax of each query is divided by, for attn_colsum.  fmaxf passes over NaN, but the sum of
+// weights does not: a row with a NaN among its scores is NaN.
+//
+// budget: registers 168, shared 33280, spills 0
+template <int D, bool values>
+RS_KERNEL(attn_threads, D > 96 && values ? 3 : 4)
+flash_attn_kernel(attn_call a) {
+  constexpr int keys = attn_key_rows<D, values>, buffer = keys * D * (values ? 2 : 1);
+  if (block_x() >= *a.n_tiles) return;
+  const attn_tile tile = a.tiles[block_x()];
+  const int head = block_y(), lane = lane_of(), t = lane % 4;
+  const int begin = a.cu[tile.sequence], n = a.cu[tile.sequence + 1] - begin;
+  const int last = smaller(n, tile.first + attn_tile_rows) - 1;  // query
+  const int first_key = larger(0, tile.first - a.behind) / keys * keys, end = smaller(n - 1, last + a.ahead) + 1;
+  const int warp_first = tile.first + 16 * warp_of(), warp_last = smaller(last, warp_first + 15);
+  const shared<uint16_t> tiles = block_memory<uint16_t>(0);
+  const shared<float> logs = block_memory<float>(2 * buffer * 2);
+
+  // Queries lie where the second tile will: they are in registers when that comes.
+  static_assert(attn_tile_rows * D <= buffer, "the queries fit in a buffer");
+  const auto copy_head = [&](auto rows, shared<uint16_t> to, const half_rows &x, int first) {
+    const uint16_t *from = x.data + static_cast<int64_t>(begin + first) * x.row + head * x.head;
+    copy_rows<D, decltype(rows)::value>(to, from, x.row, n - first, x.chunks);
+  };
+  copy_head(std::integral_constant<int, attn_tile_rows>(), tiles + buffer, a.q, tile.first);
+  cp_async_commit();
+  const auto copy_keys = [&](int key, int to) {
+    const std::integral_constant<int, keys> rows;
+    copy_head(rows, tiles + to * buffer, a.k, key);
+    if (values) copy_head(rows, tiles + to * buffer + keys * D, a.v, key);
+    if (a.sizes && thread_index() < keys)
+      logs[to * keys + thread_index()] = key + thread_index() < n ? log_size(a, begin + key + thread_index()) : 0;
+  };
+  copy_keys(first_key, 0);
+  cp_async_commit();
+  cp_async_wait<1>();
+  block_sync();
+  uint32_t q[D / 16][4];
+  load_rows<D>(q, tiles + buffer + 16 * warp_of() * D);
+  if (a.negate)
+    for (int k = 0; k < D / 16; k++)
+      for (int j = 0; j < 4; j++) q[k][j] ^= 0x80008000u;
+
+  float most[2] = {-INFINITY, -INFINITY}, total[2] = {0, 0}, o[D / 8][4];
+  for (int i = 0; i < D / 8; i++)
+    for (int j = 0; j < 4; j++) o[i][j] = 0;
+
+  for (int key = first_key, at = 0; key < end; key += keys, at ^= 1) {
+    cp_async_wait<0>();
+    block_sync();  // this tile is there, and nobody reads the one before it any more
+    if (key + keys < end) copy_keys(key + keys, at ^ 1);
+    cp_async_commit();
+    // Some query of this warp sees some key of the tile.
+    if (warp_first <= warp_last && key <= warp_last + a.ahead && key + keys > warp_first - a.behind) {
+      float s[keys / 8][4];
+      find_scores<D, keys>(s, q, tiles + at * buffer);
+      if (a.sizes) {  // adds 0 where a size is 1: the same bits as without sizes
+        const shared<float_pair> log = (logs + at * keys).template as<float_pair>();
+        for (int i = 0; i < keys / 8; i++) {
+          const float_pair l = log[4 * i + t];
+          for (int j = 0; j < 4; j++) s[i][j] = fused(s[i][j], a.scale, j % 2 ? l.y : l.x);
+        }
+      } else {
+        for (int i = 0; i < keys / 8; i++)
+          for (int j = 0; j < 4; j++) s[i][j] *= a.scale;
+      }
+      if (key + keys > smaller(n, warp_first + a.ahead + 1) || key < warp_last - a.behind)
+        for (int i = 0; i < keys / 8; i++)
+          for (int j = 0; j < 4; j++) {
+            const int column = key + 8 * i + 2 * t + j % 2, from_here = column - (warp_first + lane / 4 + 8 * (j / 2));
+            if (column >= n || from_here < -a.behind || from_here > a.ahead) s[i][j] = -INFINITY;
+          }
+
+      float keep[2];
+      for (int j = 0; j < 2; j++) {
+        float largest = most[j];
+        for (int i = 0; i < keys / 8; i++) largest = fmaxf(largest, fmaxf(s[i][2 * j], s[i][2 * j + 1]));
+        largest = quad_max(largest);
+        const float base = largest == -INFINITY ? 0 : largest;  // no key seen yet: weights are 2^-inf, not NaN
+        keep[j] = power_of_two(most[j] - base);
+        most[j] = largest;
+        float sum = 0;
+        for (int i = 0; i < keys / 8; i++)
+          for (int c = 2 * j; c < 2 * j + 2; c++) {
+            s[i][c] = power_of_two(s[i][c] - base);
+            sum += s[i][c];
+          }
+        total[j] = fused(total[j], keep[j], sum);
+      }
+      if (values) {
+        if (ballot(keep[0] != 1 || keep[1] != 1))
+          for (int i = 0; i < D / 8; i++)
+            for (int j = 0; j < 4; j++) o[i][j] *= keep[j / 2];
+        add_values<D, keys>(o, s, tiles + at * buffer + keys * D);
+      }
+    }
+  }
+
+  for (int j = 0; j < 2; j++) total[j] = quad_sum(total[j]);
+  for (int j = 0; j < 2; j++) {
+    const float inverse = 1 / total[j];
+    const int row = warp_first + lane / 4 + 8 * j;
+    if (row >= n) continue;
+    if (values) {
+      float *to = a.out + static_cast<int64_t>(begin + row) * a.out_stride + head * a.d;
+      for (int i = 0; i < D / 8; i++) {
+        const int column = 8 * i + 2 * t;
+        const float_pair y = {o[i][2 * j] * inverse, o[i][2 * j + 1] * inverse};
+        if (a.pairs) {
+          if (column < a.d) *reinterpret_cast<float_pair *>(to + column) = y;
+        } else {
+          if (column < a.d) to[column] = y.x;
+          if (column + 1 < a.d) to[column + 1] = y.y;
+        }
+      }
+    } else if (t == 0) {
+      a.sums[head * a.tokens + begin + row] = {most[j], inverse};
+    }
+  }
+}
+
+// Calls f with the smallest size that kernels are made for and d fits in.
+template <class F>
+cudaError_t with_head_size(int64_t d, const F &f) {
+  if (d <= 16) return f(std::integral_constant<int, 16>());
+  if (d <= 32) return f(std::integral_constant<int, 32>());
+  if (d <= 64) return f(std::integral_constant<int, 64>());
+  if (d <= 80) return f(std::integral_constant<int, 80>());
+  if (d <= 96) return f(std::integral_constant<int, 96>());
+  if (d <= attn_most_d) return f(std::integral_constant<int, attn_most_d>());
+  return cudaErrorNotSupported;
+}
+
+// ---- f32 to f16
+
+struct halves_call {
+  const float *from;
+  int64_t stride;
+  uint16_t *to;  // [T][heads][8 chunks]
+};
+
+// f16 has no numbers beyond: they become the largest, but NaN stays.
+RS_DEVICE float within_f16(float x) { return x > 65504.0f ? 65504.0f : x < -65504.0f ? -65504.0f : x; }
+
+// A thread makes 8 elements.  grid.y: which of the tensors.
+// budget: registers 40, shared 0, spills 0
+RS_KERNEL(256, 4) attn_halves_kernel(halves_call x, halves_call y, halves_call z, const int32_t *rows, int heads, int d) {
+  struct alignas(16) chunk {
+    uint32_t v[4];
+  };
+  const halves_call a = block_y() == 0 ? x : block_y() == 1 ? y : z;
+  const int chunks = (d + 7) / 8;
+  const int64_t i = static_cast<int64_t>(block_x()) * 256 + thread_index(), row = i / (heads * chunks);
+  if (row >= *rows) return;
+  const int head = static_cast<int>(i % (heads * chunks)) / chunks, first = static_cast<int>(i % chunks) * 8;
+  const float *from = a.from + row * a.stride + head * d;
+  float v[8];
+  for (int j = 0; j < 8; j++) v[j] = first + j < d ? within_f16(from[first + j]) : 0;
+  *reinterpret_cast<chunk *>(a.to +
+                             i * 8) = {{pack_f16(v[0], v[1]), pack_f16(v[2], v[3]), pack_f16(v[4], v[5]), pack_f16(v[6], v[7])}};
+}
+
+size_t halves_bytes(const backend_tensor &x, int heads) {
+  const int64_t d = x.cols / heads;
+  return x.type == RS_F16 ? 0 : static_cast<size_t>(round_up(x.rows * heads * round_up(d, 8) * 2, 256));
+}
+
+// The first n inputs as f16: in place where they are, else made in the scratch, which then begins behind them.
+cudaError_t find_halves(const op_call &c, int n, half_rows *out, unsigned char *&scratch) {
+  const int heads = c.op->params.heads;
+  const int64_t d = c.in[0].cols / heads, chunks = ceil_div(d, 8);
+  halves_call calls[3] = {};
+  unsigned made = 0;
+  for (int i = 0; i < n; i++) {
+    const device_value &x = c.in[i];
+    if (x.half) {
+      if (d % 8 || x.stride % 8 || reinterpret_cast<uintptr_t>(x.data) % 16) return cudaErrorInvalidValue;
+      out[i] = {x.f16(), x.stride, d, static_cast<int>(chunks)};
+      continue;
+    }
+    auto *to = reinterpret_cast<uint16_t *>(scratch);
+    scratch += round_up(x.capacity * heads * chunks * 16, 256);
+    calls[made++] = {x.f32(), x.stride, to};
+    out[i] = {to, heads * chunks * 8, chunks * 8, static_cast<int>(chunks)};
+  }
+  if (!made || !c.in[0].capacity) return cudaSuccess;
+  const auto blocks = static_cast<unsigned>(ceil_div(c.in[0].capacity * heads * chunks, 256));
+  return launch(c.stream, dim3(blocks, made), 256, 0, attn_halves_kernel, calls[0], calls[1], calls[2], c.in[0].rows, heads,
+                static_cast<int>(d));
+}
+
+attn_call make_attn_call(const op_call &c, const device_value &cu, const device_value &sizes) {
+  const op_params &p = c.op->params;
+  attn_call a = {};
+  a.cu = cu.i32();
+  a.tiles = c.tiles, a.n_tiles = c.n_tiles;
+  a.sizes = sizes.f32(), a.size_stride = sizes.stride;
+  a.tokens = c.in[0].capacity;
+  a.d = static_cast<int>(c.in[0].cols / p.heads);
+  a.behind = a.ahead = INT_MAX / 2;  // all
+  a.negate = p.scale < 0;
+  a.scale = std::max(std::fabs(p.scale) * log2_e, FLT_MIN);  // a masked score is -inf, of which 0 times would be NaN
+  return a;
+}
+
+size_t flash_attn_work(const backend_op &op) {
+  size_t bytes = 0;
+  for (int i = 0; i < 3; i++) bytes += halves_bytes(op.in[i], op.params.heads);
+  return bytes;
+}
+
+// Keys farther than window from a query, on either side, are not seen; 0: all are.
+cudaError_t launch_flash_attn(const op_call &c, int window) {
+  attn_call a = make_attn_call(c, c.in[3], c.in[4]);
+  if (a.d > attn_most_d) return cudaErrorNotSupported;
+  if (!c.tile_capacity) return cudaSuccess;
+  half_rows x[3];
+  auto *scratch = static_cast<unsigned char *>(c.scratch);
+  const cudaError_t status = find_halves(c, 3, x, scratch);
+  if (status != cudaSuccess) return status;
+  a.q = x[0], a.k = x[1], a.v = x[2];
+  a.behind = window > 0 ? std::min(window, a.behind) : a.behind, a.ahead = c.op->params.causal ? 0 : a.behind;
+  a.out = c.out.f32(), a.out_stride = c.out.stride;
+  a.pairs = a.d % 2 == 0 && a.out_stride % 2 == 0 && reinterpret_cast<uintptr_t>(a.out) % 8 == 0;
+  const dim3 grid(static_cast<unsigned>(c.tile_capacity), static_cast<unsigned>(c.op->params.heads));
+  return with_head_size(a.d, [&](auto size) {
+    constexpr int d = decltype(size)::value;
+    return launch(c.stream, grid, attn_threads, attn_shared<d, true>, flash_attn_kernel<d, true>, a);
+  });
+}
+
+cudaError_t flash_attn_cuda(const op_call &c) { return launch_flash_attn(c, 0); }
+
+}  // namespace
 
 // ================================================================================ 5  operators on rows
 //

@@ -1,0 +1,418 @@
+// Attention of the CUDA backend, on the host shim: against f64, with errors held to those of a plain f16 computation; what it must
+// not touch or let in; and that the bits of a sequence depend on nothing beside it.
+#define RS_CUDA_HOST
+#include "../rs-cuda.cu"
+
+#include <gtest/gtest.h>
+
+#include <numeric>
+#include <random>
+
+namespace {
+
+using vec = std::vector<float>;
+using ints = std::vector<int32_t>;
+
+constexpr float sentinel = -12345.5f;
+
+// Memory of the device; the shim looks at what lies around it.
+template <class T>
+struct device_array {
+  T *data = nullptr;
+  size_t n;
+  explicit device_array(size_t size) : n(size) {
+    void *p = nullptr;
+    EXPECT_EQ(cudaMalloc(&p, std::max<size_t>(1, n) * sizeof(T)), cudaSuccess);
+    data = static_cast<T *>(p);
+  }
+  explicit device_array(const std::vector<T> &x) : device_array(x.size()) { std::copy(x.begin(), x.end(), data); }
+  ~device_array() { cudaFree(data); }
+  device_array(const device_array &) = delete;
+  device_array &operator=(const device_array &) = delete;
+};
+
+float round_f16(float x) { return f16_to_float(static_cast<uint16_t>(pack_f16(x, 0))); }
+
+// A batch: q, k and v are columns of one [T, stride], as the linear layer before them leaves them.
+struct batch {
+  ints lengths;
+  int heads, d;
+  float scale;
+  bool causal = false, half = false, first_only = false;
+  int window = 0;
+  int64_t spare = 0;    // capacity beyond the rows
+  int64_t padding = 0;  // columns of the storage and of the result that are not attention's
+  vec x, sizes;         // sizes: empty where there are none
+  ints cu = {0};
+
+  batch(ints lengths_, int heads_, int d_, unsigned seed = 1, float spread = 1)
+      : lengths(std::move(lengths_)), heads(heads_), d(d_) {
+    scale = 1 / std::sqrt(static_cast<float>(d));
+    for (int32_t n : lengths) cu.push_back(cu.back() + n);
+    std::mt19937 random(seed);
+    std::normal_distribution<float> normal(0, spread);
+    x.resize(static_cast<size_t>(rows() * 3 * cols()));
+    for (float &v : x) v = normal(random);
+  }
+  void add_sizes(unsigned seed) {
+    std::mt19937 random(seed);
+    for (int64_t i = 0; i < rows(); i++) sizes.push_back(static_cast<float>(1 + random() % 5));
+  }
+  int64_t rows() const { return cu.back(); }
+  int64_t cols() const { return static_cast<int64_t>(heads) * d; }
+  int64_t sequences() const { return static_cast<int64_t>(lengths.size()); }
+  int64_t capacity() const { return rows() + spare; }
+  float &at(int which, int64_t row, int64_t head, int64_t i) {
+    return x[static_cast<size_t>(row * 3 * cols() + which * cols() + head * d + i)];
+  }
+  float at(int which, int64_t row, int64_t head, int64_t i) const { return const_cast<batch *>(this)->at(which, row, head, i); }
+  batch only(int64_t b) const {
+    batch one({lengths[static_cast<size_t>(b)]}, heads, d);
+    one.scale = scale, one.causal = causal, one.half = half, one.first_only = first_only, one.window = window;
+    const auto begin = cu[static_cast<size_t>(b)], end = cu[static_cast<size_t>(b) + 1];
+    one.x.assign(x.begin() + begin * 3 * cols(), x.begin() + end * 3 * cols());
+    if (!sizes.empty()) one.sizes.assign(sizes.begin() + begin, sizes.begin() + end);
+    return one;
+  }
+};
+
+// What an operator is called with.  Rows beyond those of the run hold NaN, which nothing may read into a result.
+struct call_of {
+  const batch &b;
+  device_array<float> x, sizes, out, query;
+  device_array<uint16_t> halves;
+  device_array<int32_t> cu, counts;
+  device_array<attn_tile> tiles;
+  std::unique_ptr<device_array<unsigned char>> scratch;
+  backend_op op = {};
+  op_call c = {};
+  int64_t out_rows, out_cols;
+
+  call_of(const batch &b_, op_code code, int64_t out_rows_, int64_t out_cols_)
+      : b(b_),
+        x(static_cast<size_t>(b.capacity() * stride())),
+        sizes(static_cast<size_t>(2 * b.capacity())),
+        out(static_cast<size_t>(out_rows_ * (out_cols_ + b.padding))),
+        query(static_cast<size_t>(b.cols())),
+        halves(static_cast<size_t>(b.capacity() * stride())),
+        cu(b.cu),
+        counts(3),
+        tiles(static_cast<size_t>(b.capacity() / attn_tile_rows + b.sequences() + 3)),
+        out_rows(out_rows_),
+        out_cols(out_cols_) {
+    std::fill(x.data, x.data + x.n, NAN);
+    std::fill(halves.data, halves.data + halves.n, uint16_t{0x7e00});
+    std::fill(sizes.data, sizes.data + sizes.n, NAN);
+    std::fill(out.data, out.data + out.n, sentinel);
+    for (int64_t i = 0; i < b.rows(); i++)
+      for (int64_t j = 0; j < 3 * b.cols(); j++) {
+        const float v = b.x[static_cast<size_t>(i * 3 * b.cols() + j)];
+        x.data[i * stride() + j] = v;
+        halves.data[i * stride() + j] = static_cast<uint16_t>(pack_f16(v, 0));
+      }
+    for (size_t i = 0; i < b.sizes.size(); i++) sizes.data[2 * i] = b.sizes[i];
+    counts.data[0] = static_cast<int32_t>(b.rows()), counts.data[1] = static_cast<int32_t>(b.sequences()), counts.data[2] = 0;
+    for (int32_t s = 0; s < b.sequences(); s++)
+      for (int32_t i = 0; i < b.lengths[static_cast<size_t>(s)]; i += attn_tile_rows) tiles.data[counts.data[2]++] = {s, i};
+
+    op.op = code;
+    op.params.heads = b.heads, op.params.scale = b.scale, op.params.causal = b.causal, op.params.first_only = b.first_only;
+    c.op = &op;
+    c.sequences = counts.data + 1, c.sequence_capacity = b.sequences() + 2;
+    c.tiles = tiles.data, c.n_tiles = counts.data + 2, c.tile_capacity = static_cast<int64_t>(tiles.n);
+    c.out = {out.data, counts.data, out_rows, out_cols, out_cols + b.padding, false};
+  }
+  int64_t stride() const { return 3 * b.cols() + b.padding; }
+  void set_input(int i, const device_value &v, backend_rows rows_are) {
+    c.in[i] = v;
+    op.in[i] = {};
+    op.in[i].place = v.data ? backend_place::result : backend_place::absent;
+    op.in[i].rows_are = rows_are;
+    op.in[i].type = v.half ? RS_F16 : RS_F32;
+    op.in[i].rows = v.capacity, op.in[i].cols = v.cols, op.in[i].stride = v.stride;
+  }
+  void set_columns(int i, int which) {
+    const int64_t first = which * b.cols();
+    void *data = b.half ? static_cast<void *>(halves.data + first) : x.data + first;
+    set_input(i, {data, counts.data, b.capacity(), b.cols(), stride(), b.half}, backend_rows::tokens);
+  }
+  void set_starts(int i) { set_input(i, {cu.data, nullptr, b.sequences() + 3, 1, 1, false}, backend_rows::starts); }
+  void set_sizes(int i) {
+    set_input(i, {b.sizes.empty() ? nullptr : sizes.data, counts.data, b.capacity(), 1, 2, false}, backend_rows::tokens);
+  }
+  // Runs it, and looks at what it may not write.  -> [rows, out_cols]
+  template <class F>
+  vec run(size_t work, int64_t rows, const F &f) {
+    scratch = std::make_unique<device_array<unsigned char>>(work);
+    memset(scratch->data, 0xff, work);
+    c.scratch = work ? scratch->data : nullptr;
+    const cudaError_t status = f(c);
+    EXPECT_EQ(status, cudaSuccess) << cuda_host::last_fault();
+    vec y;
+    for (int64_t i = 0; i < out_rows; i++)
+      for (int64_t j = 0; j < out_cols + b.padding; j++) {
+        const float v = out.data[i * (out_cols + b.padding) + j];
+        if (i < rows && j < out_cols) y.push_back(v);
+        else if (v != sentinel) {
+          ADD_FAILURE() << "wrote row " << i << " column " << j;
+          return y;
+        }
+      }
+    return y;
+  }
+};
+
+vec flash(const batch &b) {
+  call_of call(b, OP_FLASH_ATTN, b.capacity(), b.cols());
+  for (int i = 0; i < 3; i++) call.set_columns(i, i);
+  call.set_starts(3);
+  call.set_sizes(4);
+  const size_t work = flash_attn_work(call.op);
+  EXPECT_EQ(work == 0, b.half || !b.capacity());
+  return call.run(work, b.rows(), [&](const op_call &c) { return launch_flash_attn(c, b.window); });
+}
+
+// Softmax weights of one query.  T double: as it is; float: q and k rounded to f16.
+template <class T>
+std::vector<T> weights_of(const batch &b, int64_t s, int64_t head, int64_t query) {
+  const auto begin = b.cu[static_cast<size_t>(s)], n = b.lengths[static_cast<size_t>(s)];
+  const auto round = [](float v) { return std::is_same_v<T, float> ? T(round_f16(v)) : T(v); };
+  std::vector<T> w(static_cast<size_t>(n));
+  T most = -INFINITY, total = 0;
+  for (int64_t j = 0; j < n; j++) {
+    T &x = w[static_cast<size_t>(j)];
+    for (int i = 0; i < b.d; i++) x += round(b.at(0, begin + query, head, i)) * round(b.at(1, begin + j, head, i));
+    x *= T(b.scale);
+    if (!b.sizes.empty()) x += std::log(T(b.sizes[static_cast<size_t>(begin + j)]));
+    if ((b.causal && j > query) || (b.window && std::abs(j - query) > b.window)) x = -INFINITY;
+    most = std::max(most, x);
+  }
+  for (T &x : w) total += x = std::exp(x - most);
+  for (T &x : w) x /= total;
+  return w;
+}
+
+template <class T>
+std::vector<double> plain(const batch &b) {
+  std::vector<double> y(static_cast<size_t>(b.rows() * b.cols()));
+  for (int64_t s = 0; s < b.sequences(); s++)
+    for (int64_t head = 0; head < b.heads; head++)
+      for (int64_t query = 0; query < b.lengths[static_cast<size_t>(s)]; query++) {
+        const std::vector<T> w = weights_of<T>(b, s, head, query);
+        const int64_t begin = b.cu[static_cast<size_t>(s)];
+        std::vector<T> sum(static_cast<size_t>(b.d));
+        for (size_t j = 0; j < w.size(); j++)
+          for (int i = 0; i < b.d; i++) {
+            const float v = b.at(2, begin + static_cast<int64_t>(j), head, i);
+            if constexpr (std::is_same_v<T, float>) sum[static_cast<size_t>(i)] += round_f16(w[j]) * round_f16(v);
+            else sum[static_cast<size_t>(i)] += w[j] * double(v);
+          }
+        for (int i = 0; i < b.d; i++)
+          y[static_cast<size_t>((begin + query) * b.cols() + head * b.d + i)] = static_cast<double>(sum[static_cast<size_t>(i)]);
+      }
+  return y;
+}
+
+struct errors {
+  double most = 0, square = 0;
+};
+template <class A>
+errors errors_of(const A &y, const std::vector<double> &expected) {
+  errors e;
+  for (size_t i = 0; i < expected.size(); i++) {
+    const double x = std::fabs(static_cast<double>(y[i]) - expected[i]);
+    e.most = x <= e.most ? e.most : x;  // NaN shows
+    e.square += x * x / static_cast<double>(expected.size());
+  }
+  return e;
+}
+
+constexpr double most_of_plain_f16 = 2;  // times its error
+// Where the plain computation has next to no error, as where there is one key: the rounding of f32.
+constexpr double f32_rounding = 1e-6;
+
+void expect_near_f64(const batch &b, const vec &y) {
+  ASSERT_EQ(y.size(), static_cast<size_t>(b.rows() * b.cols()));
+  const std::vector<double> exact = plain<double>(b);
+  const errors e = errors_of(y, exact), f16 = errors_of(plain<float>(b), exact);
+  EXPECT_LE(e.most, most_of_plain_f16 * f16.most + f32_rounding);
+  EXPECT_LE(std::sqrt(e.square), most_of_plain_f16 * std::sqrt(f16.square) + f32_rounding);
+}
+
+const ints edge_lengths = {1, 63, 0, 64, 65, 127, 128, 129};
+
+TEST(cuda_flash_attn, head_dims) {
+  for (const int d : {8, 16, 20, 24, 32, 33, 48, 64, 72, 80, 96, 128}) {
+    SCOPED_TRACE(d);
+    batch b({1, 70, 0, 33}, 2, d, static_cast<unsigned>(d));
+    b.spare = 5;
+    expect_near_f64(b, flash(b));
+    b.causal = true;
+    expect_near_f64(b, flash(b));
+  }
+}
+
+TEST(cuda_flash_attn, lengths_at_tile_edges) {
+  for (const int d : {32, 96}) {
+    SCOPED_TRACE(d);
+    batch b(edge_lengths, 1, d);
+    expect_near_f64(b, flash(b));
+    b.causal = true;
+    expect_near_f64(b, flash(b));
+    b.causal = false;
+    b.add_sizes(3);
+    expect_near_f64(b, flash(b));
+  }
+}
+
+TEST(cuda_flash_attn, ragged_batch) {
+  batch b({1, 600, 17, 0, 0, 250, 5, 333}, 1, 32, 7);
+  b.spare = 300, b.padding = 6;
+  expect_near_f64(b, flash(b));
+}
+
+TEST(cuda_flash_attn, three_heads_of_64) {
+  batch b({200, 3, 90}, 3, 64, 8);
+  b.padding = 8;
+  expect_near_f64(b, flash(b));
+}
+
+TEST(cuda_flash_attn, nothing_at_all) {
+  EXPECT_TRUE(flash(batch({}, 2, 16)).empty());
+  EXPECT_TRUE(flash(batch({0, 0}, 2, 16)).empty());
+}
+
+TEST(cuda_flash_attn, windows) {
+  for (const int d : {16, 80})
+    for (const int window : {1, 20, 64, 100, 1000, INT_MAX}) {
+      SCOPED_TRACE(window);
+      batch b({210, 1, 65}, 1, d, 9);
+      b.window = window;
+      expect_near_f64(b, flash(b));
+      b.causal = true;
+      b.add_sizes(4);
+      expect_near_f64(b, flash(b));
+    }
+}
+
+TEST(cuda_flash_attn, wide_window_changes_no_bit) {
+  batch b({150, 20}, 1, 32, 10), w = b;
+  w.window = 150;
+  EXPECT_EQ(flash(b), flash(w));
+}
+
+TEST(cuda_flash_attn, sizes_of_one_are_no_sizes) {
+  for (const bool causal : {false, true})
+    for (const float scale : {0.2f, 40.0f}) {
+      batch b({150, 64, 7}, 2, 24, 11), ones = b;
+      b.scale = ones.scale = scale, b.causal = ones.causal = causal;
+      ones.sizes.assign(static_cast<size_t>(b.rows()), 1.0f);
+      EXPECT_EQ(flash(b), flash(ones));
+    }
+}
+
+TEST(cuda_flash_attn, any_scale) {
+  for (const float scale : {-0.3f, 0.0f, 3.0f}) {
+    SCOPED_TRACE(scale);
+    batch b({100, 7}, 1, 32, 12);
+    b.scale = scale;
+    b.causal = true;
+    expect_near_f64(b, flash(b));
+  }
+}
+
+TEST(cuda_flash_attn, halves_are_read_in_place) {
+  for (const int d : {8, 32, 72}) {
+    batch b({100, 1, 30}, 2, d, 13);
+    b.padding = 8, b.spare = 3;
+    for (float &v : b.x) v = round_f16(v);
+    const vec y = flash(b);
+    b.half = true;
+    EXPECT_EQ(y, flash(b));
+  }
+}
+
+TEST(cuda_flash_attn, halves_that_no_copy_can_read_are_refused) {
+  batch b({4}, 1, 20);
+  b.half = true;
+  call_of call(b, OP_FLASH_ATTN, b.capacity(), b.cols());
+  for (int i = 0; i < 3; i++) call.set_columns(i, i);
+  call.set_starts(3);
+  EXPECT_EQ(flash_attn_cuda(call.c), cudaErrorInvalidValue);
+  batch large({4}, 1, 136);
+  call_of other(large, OP_FLASH_ATTN, large.capacity(), large.cols());
+  for (int i = 0; i < 3; i++) other.set_columns(i, i);
+  other.set_starts(3);
+  EXPECT_EQ(flash_attn_cuda(other.c), cudaErrorNotSupported);
+}
+
+// Beyond what f16 holds, and scores of 10^10: the largest key has all the weight.
+TEST(cuda_flash_attn, large_numbers) {
+  batch b({80}, 1, 16, 14, 1e4f);
+  expect_near_f64(b, flash(b));
+  batch beyond({90, 30}, 1, 16, 15, 1e6f);
+  for (const float v : flash(beyond)) ASSERT_LE(std::fabs(v), 65504);
+  batch infinite({90}, 1, 16, 16);
+  infinite.at(0, 3, 0, 2) = INFINITY, infinite.at(1, 70, 0, 5) = -INFINITY, infinite.at(2, 20, 0, 1) = INFINITY;
+  for (const float v : flash(infinite)) ASSERT_LE(std::fabs(v), 65504);
+}
+
+TEST(cuda_flash_attn, nan_stays_in_its_sequence) {
+  for (int which = 0; which < 3; which++)
+    for (const bool sized : {false, true}) {
+      batch b({70, 130, 20}, 2, 32, 17);
+      if (sized) b.add_sizes(5);
+      const vec before = flash(b);
+      b.at(which, 70 + 100, 1, 3) = NAN;
+      const vec y = flash(b);
+      size_t wrong = 0, nan = 0;
+      for (int64_t i = 0; i < b.rows(); i++)
+        for (int64_t j = 0; j < b.cols(); j++) {
+          const auto at = static_cast<size_t>(i * b.cols() + j);
+          const bool hit = i >= 70 && i < 200 && j >= 32 && (which != 0 || i == 170) && (which != 2 || j == 35);
+          nan += std::isnan(y[at]);
+          wrong += hit ? !std::isnan(y[at]) : y[at] != before[at];
+        }
+      EXPECT_EQ(wrong, 0u) << which;
+      EXPECT_GT(nan, 0u);
+    }
+}
+
+void expect_batch_is_singles(const batch &b, const std::function<vec(const batch &)> &f, int64_t cols) {
+  const vec y = f(b);
+  for (int64_t s = 0; s < b.sequences(); s++) {
+    const auto begin = y.begin() + b.cu[static_cast<size_t>(s)] * cols;
+    const vec part(begin, begin + b.lengths[static_cast<size_t>(s)] * cols);
+    EXPECT_EQ(part, f(b.only(s))) << "sequence " << s;
+  }
+}
+
+TEST(cuda_flash_attn, sequence_does_not_depend_on_its_batch) {
+  for (const bool causal : {false, true}) {
+    batch b({5, 130, 0, 64, 77}, 2, 20, 18);
+    b.causal = causal, b.spare = 100, b.padding = 2;
+    if (causal) b.add_sizes(6);
+    expect_batch_is_singles(b, flash, b.cols());
+  }
+}
+
+// Runs f with several orders of threads and blocks.
+void expect_same_for_seeds(const std::function<vec()> &f) {
+  const cuda_host::settings_type before = cuda_host::settings;
+  const vec y = f();
+  for (const uint64_t seed : {1, 2, 3}) {
+    cuda_host::settings.seed = seed;
+    EXPECT_EQ(y, f()) << "seed " << seed;
+  }
+  cuda_host::settings = before;
+}
+
+TEST(cuda_flash_attn, order_of_threads_changes_no_bit) {
+  for (const int d : {33, 128}) {
+    batch b({90, 1, 150}, 1, d, 19);
+    b.add_sizes(7);
+    expect_same_for_seeds([&] { return flash(b); });
+  }
+}
+
+}  // namespace
