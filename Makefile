@@ -3,6 +3,7 @@
 BUILD ?= build
 PREFIX ?= /usr/local
 OPENMP ?= 1
+CUDA ?= 0
 WERROR ?= 0
 FUZZ_SECONDS ?= 60
 FUZZ_CXX ?= $(or $(shell command -v clang++ || command -v clang++-14),clang++)
@@ -11,7 +12,8 @@ JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 
 # make -j shares its jobs with the build below it; plain make lets that use all CPUs.
 jobs = $(if $(findstring jobserver,$(MAKEFLAGS)),,-j $(JOBS))
-CONFIGURE = cmake -S . -DRS_OPENMP=$(if $(filter 0,$(OPENMP)),OFF,ON) -DRS_WERROR=$(if $(filter 0,$(WERROR)),OFF,ON)
+CONFIGURE = cmake -S . -DRS_OPENMP=$(if $(filter 0,$(OPENMP)),OFF,ON) -DRS_WERROR=$(if $(filter 0,$(WERROR)),OFF,ON) \
+  -DRS_CUDA=$(if $(filter 0,$(CUDA)),OFF,ON)
 CTEST = tools/run-ctest --output-on-failure --test-dir
 MODEL = build/models/all-MiniLM-L6-v2
 DEMO_MODEL = build/models/minilm-q8.rsw
@@ -22,10 +24,10 @@ MAKEFLAGS += --no-print-directory
 .PHONY: all deps demo test test-asan fuzz test-arm bench-peers bench-check results lint format install uninstall clean distclean help
 
 # Targets that need more than a compiler install it first; all does not, so it says what is missing.
-all: ## build build/rs, build/librs.a and build/librs.so
+all: ## build build/rs, build/librs.a and build/librs.so (CUDA=1: and build/librs-cuda.so)
 	@[ -e $(BUILD)/CMakeCache.txt ] || OPENMP=$(OPENMP) tools/install-deps --check build
 	@$(CONFIGURE) -B $(BUILD) $(quiet)
-	+@cmake --build $(BUILD) $(jobs) --target rs_program rs_shared rs_static
+	+@cmake --build $(BUILD) $(jobs) --target rs_program rs_shared rs_static $(if $(filter 0,$(CUDA)),,rs_cuda)
 
 # CMake's own report is of use only when it fails.
 quiet = > build.log 2>&1 || { cat build.log >&2; rm -f build.log; exit 1; }; grep '^-- No OpenMP' build.log; rm -f build.log

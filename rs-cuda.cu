@@ -200,6 +200,9 @@ RS_DEVICE void report(run_fault *fault, rs_status status, int op, int at, int wh
   fault->op = op, fault->at = at, fault->what = what;
 }
 
+RS_DEVICE int smaller(int a, int b) { return a < b ? a : b; }
+RS_DEVICE int larger(int a, int b) { return a > b ? a : b; }
+
 RS_DEVICE int warp_of() { return thread_index() / warp_size; }
 RS_DEVICE int lane_of() { return thread_index() % warp_size; }
 
@@ -812,8 +815,6 @@ RS_DEVICE void add_values(float (&o)[D / 8][4], const float (&p)[n / 8][4], shar
   }
 }
 
-RS_DEVICE int smaller(int a, int b) { return a < b ? a : b; }
-RS_DEVICE int larger(int a, int b) { return a > b ? a : b; }
 RS_DEVICE float quad_sum(float v) {
   v += shuffle_xor(v, 1);
   return v + shuffle_xor(v, 2);
@@ -1108,8 +1109,6 @@ cudaError_t launch_sequences(const op_call &c, size_t bytes, void (*kernel)(P...
 }
 
 RS_DEVICE int64_t row_of() { return static_cast<int64_t>(block_x()) * block_rows + warp_of(); }
-RS_DEVICE int smaller(int a, int b) { return a < b ? a : b; }
-RS_DEVICE int larger(int a, int b) { return a > b ? a : b; }
 
 RS_DEVICE int count_bits(uint32_t v) {
   v -= v >> 1 & 0x55555555u;
@@ -2488,10 +2487,10 @@ rs_status allocate(void **out, size_t bytes, const char *what, backend_error *er
 }
 
 // Memory that grows.
-struct device_buffer {
+struct card_memory {
   char *data = nullptr;
   size_t bytes = 0;
-  ~device_buffer() { (void)cudaFree(data); }
+  ~card_memory() { (void)cudaFree(data); }
   rs_status reserve(size_t wanted, const char *what, backend_error *error, bool *moved) {
     if (wanted <= bytes) return RS_OK;
     (void)cudaFree(data);
@@ -2503,10 +2502,10 @@ struct device_buffer {
     return RS_OK;
   }
 };
-struct pinned_buffer {
+struct pinned_memory {
   char *data = nullptr;
   size_t bytes = 0;
-  ~pinned_buffer() { (void)cudaFreeHost(data); }
+  ~pinned_memory() { (void)cudaFreeHost(data); }
   rs_status reserve(size_t wanted, const char *what, backend_error *error, bool *moved) {
     if (wanted <= bytes) return RS_OK;
     (void)cudaFreeHost(data);
@@ -2642,8 +2641,8 @@ constexpr size_t most_recorded = 32;
 struct backend_session {
   backend_model *model = nullptr;
   cudaStream_t stream = nullptr;
-  device_buffer upload, arena, q, quants, scratch;
-  pinned_buffer staging, results;
+  card_memory upload, arena, q, quants, scratch;
+  pinned_memory staging, results;
   uint64_t places = 1;                                                          // grows when memory moves
   std::vector<std::unique_ptr<recorded_run>> recorded;                          // the last used at the end
   std::map<std::pair<uint64_t, int32_t>, std::pair<void *, size_t>> constants;  // by graph and tensor
