@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cctype>
 #include <charconv>
+#include <cstdlib>
 
 static constexpr int max_threads = 1024;
 
@@ -14,7 +15,16 @@ void add_model_option(CLI::App *sub, std::string *file, bool positional) {
   sub->add_option(names, *file, "weight file, as rs convert writes it")->type_name("FILE")->required();
 }
 
+// The library reads RS_DEVICE where a program names none.
+static void add_device_option(CLI::App *sub) {
+  sub->add_option_function<std::string>(
+         "--device", [](const std::string &name) { setenv("RS_DEVICE", name.c_str(), 1); },
+         "where the model runs: cpu (default), cuda, cuda:N, or auto: the first card that answers, else the CPU")
+      ->type_name("NAME");
+}
+
 void add_threads_option(CLI::App *sub, int *threads) {
+  add_device_option(sub);
   sub->add_option("-t,--threads", *threads, "threads, 1 to " + std::to_string(max_threads) + " (default: the CPUs that there are)")
       ->type_name("N")
       ->check(CLI::Range(1, max_threads));
