@@ -695,10 +695,6 @@ constexpr int attn_key_rows = values &&D > 64 ? 32 : 64;
 template <int D, bool values>
 constexpr int attn_shared = 2 * attn_key_rows<D, values> *(values ? 4 * D + 4 : 2 * D + 8);
 
-struct alignas(8) float_pair {
-  float x, y;
-};
-
 // f16 [T][heads][8 chunks]: of token t and head h at data + t row + h head.  Rows begin at multiples of 16 bytes.
 struct half_rows {
   const uint16_t *data;
@@ -721,7 +717,7 @@ struct attn_call {
   int64_t out_stride;
   attn_sum *sums;  // [heads][tokens]
   int64_t tokens;
-  int d;
+  int d, heads;
   float scale;        // of scores in powers of two: positive
   bool negate;        // the scale is negative: queries are taken so
   bool pairs;         // two columns of out may be written at once
@@ -885,9 +881,9 @@ flash_attn_kernel(attn_call a) {
       float s[keys / 8][4];
       find_scores<D, keys>(s, q, tiles + at * buffer);
       if (a.sizes) {  // adds 0 where a size is 1: the same bits as without sizes
-        const shared<float_pair> log = (logs + at * keys).template as<float_pair>();
+        const shared<float2> log = (logs + at * keys).template as<float2>();
         for (int i = 0; i < keys / 8; i++) {
-          const float_pair l = log[4 * i + t];
+          const float2 l = log[4 * i + t];
           for (int j = 0; j < 4; j++) s[i][j] = fused(s[i][j], a.scale, j % 2 ? l.y : l.x);
         }
       } else {
@@ -935,9 +931,9 @@ flash_attn_kernel(attn_call a) {
       float *to = a.out + static_cast<int64_t>(begin + row) * a.out_stride + head * a.d;
       for (int i = 0; i < D / 8; i++) {
         const int column = 8 * i + 2 * t;
-        const float_pair y = {o[i][2 * j] * inverse, o[i][2 * j + 1] * inverse};
+        const float2 y = {o[i][2 * j] * inverse, o[i][2 * j + 1] * inverse};
         if (a.pairs) {
-          if (column < a.d) *reinterpret_cast<float_pair *>(to + column) = y;
+          if (column < a.d) *reinterpret_cast<float2 *>(to + column) = y;
         } else {
           if (column < a.d) to[column] = y.x;
           if (column + 1 < a.d) to[column + 1] = y.y;
@@ -975,19 +971,15 @@ RS_DEVICE float within_f16(float x) { return x > 65504.0f ? 65504.0f : x < -6550
 // A thread makes 8 elements.  grid.y: which of the tensors.
 // budget: registers 40, shared 0, spills 0
 RS_KERNEL(256, 4) attn_halves_kernel(halves_call x, halves_call y, halves_call z, const int32_t *rows, int heads, int d) {
-  struct alignas(16) chunk {
-    uint32_t v[4];
-  };
   const halves_call a = block_y() == 0 ? x : block_y() == 1 ? y : z;
-  const int chunks = (d + 7) / 8;
-  const int64_t i = static_cast<int64_t>(block_x()) * 256 + thread_index(), row = i / (heads * chunks);
+  const int chunks = (d + 7) / 8, i = block_x() * 256 + thread_index(), row = i / (heads * chunks);
   if (row >= *rows) return;
-  const int head = static_cast<int>(i % (heads * chunks)) / chunks, first = static_cast<int>(i % chunks) * 8;
+  const int head = i % (heads * chunks) / chunks, first = i % chunks * 8;
   const float *from = a.from + row * a.stride + head * d;
   float v[8];
   for (int j = 0; j < 8; j++) v[j] = first + j < d ? within_f16(from[first + j]) : 0;
-  *reinterpret_cast<chunk *>(a.to +
-                             i * 8) = {{pack_f16(v[0], v[1]), pack_f16(v[2], v[3]), pack_f16(v[4], v[5]), pack_f16(v[6], v[7])}};
+  const uint4 packed = {pack_f16(v[0], v[1]), pack_f16(v[2], v[3]), pack_f16(v[4], v[5]), pack_f16(v[6], v[7])};
+  *reinterpret_cast<uint4 *>(a.to + static_cast<int64_t>(i) * 8) = packed;
 }
 
 size_t halves_bytes(const backend_tensor &x, int heads) {
@@ -1014,7 +1006,9 @@ cudaError_t find_halves(const op_call &c, int n, half_rows *out, unsigned char *
     out[i] = {to, heads * chunks * 8, chunks * 8, static_cast<int>(chunks)};
   }
   if (!made || !c.in[0].capacity) return cudaSuccess;
-  const auto blocks = static_cast<unsigned>(ceil_div(c.in[0].capacity * heads * chunks, 256));
+  const int64_t all = c.in[0].capacity * heads * chunks;
+  if (all > INT_MAX - 256) return cudaErrorNotSupported;
+  const auto blocks = static_cast<unsigned>(ceil_div(all, 256));
   return launch(c.stream, dim3(blocks, made), 256, 0, attn_halves_kernel, calls[0], calls[1], calls[2], c.in[0].rows, heads,
                 static_cast<int>(d));
 }
@@ -1026,7 +1020,7 @@ attn_call make_attn_call(const op_call &c, const device_value &cu, const device_
   a.tiles = c.tiles, a.n_tiles = c.n_tiles;
   a.sizes = sizes.f32(), a.size_stride = sizes.stride;
   a.tokens = c.in[0].capacity;
-  a.d = static_cast<int>(c.in[0].cols / p.heads);
+  a.d = static_cast<int>(c.in[0].cols / p.heads), a.heads = p.heads;
   a.behind = a.ahead = INT_MAX / 2;  // all
   a.negate = p.scale < 0;
   a.scale = std::max(std::fabs(p.scale) * log2_e, FLT_MIN);  // a masked score is -inf, of which 0 times would be NaN
@@ -1060,6 +1054,258 @@ cudaError_t launch_flash_attn(const op_call &c, int window) {
 }
 
 cudaError_t flash_attn_cuda(const op_call &c) { return launch_flash_attn(c, 0); }
+
+// ---- attention of one query: attn_pool, and attn_colsum of class tokens
+//
+// A block of 256 threads has one sequence and one head, in f32: this reads keys and values once.
+
+constexpr int one_query_threads = 256, one_query_warps = one_query_threads / warp_size;
+
+// A scratch of the block: one_query_warps floats.  The result is the same for all threads.
+template <class F>
+RS_DEVICE float block_reduce(float v, shared<float> parts, const F &f) {
+  for (int mask = 16; mask > 0; mask /= 2) v = f(v, shuffle_xor(v, mask));
+  if (lane_of() == 0) parts[warp_of()] = v;
+  block_sync();
+  v = parts[0];
+  for (int i = 1; i < one_query_warps; i++) v = f(v, static_cast<float>(parts[i]));
+  block_sync();
+  return v;
+}
+
+RS_DEVICE float as_float(float x) { return x; }
+RS_DEVICE float as_float(uint16_t x) { return f16_to_float(x); }
+
+struct float_rows {
+  const float *data;
+  int64_t stride;
+};
+
+// Weights of n keys, [d] each, for a query: 2^(score - the largest), in `weights`.  -> 1 / their sum.
+template <class T>
+RS_DEVICE float find_weights(const T *query, const T *keys, int64_t stride, float_rows sizes, int n, int d, float scale,
+                             float *weights, shared<float> parts) {
+  constexpr int at_once = 4;  // keys of a warp, so that their loads and shuffles overlap
+  for (int first = at_once * warp_of(); first < n; first += at_once * one_query_warps) {
+    float s[at_once] = {};
+    for (int i = lane_of(); i < d; i += warp_size) {
+      const float q = as_float(query[i]);
+      for (int j = 0; j < at_once; j++) s[j] = fused(q, as_float(keys[smaller(first + j, n - 1) * stride + i]), s[j]);
+    }
+    for (int j = 0; j < at_once; j++) s[j] = warp_sum(s[j]);
+    for (int j = 0; j < at_once; j++)
+      if (lane_of() == j && first + j < n)
+        weights[first + j] = s[j] * scale + (sizes.data ? log2f(sizes.data[(first + j) * sizes.stride]) : 0);
+  }
+  block_sync();
+  float most = -INFINITY, total = 0;
+  for (int i = thread_index(); i < n; i += one_query_threads) most = fmaxf(most, weights[i]);
+  most = block_reduce(most, parts, [](float a, float b) { return fmaxf(a, b); });
+  for (int i = thread_index(); i < n; i += one_query_threads) {
+    const float w = power_of_two(weights[i] - most);
+    weights[i] = w;
+    total += w;
+  }
+  return 1 / block_reduce(total, parts, [](float a, float b) { return a + b; });  // and all weights are there for all
+}
+
+constexpr int pool_columns = 4 * warp_size;  // at once
+constexpr int pool_shared = (warp_size + one_query_warps * pool_columns) * 4;
+
+// grid.y: head.  weights: scratch [heads][tokens].
+// budget: registers 64, shared 4224, spills 0
+RS_KERNEL(one_query_threads, 4)
+attn_pool_kernel(const float *query, float_rows k, float_rows v, const int32_t *cu, float_rows sizes, const int32_t *sequences,
+                 int d, float scale, float *weights, int64_t tokens, float *out, int64_t out_stride) {
+  constexpr int columns = pool_columns;
+  if (block_x() >= *sequences) return;
+  const int64_t begin = cu[block_x()], first = static_cast<int64_t>(block_y()) * d;
+  const int n = static_cast<int>(cu[block_x() + 1] - begin), lane = lane_of();
+  float *to = out + block_x() * out_stride + first, *w = weights + block_y() * tokens + begin;
+  if (n == 0) {
+    for (int i = thread_index(); i < d; i += one_query_threads) to[i] = 0;
+    return;
+  }
+  const shared<float> parts = block_memory<float>(0), sums = parts + warp_size;  // sums: [warps][columns]
+  sizes.data = sizes.data ? sizes.data + begin * sizes.stride : nullptr;
+  const float inverse = find_weights(query + first, k.data + begin * k.stride + first, k.stride, sizes, n, d, scale, w, parts);
+  for (int column = 0; column < d; column += columns) {
+    const float *from = v.data + begin * v.stride + first + column;
+    const int there = smaller(columns, d - column);
+    float sum[4] = {};
+    for (int i = warp_of(); i < n; i += one_query_warps)
+      for (int j = 0; j < 4; j++) sum[j] = fused(w[i], from[i * v.stride + smaller(lane + warp_size * j, there - 1)], sum[j]);
+    for (int j = 0; j < 4; j++) sums[warp_of() * columns + lane + warp_size * j] = sum[j];
+    block_sync();
+    if (thread_index() < there) {
+      float total = 0;
+      for (int i = 0; i < one_query_warps; i++) total += sums[i * columns + thread_index()];
+      to[column + thread_index()] = total * inverse;
+    }
+    block_sync();
+  }
+}
+
+size_t attn_pool_work(const backend_op &op) { return static_cast<size_t>(op.in[1].rows * op.params.heads) * 4; }
+
+cudaError_t attn_pool_cuda(const op_call &c) {
+  const op_params &p = c.op->params;
+  if (!c.sequence_capacity) return cudaSuccess;
+  const dim3 grid(static_cast<unsigned>(c.sequence_capacity), static_cast<unsigned>(p.heads));
+  const auto rows = [](const device_value &x) { return float_rows{x.f32(), x.stride}; };
+  return launch(c.stream, grid, one_query_threads, pool_shared, attn_pool_kernel, c.in[0].f32(), rows(c.in[1]), rows(c.in[2]),
+                c.in[3].i32(), rows(c.in[4]), c.sequences, static_cast<int>(c.in[1].cols / p.heads), p.scale * log2_e,
+                static_cast<float *>(c.scratch), c.in[1].capacity, c.out.f32(), c.out.stride);
+}
+
+// ---- attn_colsum
+//
+// What a key gets is a column of weights, which are known when the softmax of their rows is: flash_attn without values finds what
+// that divides by, then a block takes 64 keys of a head and goes through the queries, as flash_attn does through keys, with the
+// sides of the product changed: the sum over queries stays in a register.  What heads add up to is summed in their order.
+
+// grid.y: head.  part: [heads][tokens].
+// budget: registers 128, shared 33792, spills 0
+template <int D>
+RS_KERNEL(attn_threads, 4)
+attn_columns_kernel(attn_call a, float *part) {
+  constexpr int rows = attn_tile_rows, buffer = rows * D;
+  if (block_x() >= *a.n_tiles) return;
+  const attn_tile tile = a.tiles[block_x()];
+  const int head = block_y(), lane = lane_of(), t = lane % 4;
+  const int begin = a.cu[tile.sequence], n = a.cu[tile.sequence + 1] - begin;
+  const shared<uint16_t> tiles = block_memory<uint16_t>(0);
+  const shared<attn_sum> sums = block_memory<attn_sum>(2 * buffer * 2);
+
+  const auto copy = [&](int buffer_at, const half_rows &x, int first) {
+    const uint16_t *from = x.data + static_cast<int64_t>(begin + first) * x.row + head * x.head;
+    copy_rows<D, rows>(tiles + buffer_at * buffer, from, x.row, n - first, x.chunks);
+  };
+  const auto copy_queries = [&](int query, int to) {
+    copy(to, a.q, query);
+    const int at = query + thread_index();
+    if (thread_index() < rows) sums[to * rows + thread_index()] = at < n ? a.sums[head * a.tokens + begin + at] : attn_sum{0, 0};
+  };
+  copy(1, a.k, tile.first);
+  cp_async_commit();
+  copy_queries(0, 0);
+  cp_async_commit();
+  cp_async_wait<1>();
+  block_sync();
+  uint32_t k[D / 16][4];
+  load_rows<D>(k, tiles + buffer + 16 * warp_of() * D);
+  if (a.negate)
+    for (int i = 0; i < D / 16; i++)
+      for (int j = 0; j < 4; j++) k[i][j] ^= 0x80008000u;
+  const int warp_first = tile.first + 16 * warp_of(), row = warp_first + lane / 4;
+  float log[2] = {0, 0}, total[2] = {0, 0};
+  for (int j = 0; j < 2; j++)
+    if (a.sizes && row + 8 * j < n) log[j] = log_size(a, begin + row + 8 * j);
+
+  for (int query = 0, at = 0; query < n; query += rows, at ^= 1) {
+    cp_async_wait<0>();
+    block_sync();
+    if (query + rows < n) copy_queries(query + rows, at ^ 1);
+    cp_async_commit();
+    if (warp_first >= n) continue;
+    float s[rows / 8][4];
+    find_scores<D, rows>(s, k, tiles + at * buffer);
+    for (int i = 0; i < rows / 8; i++)
+      for (int c = 0; c < 2; c++) {
+        const attn_sum sum = sums[at * rows + 8 * i + 2 * t + c];
+        for (int j = 0; j < 2; j++) {
+          // Not above 0: were a sum of products other than before, scores of 10^10 would differ by more than 2^x can take.
+          const float x = fminf(fused(s[i][2 * j + c], a.scale, log[j]) - sum.most, 0);
+          total[j] = fused(power_of_two(x), sum.inverse, total[j]);
+        }
+      }
+  }
+  for (int j = 0; j < 2; j++) total[j] = quad_sum(total[j]);
+  const float weight = 1 / (static_cast<float>(a.heads) * static_cast<float>(n));
+  for (int j = 0; j < 2; j++)
+    if (t == 0 && row + 8 * j < n) part[head * a.tokens + begin + row + 8 * j] = total[j] * weight;
+}
+
+// What keys get of the first query.  grid.y: head.  part: [heads][tokens].
+template <class T>
+RS_KERNEL(one_query_threads, 4)
+attn_first_kernel(const T *q, const T *k, int64_t q_stride, int64_t k_stride, const int32_t *cu, float_rows sizes,
+                  const int32_t *sequences, int d, float scale, int heads, float *part, int64_t tokens) {
+  if (block_x() >= *sequences) return;
+  const int64_t begin = cu[block_x()], first = static_cast<int64_t>(block_y()) * d;
+  const int n = static_cast<int>(cu[block_x() + 1] - begin);
+  if (n == 0) return;
+  float *w = part + block_y() * tokens + begin;
+  sizes.data = sizes.data ? sizes.data + begin * sizes.stride : nullptr;
+  const float inverse = find_weights(q + begin * q_stride + first, k + begin * k_stride + first, k_stride, sizes, n, d, scale, w,
+                                     block_memory<float>(0));
+  for (int i = thread_index(); i < n; i += one_query_threads) w[i] *= inverse / static_cast<float>(heads);
+}
+
+RS_KERNEL(256, 4)
+attn_add_heads_kernel(const float *part, int64_t tokens, const int32_t *rows, int heads, float *out, int64_t out_stride) {
+  const int i = block_x() * 256 + thread_index();
+  if (i >= *rows) return;
+  float sum = 0;
+  for (int head = 0; head < heads; head++) sum += part[head * tokens + i];
+  out[i * out_stride] = sum;
+}
+
+// Of heads and tokens, in the scratch: part, and sums.
+size_t attn_colsum_work(const backend_op &op) {
+  const int heads = op.params.heads;
+  const auto each = static_cast<size_t>(op.in[0].rows * heads);
+  const size_t part = static_cast<size_t>(round_up(static_cast<int64_t>(each * sizeof(float)), 256));
+  if (op.params.first_only) return part;
+  return part + static_cast<size_t>(round_up(static_cast<int64_t>(each * sizeof(attn_sum)), 256)) + halves_bytes(op.in[0], heads) +
+         halves_bytes(op.in[1], heads);
+}
+
+cudaError_t launch_attn_first(const op_call &c, float *part) {
+  const op_params &p = c.op->params;
+  const device_value &q = c.in[0], &k = c.in[1];
+  const dim3 grid(static_cast<unsigned>(c.sequence_capacity), static_cast<unsigned>(p.heads));
+  const auto start = [&](auto kernel, auto from_q, auto from_k) {
+    return launch(c.stream, grid, one_query_threads, warp_size * 4, kernel, from_q, from_k, q.stride, k.stride, c.in[2].i32(),
+                  float_rows{c.in[3].f32(), c.in[3].stride}, c.sequences, static_cast<int>(q.cols / p.heads), p.scale * log2_e,
+                  p.heads, part, q.capacity);
+  };
+  if (q.half != k.half) return cudaErrorInvalidValue;
+  using halves = const uint16_t *;
+  using floats = const float *;
+  if (q.half) return start(attn_first_kernel<uint16_t>, halves(q.f16()), halves(k.f16()));
+  return start(attn_first_kernel<float>, floats(q.f32()), floats(k.f32()));
+}
+
+cudaError_t launch_attn_columns(const op_call &c, float *part, unsigned char *scratch) {
+  attn_call a = make_attn_call(c, c.in[2], c.in[3]);
+  if (a.d > attn_most_d) return cudaErrorNotSupported;
+  a.sums = reinterpret_cast<attn_sum *>(scratch);
+  scratch += round_up(a.tokens * a.heads * static_cast<int64_t>(sizeof(attn_sum)), 256);
+  half_rows x[2];
+  const cudaError_t status = find_halves(c, 2, x, scratch);
+  if (status != cudaSuccess) return status;
+  a.q = x[0], a.k = x[1];
+  const dim3 grid(static_cast<unsigned>(c.tile_capacity), static_cast<unsigned>(a.heads));
+  return with_head_size(a.d, [&](auto size) {
+    constexpr int d = decltype(size)::value;
+    const cudaError_t found = launch(c.stream, grid, attn_threads, attn_shared<d, false>, flash_attn_kernel<d, false>, a);
+    if (found != cudaSuccess) return found;
+    return launch(c.stream, grid, attn_threads, attn_shared<d, false>, attn_columns_kernel<d>, a, part);
+  });
+}
+
+cudaError_t attn_colsum_cuda(const op_call &c) {
+  const int heads = c.op->params.heads;
+  const int64_t tokens = c.in[0].capacity;
+  if (!tokens || !c.tile_capacity || !c.sequence_capacity) return cudaSuccess;
+  auto *part = static_cast<float *>(c.scratch);
+  auto *behind = static_cast<unsigned char *>(c.scratch) + round_up(tokens * heads * 4, 256);
+  const cudaError_t status = c.op->params.first_only ? launch_attn_first(c, part) : launch_attn_columns(c, part, behind);
+  if (status != cudaSuccess) return status;
+  return launch(c.stream, dim3(static_cast<unsigned>(ceil_div(tokens, 256))), 256, 0, attn_add_heads_kernel, part, tokens,
+                c.in[0].rows, heads, c.out.f32(), c.out.stride);
+}
 
 }  // namespace
 

@@ -415,4 +415,223 @@ TEST(cuda_flash_attn, order_of_threads_changes_no_bit) {
   }
 }
 
+// ---- attn_colsum
+
+vec colsum(const batch &b) {
+  call_of call(b, OP_ATTN_COLSUM, b.capacity(), 1);
+  for (int i = 0; i < 2; i++) call.set_columns(i, i);
+  call.set_starts(2);
+  call.set_sizes(3);
+  return call.run(attn_colsum_work(call.op), b.rows(), attn_colsum_cuda);
+}
+
+template <class T>
+std::vector<double> plain_colsum(const batch &b) {
+  std::vector<double> y(static_cast<size_t>(b.rows()));
+  for (int64_t s = 0; s < b.sequences(); s++) {
+    const int64_t queries = b.first_only ? 1 : b.lengths[static_cast<size_t>(s)];
+    if (!b.lengths[static_cast<size_t>(s)]) continue;
+    for (int64_t head = 0; head < b.heads; head++)
+      for (int64_t query = 0; query < queries; query++) {
+        const std::vector<T> w = weights_of<T>(b, s, head, query);
+        for (size_t j = 0; j < w.size(); j++)
+          y[static_cast<size_t>(b.cu[static_cast<size_t>(s)]) + j] +=
+              static_cast<double>(w[j]) / static_cast<double>(queries * b.heads);
+      }
+  }
+  return y;
+}
+
+void expect_colsum(const batch &b) {
+  const vec y = colsum(b);
+  const std::vector<double> exact = plain_colsum<double>(b);
+  const errors e = errors_of(y, exact), f16 = errors_of(plain_colsum<float>(b), exact);
+  // Of one query, nothing is rounded to f16 but what is given so.
+  EXPECT_LE(e.most, (b.first_only && !b.half ? 0 : most_of_plain_f16 * f16.most) + f32_rounding);
+  for (int64_t s = 0; s < b.sequences(); s++) {
+    const auto begin = y.begin() + b.cu[static_cast<size_t>(s)];
+    const int32_t n = b.lengths[static_cast<size_t>(s)];
+    if (n) EXPECT_NEAR(std::accumulate(begin, begin + n, 0.0), 1, 1e-5) << "sequence " << s;
+  }
+}
+
+TEST(cuda_attn_colsum, near_f64) {
+  for (const bool first_only : {false, true})
+    for (const int d : {8, 16, 20, 24, 32, 33, 48, 64, 72, 80, 96, 128}) {
+      SCOPED_TRACE(d);
+      batch b({1, 70, 0, 33}, d == 24 ? 3 : 1, d, static_cast<unsigned>(d));
+      b.first_only = first_only, b.spare = 5, b.padding = 3;
+      expect_colsum(b);
+      b.add_sizes(8);
+      expect_colsum(b);
+    }
+}
+
+TEST(cuda_attn_colsum, lengths_at_tile_edges) {
+  for (const bool first_only : {false, true}) {
+    batch b(edge_lengths, 2, 32, 21);
+    b.first_only = first_only;
+    expect_colsum(b);
+    batch c({600, 2, 250}, 1, 16, 22);
+    c.first_only = first_only;
+    expect_colsum(c);
+  }
+}
+
+TEST(cuda_attn_colsum, any_scale) {
+  for (const bool first_only : {false, true})
+    for (const float scale : {-0.3f, 0.0f, 3.0f}) {
+      batch b({100, 7}, 1, 32, 23);
+      b.scale = scale, b.first_only = first_only;
+      expect_colsum(b);
+    }
+}
+
+TEST(cuda_attn_colsum, halves_are_read_in_place) {
+  for (const bool first_only : {false, true}) {
+    batch b({100, 1, 30}, 2, 24, 24);
+    b.padding = 8, b.spare = 3, b.first_only = first_only;
+    for (float &v : b.x) v = round_f16(v);
+    const vec y = colsum(b);
+    b.half = true;
+    EXPECT_EQ(y, colsum(b));
+  }
+}
+
+TEST(cuda_attn_colsum, large_scores_still_sum_to_one) {
+  batch b({80, 66}, 1, 16, 25, 1e4f);
+  expect_colsum(b);
+}
+
+TEST(cuda_attn_colsum, nothing_at_all) {
+  EXPECT_TRUE(colsum(batch({}, 2, 16)).empty());
+  EXPECT_TRUE(colsum(batch({0, 0}, 2, 16)).empty());
+}
+
+TEST(cuda_attn_colsum, sequence_does_not_depend_on_its_batch) {
+  for (const bool first_only : {false, true}) {
+    batch b({5, 130, 0, 64, 77}, 2, 20, 26);
+    b.spare = 100, b.padding = 2, b.first_only = first_only;
+    b.add_sizes(9);
+    expect_batch_is_singles(b, colsum, 1);
+  }
+}
+
+TEST(cuda_attn_colsum, sizes_of_one_are_no_sizes) {
+  for (const bool first_only : {false, true}) {
+    batch b({150, 64, 7}, 2, 24, 27), ones = b;
+    b.first_only = ones.first_only = first_only;
+    ones.sizes.assign(static_cast<size_t>(b.rows()), 1.0f);
+    EXPECT_EQ(colsum(b), colsum(ones));
+  }
+}
+
+TEST(cuda_attn_colsum, nan_stays_in_its_sequence) {
+  for (const bool first_only : {false, true})
+    for (int which = 0; which < 2; which++) {
+      batch b({70, 130, 20}, 2, 32, 28);
+      b.first_only = first_only;
+      const vec before = colsum(b);
+      b.at(which, first_only && which == 0 ? 70 : 70 + 100, 1, 3) = NAN;
+      const vec y = colsum(b);
+      for (size_t i = 0; i < y.size(); i++)
+        if (i >= 70 && i < 200) ASSERT_TRUE(std::isnan(y[i])) << i;
+        else ASSERT_EQ(y[i], before[i]) << i;
+    }
+}
+
+TEST(cuda_attn_colsum, order_of_threads_changes_no_bit) {
+  for (const bool first_only : {false, true}) {
+    batch b({90, 1, 150}, 2, 33, 29);
+    b.first_only = first_only;
+    b.add_sizes(7);
+    expect_same_for_seeds([&] { return colsum(b); });
+  }
+}
+
+// ---- attn_pool
+
+vec query_of(const batch &b) {
+  vec query(static_cast<size_t>(b.cols()));
+  for (size_t i = 0; i < query.size(); i++) query[i] = std::sin(static_cast<float>(3 * i + 1));
+  return query;
+}
+
+vec attn_pool(const batch &b) {
+  call_of call(b, OP_ATTN_POOL, b.sequences() + 2, b.cols());
+  const vec query = query_of(b);
+  std::copy(query.begin(), query.end(), call.query.data);
+  call.set_input(0, {call.query.data, nullptr, b.cols(), 1, 1, false}, backend_rows::fixed);
+  call.set_columns(1, 1);
+  call.set_columns(2, 2);
+  call.set_starts(3);
+  call.set_sizes(4);
+  call.c.out.rows = call.c.sequences;
+  return call.run(attn_pool_work(call.op), b.sequences(), attn_pool_cuda);
+}
+
+void expect_attn_pool(const batch &b) {
+  const vec query = query_of(b), y = attn_pool(b);
+  ASSERT_EQ(y.size(), static_cast<size_t>(b.sequences() * b.cols()));
+  for (int64_t s = 0; s < b.sequences(); s++)
+    for (int64_t head = 0; head < b.heads; head++) {
+      const auto begin = b.cu[static_cast<size_t>(s)], n = b.lengths[static_cast<size_t>(s)];
+      std::vector<double> w(static_cast<size_t>(n)), sum(static_cast<size_t>(b.d));
+      double most = -INFINITY, total = 0;
+      for (int64_t j = 0; j < n; j++) {
+        double &x = w[static_cast<size_t>(j)];
+        for (int i = 0; i < b.d; i++)
+          x += static_cast<double>(query[static_cast<size_t>(head * b.d + i)]) * static_cast<double>(b.at(1, begin + j, head, i));
+        x *= static_cast<double>(b.scale);
+        if (!b.sizes.empty()) x += std::log(static_cast<double>(b.sizes[static_cast<size_t>(begin + j)]));
+        most = std::max(most, x);
+      }
+      for (int64_t j = 0; j < n; j++) {
+        const double weight = std::exp(w[static_cast<size_t>(j)] - most);
+        total += weight;
+        for (int i = 0; i < b.d; i++) sum[static_cast<size_t>(i)] += weight * static_cast<double>(b.at(2, begin + j, head, i));
+      }
+      for (int i = 0; i < b.d; i++) {
+        const float v = y[static_cast<size_t>(s * b.cols() + head * b.d + i)];
+        ASSERT_NEAR(static_cast<double>(v), n ? sum[static_cast<size_t>(i)] / total : 0, 4 * f32_rounding) << s << " " << i;
+      }
+    }
+}
+
+TEST(cuda_attn_pool, near_f64) {
+  for (const int d : {1, 8, 33, 64, 72, 128, 200}) {
+    SCOPED_TRACE(d);
+    batch b({1, 70, 0, 33, 300}, d < 70 ? 3 : 1, d, static_cast<unsigned>(d));
+    b.spare = 5, b.padding = 3;
+    expect_attn_pool(b);
+    b.add_sizes(8);
+    expect_attn_pool(b);
+  }
+}
+
+TEST(cuda_attn_pool, sequence_does_not_depend_on_its_batch) {
+  batch b({5, 130, 0, 64}, 2, 20, 31);
+  b.add_sizes(9);
+  const vec y = attn_pool(b);
+  for (int64_t s = 0; s < b.sequences(); s++)
+    EXPECT_EQ(vec(y.begin() + s * b.cols(), y.begin() + (s + 1) * b.cols()), attn_pool(b.only(s)));
+}
+
+TEST(cuda_attn_pool, nan_stays_in_its_sequence) {
+  for (const int which : {1, 2}) {
+    batch b({70, 130, 20}, 1, 32, 32);
+    const vec before = attn_pool(b);
+    b.at(which, 70 + 100, 0, 3) = NAN;
+    const vec y = attn_pool(b);
+    for (size_t i = 0; i < y.size(); i++)
+      if (i >= 32 && i < 64 && (which == 1 || i == 35)) ASSERT_TRUE(std::isnan(y[i])) << i;
+      else ASSERT_EQ(y[i], before[i]) << i;
+  }
+}
+
+TEST(cuda_attn_pool, order_of_threads_changes_no_bit) {
+  batch b({90, 1, 150}, 2, 33, 33);
+  expect_same_for_seeds([&] { return attn_pool(b); });
+}
+
 }  // namespace
