@@ -544,8 +544,8 @@ RS_DEVICE split_pair split(float a, float b) {
   return {high, pack_bf16(a - bits_to_float(high << 16), b - bits_to_float(high & 0xffff0000u))};
 }
 
-constexpr int float_rows = 64, float_channels = 64, float_k = 32, float_stages = 3, float_threads = 128;
-constexpr int float_a_bytes = float_rows * float_k * 4, float_b_bytes = float_channels * float_k * 4;
+constexpr int float_bm = 64, float_bn = 64, float_k = 32, float_stages = 3, float_threads = 128;
+constexpr int float_a_bytes = float_bm * float_k * 4, float_b_bytes = float_bn * float_k * 4;
 constexpr int float_bytes = float_stages * (float_a_bytes + float_b_bytes);
 
 struct float_weight {
@@ -558,7 +558,7 @@ RS_DEVICE int float_chunk(int row, int chunk) { return row * 128 + 16 * (chunk ^
 
 RS_DEVICE void load_float_step(shared<uint8_t> stage, const float *x, int64_t stride, int columns, bool aligned, int64_t first_row,
                                int rows, const float_weight &w, int first_tile, int k) {
-  for (int i = thread_index(); i < float_rows * 8; i += float_threads) {
+  for (int i = thread_index(); i < float_bm * 8; i += float_threads) {
     const int row = i / 8, chunk = i % 8, at = k + chunk * 4;
     const int there = first_row + row < rows ? (columns - at < 4 ? columns - at > 0 ? columns - at : 0 : 4) : 0;
     const float *from = x + (there ? (first_row + row) * stride + at : 0);
@@ -568,7 +568,7 @@ RS_DEVICE void load_float_step(shared<uint8_t> stage, const float *x, int64_t st
       to.as<float4>()[0] =
           make_float4(there > 0 ? from[0] : 0, there > 1 ? from[1] : 0, there > 2 ? from[2] : 0, there > 3 ? from[3] : 0);
   }
-  for (int i = thread_index(); i < float_channels / 8 * 2 * warp_size; i += float_threads) {
+  for (int i = thread_index(); i < float_bn / 8 * 2 * warp_size; i += float_threads) {
     const int tile = first_tile + i / (2 * warp_size), at = k / 16 + i / warp_size % 2;
     const bool there = tile < w.tiles && at * 16 < w.kp;
     const int64_t from = (static_cast<int64_t>(tile) * (w.kp / 16) + at) * warp_size + i % warp_size;
@@ -579,8 +579,8 @@ RS_DEVICE void load_float_step(shared<uint8_t> stage, const float *x, int64_t st
 // budget: registers 168, shared 49152, spills 0
 RS_KERNEL(float_threads, 3)
 linear_float(const int32_t *n_rows, const float *x, int64_t stride, int columns, bool aligned, float_weight w, linear_end e) {
-  const int rows = *n_rows, first_tile = block_x() * (float_channels / 8);
-  const int64_t first_row = static_cast<int64_t>(block_y()) * float_rows;
+  const int rows = *n_rows, first_tile = block_x() * (float_bn / 8);
+  const int64_t first_row = static_cast<int64_t>(block_y()) * float_bm;
   if (first_row >= rows) return;
   const shared<uint8_t> memory = block_memory<uint8_t>(0);
   constexpr int stage_bytes = float_a_bytes + float_b_bytes;
@@ -655,8 +655,7 @@ cudaError_t linear_cuda(const op_call &c) {
     const device_value &x = c.in[0];
     const bool aligned = x.stride % 4 == 0 && reinterpret_cast<uintptr_t>(x.data) % 16 == 0;
     const float_weight w = {static_cast<const uint4 *>(c.in[1].data), static_cast<int32_t>(np / 8), static_cast<int32_t>(kp)};
-    const dim3 grid(static_cast<unsigned>(ceil_div(np, float_channels)),
-                    static_cast<unsigned>(ceil_div(c.out.capacity, float_rows)));
+    const dim3 grid(static_cast<unsigned>(ceil_div(np, float_bn)), static_cast<unsigned>(ceil_div(c.out.capacity, float_bm)));
     return launch(c.stream, grid, float_threads, float_bytes, linear_float, c.out.rows, static_cast<const float *>(x.f32()),
                   x.stride, static_cast<int>(weight.cols), aligned, w, e);
   }
@@ -2867,7 +2866,7 @@ struct recorded_run {
   run_layout layout;
   std::vector<backend_op> ops;                 // that the calls are of
   std::vector<std::pair<int, op_call>> calls;  // of an operator; -1: quantize the rows of in[0] for what follows
-  uint64_t places = 0;                         // of backend_session when the calls were made
+  uint64_t places = 0;                         // of the session when the calls were made
   cudaGraphExec_t exec = nullptr;
   int runs = 0;
 
@@ -2882,9 +2881,7 @@ struct recorded_run {
 
 constexpr size_t most_recorded = 32;
 
-}  // namespace
-
-struct backend_session {
+struct card_session {
   backend_model *model = nullptr;
   cudaStream_t stream = nullptr;
   card_memory upload, arena, q, quants, scratch;
@@ -2893,15 +2890,13 @@ struct backend_session {
   std::vector<std::unique_ptr<recorded_run>> recorded;                          // the last used at the end
   std::map<std::pair<uint64_t, int32_t>, std::pair<void *, size_t>> constants;  // by graph and tensor
 
-  ~backend_session() {
+  ~card_session() {
     (void)cudaSetDevice(model->device);
     recorded.clear();
     for (const auto &c : constants) (void)cudaFree(c.second.first);
     if (stream) (void)cudaStreamDestroy(stream);
   }
 };
-
-namespace {
 
 size_t quantized_kp(const backend_tensor &x) { return static_cast<size_t>(round_up(x.cols, group_k)); }
 
@@ -2964,7 +2959,7 @@ void fill_upload(const backend_run &r, const run_layout &l, char *to) {
 
 // Makes calls of operators: addresses, and what is done together.
 struct call_maker {
-  backend_session &s;
+  card_session &s;
   const backend_run &r;
   const run_layout &l;
   backend_error *error;
@@ -2974,7 +2969,7 @@ struct call_maker {
   int32_t quantized = -1;          // whose rows s.q holds
   std::vector<std::pair<int, op_call>> calls;
 
-  call_maker(backend_session &s, const backend_run &r, const run_layout &l, backend_error *error)
+  call_maker(card_session &s, const backend_run &r, const run_layout &l, backend_error *error)
       : s(s), r(r), l(l), error(error), done(r.n_ops) {
     for (size_t i = 0; i < r.n_ops; i++)
       for (const backend_tensor &t : r.ops[i].in)
@@ -3164,7 +3159,7 @@ rs_status launch_failed(backend_error *error, const op_call &c, cudaError_t e) {
   return fail(error, cuda_status(e), "%s '%s': %s", operator_names[c.op->op], c.op->out.name, cudaGetErrorString(e));
 }
 
-rs_status launch_all(backend_session &s, const recorded_run &run, backend_error *error) {
+rs_status launch_all(card_session &s, const recorded_run &run, backend_error *error) {
   RS_CUDA_CHECK(error, "copy to the device",
                 cudaMemcpyAsync(s.upload.data, s.staging.data, run.layout.upload_bytes, cudaMemcpyHostToDevice, s.stream));
   for (const auto &call : run.calls) {
@@ -3182,7 +3177,7 @@ struct event_pair {
   }
 };
 
-rs_status launch_timed(backend_session &s, const recorded_run &run, float *seconds, backend_error *error) {
+rs_status launch_timed(card_session &s, const recorded_run &run, float *seconds, backend_error *error) {
   RS_CUDA_CHECK(error, "copy to the device",
                 cudaMemcpyAsync(s.upload.data, s.staging.data, run.layout.upload_bytes, cudaMemcpyHostToDevice, s.stream));
   event_pair events;
@@ -3202,7 +3197,7 @@ rs_status launch_timed(backend_session &s, const recorded_run &run, float *secon
 }
 
 // The second run of a capacity is recorded; the first may be the only one.
-rs_status launch_recorded(backend_session &s, recorded_run &run, backend_error *error) {
+rs_status launch_recorded(card_session &s, recorded_run &run, backend_error *error) {
   if (!run.exec && run.runs++ == 0) return launch_all(s, run, error);
   if (!run.exec) {
     RS_CUDA_CHECK(error, "recording", cudaStreamBeginCapture(s.stream, cudaStreamCaptureModeThreadLocal));
@@ -3230,7 +3225,7 @@ rs_status fault_status(const backend_run &r, const run_fault &f, backend_error *
 }
 
 // The recorded run of that capacity: found, or made in the place of the one that was used longest ago.
-recorded_run *find_recorded(backend_session &s, const backend_run &r) {
+recorded_run *find_recorded(card_session &s, const backend_run &r) {
   std::vector<int64_t> key = {static_cast<int64_t>(r.graph), r.sequence_capacity};
   for (size_t i = 0; i < r.n_levels; i++) key.push_back(r.levels[i].capacity);
   for (size_t i = 0; i < s.recorded.size(); i++)
@@ -3246,7 +3241,7 @@ recorded_run *find_recorded(backend_session &s, const backend_run &r) {
   return s.recorded.back().get();
 }
 
-rs_status reserve_all(backend_session &s, const backend_run &r, const run_layout &l, size_t download, backend_error *error) {
+rs_status reserve_all(card_session &s, const backend_run &r, const run_layout &l, size_t download, backend_error *error) {
   bool moved = false;
   RS_TRY(s.upload.reserve(l.upload_bytes, "inputs", error, &moved));
   RS_TRY(s.staging.reserve(l.upload_bytes, "inputs", error, &moved));
@@ -3258,7 +3253,7 @@ rs_status reserve_all(backend_session &s, const backend_run &r, const run_layout
   return s.results.reserve(download, "outputs", error, &moved);
 }
 
-rs_status run_graph(backend_session &s, const backend_run &r, backend_error *error) {
+rs_status run_graph(card_session &s, const backend_run &r, backend_error *error) {
   RS_CUDA_CHECK(error, "device", cudaSetDevice(s.model->device));
   recorded_run &run = *find_recorded(s, r);
   size_t download = 0;
@@ -3298,6 +3293,10 @@ rs_status run_graph(backend_session &s, const backend_run &r, backend_error *err
 }
 
 // ---- what rs.cpp calls
+
+// To rs.cpp, a type that it knows nothing of.
+card_session *session_of(backend_session *s) { return reinterpret_cast<card_session *>(s); }
+const card_session *session_of(const backend_session *s) { return reinterpret_cast<const card_session *>(s); }
 
 // Nothing is thrown across the libraries.
 template <class F>
@@ -3382,17 +3381,18 @@ void close_model(backend_model *m) { delete m; }
 rs_status open_session(backend_model *m, backend_session **out, backend_error *error) {
   return guarded(error, [&] {
     RS_CUDA_CHECK(error, "device", cudaSetDevice(m->device));
-    auto s = std::make_unique<backend_session>();
+    auto s = std::make_unique<card_session>();
     s->model = m;
     RS_CUDA_CHECK(error, "stream", cudaStreamCreateWithFlags(&s->stream, cudaStreamNonBlocking));
-    *out = s.release();
+    *out = reinterpret_cast<backend_session *>(s.release());
     return RS_OK;
   });
 }
 rs_status run(backend_session *s, const backend_run *r, backend_error *error) {
-  return guarded(error, [&] { return run_graph(*s, *r, error); });
+  return guarded(error, [&] { return run_graph(*session_of(s), *r, error); });
 }
-void forget_graph(backend_session *s, uint64_t graph) {
+void forget_graph(backend_session *session, uint64_t graph) {
+  card_session *s = session_of(session);
   (void)cudaSetDevice(s->model->device);
   s->recorded.erase(std::remove_if(s->recorded.begin(), s->recorded.end(),
                                    [&](const auto &run) { return run->key[0] == static_cast<int64_t>(graph); }),
@@ -3406,10 +3406,11 @@ void forget_graph(backend_session *s, uint64_t graph) {
     }
   }
 }
-size_t session_bytes(const backend_session *s) {
+size_t session_bytes(const backend_session *session) {
+  const card_session *s = session_of(session);
   return s->upload.bytes + s->arena.bytes + s->q.bytes + s->quants.bytes + s->scratch.bytes;
 }
-void close_session(backend_session *s) { delete s; }
+void close_session(backend_session *s) { delete session_of(s); }
 
 constexpr backend cuda_backend = {backend_version, "cuda",        count_devices, describe,     open_model,
                                   add_weight,      model_bytes,   close_model,   open_session, run,
