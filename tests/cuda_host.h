@@ -1495,13 +1495,11 @@ inline int shared_add(shared<int> p, int v, int line = __builtin_LINE()) {
   return before;
 }
 // Blocks run at the same time, so these are atomic in earnest.
-inline int global_add(int *p, int v) {
-  int &at = *p;
-  return __atomic_fetch_add(&at, v, __ATOMIC_SEQ_CST);
-}
+// NOLINTNEXTLINE(readability-non-const-parameter): it does not know these builtins
+inline int global_add(int *p, int v) { return __atomic_fetch_add(p, v, __ATOMIC_SEQ_CST); }
+// NOLINTNEXTLINE(readability-non-const-parameter)
 inline int global_exchange_if(int *p, int old, int v) {
-  int &at = *p;
-  __atomic_compare_exchange_n(&at, &old, v, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+  __atomic_compare_exchange_n(p, &old, v, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
   return old;
 }
 
