@@ -297,7 +297,7 @@ struct half_rows {
   int chunks;
 };
 
-struct attn_sum {  // of a query and head, of 2^score: the largest score, and 1 / the sum of 2^(score - most)
+struct alignas(8) attn_sum {  // of a query and head, of 2^score: the largest score, and 1 / the sum of 2^(score - most)
   float most, inverse;
 };
 
@@ -426,7 +426,7 @@ RS_DEVICE float log_size(const attn_call &a, int64_t token) { return log2f(a.siz
 //
 // budget: registers 168, shared 33280, spills 0
 template <int D, bool values>
-RS_KERNEL(attn_threads, D > 96 && values ? 3 : 4)
+RS_KERNEL(attn_threads, D >= 64 && values ? 3 : 4)
 flash_attn_kernel(attn_call a) {
   constexpr int keys = attn_key_rows<D, values>, buffer = keys * D * (values ? 2 : 1);
   if (block_x() >= *a.n_tiles) return;
