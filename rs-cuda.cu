@@ -686,13 +686,13 @@ namespace {
 constexpr int attn_threads = 128, attn_most_d = 128;
 constexpr float log2_e = 1.44269504f;
 
-// Rows of a key tile.  Behind D = 64 the sums of the result take so many registers that 64 scores a row do not fit beside them;
-// without values there are no such sums.
+// Rows of a key tile.  Above D = 64 the sums of the result take so many registers that the scores of 64 keys do not fit beside
+// them; without values there are no such sums.
 template <int D, bool values>
-constexpr int attn_key_rows = values &&D > 64 ? 32 : 64;
+constexpr int attn_key_rows = values && (D > 64) ? 32 : 64;
 // Two tiles, and for each key a logarithm of its size or, without values, an attn_sum.
 template <int D, bool values>
-constexpr int attn_shared = 2 * attn_key_rows<D, values> *(values ? 4 * D + 4 : 2 * D + 8);
+constexpr int attn_shared = 2 * (values ? 4 * D + 4 : 2 * D + 8) * attn_key_rows<D, values>;
 
 // f16 [T][heads][8 chunks]: of token t and head h at data + t row + h head.  Rows begin at multiples of 16 bytes.
 struct half_rows {
@@ -701,7 +701,7 @@ struct half_rows {
   int chunks;
 };
 
-struct attn_sum {  // of a query and head, of 2^score: the largest score, and 1 / the sum of 2^(score - most)
+struct alignas(8) attn_sum {  // of a query and head, of 2^score: the largest score, and 1 / the sum of 2^(score - most)
   float most, inverse;
 };
 
@@ -828,7 +828,7 @@ RS_DEVICE float log_size(const attn_call &a, int64_t token) { return log2f(a.siz
 //
 // budget: registers 168, shared 33280, spills 0
 template <int D, bool values>
-RS_KERNEL(attn_threads, D > 96 && values ? 3 : 4)
+RS_KERNEL(attn_threads, D >= 64 && values ? 3 : 4)
 flash_attn_kernel(attn_call a) {
   constexpr int keys = attn_key_rows<D, values>, buffer = keys * D * (values ? 2 : 1);
   if (block_x() >= *a.n_tiles) return;
@@ -1080,7 +1080,8 @@ struct float_rows {
   int64_t stride;
 };
 
-// Weights of n keys, [d] each, for a query: 2^(score - the largest), in `weights`.  -> 1 / their sum.
+// Weights of n keys, [d] each, for a query: 2^(score - the largest), in `weights`.  -> 1 / their sum.  Both are there for all
+// threads.
 template <class T>
 RS_DEVICE float find_weights(const T *query, const T *keys, int64_t stride, float_rows sizes, int n, int d, float scale,
                              float *weights, shared<float> parts) {
@@ -1105,7 +1106,7 @@ RS_DEVICE float find_weights(const T *query, const T *keys, int64_t stride, floa
     weights[i] = w;
     total += w;
   }
-  return 1 / block_reduce(total, parts, [](float a, float b) { return a + b; });  // and all weights are there for all
+  return 1 / block_reduce(total, parts, [](float a, float b) { return a + b; });
 }
 
 constexpr int pool_columns = 4 * warp_size;  // at once
@@ -1116,7 +1117,6 @@ constexpr int pool_shared = (warp_size + one_query_warps * pool_columns) * 4;
 RS_KERNEL(one_query_threads, 4)
 attn_pool_kernel(const float *query, float_rows k, float_rows v, const int32_t *cu, float_rows sizes, const int32_t *sequences,
                  int d, float scale, float *weights, int64_t tokens, float *out, int64_t out_stride) {
-  constexpr int columns = pool_columns;
   if (block_x() >= *sequences) return;
   const int64_t begin = cu[block_x()], first = static_cast<int64_t>(block_y()) * d;
   const int n = static_cast<int>(cu[block_x() + 1] - begin), lane = lane_of();
@@ -1125,20 +1125,20 @@ attn_pool_kernel(const float *query, float_rows k, float_rows v, const int32_t *
     for (int i = thread_index(); i < d; i += one_query_threads) to[i] = 0;
     return;
   }
-  const shared<float> parts = block_memory<float>(0), sums = parts + warp_size;  // sums: [warps][columns]
+  const shared<float> parts = block_memory<float>(0), sums = parts + warp_size;  // sums: [warps][pool_columns]
   sizes.data = sizes.data ? sizes.data + begin * sizes.stride : nullptr;
   const float inverse = find_weights(query + first, k.data + begin * k.stride + first, k.stride, sizes, n, d, scale, w, parts);
-  for (int column = 0; column < d; column += columns) {
+  for (int column = 0; column < d; column += pool_columns) {
     const float *from = v.data + begin * v.stride + first + column;
-    const int there = smaller(columns, d - column);
+    const int there = smaller(pool_columns, d - column);
     float sum[4] = {};
     for (int i = warp_of(); i < n; i += one_query_warps)
       for (int j = 0; j < 4; j++) sum[j] = fused(w[i], from[i * v.stride + smaller(lane + warp_size * j, there - 1)], sum[j]);
-    for (int j = 0; j < 4; j++) sums[warp_of() * columns + lane + warp_size * j] = sum[j];
+    for (int j = 0; j < 4; j++) sums[warp_of() * pool_columns + lane + warp_size * j] = sum[j];
     block_sync();
     if (thread_index() < there) {
       float total = 0;
-      for (int i = 0; i < one_query_warps; i++) total += sums[i * columns + thread_index()];
+      for (int i = 0; i < one_query_warps; i++) total += sums[i * pool_columns + thread_index()];
       to[column + thread_index()] = total * inverse;
     }
     block_sync();
@@ -1250,7 +1250,7 @@ attn_add_heads_kernel(const float *part, int64_t tokens, const int32_t *rows, in
   out[i * out_stride] = sum;
 }
 
-// Of heads and tokens, in the scratch: part, and sums.
+// The scratch: part, and sums and f16 inputs where all queries count.
 size_t attn_colsum_work(const backend_op &op) {
   const int heads = op.params.heads;
   const auto each = static_cast<size_t>(op.in[0].rows * heads);
