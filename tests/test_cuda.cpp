@@ -1,0 +1,458 @@
+// Graphs and models on the CUDA backend, by the API alone: kernels run on the CPU (cuda_host.h), in a library that RS_CUDA_LIBRARY
+// names.  The kernels have tests of their own, test_cuda_*.cpp.
+#include "cli_util.h"
+#include "encoding.h"
+#include "graph_harness.h"
+
+#include <nlohmann/json.hpp>
+
+#include <atomic>
+
+using json = nlohmann::json;
+
+namespace {
+
+std::string host_library() { return env_or("RS_CUDA_HOST_LIBRARY", ""); }
+
+// RS_CUDA_LIBRARY is read once a process.
+class Environment : public ::testing::Environment {
+  void SetUp() override { setenv("RS_CUDA_LIBRARY", host_library().c_str(), 1); }
+};
+const ::testing::Environment *const environment = ::testing::AddGlobalTestEnvironment(new Environment);
+
+struct device_session {
+  rs_session *s = nullptr;
+  explicit device_session(const char *device) {
+    auto p = sized<rs_session_params>();
+    p.device = device;
+    p.threads = 2;
+    EXPECT_EQ(rs_session_create(nullptr, &p, &s), RS_OK) << rs_last_error();
+  }
+  ~device_session() { rs_session_free(s); }
+  device_session(const device_session &) = delete;
+};
+
+struct loaded_on {
+  rs_model *model = nullptr;
+  rs_session *session = nullptr;
+  loaded_on(const std::string &path, const char *device, bool profile = false) {
+    auto load = sized<rs_load_params>();
+    load.device = device;
+    EXPECT_EQ(rs_model_load(path.c_str(), &load, &model), RS_OK) << rs_last_error();
+    auto p = sized<rs_session_params>();
+    p.profile = profile;
+    EXPECT_EQ(rs_session_create(model, &p, &session), RS_OK) << rs_last_error();
+  }
+  ~loaded_on() {
+    rs_session_free(session);
+    rs_model_free(model);
+  }
+  loaded_on(const loaded_on &) = delete;
+};
+
+// ------------------------------------------------------------------------------------------------ devices
+
+TEST(device, names) {
+  for (const char *bad : {"gpu", "cuda:", "cuda:x", "cuda:-1", "cuda:0 ", "CUDA"}) {
+    auto info = sized<rs_device_info>();
+    EXPECT_EQ(rs_device_get_info(bad, &info), RS_ERR_ARGUMENT) << bad;
+    EXPECT_NE(std::string(rs_last_error()).find("expected cpu, cuda, cuda:N or auto"), std::string::npos) << rs_last_error();
+  }
+  auto info = sized<rs_device_info>();
+  EXPECT_EQ(rs_device_get_info("cuda:7", &info), RS_ERR_NOT_FOUND);
+  EXPECT_NE(std::string(rs_last_error()).find("cuda:7: this machine has 1 such device"), std::string::npos) << rs_last_error();
+  for (const char *good : {"cuda", "cuda:0", "auto"}) {
+    ASSERT_EQ(rs_device_get_info(good, &info), RS_OK) << rs_last_error();
+    EXPECT_STREQ(info.device, "cuda:0");
+    EXPECT_GT(info.memory_bytes, 0u);
+    EXPECT_GT(info.int8_macs, 0);
+    EXPECT_NE(std::string(info.name).find("compute capability 8.0"), std::string::npos) << info.name;
+  }
+  ASSERT_EQ(rs_device_get_info("cpu", &info), RS_OK);
+  EXPECT_STREQ(info.device, "cpu");
+  EXPECT_EQ(rs_device_get_info(nullptr, &info), RS_OK);
+  EXPECT_STREQ(info.device, "cpu") << "RS_DEVICE is not set";
+}
+
+run_result rs_with(const std::vector<std::string> &environment, strings arguments) {
+  arguments.insert(arguments.begin(), program());
+  run_options options;
+  options.env = environment;
+  return run(arguments, options);
+}
+
+TEST(device, a_missing_library_or_card_is_an_error_that_says_so) {
+  const std::string missing = "RS_CUDA_LIBRARY=/nowhere/librs-cuda.so", library = "RS_CUDA_LIBRARY=" + host_library();
+  temp_dir dir;
+  write_file(dir / "x.rsw", "no weights");
+  expect_failure(rs_with({missing}, {"embed", "-m", dir / "x.rsw", "--device", "gpu", "a"}), 1, "");
+  const std::string model = model_path("q8");
+  if (model.empty()) GTEST_SKIP() << "no minilm-q8.rsw";
+  expect_failure(rs_with({missing}, {"embed", "-m", model, "--device", "cuda", "a"}), 1, "/nowhere/librs-cuda.so");
+  EXPECT_EQ(rs_with({missing}, {"embed", "-m", model, "--device", "auto", "a"}).code, 0);
+  expect_failure(rs_with({library, "RS_CUDA_HOST=devices=0"}, {"embed", "-m", model, "--device", "cuda", "a"}), 1, "device");
+  EXPECT_EQ(rs_with({library, "RS_CUDA_HOST=devices=0"}, {"embed", "-m", model, "--device", "auto", "a"}).code, 0);
+  expect_failure(rs_with({library, "RS_CUDA_HOST=memory_limit=100000"}, {"embed", "-m", model, "--device", "cuda", "a"}), 1,
+                 "bytes for");
+  // Another library is none of ours.
+  expect_failure(rs_with({"RS_CUDA_LIBRARY=libm.so.6"}, {"embed", "-m", model, "--device", "cuda", "a"}), 1, "not of this version");
+}
+
+TEST(device, info_says_where_a_model_runs) {
+  const std::string model = model_path("q8");
+  if (model.empty()) GTEST_SKIP() << "no minilm-q8.rsw";
+  const run_result r = rs_with({"RS_CUDA_LIBRARY=" + host_library()}, {"info", "-m", model, "--device", "auto"});
+  EXPECT_EQ(r.code, 0) << r;
+  EXPECT_NE(r.out.find("cuda:0"), std::string::npos) << r;
+}
+
+// ------------------------------------------------------------------------------------------------ graphs
+
+// Each operator that the library has, on a card and on the CPU, in graphs of some lengths.
+struct graph_case {
+  const char *name;
+  rs_tensor *(*build)(harness &h, rs_tensor *x, rs_tensor *cu);
+  int64_t cols;  // of the result
+  bool by_sequence;
+};
+
+constexpr int64_t width = 48;
+
+rs_tensor *weight(harness &h, const char *name, rs_type type, int64_t n, int64_t k, unsigned seed) {
+  return h.weight(name, type, RS_PANELS, {n, k}, normal(static_cast<size_t>(n * k), seed, 0.2f));
+}
+rs_tensor *vector(harness &h, const char *name, int64_t n, unsigned seed) {
+  return h.weight(name, RS_F32, RS_ROWS, {n}, normal(static_cast<size_t>(n), seed));
+}
+rs_tensor *norm(harness &h, rs_tensor *x, rs_tensor *residual, const char *name) {
+  return rs_layer_norm(h.g, x, residual, vector(h, (std::string(name) + ".g").c_str(), width, 3),
+                       vector(h, (std::string(name) + ".b").c_str(), width, 4), 1e-5f);
+}
+// A post-norm layer whose products follow norms, so that the backend does several operators at a time.
+rs_tensor *layer(harness &h, rs_tensor *x, rs_tensor *cu, rs_type type, rs_tensor **mlp) {
+  rs_tensor *qkv = rs_linear(h.g, x, weight(h, "qkv", type, 3 * width, width, 11), vector(h, "qkv.b", 3 * width, 12), RS_ACT_NONE);
+  rs_tensor *a = rs_flash_attn(h.g, rs_columns(h.g, qkv, 0, width), rs_columns(h.g, qkv, width, width),
+                               rs_columns(h.g, qkv, 2 * width, width), cu, nullptr, 3, 0.25f);
+  a = norm(h, rs_linear(h.g, a, weight(h, "o", type, width, width, 13), vector(h, "o.b", width, 14), RS_ACT_NONE), x, "n1");
+  rs_tensor *up = rs_linear(h.g, a, weight(h, "up", type, 2 * width, width, 15), nullptr, RS_ACT_GELU);
+  *mlp = rs_linear(h.g, up, weight(h, "down", type, width, 2 * width, 16), nullptr, RS_ACT_NONE);
+  return norm(h, *mlp, a, "n2");
+}
+rs_drop_rule half_rule(bool fold = false) {
+  rs_drop_rule rule = {};
+  rule.ratio = 0.5;
+  rule.least = 2;
+  rule.keep_first = true;
+  rule.fold = fold;
+  return rule;
+}
+
+const graph_case graph_cases[] = {
+    {"post-norm layer, w8",
+     [](harness &h, rs_tensor *x, rs_tensor *cu) {
+       rs_tensor *m;
+       return layer(h, x, cu, RS_W8, &m);
+     },
+     width, false},
+    {"post-norm layer, w4",
+     [](harness &h, rs_tensor *x, rs_tensor *cu) {
+       rs_tensor *m;
+       return layer(h, x, cu, RS_W4, &m);
+     },
+     width, false},
+    {"post-norm layer, f32",
+     [](harness &h, rs_tensor *x, rs_tensor *cu) {
+       rs_tensor *m;
+       return layer(h, x, cu, RS_F32, &m);
+     },
+     width, false},
+    {"post-norm layer, f16",
+     [](harness &h, rs_tensor *x, rs_tensor *cu) {
+       rs_tensor *m;
+       return layer(h, x, cu, RS_F16, &m);
+     },
+     width, false},
+    {"residual behind a product, w8",
+     [](harness &h, rs_tensor *x, rs_tensor *) {
+       rs_tensor *y = rs_linear(h.g, x, weight(h, "w", RS_W8, width, width, 1), vector(h, "b", width, 2), RS_ACT_RELU);
+       return rs_add(h.g, x, y);
+     },
+     width, false},
+    {"residual behind a product, f32",
+     [](harness &h, rs_tensor *x, rs_tensor *) {
+       rs_tensor *y = rs_add(h.g, x, x);
+       return rs_add(h.g, rs_linear(h.g, y, weight(h, "w", RS_F32, width, width, 1), nullptr, RS_ACT_NONE), y);
+     },
+     width, false},
+    {"causal attention",
+     [](harness &h, rs_tensor *x, rs_tensor *cu) { return rs_flash_attn_causal(h.g, x, x, x, cu, nullptr, 2, 0.2f); }, width,
+     false},
+    {"gate", [](harness &h, rs_tensor *x, rs_tensor *) { return rs_gate(h.g, x, RS_ACT_SILU); }, width / 2, false},
+    {"attn_pool",
+     [](harness &h, rs_tensor *x, rs_tensor *cu) {
+       return rs_attn_pool(h.g, vector(h, "q", width, 1), x, x, cu, nullptr, 4, 0.3f);
+     },
+     width, true},
+    {"pool and normalize",
+     [](harness &h, rs_tensor *x, rs_tensor *cu) { return rs_l2_normalize(h.g, rs_pool(h.g, x, cu, nullptr, RS_POOL_MEAN, 0)); },
+     width, true},
+    {"score of Representation Shift beside the norm",
+     [](harness &h, rs_tensor *x, rs_tensor *cu) {
+       rs_tensor *mlp, *y = layer(h, x, cu, RS_W8, &mlp);
+       return rs_pool(h.g, y, cu, rs_shift(h.g, mlp, nullptr, RS_DISTANCE_L2), RS_POOL_MEAN, 0);
+     },
+     width, true},
+    // By scores of the input: of a layer's result, the last bits may decide between two tokens.
+    {"dropped, gathered, restored",
+     [](harness &h, rs_tensor *x, rs_tensor *cu) {
+       const rs_drop_rule rule = half_rule();
+       rs_tensor *kept = rs_token_drop(h.g, rs_shift(h.g, x, nullptr, RS_DISTANCE_L2), cu, nullptr, &rule);
+       rs_tensor *mlp, *z = layer(h, rs_token_gather(h.g, x, kept), rs_token_starts(h.g, kept), RS_W8, &mlp);
+       return rs_token_restore(h.g, z, x, kept);
+     },
+     width, false},
+    {"attention of the class token and of all, position, standardized, merged",
+     [](harness &h, rs_tensor *x, rs_tensor *cu) {
+       rs_tensor *score = rs_add(h.g, rs_standardize(h.g, rs_attn_colsum(h.g, x, x, cu, nullptr, 2, 0.2f, true), cu, 1),
+                                 rs_standardize(h.g, rs_centre_distance(h.g, x, cu), cu, 0.5f));
+       score = rs_add(h.g, score, rs_standardize(h.g, rs_attn_colsum(h.g, x, x, cu, nullptr, 2, 0.2f, false), cu, 0.25f));
+       score = rs_add(h.g, score, rs_standardize(h.g, rs_position_score(h.g, cu, true, 5), cu, 0.5f));
+       const rs_drop_rule rule = half_rule();
+       rs_tensor *kept = rs_token_drop(h.g, score, cu, nullptr, &rule), *starts = rs_token_starts(h.g, kept);
+       rs_tensor *assign = rs_token_assign(h.g, x, cu, kept), *sizes = rs_token_sizes(h.g, assign, kept, cu, nullptr);
+       rs_tensor *y = rs_token_merge(h.g, x, assign, kept, cu, nullptr, nullptr);
+       y = rs_flash_attn(h.g, y, y, y, starts, sizes, 2, 0.2f);
+       return rs_pool(h.g, y, starts, sizes, RS_POOL_MEAN, 0);
+     },
+     width, true},
+    {"folded",
+     [](harness &h, rs_tensor *x, rs_tensor *cu) {
+       const rs_drop_rule rule = half_rule(true);
+       rs_tensor *score = rs_shift(h.g, x, nullptr, RS_DISTANCE_L1);
+       rs_tensor *kept = rs_token_drop(h.g, score, cu, nullptr, &rule), *starts = rs_token_starts(h.g, kept);
+       rs_tensor *assign = rs_token_assign(h.g, x, cu, kept), *sizes = rs_token_sizes(h.g, assign, kept, cu, nullptr);
+       return rs_pool(h.g, rs_token_merge(h.g, x, assign, kept, cu, nullptr, score), starts, sizes, RS_POOL_MEAN, 0);
+     },
+     width, true},
+};
+
+struct built {
+  harness h;
+  rs_tensor *out = nullptr, *x = nullptr, *cu = nullptr;
+  explicit built(const graph_case &c) {
+    const int64_t shape[] = {RS_DIM_TOKENS, width}, starts = RS_DIM_CU_SEQLENS;
+    x = rs_input(h.g, "x", RS_F32, 2, shape), cu = rs_input(h.g, "cu", RS_I32, 1, &starts);
+    out = rs_output(h.g, c.build(h, x, cu));
+    EXPECT_EQ(rs_graph_finish(h.g), RS_OK) << rs_last_error();
+  }
+  vec run(rs_session *s, const graph_case &c, const std::vector<int32_t> &lengths, unsigned seed) {
+    std::vector<int32_t> starts = {0};
+    for (const int32_t n : lengths) starts.push_back(starts.back() + n);
+    vec in = normal(static_cast<size_t>(starts.back()) * width, seed);
+    return run(s, c, starts, in);
+  }
+  vec run(rs_session *s, const graph_case &c, std::vector<int32_t> &starts, vec &in) {
+    const int64_t tokens = starts.back(), sequences = static_cast<int64_t>(starts.size()) - 1;
+    const size_t floats = static_cast<size_t>((c.by_sequence ? sequences : tokens) * c.cols);
+    h.bindings = {{x, in.data(), in.size() * 4}, {cu, starts.data(), starts.size() * 4}};
+    return h.again(s, out, tokens, sequences, floats);
+  }
+};
+
+double worst_cosine(const vec &a, const vec &b, size_t cols) {
+  double worst = 1;
+  for (size_t i = 0; i + cols <= a.size(); i += cols) {
+    const double c = cosine(a.data() + i, b.data() + i, cols);
+    if (!(c >= worst)) worst = c;
+  }
+  return worst;
+}
+
+// Every operator of the library is in one of the graphs above.
+TEST(graph_on_a_card, agrees_with_the_cpu) {
+  const device_session card("cuda"), cpu("cpu");
+  for (const graph_case &c : graph_cases) {
+    SCOPED_TRACE(c.name);
+    built b(c);
+    for (const std::vector<int32_t> &lengths : {std::vector<int32_t>{5}, {1, 70, 33}, {130}, {64, 3, 1, 20}}) {
+      const vec got = b.run(card.s, c, lengths, 1), wanted = b.run(cpu.s, c, lengths, 1);
+      ASSERT_EQ(got.size(), wanted.size());
+      // Attention on a card has weights and values of 11 bits.
+      EXPECT_GE(worst_cosine(got, wanted, static_cast<size_t>(c.cols)), 0.9999) << lengths.size();
+    }
+  }
+}
+
+// The second run of a capacity is recorded, the third is the record: other lengths within it, other values.
+TEST(graph_on_a_card, recorded_runs_are_as_others) {
+  for (const graph_case &c : graph_cases) {
+    SCOPED_TRACE(c.name);
+    built b(c);
+    const device_session kept("cuda");
+    unsigned seed = 1;
+    for (const std::vector<int32_t> &lengths : {std::vector<int32_t>{60, 4}, {1, 63}, {32, 30}, {64, 1}, {10, 11}, {60, 4}, {7}}) {
+      const device_session fresh("cuda");
+      ++seed;
+      EXPECT_EQ(b.run(kept.s, c, lengths, seed), b.run(fresh.s, c, lengths, seed)) << seed;
+    }
+  }
+}
+
+TEST(graph_on_a_card, sequences_do_not_depend_on_others) {
+  const device_session card("cuda");
+  for (const graph_case &c : graph_cases) {
+    SCOPED_TRACE(c.name);
+    built b(c);
+    std::vector<int32_t> starts = {0, 9, 80, 81, 150};
+    vec in = normal(static_cast<size_t>(starts.back()) * width, 3);
+    const vec all = b.run(card.s, c, starts, in);
+    for (size_t i = 0; i + 1 < starts.size(); i++) {
+      std::vector<int32_t> one = {0, starts[i + 1] - starts[i]};
+      vec rows(in.begin() + starts[i] * width, in.begin() + starts[i + 1] * width);
+      if (std::string(c.name).find("position") != std::string::npos)
+        continue;  // chance depends on the seed and the length alone: below
+      const vec got = b.run(card.s, c, one, rows);
+      const size_t at = static_cast<size_t>((c.by_sequence ? static_cast<int64_t>(i) : starts[i]) * c.cols);
+      EXPECT_EQ(got, vec(all.begin() + static_cast<std::ptrdiff_t>(at), all.begin() + static_cast<std::ptrdiff_t>(at + got.size())))
+          << i;
+    }
+  }
+}
+
+TEST(graph_on_a_card, errors_are_those_of_the_cpu) {
+  const device_session card("cuda"), cpu("cpu");
+  const auto error_of = [&](rs_session *s, bool nan) {
+    harness h;
+    vec rows(16, 1);
+    if (nan) rows[2 * 4 + 1] = NAN;
+    rs_tensor *ids = h.input("ids", RS_I32, {RS_DIM_TOKENS}, std::vector<int32_t>{1, 2, nan ? 3 : 9, 0});
+    rs_tensor *cu = h.input("cu", RS_I32, {RS_DIM_CU_SEQLENS}, std::vector<int32_t>{0, 1, 4});
+    rs_tensor *x = rs_embed(h.g, ids, h.weight("table", RS_F32, RS_ROWS, {4, 4}, vec(16, 1)));
+    x = rs_add(h.g, x, h.input("x", RS_F32, {RS_DIM_TOKENS, 4}, rows));
+    const rs_drop_rule rule = half_rule();
+    rs_tensor *score = rs_name(h.g, rs_shift(h.g, x, nullptr, RS_DISTANCE_L2), "score");
+    rs_tensor *kept = rs_token_drop(h.g, score, cu, nullptr, &rule);
+    rs_tensor *y =
+        rs_output(h.g, rs_pool(h.g, rs_token_gather(h.g, x, kept), rs_token_starts(h.g, kept), nullptr, RS_POOL_MEAN, 0));
+    EXPECT_EQ(rs_graph_finish(h.g), RS_OK) << rs_last_error();
+    vec out(8);
+    h.bindings.push_back({y, out.data(), out.size() * 4});
+    EXPECT_NE(rs_graph_run(s, h.g, 4, 2, h.bindings.data(), h.bindings.size()), RS_OK);
+    return std::string(rs_last_error());
+  };
+  for (const bool nan : {false, true}) {
+    const std::string said = error_of(cpu.s, nan);
+    EXPECT_EQ(error_of(card.s, nan), said);
+    EXPECT_NE(said.find(nan ? "NaN" : "id 9 at position 2"), std::string::npos) << said;
+  }
+  // Heads that no kernel is made for.
+  harness h;
+  rs_tensor *x = h.input("x", RS_F32, {RS_DIM_TOKENS, 256}, normal(256, 1));
+  rs_tensor *cu = h.input("cu", RS_I32, {RS_DIM_CU_SEQLENS}, std::vector<int32_t>{0, 1});
+  rs_tensor *y = rs_output(h.g, rs_flash_attn(h.g, x, x, x, cu, nullptr, 1, 1));
+  EXPECT_EQ(rs_graph_finish(h.g), RS_OK);
+  vec out(256);
+  h.bindings.push_back({y, out.data(), out.size() * 4});
+  EXPECT_EQ(rs_graph_run(card.s, h.g, 1, 1, h.bindings.data(), h.bindings.size()), RS_ERR_UNSUPPORTED);
+  EXPECT_NE(std::string(rs_last_error()).find("heads of 256 columns, at most 128"), std::string::npos) << rs_last_error();
+}
+
+TEST(graph_on_a_card, empty_runs) {
+  const device_session card("cuda");
+  for (const graph_case &c : graph_cases) {
+    SCOPED_TRACE(c.name);
+    built b(c);
+    std::vector<int32_t> none = {0}, empty = {0, 0, 3, 3};
+    vec nothing, in = normal(3 * width, 1);
+    nothing.reserve(1);
+    EXPECT_EQ(b.run(card.s, c, empty, in), b.run(card.s, c, empty, in));
+  }
+}
+
+// ------------------------------------------------------------------------------------------------ models
+
+const std::vector<std::string> texts = {"The cat sits on the mat.", "Interest rates rose by half a percent.", "a",
+                                        "A kitten is napping in the sun, and nobody knows for how long it will go on doing so."};
+
+void expect_same_vectors(const std::string &path, const char *drop_text, double least) {
+  loaded_on card(path, "cuda"), cpu(path, "cpu");
+  EXPECT_STREQ(rs_model_device(card.model), "cuda:0");
+  EXPECT_STREQ(rs_model_device(cpu.model), "cpu");
+  rs_drop *drop = nullptr;
+  ASSERT_TRUE(!drop_text || rs_drop_parse(drop_text, &drop) == RS_OK) << rs_last_error();
+  auto p = sized<rs_encode_params>();
+  p.drop = drop;
+  const vec got = encode(card.session, texts, p, 384), wanted = encode(cpu.session, texts, p, 384);
+  const double worst = worst_cosine(got, wanted, 384);
+  EXPECT_GE(worst, least) << path << " " << (drop_text ? drop_text : "");
+  ::testing::Test::RecordProperty("cosine", std::to_string(worst));
+  EXPECT_GT(rs_session_arena_bytes(card.session), 0u);
+  rs_drop_free(drop);
+}
+
+TEST(model_on_a_card, minilm) {
+  for (const char *type : {"q8", "q4", "f16", "f32"}) {
+    const std::string path = model_path(type);
+    if (path.empty()) GTEST_SKIP() << "no minilm-" << type << ".rsw";
+    expect_same_vectors(path, nullptr, 0.9999);
+  }
+}
+
+TEST(model_on_a_card, minilm_with_dropping) {
+  const std::string path = model_path("q8");
+  if (path.empty()) GTEST_SKIP() << "no minilm-q8.rsw";
+  for (const char *drop : {"ratios=0.2,0,0.3,0,0.2", "ratios=0,0.3,0,0.4 mode=merge score=attn-cls", "ratios=0,0,0.5 mode=fold"})
+    expect_same_vectors(path, drop, 0.9999);
+}
+
+TEST(model_on_a_card, dinov2) {
+  const std::string path = path_if_exists(env_or("RS_TEST_MODELS", RS_DEFAULT_TEST_MODELS) + "/dinov2-q8.rsw");
+  if (path.empty()) GTEST_SKIP() << "no dinov2-q8.rsw";
+  loaded_on card(path, "cuda"), cpu(path, "cpu");
+  vec pixels = normal(3 * 112 * 112, 1, 0.5f);
+  for (size_t i = 0; i < pixels.size(); i++)
+    pixels[i] += std::sin(static_cast<float>(i % 112) / 9) + std::cos(static_cast<float>(i / 112) / 17);
+  const rs_image image = {RS_IMAGE_PIXELS, pixels.data(), 0, 112, 112};
+  for (const char *text : {"", "ratios=0,0,0,0.3,0,0,0.3", "ratios=0,0,0,0,0,0.35,0,0,0.4 score=centre mode=merge"}) {
+    rs_drop *drop = nullptr;
+    ASSERT_TRUE(!*text || rs_drop_parse(text, &drop) == RS_OK) << rs_last_error();
+    auto p = sized<rs_encode_params>();
+    p.drop = drop, p.image_width = p.image_height = 112;
+    vec got(384), wanted(384);
+    ASSERT_EQ(rs_encode_images(card.session, &image, 1, &p, got.data(), got.size(), nullptr), RS_OK) << rs_last_error();
+    ASSERT_EQ(rs_encode_images(cpu.session, &image, 1, &p, wanted.data(), wanted.size(), nullptr), RS_OK) << rs_last_error();
+    EXPECT_GE(worst_cosine(got, wanted, 384), 0.9999) << text;
+    rs_drop_free(drop);
+  }
+}
+
+TEST(model_on_a_card, profile_has_every_operator) {
+  const std::string path = model_path("q8");
+  if (path.empty()) GTEST_SKIP() << "no minilm-q8.rsw";
+  loaded_on card(path, "cuda", true);
+  const auto p = sized<rs_encode_params>();
+  encode(card.session, {"a cat"}, p, 384);
+  ASSERT_GT(rs_session_profile_count(card.session), 20u);
+  double seconds = 0, macs = 0;
+  for (size_t i = 0; i < rs_session_profile_count(card.session); i++) {
+    rs_profile_row row;
+    ASSERT_EQ(rs_session_profile_at(card.session, i, &row), RS_OK);
+    EXPECT_EQ(row.calls, 1u) << row.name;
+    seconds += row.seconds, macs += row.macs;
+  }
+  EXPECT_GT(seconds, 0);
+  EXPECT_GT(macs, 1e7);
+}
+
+TEST(model_on_a_card, a_session_is_where_its_model_is) {
+  const std::string path = model_path("q8");
+  if (path.empty()) GTEST_SKIP() << "no minilm-q8.rsw";
+  loaded_on card(path, "cuda");
+  auto p = sized<rs_session_params>();
+  p.device = "cpu";
+  rs_session *s = nullptr;
+  EXPECT_EQ(rs_session_create(card.model, &p, &s), RS_ERR_ARGUMENT);
+  EXPECT_NE(std::string(rs_last_error()).find("the model is on cuda:0"), std::string::npos) << rs_last_error();
+}
+
+}  // namespace
