@@ -1158,8 +1158,8 @@ RS_KERNEL(row_threads, 4) token_drop_kernel(drop_args a) {
 
   // The keep-th largest key, by digits from the highest on: those with a larger prefix are in, those with a smaller one out.  It is
   // found when all that share the prefix are in.
-  uint64_t least = 0;
-  if (keep < n) {
+  uint64_t least = keep > 0 ? 0 : ~uint64_t{0};
+  if (keep > 0 && keep < n) {
     int wanted = keep;
     for (int shift = 56; shift >= 0; shift -= 8) {
       counts[thread_index()] = 0;
