@@ -328,7 +328,7 @@ inline const char *name_of(collective c) {
 struct async_copy {
   unsigned char *to;
   const void *from;
-  int bytes, group;
+  int bytes, group, line;
 };
 
 struct fiber {
@@ -532,9 +532,7 @@ inline void remember(access &a, int thread, uint32_t syncs, int line) {
 [[noreturn]] inline void race(worker &w, size_t offset, int thread, int line, const char *does, const access &a, const char *did) {
   const int other = a.who & access::index;
   const char *more = a.who & (access::several_lanes | access::several_warps) ? " and others" : "";
-  fault(w,
-        "race on byte %zu of shared memory: thread %d %s it (behind line %d), thread %d%s %s it (behind line %d), and no barrier "
-        "between",
+  fault(w, "race on byte %zu of shared memory: thread %d %s it at line %d, thread %d%s %s it at line %d, and no barrier between",
         offset, thread, does, line, other, more, did, a.line);
 }
 
@@ -546,11 +544,11 @@ inline void visit(worker &w, cell &c, size_t offset, touch how, int thread, int 
   if (c.epoch < w.first_epoch) c = {nobody, nobody, nobody, w.epoch, 0, false, false};
   if (c.epoch != w.epoch) c.write = c.read = c.add = nobody, c.epoch = w.epoch;
   if (c.flying && how != touch::land) {
-    fault(w, "%s of shared memory in flight: thread %d %s byte %zu (behind line %d), to which thread %d copies",
+    fault(w, "%s of shared memory in flight: thread %d %s byte %zu at line %d, to which thread %d copies",
           how == touch::read ? "read" : "write", thread, does, offset, line, c.flying - 1);
   }
   if (!c.written && (how == touch::read || how == touch::add)) {
-    fault(w, "read of uninitialised shared memory: thread %d %s byte %zu (behind line %d)", thread, does, offset, line);
+    fault(w, "read of uninitialised shared memory: thread %d %s byte %zu at line %d", thread, does, offset, line);
   }
   if (how != touch::land) {
     if (conflicts(c.write, thread, syncs)) race(w, offset, thread, line, does, c.write, "wrote");
@@ -571,17 +569,15 @@ inline void visit(worker &w, cell &c, size_t offset, touch how, int thread, int 
 
 // Looks at an access of `size` bytes at p, by a thread of the block, and notes it.
 __attribute__((noinline)) inline void note(worker &w, touch how, int thread, const void *p, size_t size, size_t alignment,
-                                           int line = 0) {
+                                           int line) {
   const intptr_t at = reinterpret_cast<intptr_t>(p) - reinterpret_cast<intptr_t>(w.memory);
-  if (line == 0) line = w.fibers[static_cast<size_t>(thread)].line;
   if (at < 0 || static_cast<size_t>(at) + size > w.bytes) {
-    fault(w, "access outside of shared memory: thread %d, %zu bytes at %zd of %zu (behind line %d)", thread, size,
+    fault(w, "access outside of shared memory: thread %d, %zu bytes at %zd of %zu at line %d", thread, size,
           static_cast<ssize_t>(at), w.bytes, line);
   }
   const size_t first = static_cast<size_t>(at), end = first + size;
   if (first % alignment != 0) {
-    fault(w, "misaligned access of shared memory: thread %d, byte %zu, alignment %zu (behind line %d)", thread, first, alignment,
-          line);
+    fault(w, "misaligned access of shared memory: thread %d, byte %zu, alignment %zu at line %d", thread, first, alignment, line);
   }
   for (size_t i = first; i < end;) {
     const size_t begin = i / 4 * 4, stop = std::min(end, begin + 4);
@@ -602,37 +598,47 @@ __attribute__((noinline)) inline void note(worker &w, touch how, int thread, con
     i = stop;
   }
 }
-inline void note(touch how, const void *p, size_t size, size_t alignment, int line = 0) {
+inline void note(touch how, const void *p, size_t size, size_t alignment, int line) {
   note(*current, how, current->thread, p, size, alignment, line);
 }
 
 inline void land(worker &w, const async_copy &c) {
   if (c.bytes > 0) std::memcpy(c.to, c.from, static_cast<size_t>(c.bytes));
   std::memset(c.to + c.bytes, 0, 16 - static_cast<size_t>(c.bytes));
-  if (checking) note(w, touch::land, w.thread, c.to, 16, 16);
+  if (checking) note(w, touch::land, w.thread, c.to, 16, 16, c.line);
 }
+
+// An index, and the line that it stands in.
+struct index_at {
+  int i, line;
+  index_at(int i_, int line_ = __builtin_LINE()) : i(i_), line(line_) {}
+};
 
 // An element of shared memory.
 template <class T>
 struct element {
   static_assert(std::is_trivially_copyable_v<T>);
   T *p;
+  int line;
 
   operator T() const {
-    if (checking) note(touch::read, p, sizeof(T), alignof(T));
+    if (checking) note(touch::read, p, sizeof(T), alignof(T), line);
     T v;
     std::memcpy(static_cast<void *>(&v), p, sizeof v);
     return v;
   }
   element &operator=(const T &v) {
-    if (checking) note(touch::write, p, sizeof(T), alignof(T));
+    if (checking) note(touch::write, p, sizeof(T), alignof(T), line);
     std::memcpy(static_cast<void *>(p), &v, sizeof v);
     return *this;
   }
-  explicit element(T *q) : p(q) {}
+  element(T *p_, int line_) : p(p_), line(line_) {}
   element(const element &) = default;
   ~element() = default;
-  element &operator=(const element &o) { return *this = static_cast<T>(o); }
+  element &operator=(const element &o) {
+    if (this != &o) *this = static_cast<T>(o);
+    return *this;
+  }
   template <class U>
   element &operator+=(const U &v) {
     return *this = static_cast<T>(static_cast<T>(*this) + v);
@@ -676,9 +682,7 @@ inline float half_to_float(uint16_t h) {
   v *= 0x1p112f;
   uint32_t r;
   std::memcpy(&r, &v, 4);
-  const uint32_t mantissa = h & 0x3ff;
-  r = (h & 0x7c00) == 0x7c00 ? (mantissa ? 0x7fffffffu : 0x7f800000u) : r;
-  r |= mantissa && (h & 0x7c00) == 0x7c00 ? 0 : static_cast<uint32_t>(h & 0x8000) << 16;
+  r |= static_cast<uint32_t>(h & 0x8000) << 16 | ((h & 0x7c00) == 0x7c00 ? 0x7f800000u : 0);
   std::memcpy(&v, &r, 4);
   return v;
 }
@@ -718,7 +722,7 @@ inline void run_ldmatrix(worker &w, const warp_state &warp, bool transposed) {
   const int first = w.thread & ~31;
   for (int lane = 0; lane < 32; ++lane) {
     const auto &f = *static_cast<const ldmatrix_frame *>(warp.frame[lane]);
-    if (checking) note(w, touch::read, first + lane, f.row, 16, 16);
+    if (checking) note(w, touch::read, first + lane, f.row, 16, 16, warp.line);
     std::memcpy(m[lane], f.row, 16);
   }
   for (int lane = 0; lane < 32; ++lane) {
@@ -788,13 +792,14 @@ inline void run_mma_16(const warp_state &warp) {
   alignas(64) float a[16 * 16], b[16 * 8];
   for (int i = 0; i < 16 * 16; ++i) a[i] = to_float(a16[i / 16][i % 16]);
   for (int i = 0; i < 16 * 8; ++i) b[i] = to_float(b16[i / 8][i % 8]);
-  for (int i = 0; i < 16; ++i) {
-    float sum[8];
-    for (int j = 0; j < 8; ++j) sum[j] = c[i][j];
+  for (int i = 0; i < 16; i += 2) {  // two rows at once, as each waits for its sums
+    float sum[2][8];
+    std::memcpy(sum, c[i], sizeof sum);
     for (int k = 0; k < 16; ++k) {
-      for (int j = 0; j < 8; ++j) sum[j] += a[16 * i + k] * b[8 * k + j];
+      for (int j = 0; j < 8; ++j) sum[0][j] += a[16 * i + k] * b[8 * k + j];
+      for (int j = 0; j < 8; ++j) sum[1][j] += a[16 * i + 16 + k] * b[8 * k + j];
     }
-    for (int j = 0; j < 8; ++j) c[i][j] = sum[j];
+    std::memcpy(c[i], sum, sizeof sum);
   }
   for (int lane = 0; lane < 32; ++lane) {
     auto *r = static_cast<float *>(static_cast<const mma_frame *>(warp.frame[lane])->c);
@@ -818,7 +823,7 @@ inline void run_mma_16(const warp_state &warp) {
   (*w.body)();
   fiber &self = w.fibers[static_cast<size_t>(w.thread)];
   if (!self.copies.empty()) {
-    fault(w, "thread %d returns with a cp_async16 that it did not wait for (behind line %d)", w.thread, self.line);
+    fault(w, "thread %d returns with a cp_async16, of line %d, that it did not wait for", w.thread, self.copies.front().line);
   }
   if (w.waiting) {
     fault(w, "divergent barrier at line %d: thread %d waits, thread %d has returned", w.barrier_line, w.barrier_first, w.thread);
@@ -936,7 +941,11 @@ inline void work(job &j) {
 // ================================================================================ memory
 
 constexpr size_t red_zone = 1024;
-constexpr unsigned char red_byte = 0xa5;
+// Around allocations, by address: read as float, f16 or bf16, it is NaN.
+constexpr unsigned char red_bytes[2] = {0xa5, 0xff};
+inline void paint(unsigned char *from, size_t n) {
+  for (size_t i = 0; i < n; ++i) from[i] = red_bytes[reinterpret_cast<uintptr_t>(from + i) % 2];
+}
 
 struct allocation {
   unsigned char *storage;
@@ -953,11 +962,9 @@ inline device_memory memory;
 
 // What is wrong around an allocation, or nothing.
 inline std::string look_around(const allocation &a) {
-  const unsigned char *begin = a.storage, *data = begin + red_zone, *end = data + a.bytes + red_zone;
-  static const std::vector<unsigned char> clean(red_zone, red_byte);
-  if (std::memcmp(begin, clean.data(), red_zone) == 0 && std::memcmp(data + a.bytes, clean.data(), red_zone) == 0) return "";
-  const unsigned char *at = begin;
-  while (at < end && (*at == red_byte || (at >= data && at < data + a.bytes))) ++at;
+  const unsigned char *begin = a.storage, *data = begin + red_zone, *end = data + a.bytes + red_zone, *at = begin;
+  while (at < end && (at == data || *at == red_bytes[reinterpret_cast<uintptr_t>(at) % 2])) at += at == data ? a.bytes : 1;
+  if (at == end) return "";
   return "write outside of device memory: offset " + std::to_string(at - data) + " of allocation " + std::to_string(a.number) +
          " of " + std::to_string(a.bytes) + " bytes";
 }
@@ -969,8 +976,8 @@ inline std::string look_around_all() {
     const std::string wrong = look_around(a);
     if (wrong.empty()) continue;
     if (text.empty()) text = wrong;
-    std::memset(a.storage, red_byte, red_zone);
-    std::memset(a.storage + red_zone + a.bytes, red_byte, red_zone);
+    paint(a.storage, red_zone);
+    paint(a.storage + red_zone + a.bytes, red_zone);
   }
   return text;
 }
@@ -1255,7 +1262,7 @@ inline cudaError_t cudaMalloc(void **out, size_t bytes) {
   const size_t all = (bytes + 2 * red_zone + 255) / 256 * 256;
   auto *storage = static_cast<unsigned char *>(std::aligned_alloc(256, all));
   if (!storage) return failed(cudaErrorMemoryAllocation);
-  std::memset(storage, red_byte, all);
+  paint(storage, all);
   std::memset(storage + red_zone, 0xff, bytes);
   memory.used += bytes;
   *out = storage + red_zone;
@@ -1464,7 +1471,7 @@ inline int grid_x() { return static_cast<int>(cuda_host::current->grid.x); }
 template <class T>
 struct shared {
   T *p;
-  cuda_host::element<T> operator[](int i) const { return cuda_host::element<T>(p + i); }
+  cuda_host::element<T> operator[](cuda_host::index_at i) const { return {p + i.i, i.line}; }
   shared operator+(int i) const { return {p + i}; }
   template <class U>
   shared<U> as() const {
@@ -1488,7 +1495,9 @@ inline int shared_add(shared<int> p, int v, int line = __builtin_LINE()) {
   return before;
 }
 // Blocks run at the same time, so these are atomic in earnest.
+// NOLINTNEXTLINE(readability-non-const-parameter): it does not know these builtins
 inline int global_add(int *p, int v) { return __atomic_fetch_add(p, v, __ATOMIC_SEQ_CST); }
+// NOLINTNEXTLINE(readability-non-const-parameter)
 inline int global_exchange_if(int *p, int old, int v) {
   __atomic_compare_exchange_n(p, &old, v, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
   return old;
@@ -1539,12 +1548,14 @@ inline uint32_t ballot(bool v, int line = __builtin_LINE()) {
 
 template <class T>
 void ldmatrix_x4(uint32_t (&r)[4], shared<T> row, int line = __builtin_LINE()) {
+  for (uint32_t &v : r) v = 0;  // for analyzers, which do not see that the last lane writes all
   cuda_host::ldmatrix_frame f = {reinterpret_cast<const unsigned char *>(row.p), r};
   cuda_host::converge(cuda_host::collective::ldmatrix, line, &f,
                       [](cuda_host::worker &w, cuda_host::warp_state &warp) { cuda_host::run_ldmatrix(w, warp, false); });
 }
 template <class T>
 void ldmatrix_x4_transposed(uint32_t (&r)[4], shared<T> row, int line = __builtin_LINE()) {
+  for (uint32_t &v : r) v = 0;  // for analyzers, which do not see that the last lane writes all
   cuda_host::ldmatrix_frame f = {reinterpret_cast<const unsigned char *>(row.p), r};
   cuda_host::converge(cuda_host::collective::ldmatrix_transposed, line, &f,
                       [](cuda_host::worker &w, cuda_host::warp_state &warp) { cuda_host::run_ldmatrix(w, warp, true); });
@@ -1572,7 +1583,7 @@ template <class T>
 void cp_async16(shared<T> to, const void *from, int bytes, int line = __builtin_LINE()) {
   using namespace cuda_host;
   worker &w = *current;
-  const async_copy c = {reinterpret_cast<unsigned char *>(to.p), from, bytes, w.fibers[static_cast<size_t>(w.thread)].groups};
+  const async_copy c = {reinterpret_cast<unsigned char *>(to.p), from, bytes, w.fibers[static_cast<size_t>(w.thread)].groups, line};
   if (!checking) return land(w, c);
   if (bytes < 0 || bytes > 16) fault(w, "cp_async16 at line %d: thread %d, %d bytes", line, w.thread, bytes);
   if (reinterpret_cast<uintptr_t>(from) % 16 != 0) {
