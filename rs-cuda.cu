@@ -1574,37 +1574,33 @@ cudaError_t shift_cuda(const op_call &c) {
 
 // ---- layer_norm, and the quantization of rows
 //
-// Memory is what these wait for, so a warp reads its row once and keeps it: in registers where 128 columns are at most 8 pieces a
-// lane, else in shared memory, and where even that is too small, in the result.  A lane only ever looks at columns of its own.
+// Memory is what these wait for, so a warp reads its row once and keeps it: in registers where it is at most 8 pieces a lane, else
+// in shared memory, and where even that is too small, in the result.  A lane only ever looks at columns of its own.
 
-template <int count>
+// full: 128 columns for each piece, so that nothing is asked before a read and all are on their way together.
+template <int count, bool full>
 struct row_in_registers {
   static constexpr int width = 4;
   piece<float, 4> v[count];
 
+  RS_DEVICE static int column(int i) { return (i * warp_size + lane_of()) * 4; }
   // f(column) -> piece: what the row is
   template <class F>
   RS_DEVICE void make(int n, F f) {
-    for (int i = 0; i < count; i++) {
-      const int j = (i * warp_size + lane_of()) * 4;
-      if (j < n) v[i] = f(j);
-    }
+    for (int i = 0; i < count; i++)
+      if (full || column(i) < n) v[i] = f(column(i));
   }
   // f(column, piece &)
   template <class F>
   RS_DEVICE void change(int n, F f) {
-    for (int i = 0; i < count; i++) {
-      const int j = (i * warp_size + lane_of()) * 4;
-      if (j < n) f(j, v[i]);
-    }
+    for (int i = 0; i < count; i++)
+      if (full || column(i) < n) f(column(i), v[i]);
   }
   // f(column, piece)
   template <class F>
   RS_DEVICE void look(int n, F f) const {
-    for (int i = 0; i < count; i++) {
-      const int j = (i * warp_size + lane_of()) * 4;
-      if (j < n) f(j, v[i]);
-    }
+    for (int i = 0; i < count; i++)
+      if (full || column(i) < n) f(column(i), v[i]);
   }
 };
 
@@ -1646,16 +1642,15 @@ RS_DEVICE uint8_t quantize_one(float x, float inverse, int32_t zero) {
   return static_cast<uint8_t>(smaller(larger(static_cast<int32_t>(v) + zero, 0), 255));
 }
 
-struct value_range {
+// A row that a warp holds: q has kp columns, those behind the row's the zero point.
+template <class R>
+RS_DEVICE void quantize_held(const R &row, int n, uint8_t *q, int kp, row_quant *rq) {
   float low = 0, high = 0;
   bool nan = false;
-  RS_DEVICE void see(float x) { low = fminf(low, x), high = fmaxf(high, x), nan = nan || x != x; }
-};
-
-// A row that a warp holds, of which it has seen every value: q has kp columns, those behind the row's the zero point.
-template <class R>
-RS_DEVICE void quantize_held(const R &row, int n, const value_range &range, uint8_t *q, int kp, row_quant *rq) {
-  const row_quant to = quant_range(warp_min(range.low), warp_max(range.high), ballot(range.nan) != 0);
+  row.look(n, [&](int, const piece<float, R::width> &v) {
+    for (int i = 0; i < R::width; i++) low = fminf(low, v.v[i]), high = fmaxf(high, v.v[i]), nan = nan || v.v[i] != v.v[i];
+  });
+  const row_quant to = quant_range(warp_min(low), warp_max(high), ballot(nan) != 0);
   const bool shows = to.scale != to.scale;  // zeros, whose scale says what they are
   const float inverse = 1 / to.scale;
   row.look(n, [&](int j, const piece<float, R::width> &v) {
@@ -1684,50 +1679,54 @@ struct norm_args {
 template <class R>
 RS_DEVICE void layer_norm_row(const norm_args &a, int64_t r, R &row) {
   constexpr int N = R::width;
-  const float *x = a.x + r * a.ldx, *residual = a.residual ? a.residual + r * a.ldr : nullptr;
   const auto n = static_cast<float>(a.n);
-  float sum = 0, moved = 0, squares = 0;
-  row.make(a.n, [&](int j) {
-    piece<float, N> v = load<N>(x + j);
-    if (a.shift)
-      for (int i = 0; i < N; i++) moved = fused(v.v[i], v.v[i], moved);
-    if (residual) {
+  const float *x = a.x + r * a.ldx;
+  row.make(a.n, [&](int j) { return load<N>(x + j); });
+  if (a.shift) {
+    float squares = 0;
+    row.look(a.n, [&](int, const piece<float, N> &v) {
+      for (int i = 0; i < N; i++) squares = fused(v.v[i], v.v[i], squares);
+    });
+    squares = warp_sum(squares);
+    if (lane_of() == 0) a.shift[r * a.shift_stride] = sqrtf(squares);
+  }
+  if (a.residual) {
+    const float *residual = a.residual + r * a.ldr;
+    row.change(a.n, [&](int j, piece<float, N> &v) {
       const piece<float, N> more = load<N>(residual + j);
       for (int i = 0; i < N; i++) v.v[i] += more.v[i];
-    }
-    for (int i = 0; i < N; i++) sum += v.v[i];
-    return v;
-  });
-  if (a.shift) {
-    moved = sqrtf(warp_sum(moved));
-    if (lane_of() == 0) a.shift[r * a.shift_stride] = moved;
+    });
   }
+  float sum = 0, squares = 0;
+  row.look(a.n, [&](int, const piece<float, N> &v) {
+    for (int i = 0; i < N; i++) sum += v.v[i];
+  });
   const float mean = warp_sum(sum) / n;
-  row.change(a.n, [&](int, piece<float, N> &v) {
-    for (int i = 0; i < N; i++) v.v[i] -= mean, squares = fused(v.v[i], v.v[i], squares);
+  row.look(a.n, [&](int, const piece<float, N> &v) {
+    for (int i = 0; i < N; i++) squares = fused(v.v[i] - mean, v.v[i] - mean, squares);
   });
   const float factor = 1 / sqrtf(warp_sum(squares) / n + a.eps);
-  value_range range;
   row.change(a.n, [&](int j, piece<float, N> &v) {
     const piece<float, N> gamma = load<N>(a.gamma + j), beta = load<N>(a.beta + j);
-    for (int i = 0; i < N; i++) v.v[i] = fused(v.v[i] * factor, gamma.v[i], beta.v[i]), range.see(v.v[i]);
-    if (a.y) store(a.y + r * a.ldy + j, v);
+    for (int i = 0; i < N; i++) v.v[i] = fused((v.v[i] - mean) * factor, gamma.v[i], beta.v[i]);
   });
-  if (a.q) quantize_held(row, a.n, range, a.q + r * a.kp, a.kp, a.rq + r);
+  // Not before all of gamma and beta are on their way: to the compiler, a write may change them.
+  if (a.y) row.look(a.n, [&](int j, const piece<float, N> &v) { store(a.y + r * a.ldy + j, v); });
+  if (a.q) quantize_held(row, a.n, a.q + r * a.kp, a.kp, a.rq + r);
 }
 
-// budget: registers 80, shared 0, spills 0
-template <int count>
-RS_KERNEL(row_threads, 3)
+// budget: registers 128, shared 0, spills 0
+template <int count, bool full>
+RS_KERNEL(row_threads, count > 4 ? 2 : 3)
 layer_norm_registers(norm_args a) {
   const int64_t r = row_of();
   if (r >= *a.rows) return;
-  row_in_registers<count> row;
+  row_in_registers<count, full> row;
   layer_norm_row(a, r, row);
 }
-// budget: registers 64, shared 0, spills 0
+// budget: registers 80, shared 0, spills 0
 template <int N>
-RS_KERNEL(row_threads, 4)
+RS_KERNEL(row_threads, 3)
 layer_norm_shared(norm_args a) {
   const int64_t r = static_cast<int64_t>(block_x()) * a.held + warp_of();
   if (r >= *a.rows) return;
@@ -1758,6 +1757,18 @@ row_plan plan_row(int64_t n, bool fours) {
   return {0, static_cast<int>(held), static_cast<size_t>(held * bytes)};
 }
 
+// The cases of a switch over row_plan::pieces.
+#define RS_HELD_IN(pieces, kernel, rows) \
+  case pieces: \
+    return launch_rows(c, rows, a.n == pieces * 4 * warp_size ? kernel<pieces, true> : kernel<pieces, false>, a);
+#define RS_HELD_IN_REGISTERS(kernel, rows) \
+  RS_HELD_IN(1, kernel, rows) \
+  RS_HELD_IN(2, kernel, rows) \
+  RS_HELD_IN(3, kernel, rows) \
+  RS_HELD_IN(4, kernel, rows) \
+  RS_HELD_IN(6, kernel, rows) \
+  RS_HELD_IN(8, kernel, rows)
+
 size_t layer_norm_work(const backend_op &) { return 0; }
 cudaError_t layer_norm_cuda(const op_call &c) {
   const int64_t n = c.out.cols, rows = c.out.capacity;
@@ -1769,20 +1780,7 @@ cudaError_t layer_norm_cuda(const op_call &c) {
                        plan.held,      c.op->params.eps, c.q,           c.rq,          static_cast<int>(c.kp),
                        c.shift,        c.shift_stride};
   if (rows <= 0) return cudaSuccess;
-  switch (plan.pieces) {
-    case 1:
-      return launch_rows(c, rows, layer_norm_registers<1>, a);
-    case 2:
-      return launch_rows(c, rows, layer_norm_registers<2>, a);
-    case 3:
-      return launch_rows(c, rows, layer_norm_registers<3>, a);
-    case 4:
-      return launch_rows(c, rows, layer_norm_registers<4>, a);
-    case 6:
-      return launch_rows(c, rows, layer_norm_registers<6>, a);
-    case 8:
-      return launch_rows(c, rows, layer_norm_registers<8>, a);
-  }
+  switch (plan.pieces) { RS_HELD_IN_REGISTERS(layer_norm_registers, rows) }
   if (plan.held)
     return launch(c.stream, dim3(blocks_of(rows, plan.held)), plan.held * warp_size, plan.bytes,
                   fours ? layer_norm_shared<4> : layer_norm_shared<1>, a);
@@ -1802,28 +1800,17 @@ struct quantize_args {
   int kp;
 };
 
-template <class R>
-RS_DEVICE value_range make_row(const quantize_args &a, const float *x, R &row) {
-  value_range range;
-  row.make(a.n, [&](int j) {
-    const piece<float, R::width> v = load<R::width>(x + j);
-    for (int i = 0; i < R::width; i++) range.see(v.v[i]);
-    return v;
-  });
-  return range;
-}
-
-// budget: registers 64, shared 0, spills 0
-template <int count>
-RS_KERNEL(row_threads, 4)
+// budget: registers 80, shared 0, spills 0
+template <int count, bool full>
+RS_KERNEL(row_threads, 3)
 quantize_registers(quantize_args a) {
   const int64_t r = row_of();
   if (r >= *a.rows) return;
-  row_in_registers<count> row;
-  const value_range range = make_row(a, a.x + r * a.ldx, row);
-  quantize_held(row, a.n, range, a.q + r * a.kp, a.kp, a.rq + r);
+  row_in_registers<count, full> row;
+  row.make(a.n, [&](int j) { return load<4>(a.x + r * a.ldx + j); });
+  quantize_held(row, a.n, a.q + r * a.kp, a.kp, a.rq + r);
 }
-// budget: registers 48, shared 0, spills 0
+// budget: registers 64, shared 0, spills 0
 template <int N>
 RS_KERNEL(row_threads, 4)
 quantize_shared(quantize_args a) {
@@ -1831,8 +1818,8 @@ quantize_shared(quantize_args a) {
   if (r >= *a.rows) return;
   const int bytes = (a.n * 4 + 15) / 16 * 16;
   row_in_memory<shared<piece<float, N>>, N> row = {block_memory<piece<float, N>>(warp_of() * bytes)};
-  const value_range range = make_row(a, a.x + r * a.ldx, row);
-  quantize_held(row, a.n, range, a.q + r * a.kp, a.kp, a.rq + r);
+  row.make(a.n, [&](int j) { return load<N>(a.x + r * a.ldx + j); });
+  quantize_held(row, a.n, a.q + r * a.kp, a.kp, a.rq + r);
 }
 template <int N>
 RS_KERNEL(row_threads, 4)
@@ -1840,11 +1827,7 @@ quantize_global(quantize_args a) {
   const int64_t r = row_of();
   if (r >= *a.rows) return;
   const row_in_memory<const piece<float, N> *, N> row = {reinterpret_cast<const piece<float, N> *>(a.x + r * a.ldx)};
-  value_range range;
-  row.look(a.n, [&](int, const piece<float, N> &v) {
-    for (int i = 0; i < N; i++) range.see(v.v[i]);
-  });
-  quantize_held(row, a.n, range, a.q + r * a.kp, a.kp, a.rq + r);
+  quantize_held(row, a.n, a.q + r * a.kp, a.kp, a.rq + r);
 }
 
 cudaError_t quantize_rows(const op_call &c, const device_value &x, uint8_t *q, row_quant *rq, int64_t kp) {
@@ -1852,20 +1835,7 @@ cudaError_t quantize_rows(const op_call &c, const device_value &x, uint8_t *q, r
   const row_plan plan = plan_row(x.cols, fours);
   const quantize_args a = {x.f32(), x.stride, x.rows, static_cast<int>(x.cols), plan.held, q, rq, static_cast<int>(kp)};
   if (x.capacity <= 0) return cudaSuccess;
-  switch (plan.pieces) {
-    case 1:
-      return launch_rows(c, x.capacity, quantize_registers<1>, a);
-    case 2:
-      return launch_rows(c, x.capacity, quantize_registers<2>, a);
-    case 3:
-      return launch_rows(c, x.capacity, quantize_registers<3>, a);
-    case 4:
-      return launch_rows(c, x.capacity, quantize_registers<4>, a);
-    case 6:
-      return launch_rows(c, x.capacity, quantize_registers<6>, a);
-    case 8:
-      return launch_rows(c, x.capacity, quantize_registers<8>, a);
-  }
+  switch (plan.pieces) { RS_HELD_IN_REGISTERS(quantize_registers, x.capacity) }
   if (plan.held)
     return launch(c.stream, dim3(blocks_of(x.capacity, plan.held)), plan.held * warp_size, plan.bytes,
                   fours ? quantize_shared<4> : quantize_shared<1>, a);
@@ -2200,8 +2170,8 @@ RS_KERNEL(row_threads, 4) token_drop_kernel(drop_args a) {
 
   // The keep-th largest key, by digits from the highest on: those with a larger prefix are in, those with a smaller one out.  It is
   // found when all that share the prefix are in.
-  uint64_t least = 0;
-  if (keep < n) {
+  uint64_t least = keep > 0 ? 0 : ~uint64_t{0};
+  if (keep > 0 && keep < n) {
     int wanted = keep;
     for (int shift = 56; shift >= 0; shift -= 8) {
       counts[thread_index()] = 0;
@@ -2309,9 +2279,9 @@ RS_DEVICE void copy_row(const float *from, float *to, int n) {
   }
 }
 
-// budget: registers 32, shared 0, spills 0
+// budget: registers 40, shared 0, spills 0
 template <int N>
-RS_KERNEL(row_threads, 8)
+RS_KERNEL(row_threads, 4)
 token_gather_kernel(copy_args a) {
   const int64_t r = row_of();
   if (r >= *a.rows) return;

@@ -1,38 +1,20 @@
 // What the tests of the operators of rs-cuda.cu share.  To be included behind it, which RS_CUDA_HOST makes C++.
 #pragma once
 
-#include <gtest/gtest.h>
+#include "cuda_harness.h"
 
 #include <cmath>
 #include <cstring>
-#include <limits>
-#include <random>
-#include <string>
-#include <vector>
 
 namespace {
 
-// Memory of the device, which on the CPU can be looked at.  What lies around it is looked at after each launch.
+// Memory of the device, which on the CPU can be written through what is const.
 template <class T>
-class on_device {
+class on_device : public device_buffer<T> {
  public:
-  explicit on_device(size_t n, T value = {}) : n_(n) {
-    EXPECT_EQ(cudaMalloc(&p_, std::max<size_t>(1, n) * sizeof(T)), cudaSuccess);
-    std::fill(p_, p_ + n, value);
-  }
-  explicit on_device(const std::vector<T> &v) : on_device(v.size()) { std::copy(v.begin(), v.end(), p_); }
-  ~on_device() { EXPECT_EQ(cudaFree(p_), cudaSuccess); }
-  on_device(const on_device &) = delete;
-  on_device &operator=(const on_device &) = delete;
-
-  T *data() const { return p_; }
-  size_t size() const { return n_; }
-  T &operator[](size_t i) const { return p_[i]; }
-  std::vector<T> values() const { return {p_, p_ + n_}; }
-
- private:
-  T *p_ = nullptr;
-  size_t n_;
+  explicit on_device(size_t n, T value = {}) : device_buffer<T>(n) { std::fill(this->begin(), this->end(), value); }
+  T *data() const { return const_cast<T *>(device_buffer<T>::data()); }
+  T &operator[](size_t i) const { return data()[i]; }
 };
 
 inline bool same_bits(float a, float b) { return std::memcmp(&a, &b, 4) == 0; }
@@ -122,7 +104,6 @@ struct test_call {
   op_call call = {};
   on_device<run_fault> fault{1};
   on_device<int32_t> no_sequences{1};
-  std::vector<char> unused;
 
   test_call() {
     call.op = &op;
@@ -149,8 +130,7 @@ struct test_call {
   void run(cudaError_t (*f)(const op_call &), size_t (*work)(const backend_op &)) {
     on_device<unsigned char> scratch(work(op), 0xee);
     call.scratch = scratch.data();
-    const cudaError_t status = f(call);
-    EXPECT_EQ(status, cudaSuccess) << cudaGetErrorString(status);
+    ::expect_no_fault(f(call));
   }
   void expect_no_fault() const { EXPECT_EQ(fault[0].status, 0); }
 };
@@ -161,6 +141,7 @@ inline device_value absent() { return {}; }
 // Every test runs in several orders of threads and blocks.
 class Cuda : public ::testing::TestWithParam<int> {
  protected:
+  const keep_settings kept;
   void SetUp() override { cuda_host::settings.seed = static_cast<uint64_t>(GetParam()); }
 };
 

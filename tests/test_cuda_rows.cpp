@@ -305,8 +305,7 @@ TEST_P(Rows, RowsThatNoMemoryHolds) {
     y.expect_untouched();
     expect_norm(y, x, nullptr, gamma.data(), beta.data(), 1e-5f);
     q.expect_of(y);
-    const cudaError_t status = quantize_rows(c.call, x.value(), of_x.q.data(), of_x.rq.data(), of_x.kp);
-    ASSERT_EQ(status, cudaSuccess) << cudaGetErrorString(status);
+    expect_no_fault(quantize_rows(c.call, x.value(), of_x.q.data(), of_x.rq.data(), of_x.kp));
     of_x.expect_of(x);
   }
 }
@@ -330,8 +329,7 @@ TEST_P(Rows, QuantizeHasTheBitsOfTheReference) {
     x(12, 0) = FLT_MAX, x(12, last) = at.cols > 1 ? -FLT_MAX : FLT_MAX;
     const quantized q(capacity, at.cols);
     test_call c;
-    const cudaError_t status = quantize_rows(c.call, x.value(), q.q.data(), q.rq.data(), q.kp);
-    ASSERT_EQ(status, cudaSuccess) << cudaGetErrorString(status);
+    expect_no_fault(quantize_rows(c.call, x.value(), q.q.data(), q.rq.data(), q.kp));
     q.expect_of(x);
     if (HasFatalFailure()) return;
   }
@@ -452,7 +450,7 @@ TEST_P(Sequences, Pool) {
     for (const layout_case at : {layout_case{1, 1, 0}, {7, 12, 4}, {33, 33, 0}, {384, 384, 0}, {1000, 1001, 1}})
       for (const int skip : {0, 1, 5, INT_MAX})
         for (const bool sized : {false, true}) {
-          if (GetParam() && skip != 1) continue;
+          if (skip != 1 && (GetParam() || at.cols > 100)) continue;
           SCOPED_TRACE(std::to_string(pooling) + ", columns " + std::to_string(at.cols) + ", skip " + std::to_string(skip));
           floats x(level.capacity, at, level.tokens.data()), sizes(level.capacity, {1, 3, 2}, level.tokens.data());
           x.fill(1), sizes.fill(2);
