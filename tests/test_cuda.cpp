@@ -1,24 +1,12 @@
 // Graphs and models on the CUDA backend, by the API alone: kernels run on the CPU (cuda_host.h), in a library that RS_CUDA_LIBRARY
 // names.  The kernels have tests of their own, test_cuda_*.cpp.
 #include "cli_util.h"
-#include "encoding.h"
+#include "cuda_device.h"
 #include "graph_harness.h"
-
-#include <nlohmann/json.hpp>
-
-#include <atomic>
-
-using json = nlohmann::json;
 
 namespace {
 
-std::string host_library() { return env_or("RS_CUDA_HOST_LIBRARY", ""); }
-
-// RS_CUDA_LIBRARY is read once a process.
-class Environment : public ::testing::Environment {
-  void SetUp() override { setenv("RS_CUDA_LIBRARY", host_library().c_str(), 1); }
-};
-const ::testing::Environment *const environment = ::testing::AddGlobalTestEnvironment(new Environment);
+const ::testing::Environment *const environment = ::testing::AddGlobalTestEnvironment(new host_environment(""));
 
 struct device_session {
   rs_session *s = nullptr;
@@ -30,24 +18,6 @@ struct device_session {
   }
   ~device_session() { rs_session_free(s); }
   device_session(const device_session &) = delete;
-};
-
-struct loaded_on {
-  rs_model *model = nullptr;
-  rs_session *session = nullptr;
-  loaded_on(const std::string &path, const char *device, bool profile = false) {
-    auto load = sized<rs_load_params>();
-    load.device = device;
-    EXPECT_EQ(rs_model_load(path.c_str(), &load, &model), RS_OK) << rs_last_error();
-    auto p = sized<rs_session_params>();
-    p.profile = profile;
-    EXPECT_EQ(rs_session_create(model, &p, &session), RS_OK) << rs_last_error();
-  }
-  ~loaded_on() {
-    rs_session_free(session);
-    rs_model_free(model);
-  }
-  loaded_on(const loaded_on &) = delete;
 };
 
 // ------------------------------------------------------------------------------------------------ devices
@@ -259,15 +229,6 @@ struct built {
   }
 };
 
-double worst_cosine(const vec &a, const vec &b, size_t cols) {
-  double worst = 1;
-  for (size_t i = 0; i + cols <= a.size(); i += cols) {
-    const double c = cosine(a.data() + i, b.data() + i, cols);
-    if (!(c >= worst)) worst = c;
-  }
-  return worst;
-}
-
 // Every operator of the library is in one of the graphs above.
 TEST(graph_on_a_card, agrees_with_the_cpu) {
   const device_session card("cuda"), cpu("cpu");
@@ -367,92 +328,6 @@ TEST(graph_on_a_card, empty_runs) {
     nothing.reserve(1);
     EXPECT_EQ(b.run(card.s, c, empty, in), b.run(card.s, c, empty, in));
   }
-}
-
-// ------------------------------------------------------------------------------------------------ models
-
-const std::vector<std::string> texts = {"The cat sits on the mat.", "Interest rates rose by half a percent.", "a",
-                                        "A kitten is napping in the sun, and nobody knows for how long it will go on doing so."};
-
-void expect_same_vectors(const std::string &path, const char *drop_text, double least) {
-  loaded_on card(path, "cuda"), cpu(path, "cpu");
-  EXPECT_STREQ(rs_model_device(card.model), "cuda:0");
-  EXPECT_STREQ(rs_model_device(cpu.model), "cpu");
-  rs_drop *drop = nullptr;
-  ASSERT_TRUE(!drop_text || rs_drop_parse(drop_text, &drop) == RS_OK) << rs_last_error();
-  auto p = sized<rs_encode_params>();
-  p.drop = drop;
-  const vec got = encode(card.session, texts, p, 384), wanted = encode(cpu.session, texts, p, 384);
-  const double worst = worst_cosine(got, wanted, 384);
-  EXPECT_GE(worst, least) << path << " " << (drop_text ? drop_text : "");
-  ::testing::Test::RecordProperty("cosine", std::to_string(worst));
-  EXPECT_GT(rs_session_arena_bytes(card.session), 0u);
-  rs_drop_free(drop);
-}
-
-TEST(model_on_a_card, minilm) {
-  for (const char *type : {"q8", "q4", "f16", "f32"}) {
-    const std::string path = model_path(type);
-    if (path.empty()) GTEST_SKIP() << "no minilm-" << type << ".rsw";
-    expect_same_vectors(path, nullptr, 0.9999);
-  }
-}
-
-TEST(model_on_a_card, minilm_with_dropping) {
-  const std::string path = model_path("q8");
-  if (path.empty()) GTEST_SKIP() << "no minilm-q8.rsw";
-  for (const char *drop : {"ratios=0.2,0,0.3,0,0.2", "ratios=0,0.3,0,0.4 mode=merge score=attn-cls", "ratios=0,0,0.5 mode=fold"})
-    expect_same_vectors(path, drop, 0.9999);
-}
-
-TEST(model_on_a_card, dinov2) {
-  const std::string path = path_if_exists(env_or("RS_TEST_MODELS", RS_DEFAULT_TEST_MODELS) + "/dinov2-q8.rsw");
-  if (path.empty()) GTEST_SKIP() << "no dinov2-q8.rsw";
-  loaded_on card(path, "cuda"), cpu(path, "cpu");
-  vec pixels = normal(3 * 112 * 112, 1, 0.5f);
-  for (size_t i = 0; i < pixels.size(); i++)
-    pixels[i] += std::sin(static_cast<float>(i % 112) / 9) + std::cos(static_cast<float>(i / 112) / 17);
-  const rs_image image = {RS_IMAGE_PIXELS, pixels.data(), 0, 112, 112};
-  for (const char *text : {"", "ratios=0,0,0,0.3,0,0,0.3", "ratios=0,0,0,0,0,0.35,0,0,0.4 score=centre mode=merge"}) {
-    rs_drop *drop = nullptr;
-    ASSERT_TRUE(!*text || rs_drop_parse(text, &drop) == RS_OK) << rs_last_error();
-    auto p = sized<rs_encode_params>();
-    p.drop = drop, p.image_width = p.image_height = 112;
-    vec got(384), wanted(384);
-    ASSERT_EQ(rs_encode_images(card.session, &image, 1, &p, got.data(), got.size(), nullptr), RS_OK) << rs_last_error();
-    ASSERT_EQ(rs_encode_images(cpu.session, &image, 1, &p, wanted.data(), wanted.size(), nullptr), RS_OK) << rs_last_error();
-    EXPECT_GE(worst_cosine(got, wanted, 384), 0.9999) << text;
-    rs_drop_free(drop);
-  }
-}
-
-TEST(model_on_a_card, profile_has_every_operator) {
-  const std::string path = model_path("q8");
-  if (path.empty()) GTEST_SKIP() << "no minilm-q8.rsw";
-  loaded_on card(path, "cuda", true);
-  const auto p = sized<rs_encode_params>();
-  encode(card.session, {"a cat"}, p, 384);
-  ASSERT_GT(rs_session_profile_count(card.session), 20u);
-  double seconds = 0, macs = 0;
-  for (size_t i = 0; i < rs_session_profile_count(card.session); i++) {
-    rs_profile_row row;
-    ASSERT_EQ(rs_session_profile_at(card.session, i, &row), RS_OK);
-    EXPECT_EQ(row.calls, 1u) << row.name;
-    seconds += row.seconds, macs += row.macs;
-  }
-  EXPECT_GT(seconds, 0);
-  EXPECT_GT(macs, 1e7);
-}
-
-TEST(model_on_a_card, a_session_is_where_its_model_is) {
-  const std::string path = model_path("q8");
-  if (path.empty()) GTEST_SKIP() << "no minilm-q8.rsw";
-  loaded_on card(path, "cuda");
-  auto p = sized<rs_session_params>();
-  p.device = "cpu";
-  rs_session *s = nullptr;
-  EXPECT_EQ(rs_session_create(card.model, &p, &s), RS_ERR_ARGUMENT);
-  EXPECT_NE(std::string(rs_last_error()).find("the model is on cuda:0"), std::string::npos) << rs_last_error();
 }
 
 }  // namespace
