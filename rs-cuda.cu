@@ -34,11 +34,13 @@
 #ifdef RS_CUDA_HOST
 #include "tests/cuda_host.h"
 #define RS_UNROLL
+#define RS_NO_UNROLL
 #else
 #include <cuda_runtime.h>
 
 // Loops over arrays that are to be in registers.
 #define RS_UNROLL _Pragma("unroll")
+#define RS_NO_UNROLL _Pragma("unroll 1")
 
 #define RS_KERNEL(threads, blocks) __global__ void __launch_bounds__(threads, blocks)
 #define RS_DEVICE __device__ __forceinline__
@@ -349,9 +351,11 @@ RS_DEVICE void store_part(shared<T> part, const T (&sums)[4][4], int64_t first_r
   }
   warp_sync();
   const int64_t left = rows - first_row;
-  if (channel < e.channels)
-    for (int i = 0; i < 16 && i < left; i++)
-      store_one(e, first_row + i, channel, bias, value(part[i * part_stride + lane], first_row + i));
+  if (channel >= e.channels) return;
+  const int count = left < 16 ? static_cast<int>(left) : 16;
+  RS_NO_UNROLL  // the loop over K needs the registers
+      for (int i = 0; i < count; i++)
+          store_one(e, first_row + i, channel, bias, value(part[i * part_stride + lane], first_row + i));
 }
 
 // ---- 8 and 4 bits
