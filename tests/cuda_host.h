@@ -334,7 +334,7 @@ struct async_copy {
 struct fiber {
   context at;
   int line = 0;  // of the last collective or barrier
-  bool waits = false, returned = false;
+  bool returned = false;
   int groups = 0;  // committed
   std::vector<async_copy> copies;
 };
@@ -469,7 +469,6 @@ inline void sync_block(int line) {
           w.barrier_line, w.thread, line);
   }
   warp.runnable &= ~(1u << (w.thread & 31));
-  self.waits = true;
   if (++w.waiting < w.threads) {
     leave(w);
     return;
@@ -478,7 +477,6 @@ inline void sync_block(int line) {
   ++w.epoch;
   const int warps = (w.threads + 31) / 32;
   for (int i = 0; i < warps; ++i) w.warps[i].runnable = w.warps[i].exists, w.warps[i].syncs = 0;
-  for (int i = 0; i < w.threads; ++i) w.fibers[static_cast<size_t>(i)].waits = false;
   w.warps_runnable = warps == 32 ? ~0u : (1u << warps) - 1;
   yield(w);
 }
@@ -614,52 +612,65 @@ struct index_at {
   index_at(int i_, int line_ = __builtin_LINE()) : i(i_), line(line_) {}
 };
 
-// An element of shared memory.
+// An element of shared memory.  Only what s[i] gives can be read or assigned to: a name for it (auto v = s[i]), which would be read
+// again wherever it is used, does not compile.
 template <class T>
 struct element {
   static_assert(std::is_trivially_copyable_v<T>);
-  T *p;
-  int line;
 
-  operator T() const {
-    if (checking) note(touch::read, p, sizeof(T), alignof(T), line);
-    T v;
-    std::memcpy(static_cast<void *>(&v), p, sizeof v);
-    return v;
-  }
-  element &operator=(const T &v) {
-    if (checking) note(touch::write, p, sizeof(T), alignof(T), line);
-    std::memcpy(static_cast<void *>(p), &v, sizeof v);
-    return *this;
-  }
-  element(T *p_, int line_) : p(p_), line(line_) {}
+  element(T *p, int line) : p_(p), line_(line) {}
   element(const element &) = default;
   ~element() = default;
-  element &operator=(const element &o) {
-    if (this != &o) *this = static_cast<T>(o);
+  operator T() && { return get(); }
+  element &operator=(const T &v) && {
+    put(v);
+    return *this;
+  }
+  element &operator=(const element &o) && {
+    if (this != &o) put(o.get());
     return *this;
   }
   template <class U>
-  element &operator+=(const U &v) {
-    return *this = static_cast<T>(static_cast<T>(*this) + v);
+  element &operator+=(const U &v) && {
+    return put(static_cast<T>(get() + v));
   }
   template <class U>
-  element &operator-=(const U &v) {
-    return *this = static_cast<T>(static_cast<T>(*this) - v);
+  element &operator-=(const U &v) && {
+    return put(static_cast<T>(get() - v));
   }
   template <class U>
-  element &operator*=(const U &v) {
-    return *this = static_cast<T>(static_cast<T>(*this) * v);
+  element &operator*=(const U &v) && {
+    return put(static_cast<T>(get() * v));
   }
   template <class U>
-  element &operator|=(const U &v) {
-    return *this = static_cast<T>(static_cast<T>(*this) | v);
+  element &operator|=(const U &v) && {
+    return put(static_cast<T>(get() | v));
   }
-  element &operator++() { return *this += 1; }
-  T operator++(int) {
-    const T before = *this;
-    *this = static_cast<T>(before + 1);
+  T operator++() && {
+    const T after = static_cast<T>(get() + 1);
+    put(after);
+    return after;
+  }
+  T operator++(int) && {
+    const T before = get();
+    put(static_cast<T>(before + 1));
     return before;
+  }
+
+ private:
+  T *p_;
+  int line_;
+
+  T get() const {
+    if (checking) note(touch::read, p_, sizeof(T), alignof(T), line_);
+    T v;
+    std::memcpy(static_cast<void *>(&v), p_, sizeof v);
+    return v;
+  }
+  element &put(const T &v) {
+    if (checking) note(touch::write, p_, sizeof(T), alignof(T), line_);
+    std::memcpy(static_cast<void *>(p_), &v, sizeof v);
+    return *this;
   }
 };
 
@@ -865,7 +876,7 @@ inline void begin_fiber(worker &w, int thread) {
   makecontext(&f.at.state, reinterpret_cast<void (*)()>(&thread_main), 0);
 #endif
   f.line = 0;
-  f.waits = f.returned = false;
+  f.returned = false;
   f.groups = 0;
   f.copies.clear();
 }
@@ -1466,8 +1477,7 @@ inline int block_x() { return static_cast<int>(cuda_host::current->block.x); }
 inline int block_y() { return static_cast<int>(cuda_host::current->block.y); }
 inline int grid_x() { return static_cast<int>(cuda_host::current->grid.x); }
 
-// s[i] is no T but what can be read as one (T v = s[i]) and assigned to: the fields of a structure need a copy of it, and `auto`
-// must not be used for it.
+// s[i] is no T but what can be read as one (T v = s[i]) and assigned to: the fields of a structure need a copy of it.
 template <class T>
 struct shared {
   T *p;

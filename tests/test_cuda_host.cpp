@@ -247,6 +247,39 @@ TEST(cuda_host, a_write_beside_device_memory_is_a_fault) {
   expect_fault(cudaFree(p), {"offset -5", "3 bytes"});
 }
 
+RS_KERNEL(block, 1) arithmetic(int *out, float4 *vectors) {
+  const shared<int> s = block_memory<int>(0);
+  const shared<float4> v = block_memory<float4>(16);
+  if (thread_index() != 0) return;
+  s[0] = 5;
+  s[1] = s[0];
+  s[1] += 2;
+  s[1] -= 1;
+  s[1] *= 3;
+  s[1] |= 1 << 8;
+  out[0] = s[1];
+  out[1] = s[0]++;
+  out[2] = ++s[0];
+  out[3] = std::min<int>(s[0], 100) + -s[0] * 2 + (s[0] > 6 ? 1 : 0);
+  (s + 2)[1] = static_cast<int>(fmaxf(static_cast<float>(s[0]), 8.5f));
+  out[4] = s[3];
+  v[0] = make_float4(1, 2, 3, 4);
+  v[1] = v[0];
+  const float4 copy = v[1];
+  out[5] = static_cast<int>(copy.w);
+  vectors[0] = v[1];
+}
+
+TEST(cuda_host, elements_are_used_as_on_the_device) {
+  device_buffer<int> out(6);
+  device_buffer<float4> vectors(1);
+  expect_no_fault(run(64, arithmetic, out.data(), vectors.data()));
+  EXPECT_EQ(out.values(), (std::vector<int>{18 | 256, 5, 7, 7 - 14 + 1, 8, 4}));
+  EXPECT_EQ(vectors[0].z, 3);
+  static_assert(std::is_convertible_v<decltype(shared<int>{nullptr}[0]), int>);
+  static_assert(!std::is_convertible_v<decltype(shared<int>{nullptr}[0]) &, int>);  // auto v = s[i], and then v
+}
+
 // ---------------------------------------------------------------------------------------------------- who comes to what
 
 int other_line = 0;
