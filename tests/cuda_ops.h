@@ -29,7 +29,7 @@ inline bool same_bits(const float *a, const float *b, int64_t n) {
   return std::equal(a, a + n, b, [](float x, float y) { return bits_of(x) == bits_of(y); });
 }
 
-constexpr uint32_t sentinel = 0x7fb0dead;  // as a float NaN
+inline constexpr uint32_t sentinel = 0x7fb0dead;  // as a float NaN
 
 // Where the columns of a tensor are in memory: it begins `first` elements into rows that are `stride` apart.
 struct layout_case {
