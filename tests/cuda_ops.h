@@ -17,14 +17,19 @@ class on_device : public device_buffer<T> {
   T &operator[](size_t i) const { return data()[i]; }
 };
 
-inline bool same_bits(float a, float b) { return std::memcmp(&a, &b, 4) == 0; }
-
-constexpr uint32_t sentinel = 0x7fb0dead;  // as a float NaN
-inline float sentinel_float() {
-  float f;
-  std::memcpy(&f, &sentinel, 4);
-  return f;
+template <class T>
+uint32_t bits_of(T v) {
+  static_assert(sizeof v == 4);
+  uint32_t bits;
+  std::memcpy(&bits, &v, 4);
+  return bits;
 }
+inline bool same_bits(float a, float b) { return bits_of(a) == bits_of(b); }
+inline bool same_bits(const float *a, const float *b, int64_t n) {
+  return std::equal(a, a + n, b, [](float x, float y) { return bits_of(x) == bits_of(y); });
+}
+
+inline constexpr uint32_t sentinel = 0x7fb0dead;  // as a float NaN
 
 // Where the columns of a tensor are in memory: it begins `first` elements into rows that are `stride` apart.
 struct layout_case {
@@ -66,7 +71,7 @@ struct test_tensor {
     for (int64_t i = 0; i < capacity; i++)
       for (int64_t j = 0; j < at.stride; j++) {
         if (i < *rows && j >= at.first && j < at.first + at.cols) continue;
-        wrong += std::memcmp(&memory[static_cast<size_t>(i * at.stride + j)], &sentinel, 4) != 0;
+        wrong += bits_of(memory[static_cast<size_t>(i * at.stride + j)]) != sentinel;
       }
     EXPECT_EQ(wrong, 0) << "elements beside the result";
   }
@@ -141,7 +146,7 @@ inline device_value absent() { return {}; }
 // Every test runs in several orders of threads and blocks.
 class Cuda : public ::testing::TestWithParam<int> {
  protected:
-  const keep_settings kept;
+  keep_settings kept;
   void SetUp() override { cuda_host::settings.seed = static_cast<uint64_t>(GetParam()); }
 };
 

@@ -214,8 +214,7 @@ TEST_P(Drop, GatherAndRestore) {
       gather.in(0, x.value()).in(1, made.kept.value()).out(fewer.value());
       RUN(gather, token_gather);
       fewer.expect_untouched();
-      for (int64_t i = 0; i < made.after.tokens[0]; i++)
-        ASSERT_EQ(std::memcmp(fewer.row(i), x.row(made.kept(i, 0)), static_cast<size_t>(at.cols) * 4), 0);
+      for (int64_t i = 0; i < made.after.tokens[0]; i++) ASSERT_TRUE(same_bits(fewer.row(i), x.row(made.kept(i, 0)), at.cols));
 
       floats changed(made.after.capacity, at, made.after.tokens.data());
       changed.fill(4);
@@ -227,7 +226,7 @@ TEST_P(Drop, GatherAndRestore) {
       int64_t next = 0;
       for (int64_t i = 0; i < level.tokens[0]; i++) {
         const bool stayed = next < made.after.tokens[0] && made.kept(next, 0) == i;
-        ASSERT_EQ(std::memcmp(all.row(i), stayed ? changed.row(next++) : x.row(i), static_cast<size_t>(at.cols) * 4), 0) << i;
+        ASSERT_TRUE(same_bits(all.row(i), stayed ? changed.row(next++) : x.row(i), at.cols)) << i;
       }
     }
   }
@@ -296,8 +295,7 @@ struct merge_case {
         ASSERT_TRUE(assign(i) >= begin && assign(i) < end) << i;
         const double got = likeness(i, assign(i)), slack = 1e-6 * norm(i) * std::sqrt(static_cast<double>(x->at.cols));
         for (int64_t key = begin; key < end; key++) {
-          const bool twin = key < assign(i) && std::memcmp(x->row(made->kept(key, 0)), x->row(made->kept(assign(i), 0)),
-                                                           static_cast<size_t>(x->at.cols) * 4) == 0;
+          const bool twin = key < assign(i) && same_bits(x->row(made->kept(key, 0)), x->row(made->kept(assign(i), 0)), x->at.cols);
           ASSERT_TRUE(!twin && likeness(i, key) <= got + slack) << i << " became " << assign(i) << ", not " << key;
         }
       }
@@ -427,7 +425,7 @@ TEST_P(Drop, ABatchIsItsSequences) {
       const int64_t first = made.after.cu[b];
       for (int64_t i = 0; i < n; i++) ASSERT_EQ(m.assign(level.cu[b] + i) - first, m1.assign(i));
       for (int64_t j = 0; j < made1.after.tokens[0]; j++) {
-        ASSERT_EQ(std::memcmp(m.rows.row(first + j), m1.rows.row(j), cols * 4), 0);
+        ASSERT_TRUE(same_bits(m.rows.row(first + j), m1.rows.row(j), cols));
         ASSERT_TRUE(same_bits(m.sizes(first + j), m1.sizes(j)));
       }
     }

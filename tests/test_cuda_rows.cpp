@@ -407,7 +407,7 @@ TEST_P(Rows, ARowDependsOnNoOther) {
       const floats y1(3, cols, one.data());
       const quantized q1(3, cols);
       norm(x1, y1, q1);
-      ASSERT_EQ(std::memcmp(y.row(i), y1.row(0), static_cast<size_t>(cols) * 4), 0);
+      ASSERT_TRUE(same_bits(y.row(i), y1.row(0), cols));
       ASSERT_EQ(std::memcmp(&q.q[static_cast<size_t>(i * q.kp)], q1.q.data(), static_cast<size_t>(q.kp)), 0);
     }
   }
@@ -586,7 +586,7 @@ TEST_P(Sequences, ABatchIsItsSequences) {
     const floats pooled1(one.sequence_capacity, cols, one.sequences.data()), far1(capacity, 1, one.tokens.data()),
         even1(capacity, 1, one.tokens.data()), place1(capacity, 1, one.tokens.data());
     run(one, x1, score1, pooled1, far1, even1, place1);
-    ASSERT_EQ(std::memcmp(pooled.row(b), pooled1.row(0), cols * 4), 0);
+    ASSERT_TRUE(same_bits(pooled.row(b), pooled1.row(0), cols));
     for (int64_t i = 0; i < n; i++) {
       ASSERT_TRUE(same_bits(far(level.cu[b] + i), far1(i)));
       ASSERT_TRUE(same_bits(even(level.cu[b] + i), even1(i)));
