@@ -635,7 +635,10 @@ struct element {
   element(T *p_, int line_) : p(p_), line(line_) {}
   element(const element &) = default;
   ~element() = default;
-  element &operator=(const element &o) { return *this = static_cast<T>(o); }
+  element &operator=(const element &o) {
+    if (this != &o) *this = static_cast<T>(o);
+    return *this;
+  }
   template <class U>
   element &operator+=(const U &v) {
     return *this = static_cast<T>(static_cast<T>(*this) + v);
@@ -679,9 +682,7 @@ inline float half_to_float(uint16_t h) {
   v *= 0x1p112f;
   uint32_t r;
   std::memcpy(&r, &v, 4);
-  const uint32_t mantissa = h & 0x3ff;
-  r = (h & 0x7c00) == 0x7c00 ? (mantissa ? 0x7fffffffu : 0x7f800000u) : r;
-  r |= mantissa && (h & 0x7c00) == 0x7c00 ? 0 : static_cast<uint32_t>(h & 0x8000) << 16;
+  r |= static_cast<uint32_t>(h & 0x8000) << 16 | ((h & 0x7c00) == 0x7c00 ? 0x7f800000u : 0);
   std::memcpy(&v, &r, 4);
   return v;
 }
@@ -791,13 +792,14 @@ inline void run_mma_16(const warp_state &warp) {
   alignas(64) float a[16 * 16], b[16 * 8];
   for (int i = 0; i < 16 * 16; ++i) a[i] = to_float(a16[i / 16][i % 16]);
   for (int i = 0; i < 16 * 8; ++i) b[i] = to_float(b16[i / 8][i % 8]);
-  for (int i = 0; i < 16; ++i) {
-    float sum[8];
-    for (int j = 0; j < 8; ++j) sum[j] = c[i][j];
+  for (int i = 0; i < 16; i += 2) {  // two rows at once, as each waits for its sums
+    float sum[2][8];
+    std::memcpy(sum, c[i], sizeof sum);
     for (int k = 0; k < 16; ++k) {
-      for (int j = 0; j < 8; ++j) sum[j] += a[16 * i + k] * b[8 * k + j];
+      for (int j = 0; j < 8; ++j) sum[0][j] += a[16 * i + k] * b[8 * k + j];
+      for (int j = 0; j < 8; ++j) sum[1][j] += a[16 * i + 16 + k] * b[8 * k + j];
     }
-    for (int j = 0; j < 8; ++j) c[i][j] = sum[j];
+    std::memcpy(c[i], sum, sizeof sum);
   }
   for (int lane = 0; lane < 32; ++lane) {
     auto *r = static_cast<float *>(static_cast<const mma_frame *>(warp.frame[lane])->c);
@@ -1493,7 +1495,9 @@ inline int shared_add(shared<int> p, int v, int line = __builtin_LINE()) {
   return before;
 }
 // Blocks run at the same time, so these are atomic in earnest.
+// NOLINTNEXTLINE(readability-non-const-parameter): it does not know these builtins
 inline int global_add(int *p, int v) { return __atomic_fetch_add(p, v, __ATOMIC_SEQ_CST); }
+// NOLINTNEXTLINE(readability-non-const-parameter)
 inline int global_exchange_if(int *p, int old, int v) {
   __atomic_compare_exchange_n(p, &old, v, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
   return old;

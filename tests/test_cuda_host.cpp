@@ -302,7 +302,7 @@ RS_KERNEL(block, 1) two_lines(bool broken, int *out) {
   const int i = thread_index();
   int v = 0;
   if (broken && i == 35) v = shuffle_xor(i, 1);
-  else v = shuffle_xor(i, 1);
+  else v = shuffle_xor(i, 2);
   out[i] = v;
 }
 
