@@ -721,8 +721,7 @@ struct attn_call {
   attn_sum *sums;  // [heads][tokens]
   int64_t tokens;
   int d, heads;
-  float scale;        // of scores in powers of two: positive
-  bool negate;        // the scale is negative: queries are taken so
+  float scale;        // of scores in powers of two
   bool pairs;         // two columns of out may be written at once
   int behind, ahead;  // how far from a query the keys are that it sees
 };
@@ -830,7 +829,7 @@ RS_DEVICE float log_size(const attn_call &a, int64_t token) { return log2f(a.siz
 // With values: out.  Without: what the softmax of each query is divided by, for attn_colsum.  fmaxf passes over NaN, but the sum of
 // weights does not: a row with a NaN among its scores is NaN.
 //
-// budget: registers 168, shared 33280, spills 0
+// budget: registers 168, shared 33792, spills 0
 template <int D, bool values>
 RS_KERNEL(attn_threads, D >= 64 && values ? 3 : 4)
 flash_attn_kernel(attn_call a) {
@@ -866,9 +865,6 @@ flash_attn_kernel(attn_call a) {
   block_sync();
   uint32_t q[D / 16][4];
   load_rows<D>(q, tiles + buffer + 16 * warp_of() * D);
-  if (a.negate)
-    for (int k = 0; k < D / 16; k++)
-      for (int j = 0; j < 4; j++) q[k][j] ^= 0x80008000u;
 
   float most[2] = {-INFINITY, -INFINITY}, total[2] = {0, 0}, o[D / 8][4];
   for (int i = 0; i < D / 8; i++)
@@ -972,7 +968,7 @@ struct halves_call {
 RS_DEVICE float within_f16(float x) { return x > 65504.0f ? 65504.0f : x < -65504.0f ? -65504.0f : x; }
 
 // A thread makes 8 elements.  grid.y: which of the tensors.
-// budget: registers 40, shared 0, spills 0
+// budget: registers 32, shared 0, spills 0
 RS_KERNEL(256, 4) attn_halves_kernel(halves_call x, halves_call y, halves_call z, const int32_t *rows, int heads, int d) {
   const halves_call a = block_y() == 0 ? x : block_y() == 1 ? y : z;
   const int chunks = (d + 7) / 8, i = block_x() * 256 + thread_index(), row = i / (heads * chunks);
@@ -1025,8 +1021,7 @@ attn_call make_attn_call(const op_call &c, const device_value &cu, const device_
   a.tokens = c.in[0].capacity;
   a.d = static_cast<int>(c.in[0].cols / p.heads), a.heads = p.heads;
   a.behind = a.ahead = INT_MAX / 2;  // all
-  a.negate = p.scale < 0;
-  a.scale = std::max(std::fabs(p.scale) * log2_e, FLT_MIN);  // a masked score is -inf, of which 0 times would be NaN
+  a.scale = p.scale * log2_e;
   return a;
 }
 
@@ -1197,9 +1192,6 @@ attn_columns_kernel(attn_call a, float *part) {
   block_sync();
   uint32_t k[D / 16][4];
   load_rows<D>(k, tiles + buffer + 16 * warp_of() * D);
-  if (a.negate)
-    for (int i = 0; i < D / 16; i++)
-      for (int j = 0; j < 4; j++) k[i][j] ^= 0x80008000u;
   const int warp_first = tile.first + 16 * warp_of(), row = warp_first + lane / 4;
   float log[2] = {0, 0}, total[2] = {0, 0};
   for (int j = 0; j < 2; j++)
