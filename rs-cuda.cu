@@ -396,6 +396,7 @@ template <bool Four, int BM, int BN>
 RS_DEVICE void load_step(shared<uint8_t> stage, const uint8_t *q, int64_t first_row, int rows, const quantized_weight &w,
                          int first_panel, int k) {
   using tile = linear_tile<Four, BM, BN>;
+  RS_NO_UNROLL
   for (int i = thread_index(); i < BM * 4; i += tile::threads) {
     const int row = i / 4, chunk = i % 4, at = k + chunk * 16;
     const bool there = first_row + row < rows && at < w.kp;
@@ -403,6 +404,7 @@ RS_DEVICE void load_step(shared<uint8_t> stage, const uint8_t *q, int64_t first_
   }
   const shared<uint8_t> b = stage + tile::a_bytes;
   constexpr int chunks = Four ? 2 : 4;  // of a K4 row
+  RS_NO_UNROLL
   for (int i = thread_index(); i < BN * chunks; i += tile::threads) {
     const int panel = i / (16 * chunks), row = i / chunks % 16, chunk = i % chunks, at = k / panel_k + row;
     const bool there = first_panel + panel < w.panels && at * panel_k < w.kp;
@@ -3057,6 +3059,7 @@ struct call_maker {
       if (next.in[0].id != op.out.id || !whole(next.in[0]) || next.in[0].cols != op.out.cols) break;
       give_quantized(c, next.in[0]);
       quantized = op.out.id;
+      if (readers[op.out.id] == 1 && !op.out.output) c->out.data = nullptr;  // the floats are of no use
       break;
     }
     for (size_t j = i + 1; j < std::min(r.n_ops, i + 3); j++) {

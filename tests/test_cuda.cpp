@@ -197,7 +197,8 @@ const graph_case graph_cases[] = {
      width, true},
     {"folded",
      [](harness &h, rs_tensor *x, rs_tensor *cu) {
-       const rs_drop_rule rule = half_rule(true);
+       rs_drop_rule rule = half_rule(true);
+       rule.lowest = true;
        rs_tensor *score = rs_shift(h.g, x, nullptr, RS_DISTANCE_L1);
        rs_tensor *kept = rs_token_drop(h.g, score, cu, nullptr, &rule), *starts = rs_token_starts(h.g, kept);
        rs_tensor *assign = rs_token_assign(h.g, x, cu, kept), *sizes = rs_token_sizes(h.g, assign, kept, cu, nullptr);
