@@ -322,40 +322,105 @@ struct linear_end {
   bool half;         // y is f16
 };
 
-RS_DEVICE void store_one(const linear_end &e, int64_t row, int channel, float bias, float v) {
-  v = activate(e.act, v + bias);
-  if (e.residual) v = e.residual[row * e.residual_stride + channel] + v;
+// 4 neighbouring channels of a row, of which `count` are there.  wide: they are, and lie on 16 bytes.
+RS_DEVICE void load_residual(const linear_end &e, int64_t row, int channel, int count, bool wide, float (&v)[4]) {
+  const float *r = e.residual + row * e.residual_stride + channel;
+  if (wide) {
+    const float4 x = *reinterpret_cast<const float4 *>(r);
+    v[0] = x.x, v[1] = x.y, v[2] = x.z, v[3] = x.w;
+    return;
+  }
+  RS_UNROLL
+  for (int i = 0; i < 4; i++) v[i] = i < count ? r[i] : 0;
+}
+
+RS_DEVICE void store_four(const linear_end &e, int64_t row, int channel, int count, bool wide, float (&v)[4]) {
   const int64_t at = row * e.stride + channel;
   if (!e.half) {
-    static_cast<float *>(e.y)[at] = v;
+    float *y = static_cast<float *>(e.y) + at;
+    if (wide) {
+      *reinterpret_cast<float4 *>(y) = make_float4(v[0], v[1], v[2], v[3]);
+    } else {
+      RS_UNROLL
+      for (int i = 0; i < 4; i++)
+        if (i < count) y[i] = v[i];
+    }
     return;
   }
   // Beyond the largest f16, the largest: what attention makes of it is then large, not infinite.
-  const float fit = v > 65504.0f ? 65504.0f : v < -65504.0f ? -65504.0f : v;
-  static_cast<uint16_t *>(e.y)[at] = static_cast<uint16_t>(pack_f16(fit, 0));
+  RS_UNROLL
+  for (int i = 0; i < 4; i++) v[i] = v[i] > 65504.0f ? 65504.0f : v[i] < -65504.0f ? -65504.0f : v[i];
+  const uint32_t low = pack_f16(v[0], v[1]), high = pack_f16(v[2], v[3]);
+  uint16_t *y = static_cast<uint16_t *>(e.y) + at;
+  if (wide) {
+    *reinterpret_cast<uint2 *>(y) = make_uint2(low, high);
+  } else {
+    RS_UNROLL
+    for (int i = 0; i < 4; i++)
+      if (i < count) y[i] = static_cast<uint16_t>((i < 2 ? low : high) >> i % 2 * 16);
+  }
 }
 
-// 16 rows of a warp's 32 channels change hands, so that a thread has one channel, whose constants it loads once, and a warp's
-// stores are of neighbours.  part: the warp's own, [16][part_stride].  value(sum, row): before the bias.
-constexpr int part_stride = 40;  // two rows of fragments, 8 columns each, in different banks
+// 16 rows of a warp's 32 channels change hands, so that a thread has 4 neighbouring channels, whose constants it loads once, and
+// stores them at once.  part: the warp's own, [16][part_stride] words; fragments of 4 rows, 8 bytes a thread, lie in different
+// banks.
+constexpr int part_stride = 40;
 constexpr int part_bytes = 16 * part_stride * 4;
-template <class T, class F>
-RS_DEVICE void store_part(shared<T> part, const T (&sums)[4][4], int64_t first_row, int rows, int channel, float bias,
-                          const linear_end &e, F value) {
-  const int lane = lane_of(), g = lane / 4, t = lane % 4;
+
+RS_DEVICE uint32_t to_bits(int32_t v) { return static_cast<uint32_t>(v); }
+RS_DEVICE uint32_t to_bits(float v) { return float_to_bits(v); }
+
+// channel: of the thread, the first of its 4.  value(bits of a sum, row of the part, which of the 4): what the activation takes.
+template <class T, class Act, class F>
+RS_DEVICE void store_part(shared<uint8_t> part, const T (&sums)[4][4], int64_t first_row, int rows, int channel, bool wide,
+                          const linear_end &e, Act act, F value) {
+  const int lane = lane_of(), g = lane / 4, t = lane % 4, count = e.channels - channel;
+  const int64_t left = rows - first_row;
   warp_sync();  // all have read what was here
   RS_UNROLL
   for (int n = 0; n < 4; n++) {
     RS_UNROLL
-    for (int c = 0; c < 4; c++) part[(g + c / 2 * 8) * part_stride + n * 8 + 2 * t + c % 2] = sums[n][c];
+    for (int r = 0; r < 2; r++)
+      (part + ((g + r * 8) * part_stride + n * 8 + 2 * t) * 4).template as<uint2>()[0] =
+          make_uint2(to_bits(sums[n][2 * r]), to_bits(sums[n][2 * r + 1]));
   }
   warp_sync();
-  const int64_t left = rows - first_row;
-  if (channel >= e.channels) return;
-  const int count = left < 16 ? static_cast<int>(left) : 16;
-  RS_NO_UNROLL  // the loop over K needs the registers
-      for (int i = 0; i < count; i++)
-          store_one(e, first_row + i, channel, bias, value(part[i * part_stride + lane], first_row + i));
+  if (count <= 0) return;
+  wide = wide && count >= 4;
+  float next[4] = {}, residual[4];  // of the rows that come next, asked for before it is their turn
+  if (e.residual && lane / 8 < left) load_residual(e, first_row + lane / 8, channel, count, wide, next);
+  RS_NO_UNROLL  // activations are long
+      for (int row = lane / 8; row < 16 && row < left; row += 4) {
+    RS_UNROLL
+    for (int i = 0; i < 4; i++) residual[i] = next[i];
+    if (e.residual && row + 4 < left && row + 4 < 16) load_residual(e, first_row + row + 4, channel, count, wide, next);
+    const uint4 bits = (part + (row * part_stride + lane % 8 * 4) * 4).template as<uint4>()[0];
+    float v[4] = {value(bits.x, row, 0), value(bits.y, row, 1), value(bits.z, row, 2), value(bits.w, row, 3)};
+    RS_UNROLL
+    for (int i = 0; i < 4; i++) {
+      v[i] = act(v[i]);
+      if (e.residual) v[i] = residual[i] + v[i];
+    }
+    store_four(e, first_row + row, channel, count, wide, v);
+  }
+}
+
+// store(act) with an activation that needs no choice at every element, for those that most layers have.
+template <class F>
+RS_DEVICE void with_activation(rs_activation act, F store) {
+  if (act == RS_ACT_NONE) store([](float v) { return v; });
+  else if (act == RS_ACT_GELU) store([](float v) { return activate(RS_ACT_GELU, v); });
+  else store([act](float v) { return activate(act, v); });
+}
+
+// Do rows of 4 elements lie on what a thread stores at once?
+RS_DEVICE bool is_wide(const linear_end &e) {
+  const bool result = e.stride % 4 == 0 && reinterpret_cast<uintptr_t>(e.y) % (e.half ? 8 : 16) == 0;
+  return result && (!e.residual || (e.residual_stride % 4 == 0 && reinterpret_cast<uintptr_t>(e.residual) % 16 == 0));
+}
+RS_DEVICE void load_bias(const linear_end &e, int channel, float (&bias)[4]) {
+  RS_UNROLL
+  for (int i = 0; i < 4; i++) bias[i] = e.bias && channel + i < e.channels ? e.bias[channel + i] : 0;
 }
 
 // ---- 8 and 4 bits
@@ -392,34 +457,55 @@ RS_DEVICE void unpack_nibbles(uint32_t w, uint32_t *low, uint32_t *high) {
   *high = (w & 0xf0f0f0f0u) ^ 0x80808080u;
 }
 
+// What a thread brings into each stage: chunks of 16 bytes, whose places in the stages and whose distances are constants, so that a
+// step costs little more than the copies themselves.
 template <bool Four, int BM, int BN>
-RS_DEVICE void load_step(shared<uint8_t> stage, const uint8_t *q, int64_t first_row, int rows, const quantized_weight &w,
-                         int first_panel, int k) {
+struct step_loader {
   using tile = linear_tile<Four, BM, BN>;
-  RS_NO_UNROLL
-  for (int i = thread_index(); i < BM * 4; i += tile::threads) {
-    const int row = i / 4, chunk = i % 4, at = k + chunk * 16;
-    const bool there = first_row + row < rows && at < w.kp;
-    cp_async16(stage + a_chunk(row, chunk), q + (there ? (first_row + row) * w.kp + at : 0), there ? 16 : 0);
+  static constexpr int chunks = Four ? 2 : 4;                     // of a K4 row of a panel
+  static constexpr int a_rows = tile::threads / 4;                // of x that all threads bring at once
+  static constexpr int b_panels = tile::threads / (16 * chunks);  // the same of panels
+  static constexpr int a_count = BM / a_rows, b_count = BN / panel_n / b_panels;
+  const uint8_t *a, *b, *mult;
+  int64_t a_stride, b_stride;  // from one chunk of a thread to the next
+  int a_to, b_to, a_there, b_there;
+  int a_left, b_left, mult_left;  // of K, from this thread's chunks on
+
+  RS_DEVICE step_loader(const uint8_t *q, int64_t first_row, int rows, const quantized_weight &w, int first_panel) {
+    const int thread = thread_index(), row = thread / 4, chunk = thread % 4;
+    a = q + (first_row + row) * w.kp + chunk * 16;
+    a_stride = static_cast<int64_t>(a_rows) * w.kp;
+    a_to = a_chunk(row, chunk);
+    const int64_t rows_left = rows - first_row - row;
+    a_there = rows_left <= 0 ? 0 : rows_left > BM ? a_count : (static_cast<int>(rows_left) + a_rows - 1) / a_rows;
+    a_left = w.kp - chunk * 16;
+    const int panel = thread / (16 * chunks), k4 = thread / chunks % 16, part = thread % chunks;
+    b = w.w + (static_cast<int64_t>(first_panel + panel) * (w.kp / panel_k) + k4) * (16 * chunks) + 16 * part;
+    b_stride = static_cast<int64_t>(b_panels) * (w.kp / panel_k) * (16 * chunks);
+    b_to = tile::a_bytes + (Four ? (panel * 16 + k4) * 32 + 16 * part : b_chunk(panel * 16 + k4, part));
+    const int panels_left = w.panels - first_panel - panel;
+    b_there = panels_left <= 0 ? 0 : (panels_left + b_panels - 1) / b_panels;
+    b_left = w.kp - k4 * panel_k;
+    // Multipliers: a panel's two groups of a step, a thread each.
+    const bool has_mult = Four && thread < BN / panel_n * 2 && first_panel + thread / 2 < w.panels;
+    mult = w.mult + (has_mult ? (static_cast<int64_t>(first_panel + thread / 2) * (w.kp / group_k) + thread % 2) * 16 : 0);
+    mult_left = has_mult ? w.kp - thread % 2 * group_k : 0;
   }
-  const shared<uint8_t> b = stage + tile::a_bytes;
-  constexpr int chunks = Four ? 2 : 4;  // of a K4 row
-  RS_NO_UNROLL
-  for (int i = thread_index(); i < BN * chunks; i += tile::threads) {
-    const int panel = i / (16 * chunks), row = i / chunks % 16, chunk = i % chunks, at = k / panel_k + row;
-    const bool there = first_panel + panel < w.panels && at * panel_k < w.kp;
-    const int64_t from = (static_cast<int64_t>(first_panel + panel) * (w.kp / panel_k) + at) * (16 * chunks) + 16 * chunk;
-    const int to = Four ? (panel * 16 + row) * 32 + 16 * chunk : b_chunk(panel * 16 + row, chunk);
-    cp_async16(b + to, w.w + (there ? from : 0), there ? 16 : 0);
+
+  // The next step.  Copies of no bytes read nothing, wherever they point.
+  RS_DEVICE void load(shared<uint8_t> stage) {
+    RS_UNROLL
+    for (int i = 0; i < a_count; i++)
+      cp_async16(stage + (a_to + i * a_rows * step_k), a + i * a_stride, i < a_there && a_left > 0 ? 16 : 0);
+    RS_UNROLL
+    for (int i = 0; i < b_count; i++)
+      cp_async16(stage + (b_to + i * b_panels * 16 * (16 * chunks)), b + i * b_stride, i < b_there && b_left > 0 ? 16 : 0);
+    if (Four && thread_index() < BN / panel_n * 2)
+      cp_async16(stage + (tile::a_bytes + tile::b_bytes + thread_index() * 16), mult, mult_left > 0 ? 16 : 0);
+    a += step_k, b += step_k / panel_k * (16 * chunks), mult += step_k / group_k * 16;
+    a_left -= step_k, b_left -= step_k, mult_left -= step_k;
   }
-  if (Four)
-    for (int i = thread_index(); i < BN / 16 * 2; i += tile::threads) {
-      const int panel = i / 2, group = k / group_k + i % 2;
-      const bool there = first_panel + panel < w.panels && group * group_k < w.kp;
-      const int64_t from = (static_cast<int64_t>(first_panel + panel) * (w.kp / group_k) + group) * 16;
-      cp_async16(stage + (tile::a_bytes + tile::b_bytes + i * 16), w.mult + (there ? from : 0), there ? 16 : 0);
-    }
-}
+};
 
 // Where a thread reads in a stage: all else is constants.
 struct fragment_places {
@@ -492,40 +578,57 @@ linear_quantized(const int32_t *n_rows, const uint8_t *q, const row_quant *rq, q
   const int rows = *n_rows, first_panel = block_x() * (BN / panel_n);
   const int64_t first_row = static_cast<int64_t>(block_y()) * BM;
   if (first_row >= rows) return;
+  // Of a row for each of the first BM threads: it is there when the sums are.
+  row_quant mine = {};
+  if (thread_index() < BM && first_row + thread_index() < rows) mine = rq[first_row + thread_index()];
   const shared<uint8_t> memory = block_memory<uint8_t>(0);
   const int warp_m = warp_of() % tile::warps_m, warp_n = warp_of() / tile::warps_m, steps = (w.kp + step_k - 1) / step_k;
   const fragment_places places = fragment_places::of<tile>(warp_m, warp_n, Four);
   int32_t acc[tile::tiles_m][4][4] = {};
+  step_loader<Four, BM, BN> loader(q, first_row, rows, w, first_panel);
   for (int i = 0; i < tile::stages - 1; i++) {
-    if (i < steps) load_step<Four, BM, BN>(memory + i * tile::stage_bytes, q, first_row, rows, w, first_panel, i * step_k);
+    if (i < steps) loader.load(memory + i * tile::stage_bytes);
     cp_async_commit();
   }
+  int here = 0, next = tile::stages - 1;
   for (int i = 0; i < steps; i++) {
     cp_async_wait<tile::stages - 2>();
     block_sync();  // step i is there for all, and all are done with step i - 1, whose place the next one takes
-    const int next = i + tile::stages - 1;
-    if (next < steps)
-      load_step<Four, BM, BN>(memory + next % tile::stages * tile::stage_bytes, q, first_row, rows, w, first_panel, next * step_k);
+    if (i + tile::stages - 1 < steps) loader.load(memory + next * tile::stage_bytes);
     cp_async_commit();
     RS_UNROLL
-    for (int half = 0; half < 2; half++)
-      multiply_half<Four, BM, BN>(memory + i % tile::stages * tile::stage_bytes, half, places, warp_n, acc);
+    for (int half = 0; half < 2; half++) multiply_half<Four, BM, BN>(memory + here * tile::stage_bytes, half, places, warp_n, acc);
+    here = here + 1 == tile::stages ? 0 : here + 1;
+    next = next + 1 == tile::stages ? 0 : next + 1;
   }
   cp_async_wait<0>();
+  block_sync();  // the stages are read
+  const shared<row_quant> quants = (memory + tile::threads / warp_size * part_bytes).template as<row_quant>();
+  if (thread_index() < BM) quants[thread_index()] = mine;
   block_sync();
-  const int channel = first_panel * panel_n + warp_n * 32 + lane_of();
-  const bool there = channel < e.channels;
-  const float scale = there ? w.scale[channel] : 0, bias = there && e.bias ? e.bias[channel] : 0;
-  const int32_t colsum = there ? w.colsum[channel] : 0;
+  const int channel = first_panel * panel_n + warp_n * 32 + lane_of() % 8 * 4;
+  const bool wide = is_wide(e);
+  float scale[4], bias[4];
+  int32_t colsum[4];
+  load_bias(e, channel, bias);
   RS_UNROLL
-  for (int m = 0; m < tile::tiles_m; m++)
-    store_part(block_memory<int32_t>(warp_of() * part_bytes), acc[m], first_row + warp_m * tile::rows + m * 16, rows, channel, bias,
-               e, [&](int32_t sum, int64_t row) {
-                 const row_quant x = rq[row];
-                 const uint32_t centred =
-                     static_cast<uint32_t>(sum) - static_cast<uint32_t>(x.zero) * static_cast<uint32_t>(colsum);
-                 return static_cast<float>(static_cast<int32_t>(centred)) * (x.scale * scale);
-               });
+  for (int i = 0; i < 4; i++) {  // of a whole panel
+    const bool there = channel < w.panels * panel_n;
+    scale[i] = there ? w.scale[channel + i] : 0, colsum[i] = there ? w.colsum[channel + i] : 0;
+  }
+  with_activation(e.act, [&](auto act) {
+    RS_UNROLL
+    for (int m = 0; m < tile::tiles_m; m++) {
+      const int row_of_block = warp_m * tile::rows + m * 16;
+      store_part(memory + warp_of() * part_bytes, acc[m], first_row + row_of_block, rows, channel, wide, e, act,
+                 [&](uint32_t sum, int row, int i) {
+                   const row_quant x = quants[row_of_block + row];
+                   const uint32_t centred = sum - static_cast<uint32_t>(x.zero) * static_cast<uint32_t>(colsum[i]);
+                   const float v = static_cast<float>(static_cast<int32_t>(centred)) * (x.scale * scale[i]);
+                   return e.bias ? v + bias[i] : v;
+                 });
+    }
+  });
 }
 
 template <bool Four, int BM, int BN>
@@ -633,12 +736,16 @@ linear_float(const int32_t *n_rows, const float *x, int64_t stride, int columns,
   }
   cp_async_wait<0>();
   block_sync();
-  const int channel = first_tile * 8 + warp_n * 32 + lane;
-  const float bias = channel < e.channels && e.bias ? e.bias[channel] : 0;
-  RS_UNROLL
-  for (int m = 0; m < 2; m++)
-    store_part(block_memory<float>(warp_of() * part_bytes), acc[m], first_row + warp_m * 32 + m * 16, rows, channel, bias, e,
-               [](float sum, int64_t) { return sum; });
+  const int channel = first_tile * 8 + warp_n * 32 + lane % 8 * 4;
+  const bool wide = is_wide(e);
+  float bias[4];
+  load_bias(e, channel, bias);
+  with_activation(e.act, [&](auto act) {
+    RS_UNROLL
+    for (int m = 0; m < 2; m++)
+      store_part(memory + warp_of() * part_bytes, acc[m], first_row + warp_m * 32 + m * 16, rows, channel, wide, e, act,
+                 [&](uint32_t sum, int, int i) { return bits_to_float(sum) + bias[i]; });
+  });
 }
 
 // ---- the operator
