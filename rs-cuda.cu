@@ -334,6 +334,14 @@ RS_DEVICE void load_residual(const linear_end &e, int64_t row, int channel, int 
   for (int i = 0; i < 4; i++) v[i] = i < count ? r[i] : 0;
 }
 
+// Beyond the largest f16, the largest: what attention makes of it is then large, not infinite.
+RS_DEVICE void fit_halves(float (&v)[4]) {
+  constexpr float most = 65504;
+  if (!(fmaxf(fmaxf(fabsf(v[0]), fabsf(v[1])), fmaxf(fabsf(v[2]), fabsf(v[3]))) > most)) return;
+  RS_UNROLL
+  for (int i = 0; i < 4; i++) v[i] = v[i] > most ? most : v[i] < -most ? -most : v[i];  // NaN stays
+}
+
 RS_DEVICE void store_four(const linear_end &e, int64_t row, int channel, int count, bool wide, float (&v)[4]) {
   const int64_t at = row * e.stride + channel;
   if (!e.half) {
@@ -347,9 +355,7 @@ RS_DEVICE void store_four(const linear_end &e, int64_t row, int channel, int cou
     }
     return;
   }
-  // Beyond the largest f16, the largest: what attention makes of it is then large, not infinite.
-  RS_UNROLL
-  for (int i = 0; i < 4; i++) v[i] = v[i] > 65504.0f ? 65504.0f : v[i] < -65504.0f ? -65504.0f : v[i];
+  fit_halves(v);
   const uint32_t low = pack_f16(v[0], v[1]), high = pack_f16(v[2], v[3]);
   uint16_t *y = static_cast<uint16_t *>(e.y) + at;
   if (wide) {
@@ -370,12 +376,9 @@ constexpr int part_bytes = 16 * part_stride * 4;
 RS_DEVICE uint32_t to_bits(int32_t v) { return static_cast<uint32_t>(v); }
 RS_DEVICE uint32_t to_bits(float v) { return float_to_bits(v); }
 
-// channel: of the thread, the first of its 4.  value(bits of a sum, row of the part, which of the 4): what the activation takes.
-template <class T, class Act, class F>
-RS_DEVICE void store_part(shared<uint8_t> part, const T (&sums)[4][4], int64_t first_row, int rows, int channel, bool wide,
-                          const linear_end &e, Act act, F value) {
-  const int lane = lane_of(), g = lane / 4, t = lane % 4, count = e.channels - channel;
-  const int64_t left = rows - first_row;
+template <class T>
+RS_DEVICE void exchange(shared<uint8_t> part, const T (&sums)[4][4]) {
+  const int lane = lane_of(), g = lane / 4, t = lane % 4;
   warp_sync();  // all have read what was here
   RS_UNROLL
   for (int n = 0; n < 4; n++) {
@@ -385,32 +388,86 @@ RS_DEVICE void store_part(shared<uint8_t> part, const T (&sums)[4][4], int64_t f
           make_uint2(to_bits(sums[n][2 * r]), to_bits(sums[n][2 * r + 1]));
   }
   warp_sync();
+}
+RS_DEVICE uint4 exchanged(shared<uint8_t> part, int row) {
+  return (part + (row * part_stride + lane_of() % 8 * 4) * 4).template as<uint4>()[0];
+}
+
+// What may be stored: any rows and channels of a tile, with any activation and residual.  channel: of the thread, the first of
+// its 4. value(bits of a sum, row of the part, which of the 4): what the activation takes.
+template <class T, class F>
+RS_DEVICE void store_part(shared<uint8_t> part, const T (&sums)[4][4], int64_t first_row, int rows, int channel, bool wide,
+                          const linear_end &e, F value) {
+  const int lane = lane_of(), count = e.channels - channel;
+  const int64_t left = rows - first_row;
+  exchange(part, sums);
   if (count <= 0) return;
   wide = wide && count >= 4;
-  float next[4] = {}, residual[4];  // of the rows that come next, asked for before it is their turn
-  if (e.residual && lane / 8 < left) load_residual(e, first_row + lane / 8, channel, count, wide, next);
   RS_NO_UNROLL  // activations are long
       for (int row = lane / 8; row < 16 && row < left; row += 4) {
-    RS_UNROLL
-    for (int i = 0; i < 4; i++) residual[i] = next[i];
-    if (e.residual && row + 4 < left && row + 4 < 16) load_residual(e, first_row + row + 4, channel, count, wide, next);
-    const uint4 bits = (part + (row * part_stride + lane % 8 * 4) * 4).template as<uint4>()[0];
-    float v[4] = {value(bits.x, row, 0), value(bits.y, row, 1), value(bits.z, row, 2), value(bits.w, row, 3)};
+    const uint4 bits = exchanged(part, row);
+    float v[4] = {value(bits.x, row, 0), value(bits.y, row, 1), value(bits.z, row, 2), value(bits.w, row, 3)}, residual[4] = {};
+    if (e.residual) load_residual(e, first_row + row, channel, count, wide, residual);
     RS_UNROLL
     for (int i = 0; i < 4; i++) {
-      v[i] = act(v[i]);
+      v[i] = activate(e.act, v[i]);
       if (e.residual) v[i] = residual[i] + v[i];
     }
     store_four(e, first_row + row, channel, count, wide, v);
   }
 }
 
-// store(act) with an activation that needs no choice at every element, for those that most layers have.
-template <class F>
-RS_DEVICE void with_activation(rs_activation act, F store) {
-  if (act == RS_ACT_NONE) store([](float v) { return v; });
-  else if (act == RS_ACT_GELU) store([](float v) { return activate(RS_ACT_GELU, v); });
-  else store([act](float v) { return activate(act, v); });
+// The forms that layers of encoders have, of tiles that are all there: code of their own, without a choice at every element, which
+// took as long as the product.
+template <rs_activation Act, bool Half, bool Residual, class T, class F>
+RS_DEVICE void store_whole_part(shared<uint8_t> part, const T (&sums)[4][4], int64_t first_row, int channel, const linear_end &e,
+                                F value) {
+  const int first = lane_of() / 8;
+  float4 residual[4];
+  if (Residual) {
+    const float *r = e.residual + (first_row + first) * e.residual_stride + channel;
+    RS_UNROLL
+    for (int i = 0; i < 4; i++) residual[i] = *reinterpret_cast<const float4 *>(r + i * 4 * e.residual_stride);
+  }
+  exchange(part, sums);
+  const int64_t at = (first_row + first) * e.stride + channel;
+  RS_UNROLL
+  for (int i = 0; i < 4; i++) {
+    const int row = first + 4 * i;
+    const uint4 bits = exchanged(part, row);
+    float v[4] = {value(bits.x, row, 0), value(bits.y, row, 1), value(bits.z, row, 2), value(bits.w, row, 3)};
+    RS_UNROLL
+    for (int j = 0; j < 4; j++) v[j] = activate(Act, v[j]);
+    if (Residual)
+      v[0] = residual[i].x + v[0], v[1] = residual[i].y + v[1], v[2] = residual[i].z + v[2], v[3] = residual[i].w + v[3];
+    if (Half) {
+      fit_halves(v);
+      *reinterpret_cast<uint2 *>(static_cast<uint16_t *>(e.y) + at + i * 4 * e.stride) =
+          make_uint2(pack_f16(v[0], v[1]), pack_f16(v[2], v[3]));
+    } else {
+      *reinterpret_cast<float4 *>(static_cast<float *>(e.y) + at + i * 4 * e.stride) = make_float4(v[0], v[1], v[2], v[3]);
+    }
+  }
+}
+
+// A warp's tile of `Parts` parts.  whole: it and those of the block's other warps are all there, on 16 bytes.
+template <int Parts, class T, class F>
+RS_DEVICE void store_tile(shared<uint8_t> part, const T (&sums)[Parts][4][4], int64_t first_row, int rows, int channel, bool whole,
+                          bool wide, const linear_end &e, F value) {
+  const auto each = [&](auto store) {
+    RS_UNROLL
+    for (int m = 0; m < Parts; m++)
+      store(sums[m], first_row + m * 16, [&value, m](uint32_t sum, int row, int i) { return value(sum, m * 16 + row, i); });
+  };
+  if (whole && e.act == RS_ACT_NONE && e.half && !e.residual)
+    each([&](const auto &c, int64_t row, auto f) { store_whole_part<RS_ACT_NONE, true, false>(part, c, row, channel, e, f); });
+  else if (whole && e.act == RS_ACT_NONE && !e.half && !e.residual)
+    each([&](const auto &c, int64_t row, auto f) { store_whole_part<RS_ACT_NONE, false, false>(part, c, row, channel, e, f); });
+  else if (whole && e.act == RS_ACT_NONE && !e.half)
+    each([&](const auto &c, int64_t row, auto f) { store_whole_part<RS_ACT_NONE, false, true>(part, c, row, channel, e, f); });
+  else if (whole && e.act == RS_ACT_GELU && !e.half && !e.residual)
+    each([&](const auto &c, int64_t row, auto f) { store_whole_part<RS_ACT_GELU, false, false>(part, c, row, channel, e, f); });
+  else each([&](const auto &c, int64_t row, auto f) { store_part(part, c, row, rows, channel, wide, e, f); });
 }
 
 // Do rows of 4 elements lie on what a thread stores at once?
@@ -616,19 +673,15 @@ linear_quantized(const int32_t *n_rows, const uint8_t *q, const row_quant *rq, q
     const bool there = channel < w.panels * panel_n;
     scale[i] = there ? w.scale[channel + i] : 0, colsum[i] = there ? w.colsum[channel + i] : 0;
   }
-  with_activation(e.act, [&](auto act) {
-    RS_UNROLL
-    for (int m = 0; m < tile::tiles_m; m++) {
-      const int row_of_block = warp_m * tile::rows + m * 16;
-      store_part(memory + warp_of() * part_bytes, acc[m], first_row + row_of_block, rows, channel, wide, e, act,
-                 [&](uint32_t sum, int row, int i) {
-                   const row_quant x = quants[row_of_block + row];
-                   const uint32_t centred = sum - static_cast<uint32_t>(x.zero) * static_cast<uint32_t>(colsum[i]);
-                   const float v = static_cast<float>(static_cast<int32_t>(centred)) * (x.scale * scale[i]);
-                   return e.bias ? v + bias[i] : v;
-                 });
-    }
-  });
+  const bool whole = wide && first_row + BM <= rows && first_panel * panel_n + BN <= e.channels;
+  const shared<row_quant> warp_quants = quants + warp_m * tile::rows;
+  store_tile<tile::tiles_m>(memory + warp_of() * part_bytes, acc, first_row + warp_m * tile::rows, rows, channel, whole, wide, e,
+                            [&](uint32_t sum, int row, int i) {
+                              const row_quant x = warp_quants[row];
+                              const uint32_t centred = sum - static_cast<uint32_t>(x.zero) * static_cast<uint32_t>(colsum[i]);
+                              const float v = static_cast<float>(static_cast<int32_t>(centred)) * (x.scale * scale[i]);
+                              return e.bias ? v + bias[i] : v;
+                            });
 }
 
 template <bool Four, int BM, int BN>
@@ -740,12 +793,9 @@ linear_float(const int32_t *n_rows, const float *x, int64_t stride, int columns,
   const bool wide = is_wide(e);
   float bias[4];
   load_bias(e, channel, bias);
-  with_activation(e.act, [&](auto act) {
-    RS_UNROLL
-    for (int m = 0; m < 2; m++)
-      store_part(memory + warp_of() * part_bytes, acc[m], first_row + warp_m * 32 + m * 16, rows, channel, wide, e, act,
-                 [&](uint32_t sum, int, int i) { return bits_to_float(sum) + bias[i]; });
-  });
+  const bool whole = wide && first_row + float_bm <= rows && first_tile * 8 + float_bn <= e.channels;
+  store_tile<2>(memory + warp_of() * part_bytes, acc, first_row + warp_m * 32, rows, channel, whole, wide, e,
+                [&](uint32_t sum, int, int i) { return bits_to_float(sum) + bias[i]; });
 }
 
 // ---- the operator

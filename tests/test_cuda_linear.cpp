@@ -100,15 +100,18 @@ TEST_P(CudaLinear, QuantizedEqualsTheCpuInEveryBit) {
         SCOPED_TRACE(std::string(rs_type_name(type)) + " " + std::to_string(c.rows) + "x" + std::to_string(c.n) + "x" +
                      std::to_string(c.k));
         linear_test t(c, type, with_bias, 1);
-        const floats in(c.capacity, c.k, t.rows.data()), out(c.capacity, {c.n, c.n + 3, 2}, t.rows.data());
+        const floats in(c.capacity, c.k, t.rows.data());
         t.fill(in);
-        t.run(in, out.value());
         const vec y = wanted_by_cpu(t.x, t.w, t.bias, type, c, RS_ACT_NONE);
-        int64_t wrong = 0;
-        for (int64_t i = 0; i < c.rows; i++)
-          for (int64_t j = 0; j < c.n; j++) wrong += !same_bits(out(i, j), y[static_cast<size_t>(i * c.n + j)]);
-        EXPECT_EQ(wrong, 0);
-        out.expect_untouched();
+        for (const layout_case &at : {layout_case{c.n, c.n + 3, 2}, {c.n, round_up(c.n, 4) + 4, 4}}) {  // on 16 bytes and not
+          const floats out(c.capacity, at, t.rows.data());
+          t.run(in, out.value());
+          int64_t wrong = 0;
+          for (int64_t i = 0; i < c.rows; i++)
+            for (int64_t j = 0; j < c.n; j++) wrong += !same_bits(out(i, j), y[static_cast<size_t>(i * c.n + j)]);
+          EXPECT_EQ(wrong, 0) << at.stride;
+          out.expect_untouched();
+        }
       }
 }
 
@@ -145,8 +148,7 @@ TEST_P(CudaLinear, ActivationsResidualsAndHalves) {
       SCOPED_TRACE(act);
       linear_test t(c, type, true, 5);
       const floats in(c.capacity, c.k, t.rows.data());
-      floats out(c.capacity, c.n, t.rows.data()), residual(c.capacity, {c.n, c.n + 5, 1}, t.rows.data());
-      residual.fill(9);
+      floats out(c.capacity, c.n, t.rows.data());
       const vec y = wanted_by_cpu(t.x, t.w, t.bias, type, c, static_cast<rs_activation>(act));
       t.call.op.params.act = static_cast<rs_activation>(act);
       t.fill(in);
@@ -155,11 +157,15 @@ TEST_P(CudaLinear, ActivationsResidualsAndHalves) {
       const auto near = [](float a, float b) { return std::fabs(a - b) <= 2e-5f + 2e-5f * std::fabs(b); };
       for (int64_t i = 0; i < c.rows; i++)
         for (int64_t j = 0; j < c.n; j++) ASSERT_TRUE(near(out(i, j), y[static_cast<size_t>(i * c.n + j)])) << i << "," << j;
-      floats sum(c.capacity, c.n, t.rows.data());
-      t.call.call.residual = residual.row(0), t.call.call.residual_stride = residual.at.stride;
-      t.run(in, sum.value());
-      for (int64_t i = 0; i < c.rows; i++)
-        for (int64_t j = 0; j < c.n; j++) ASSERT_TRUE(same_bits(sum(i, j), residual(i, j) + out(i, j))) << i << "," << j;
+      for (const layout_case &at : {layout_case{c.n, c.n + 5, 1}, {c.n, c.n + 4, 0}}) {
+        floats sum(c.capacity, c.n, t.rows.data()), residual(c.capacity, at, t.rows.data());
+        residual.fill(9);
+        t.call.call.residual = residual.row(0), t.call.call.residual_stride = at.stride;
+        t.run(in, sum.value());
+        for (int64_t i = 0; i < c.rows; i++)
+          for (int64_t k = 0; k < c.n; k++) ASSERT_TRUE(same_bits(sum(i, k), residual(i, k) + out(i, k))) << i << "," << k;
+        sum.expect_untouched();
+      }
       t.call.call.residual = nullptr;
       test_tensor<uint32_t> half(c.capacity, c.n / 2, t.rows.data());
       device_value v = half.value();
@@ -169,6 +175,28 @@ TEST_P(CudaLinear, ActivationsResidualsAndHalves) {
         for (int64_t j = 0; j < c.n / 2; j++) ASSERT_EQ(half(i, j), pack_f16(out(i, 2 * j), out(i, 2 * j + 1))) << i << "," << j;
       half.expect_untouched();
     }
+}
+
+TEST_P(CudaLinear, HalvesStayFinite) {
+  const linear_case c = {64, 64, 64, 32};
+  linear_test t(c, RS_F32, false, 6);
+  for (float &v : t.x) v *= 3e5f;
+  t.x[40 * 32 + 1] = NAN;
+  const floats in(c.capacity, c.k, t.rows.data());
+  t.fill(in);
+  test_tensor<uint32_t> half(c.capacity, c.n / 2, t.rows.data());
+  device_value v = half.value();
+  v.half = true, v.cols = v.stride = c.n;
+  t.run(in, v);
+  int large = 0;
+  for (int64_t i = 0; i < c.rows; i++)
+    for (int64_t j = 0; j < c.n / 2; j++)
+      for (const uint32_t bits : {half(i, j) & 0x7fff, half(i, j) >> 16 & 0x7fff}) {
+        ASSERT_EQ(bits > 0x7c00, i == 40) << i << "," << j;  // NaN
+        ASSERT_NE(bits, 0x7c00u) << i << "," << j;
+        large += bits == 0x7bff;
+      }
+  EXPECT_GT(large, 100);
 }
 
 TEST_P(CudaLinear, RowsDoNotDependOnOthers) {
