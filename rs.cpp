@@ -7,7 +7,7 @@
 //    4  threads
 //    5  types and blocks: how each (type, layout) is stored; quantizers
 //    6  reference kernels: scalar, always built, the oracle of the tests
-//    7  ISA kernels: AVX2, AVX-VNNI, AVX512-VNNI, AMX, NEON
+//    7  ISA kernels: AVX2, AVX-VNNI, AVX512-VNNI, AVX512-BF16, AMX, NEON
 //    8  kernel table
 //    9  graph: tensors, builders
 //   10  operators, one block each
@@ -1186,9 +1186,20 @@ void f16_rows_encode(const float *src, matrix m, void *dst, const rounding *) {
   auto *d = static_cast<uint16_t *>(dst);
   for (size_t i = 0; i < m.n * m.k; i++) d[i] = float_to_half(src[i]);
 }
+#ifdef RS_X86
+RS_AVX2 void eight_halves(const uint16_t *s, float *dst) {
+  _mm256_storeu_ps(dst, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(s))));
+}
+#endif
 void f16_rows_decode(const void *src, matrix m, float *dst) {
   const auto *s = static_cast<const uint16_t *>(src);
-  for (size_t i = 0; i < m.n * m.k; i++) dst[i] = half_to_float(s[i]);
+  const size_t n = m.n * m.k;
+  size_t i = 0;
+#ifdef RS_X86
+  if (cpu().avx2 && cpu().f16c)  // positions are looked up for every token
+    for (; i + 8 <= n; i += 8) eight_halves(s + i, dst + i);
+#endif
+  for (; i < n; i++) dst[i] = half_to_float(s[i]);
 }
 bool halves_finite(const void *data, size_t n) {
   const auto *h = static_cast<const uint16_t *>(data);
@@ -1986,8 +1997,7 @@ RS_INLINE vf centred(const int32_t *acc, int32_t zero, const int32_t *colsum) {
 }
 RS_INLINE void store_u8(uint8_t *q, vf x, int32_t zero) {
   const __m512i v = _mm512_add_epi32(_mm512_cvtps_epi32(x), _mm512_set1_epi32(zero));
-  const __m512i cut = _mm512_min_epi32(_mm512_max_epi32(v, _mm512_setzero_si512()), _mm512_set1_epi32(255));
-  _mm_storeu_si128(reinterpret_cast<__m128i *>(q), _mm512_cvtepi32_epi8(cut));
+  _mm_storeu_si128(reinterpret_cast<__m128i *>(q), _mm512_cvtusepi32_epi8(_mm512_max_epi32(v, _mm512_setzero_si512())));
 }
 template <class V>
 RS_INLINE void hide(V &x) {
@@ -2307,29 +2317,29 @@ RS_TARGET void attend(const attn_problem &p, const attn_memory &m, block_kernel 
   attn_write(p, m);
 }
 
-// For 16 queries, then 16 others whose values lie b_next behind: c [16][16] (+)= a tile of a, and those behind it, times b
+// For 16 queries, and 16 others whose values lie b_next behind: c [16][16] (+)= a tile of a, and those behind it, times b
 // [pairs][16][2].
+template <size_t Q>
 RS_TARGET void pair_products(const uint16_t *a, const uint16_t *b, size_t b_next, size_t pairs, float *c, size_t c_next, bool add) {
   constexpr int rows = 8;  // 16 sums, two of b, one of a: of 32 registers
   for (int half = 0; half < 16; half += rows, a += rows * 32, c += rows * panel_n) {
-    __m512 acc[rows][2];
+    __m512 acc[rows][Q];
     for (int r = 0; r < rows; r++)
-      for (size_t i = 0; i < 2; i++) acc[r][i] = add ? _mm512_load_ps(c + i * c_next + r * panel_n) : _mm512_setzero_ps();
+      for (size_t i = 0; i < Q; i++) acc[r][i] = add ? _mm512_load_ps(c + i * c_next + r * panel_n) : _mm512_setzero_ps();
     for (size_t k = 0; k < pairs; k++) {
       const uint16_t *x = a + k / 16 * tile_values + k % 16 * 2;
-      const auto b0 = reinterpret_cast<__m512bh>(_mm512_load_si512(b + k * 32));
-      const auto b1 = reinterpret_cast<__m512bh>(_mm512_load_si512(b + b_next + k * 32));
+      __m512i y[Q];
+      for (size_t i = 0; i < Q; i++) y[i] = _mm512_load_si512(b + i * b_next + k * 32);
 #pragma GCC unroll 8
       for (int r = 0; r < rows; r++) {
         int32_t pair;
         memcpy(&pair, x + r * 32, 4);
         const auto two = reinterpret_cast<__m512bh>(_mm512_set1_epi32(pair));
-        acc[r][0] = _mm512_dpbf16_ps(acc[r][0], two, b0);
-        acc[r][1] = _mm512_dpbf16_ps(acc[r][1], two, b1);
+        for (size_t i = 0; i < Q; i++) acc[r][i] = _mm512_dpbf16_ps(acc[r][i], two, reinterpret_cast<__m512bh>(y[i]));
       }
     }
     for (int r = 0; r < rows; r++)
-      for (size_t i = 0; i < 2; i++) _mm512_store_ps(c + i * c_next + r * panel_n, acc[r][i]);
+      for (size_t i = 0; i < Q; i++) _mm512_store_ps(c + i * c_next + r * panel_n, acc[r][i]);
   }
 }
 
@@ -2337,20 +2347,21 @@ RS_TARGET void attn_block(const attn_problem &p, const attn_memory &m, int64_t k
   const float factor = p.scale * log2_e;
   const auto largest = choose_largest(p);
   const auto weigh = choose_weights(p, logs);
-  const size_t steps = attn_steps(p.d), groups = round_up(static_cast<size_t>(p.queries), attn_group) / attn_group;
-  for (size_t group = 0; group < groups; group++) {
-    float *out = m.out + 2 * group * m.out_stride;
+  const size_t steps = attn_steps(p.d), tiles = round_up(static_cast<size_t>(p.queries), panel_n) / panel_n;
+  for (size_t first = 0; first < tiles; first += 2) {
+    const size_t end = std::min(first + 2, tiles);
+    const auto multiply = end - first > 1 ? pair_products<2> : pair_products<1>;
     for (int i = 0; i < n; i += 16)
-      pair_products(m.keys + static_cast<size_t>(i / 16) * steps * tile_values, m.queries + 2 * group * m.query_stride,
-                    m.query_stride, (p.d + 1) / 2, m.scores[0] + i * panel_n, attn_keys * panel_n, false);
-    for (size_t tile = 2 * group; tile < 2 * group + 2; tile++) {
+      multiply(m.keys + static_cast<size_t>(i / 16) * steps * tile_values, m.queries + first * m.query_stride, m.query_stride,
+               (p.d + 1) / 2, m.scores[0] + i * panel_n, attn_keys * panel_n, false);
+    for (size_t tile = first; tile < end; tile++) {
       const int64_t query = p.first_query + static_cast<int64_t>(16 * tile);
       largest(m, factor, tile, query, key, n, logs);
       for (int i = 0; i < n; i += 32) weigh(m, factor, tile, i, n, logs, query, key);
     }
     for (size_t c = 0; c < attn_value_tiles(p.d); c++)
-      pair_products(m.values + c * (attn_keys / 32) * tile_values, m.weights[0], attn_keys * panel_n,
-                    static_cast<size_t>(n + 1) / 2, out + c * panel_n * panel_n, m.out_stride, key > 0);
+      multiply(m.values + c * (attn_keys / 32) * tile_values, m.weights[0], attn_keys * panel_n, static_cast<size_t>(n + 1) / 2,
+               m.out + first * m.out_stride + c * panel_n * panel_n, m.out_stride, key > 0);
   }
 }
 
