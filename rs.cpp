@@ -178,15 +178,19 @@ RS_INLINE vf activate_one(rs_activation act, vf x) {
 
 template <rs_activation act>
 RS_TARGET void finish_as(const int32_t *acc, int rows, const row_quant *rq, const channel_block &c, float *y, size_t ldy) {
-  for (int j = 0; j < panel_n; j += lanes, acc += lanes, y += lanes) {
-    const vf scale = load(c.scale + j), bias = c.bias ? load(c.bias + j) : set1(0);
-    for (int r = 0; r < rows; r++) {
-      // Multiply, then add: a fused operation would round otherwise than the scalar row.
-      vf v = mul(centred(acc + r * panel_n, rq[r].zero, c.colsum + j), mul(set1(rq[r].scale), scale));
-      if (c.bias) v = add(v, bias);
-      store(y + r * ldy, activate_one(act, v));
-    }
+  constexpr int width = panel_n / lanes;
+  vf scale[width], bias[width];
+  for (int h = 0; h < width; h++) {
+    scale[h] = load(c.scale + h * lanes);
+    bias[h] = c.bias ? load(c.bias + h * lanes) : set1(0);
   }
+  for (int r = 0; r < rows; r++, acc += panel_n, y += ldy)
+    for (int h = 0; h < width; h++) {
+      // Multiply, then add: a fused operation would round otherwise than the scalar row.
+      vf v = mul(centred(acc + h * lanes, rq[r].zero, c.colsum + h * lanes), mul(set1(rq[r].scale), scale[h]));
+      if (c.bias) v = add(v, bias[h]);
+      store(y + h * lanes, activate_one(act, v));
+    }
 }
 
 template <rs_activation act>
