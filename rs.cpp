@@ -316,8 +316,7 @@ RS_TARGET void w8_rows(const uint8_t *a, size_t kp, int rows, const int8_t *w, i
     vi acc[R][width];
     for (int r = 0; r < R; r++)
       for (int h = 0; h < width; h++) acc[r][h] = zero_int();
-    // The first tiles fetch a panel each of those that come next, which wait in L2 or L3; behind the last there is nothing to
-    // fault.
+    // The first tiles fetch a panel each of those that come next, which wait in L2 or L3.  Behind the last that does no harm.
     const int8_t *next = w + static_cast<size_t>(ahead) * kp * panel_n;
     if (ahead < 2 * P - 1) ahead++;
     for (size_t k = 0; k < kp; k += panel_k) {
