@@ -7,7 +7,7 @@
 //    4  threads
 //    5  types and blocks: how each (type, layout) is stored; quantizers
 //    6  reference kernels: scalar, always built, the oracle of the tests
-//    7  ISA kernels: AVX2, AVX-VNNI, AVX512-VNNI, AMX, NEON
+//    7  ISA kernels: AVX2, AVX-VNNI, AVX512-VNNI, AVX512-BF16, AMX, NEON
 //    8  kernel table
 //    9  graph: tensors, builders
 //   10  operators, one block each
@@ -178,12 +178,18 @@ RS_INLINE vf activate_one(rs_activation act, vf x) {
 
 template <rs_activation act>
 RS_TARGET void finish_as(const int32_t *acc, int rows, const row_quant *rq, const channel_block &c, float *y, size_t ldy) {
-  for (int r = 0; r < rows; r++)
-    for (int j = 0; j < panel_n; j += lanes) {
+  constexpr int width = panel_n / lanes;
+  vf scale[width], bias[width];
+  for (int h = 0; h < width; h++) {
+    scale[h] = load(c.scale + h * lanes);
+    bias[h] = c.bias ? load(c.bias + h * lanes) : set1(0);
+  }
+  for (int r = 0; r < rows; r++, acc += panel_n, y += ldy)
+    for (int h = 0; h < width; h++) {
       // Multiply, then add: a fused operation would round otherwise than the scalar row.
-      vf v = mul(centred(acc + r * panel_n + j, rq[r].zero, c.colsum + j), mul(set1(rq[r].scale), load(c.scale + j)));
-      if (c.bias) v = add(v, load(c.bias + j));
-      store(y + r * ldy + j, activate_one(act, v));
+      vf v = mul(centred(acc + h * lanes, rq[r].zero, c.colsum + h * lanes), mul(set1(rq[r].scale), scale[h]));
+      if (c.bias) v = add(v, bias[h]);
+      store(y + h * lanes, activate_one(act, v));
     }
 }
 
@@ -306,11 +312,15 @@ RS_TARGET double f32_peak(size_t steps) {
 template <int R, int P>
 RS_TARGET void w8_rows(const uint8_t *a, size_t kp, int rows, const int8_t *w, int32_t *acc_out, size_t acc_stride) {
   constexpr int width = P * panel_width, lanes = panel_n / panel_width;
-  for (; rows >= R; rows -= R, a += R * kp, acc_out += R * panel_n) {
+  for (int ahead = P; rows >= R; rows -= R, a += R * kp, acc_out += R * panel_n) {
     vi acc[R][width];
     for (int r = 0; r < R; r++)
       for (int h = 0; h < width; h++) acc[r][h] = zero_int();
+    // The first tiles fetch a panel each of those that come next, which wait in L2 or L3.  Behind the last that does no harm.
+    const int8_t *next = w + static_cast<size_t>(ahead) * kp * panel_n;
+    if (ahead < 2 * P - 1) ahead++;
     for (size_t k = 0; k < kp; k += panel_k) {
+      __builtin_prefetch(next + k * panel_n);
       vi b[width];
       for (int h = 0; h < width; h++)
         b[h] = load_int(w + static_cast<size_t>(h / panel_width) * kp * panel_n + k * panel_n + h % panel_width * sizeof(vi));
@@ -343,48 +353,59 @@ RS_TARGET void w4_bytes(const uint8_t *w, size_t n, int8_t *to) {
   for (size_t k = 0; k < n; k += panel_k) unpack_step(w + k * 8, to + k * panel_n);
 }
 
-// Sums over a group of 32, then multiplied by the group's scale: += over `n` inputs of a panel in bytes.
-template <int R>
+// Sums over a group of 32, then multiplied by the group's scale: += over `n` inputs of P panels in bytes.
+template <int R, int P>
 RS_TARGET void w4_rows(const uint8_t *a, size_t kp, size_t n, int rows, const int8_t *w, const uint8_t *mult, bool first,
-                       int32_t *acc_out) {
-  constexpr int lanes = panel_n / panel_width;
+                       int32_t *acc_out, size_t acc_stride) {
+  constexpr int lanes = panel_n / panel_width, width = P * panel_width;
+  // Where register h is, of what has `stride` of something a panel and `part` of it a register.
+  const auto at = [](int h, size_t stride, size_t part) {
+    return static_cast<size_t>(h / panel_width) * stride + static_cast<size_t>(h % panel_width) * part;
+  };
   for (; rows >= R; rows -= R, a += R * kp, acc_out += R * panel_n) {
-    vi acc[R][panel_width];
+    vi acc[R][width];
     for (int r = 0; r < R; r++)
-      for (int h = 0; h < panel_width; h++) acc[r][h] = first ? zero_int() : load_int(acc_out + r * panel_n + h * lanes);
+      for (int h = 0; h < width; h++) acc[r][h] = first ? zero_int() : load_int(acc_out + r * panel_n + at(h, acc_stride, lanes));
     for (size_t group = 0; group < n; group += group_k) {
-      vi sum[R][panel_width];
+      vi sum[R][width];
       for (int r = 0; r < R; r++)
-        for (int h = 0; h < panel_width; h++) sum[r][h] = zero_int();
+        for (int h = 0; h < width; h++) sum[r][h] = zero_int();
 #pragma GCC unroll w4_unroll
       for (size_t k = group; k < group + group_k; k += panel_k) {
-        vi b[panel_width];
-        for (int h = 0; h < panel_width; h++) b[h] = load_int(w + k * panel_n + h * sizeof(vi));
+        vi b[width];
+        for (int h = 0; h < width; h++) b[h] = load_int(w + k * panel_n + at(h, w4_part * panel_n, sizeof(vi)));
 #pragma GCC unroll 12
         for (int r = 0; r < R; r++) {
           const vi x = broadcast4(a + r * kp + k);
-          for (int h = 0; h < panel_width; h++) sum[r][h] = group_dot(sum[r][h], x, b[h]);
+          for (int h = 0; h < width; h++) sum[r][h] = group_dot(sum[r][h], x, b[h]);
         }
       }
-      for (int h = 0; h < panel_width; h++) {
-        const vi m = group_scale(mult + group / group_k * panel_n + h * lanes);
+      for (int h = 0; h < width; h++) {
+        const vi m = group_scale(mult + group / group_k * panel_n + at(h, kp / group_k * panel_n, lanes));
         for (int r = 0; r < R; r++) acc[r][h] = group_add(acc[r][h], sum[r][h], m);
       }
     }
     for (int r = 0; r < R; r++)
-      for (int h = 0; h < panel_width; h++) store_int(acc_out + r * panel_n + h * lanes, acc[r][h]);
+      for (int h = 0; h < width; h++) store_int(acc_out + r * panel_n + at(h, acc_stride, lanes), acc[r][h]);
   }
   if constexpr (R > 1)
-    if (rows) w4_rows<R - 1>(a, kp, n, rows, w, mult, first, acc_out);
+    if (rows) w4_rows<R - 1, P>(a, kp, n, rows, w, mult, first, acc_out, acc_stride);
 }
-void w4_panels(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const uint8_t *mult, int panels, int32_t *acc) {
-  alignas(align_data) int8_t bytes[w4_part * panel_n];
-  for (int p = 0; p < panels; p++, w += kp * panel_n / 2, mult += kp / group_k * panel_n, acc += acc_panel(rows))
+template <int P>
+RS_TARGET void w4_tiles(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const uint8_t *mult, int panels, int32_t *acc) {
+  alignas(align_data) int8_t bytes[P * w4_part * panel_n];
+  const size_t stride = acc_panel(rows);
+  for (; panels >= P; panels -= P, w += P * kp * panel_n / 2, mult += P * kp / group_k * panel_n, acc += P * stride)
     for (size_t k = 0; k < kp; k += w4_part) {
       const size_t n = std::min(w4_part, kp - k);
-      w4_bytes(w + k * 8, n, bytes);
-      w4_rows<w4_tile_rows>(a + k, kp, n, rows, bytes, mult + k / group_k * panel_n, k == 0, acc);
+      for (size_t p = 0; p < P; p++) w4_bytes(w + p * kp * panel_n / 2 + k * 8, n, bytes + p * w4_part * panel_n);
+      w4_rows<w4_tile_rows, P>(a + k, kp, n, rows, bytes, mult + k / group_k * panel_n, k == 0, acc, stride);
     }
+  if constexpr (P > 1)
+    if (panels) w4_tiles<P - 1>(a, kp, rows, w, mult, panels, acc);
+}
+void w4_panels(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const uint8_t *mult, int panels, int32_t *acc) {
+  w4_tiles<w4_tile_panels>(a, kp, rows, w, mult, panels, acc);
 }
 
 // For rs_measure_peak: what a tile needs in any case, on registers.
@@ -1168,9 +1189,20 @@ void f16_rows_encode(const float *src, matrix m, void *dst, const rounding *) {
   auto *d = static_cast<uint16_t *>(dst);
   for (size_t i = 0; i < m.n * m.k; i++) d[i] = float_to_half(src[i]);
 }
+#ifdef RS_X86
+RS_AVX2 void eight_halves(const uint16_t *s, float *dst) {
+  _mm256_storeu_ps(dst, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(s))));
+}
+#endif
 void f16_rows_decode(const void *src, matrix m, float *dst) {
   const auto *s = static_cast<const uint16_t *>(src);
-  for (size_t i = 0; i < m.n * m.k; i++) dst[i] = half_to_float(s[i]);
+  const size_t n = m.n * m.k;
+  size_t i = 0;
+#ifdef RS_X86
+  if (cpu().avx2 && cpu().f16c)  // positions are looked up for every token
+    for (; i + 8 <= n; i += 8) eight_halves(s + i, dst + i);
+#endif
+  for (; i < n; i++) dst[i] = half_to_float(s[i]);
 }
 bool halves_finite(const void *data, size_t n) {
   const auto *h = static_cast<const uint16_t *>(data);
@@ -1861,7 +1893,7 @@ using vi = __m256i;
 constexpr int panel_width = 2;
 constexpr int w8_tile_rows = 4, w8_tile_panels = 1;  // 8 sums
 constexpr int peak_chains = 10;
-constexpr int w4_tile_rows = 4, w4_unroll = 2;  // 8 sums of 16 bits; those of 32 bits go through the cache
+constexpr int w4_tile_rows = 4, w4_tile_panels = 1, w4_unroll = 2;  // 8 sums of 16 bits; those of 32 bits go through the cache
 
 RS_INLINE vi zero_int() { return _mm256_setzero_si256(); }
 RS_INLINE vi load_int(const void *p) { return _mm256_loadu_si256(static_cast<const vi *>(p)); }
@@ -1910,7 +1942,7 @@ bool available() { return avx2::available() && cpu().avxvnni; }
 using avx2::broadcast4, avx2::f32_peak, avx2::hide, avx2::load_int, avx2::panel_width, avx2::store_int, avx2::unpack_step, avx2::vi,
     avx2::zero_int;
 constexpr int w8_tile_rows = 6, w8_tile_panels = 1;  // 12 sums
-constexpr int w4_tile_rows = 6, w4_unroll = 8, peak_chains = 12;
+constexpr int w4_tile_rows = 6, w4_tile_panels = 1, w4_unroll = 8, peak_chains = 12;
 
 RS_INLINE vi dot(vi acc, vi x, vi b) { return _mm256_dpbusd_avx_epi32(acc, x, b); }
 RS_INLINE vi group_dot(vi sum, vi x, vi b) { return _mm256_dpbusd_avx_epi32(sum, x, b); }
@@ -1968,8 +2000,7 @@ RS_INLINE vf centred(const int32_t *acc, int32_t zero, const int32_t *colsum) {
 }
 RS_INLINE void store_u8(uint8_t *q, vf x, int32_t zero) {
   const __m512i v = _mm512_add_epi32(_mm512_cvtps_epi32(x), _mm512_set1_epi32(zero));
-  const __m512i cut = _mm512_min_epi32(_mm512_max_epi32(v, _mm512_setzero_si512()), _mm512_set1_epi32(255));
-  _mm_storeu_si128(reinterpret_cast<__m128i *>(q), _mm512_cvtepi32_epi8(cut));
+  _mm_storeu_si128(reinterpret_cast<__m128i *>(q), _mm512_cvtusepi32_epi8(_mm512_max_epi32(v, _mm512_setzero_si512())));
 }
 template <class V>
 RS_INLINE void hide(V &x) {
@@ -1984,7 +2015,7 @@ using vi = __m512i;
 constexpr int panel_width = 1;
 constexpr int w8_tile_rows = 8, w8_tile_panels = 3;  // 24 sums, three of weights, one of inputs: of 32 registers
 constexpr int peak_chains = 24;
-constexpr int w4_tile_rows = 8, w4_unroll = 8;  // 8 sums, 8 of groups
+constexpr int w4_tile_rows = 4, w4_tile_panels = 3, w4_unroll = 8;  // 12 sums, 12 of groups, three of weights, one of inputs
 
 RS_INLINE vi zero_int() { return _mm512_setzero_si512(); }
 RS_INLINE vi load_int(const void *p) { return _mm512_loadu_si512(p); }
@@ -2021,6 +2052,362 @@ constexpr kernel_row row = {"avx512vnni", available,  f32_panels, f16_panels, w8
 
 }  // namespace avx512vnni
 
+// ---- AVX-512 + VNNI + BF16: attention in bf16, a head of a sequence at a time
+//
+// q, k, p and v are rounded to 8 bits: their errors, of up to 2^-9, are less than those of the 8-bit layers that q, k and v come
+// from.  docs/design.md has the measured effect.
+//
+// Scores are made transposed, 16 keys by 16 queries a tile, so that a register holds a key's scores for 16 queries: largest and sum
+// of a query are then sums of registers, and two keys' weights, rounded side by side, are a row of the tile that values are
+// multiplied by.  exp is 2^x by a polynomial of degree 3 (2^-13), since p is rounded anyway.  What a query's largest score was so
+// far is only replaced where it grew by more than 2^most_growth, so that sums are seldom rescaled (FlashAttention-4 does the same).
+// All but the products themselves is AMX's too.
+
+namespace avx512bf16 {
+
+bool available() { return avx512vnni::available() && cpu().avx512bf16; }
+
+#define RS_TARGET __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")))
+
+constexpr size_t tile_values = 512;  // bf16 of a tile
+constexpr int attn_group = 32;       // queries whose scores are made together: two tiles
+constexpr float most_growth = 6;     // in powers of two
+constexpr float log2_e = 1.44269504f;
+size_t attn_steps(size_t d) { return static_cast<size_t>(ceil_div(static_cast<int64_t>(d), 32)); }
+size_t attn_value_tiles(size_t d) { return round_up(d, panel_n) / panel_n; }
+
+// 16 rows of 16 pairs become columns.
+RS_TARGET void transpose_pairs(const __m512i *rows, uint16_t *to) {
+  __m512i t[16], u[16];
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4)
+    for (int j = 0; j < 2; j++) {
+      u[i + 2 * j] = _mm512_unpacklo_epi64(t[i + j], t[i + j + 2]);
+      u[i + 2 * j + 1] = _mm512_unpackhi_epi64(t[i + j], t[i + j + 2]);
+    }
+  // u[4 a + c]: in its 128-bit part b, column 4 b + c of rows 4 a … 4 a + 3
+  for (int c = 0; c < 4; c++) {
+    const __m512i a01 = _mm512_shuffle_i32x4(u[c], u[4 + c], 0x88), a23 = _mm512_shuffle_i32x4(u[8 + c], u[12 + c], 0x88);
+    const __m512i b01 = _mm512_shuffle_i32x4(u[c], u[4 + c], 0xdd), b23 = _mm512_shuffle_i32x4(u[8 + c], u[12 + c], 0xdd);
+    _mm512_storeu_si512(to + 32 * c, _mm512_shuffle_i32x4(a01, a23, 0x88));
+    _mm512_storeu_si512(to + 32 * (4 + c), _mm512_shuffle_i32x4(b01, b23, 0x88));
+    _mm512_storeu_si512(to + 32 * (8 + c), _mm512_shuffle_i32x4(a01, a23, 0xdd));
+    _mm512_storeu_si512(to + 32 * (12 + c), _mm512_shuffle_i32x4(b01, b23, 0xdd));
+  }
+}
+
+// What a unit works on, in its scratch.
+struct attn_memory {
+  uint16_t *keys;        // tiles of 16 keys by 32 of d, for attn_keys keys
+  uint16_t *values;      // tiles of 16 of d by 32 keys
+  uint16_t *queries;     // a group: tiles of 16 pairs of d by 16 queries, for each of its two tiles of queries
+  float *out;            // [D / 16][16][16] of 16 queries, transposed
+  float *most, *total;   // [16] each, of 16 queries; most in powers of two
+  float *scores[2];      // [2][attn_keys][16] of a group; two groups take turns, or all are in the first
+  uint16_t *weights[2];  // [2][attn_keys / 2][16][2], likewise; where there are no turns, where the scores were
+  size_t out_stride;     // floats of 16 queries
+  size_t query_stride;   // of 16 queries, in values
+  size_t bytes = 0;
+
+  attn_memory(char *memory, size_t d, size_t n_queries, size_t turns) {
+    const auto take = [&](size_t size) {
+      char *at = memory + bytes;
+      bytes += round_up(size, align_data);
+      return at;
+    };
+    const size_t steps = attn_steps(d), columns = attn_value_tiles(d), groups = round_up(n_queries, attn_group) / panel_n;
+    query_stride = steps * tile_values;
+    out_stride = columns * panel_n * panel_n;
+    keys = reinterpret_cast<uint16_t *>(take(steps * (attn_keys / 16) * tile_values * 2));
+    values = reinterpret_cast<uint16_t *>(take(columns * (attn_keys / 32) * tile_values * 2));
+    queries = reinterpret_cast<uint16_t *>(take(groups * query_stride * 2));
+    out = reinterpret_cast<float *>(take(groups * out_stride * 4));
+    most = reinterpret_cast<float *>(take(groups * panel_n * 4));
+    total = reinterpret_cast<float *>(take(groups * panel_n * 4));
+    for (float *&x : scores)
+      x = &x == scores || turns > 1 ? reinterpret_cast<float *>(take(2 * attn_keys * panel_n * 4)) : scores[0];
+    for (uint16_t *&x : weights)
+      x = reinterpret_cast<uint16_t *>(turns > 1 ? take(2 * attn_keys * panel_n * 2) : reinterpret_cast<char *>(scores[0]));
+  }
+};
+
+// Which of the 16 columns from 16 c on there are.
+inline __mmask16 columns_of(size_t d, size_t c) {
+  const size_t left = d - c * panel_n;
+  return static_cast<__mmask16>(left >= 16 ? 0xffff : (1u << left) - 1);
+}
+
+// 32 floats from x as bf16; those behind n are zero.
+__attribute__((always_inline)) RS_TARGET inline __m512i round_32(const float *x, size_t n) {
+  const __mmask32 valid = n >= 32 ? ~0u : (1u << n) - 1;
+  const __m512 a = _mm512_maskz_loadu_ps(static_cast<__mmask16>(valid), x);
+  const __m512 b = _mm512_maskz_loadu_ps(static_cast<__mmask16>(valid >> 16), x + 16);
+  return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(b, a));
+}
+
+// (a, b) of each of 16 columns side by side, in bf16.
+__attribute__((always_inline)) RS_TARGET inline __m512i round_pairs(__m512 a, __m512 b) {
+  const __m512i pairs = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4,
+                                         19, 3, 18, 2, 17, 1, 16, 0);
+  return _mm512_permutexvar_epi16(pairs, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(b, a)));
+}
+
+RS_TARGET void attn_pack_queries(const attn_problem &p, const attn_memory &m) {
+  for (int64_t i = 0; i < p.queries; i += 16)
+    for (size_t step = 0; step < attn_steps(p.d); step++) {
+      __m512i rows[16];
+      for (int64_t j = 0; j < 16; j++)
+        rows[j] = i + j < p.queries ? round_32(p.q + (i + j) * p.ldq + static_cast<int64_t>(32 * step), p.d - 32 * step)
+                                    : _mm512_setzero_si512();
+      transpose_pairs(rows, m.queries + static_cast<size_t>(i) / 16 * m.query_stride + step * tile_values);
+    }
+  // The second half of the last group, where there are no queries.
+  if (ceil_div(p.queries, 16) % 2)
+    memset(m.queries + static_cast<size_t>(ceil_div(p.queries, 16)) * m.query_stride, 0, m.query_stride * 2);
+}
+
+// Keys and values of a block of n; those up to the next multiple of 32 are zero.
+RS_TARGET void attn_pack_block(const attn_problem &p, const attn_memory &m, int64_t first, int n) {
+  const size_t steps = attn_steps(p.d);
+  const int padded = static_cast<int>(round_up(static_cast<size_t>(n), 32));
+  for (int key = 0; key < padded; key++)
+    for (size_t step = 0; step < steps; step++) {
+      uint16_t *to = m.keys + (static_cast<size_t>(key / 16) * steps + step) * tile_values + key % 16 * 32;
+      _mm512_storeu_si512(to, key < n ? round_32(p.k + (first + key) * p.ldk + static_cast<int64_t>(32 * step), p.d - 32 * step)
+                                      : _mm512_setzero_si512());
+    }
+  uint16_t *tile = m.values;
+  for (size_t c = 0; c < attn_value_tiles(p.d); c++) {
+    const __mmask16 valid = columns_of(p.d, c);
+    for (int key = 0; key < attn_keys; key += 32, tile += tile_values) {
+      if (key >= padded) continue;
+      __m512i rows[16];
+      for (int j = 0; j < 16; j++) {
+        const int at = key + 2 * j;
+        const float *v = p.v + (first + at) * p.ldv + static_cast<int64_t>(c * panel_n);
+        const __m512 a = at < n ? _mm512_maskz_loadu_ps(valid, v) : _mm512_setzero_ps();
+        const __m512 b = at + 1 < n ? _mm512_maskz_loadu_ps(valid, v + p.ldv) : _mm512_setzero_ps();
+        rows[j] = round_pairs(a, b);
+      }
+      transpose_pairs(rows, tile);
+    }
+  }
+}
+
+// 2^x for x <= most_growth; 2^-125 where it is below that.  Cody and Waite: x = r + f, r whole, |f| <= 1/2; degree 3, of which the
+// relative error is at most 7.5e-5 (minimax).
+__attribute__((always_inline)) RS_TARGET inline __m512 power_of_two(__m512 x) {
+  const __m512 shift = _mm512_set1_ps(12582912.0f);               // 1.5 * 2^23: what is added to it is rounded to a whole number
+  const __m512 clamped = _mm512_max_ps(_mm512_set1_ps(-125), x);  // NaN stays
+  const __m512 t = _mm512_add_ps(clamped, shift), f = _mm512_sub_ps(clamped, _mm512_sub_ps(t, shift));
+  __m512 y = _mm512_fmadd_ps(_mm512_set1_ps(0.0551716685f), f, _mm512_set1_ps(0.242611125f));
+  y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(0.693260968f));
+  y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(0.999928057f));
+  return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(y), _mm512_slli_epi32(_mm512_castps_si512(t), 23)));
+}
+
+// Which of 16 queries see a key, where query 0 of them is at place `query`.
+inline __mmask16 attn_visible(int64_t query, int64_t key) {
+  const int64_t hidden = key - query;  // so many of the first do not
+  return static_cast<__mmask16>(hidden <= 0 ? 0xffff : hidden >= 16 ? 0 : 0xffffu << hidden);
+}
+
+// The largest scores of 16 queries in a block of n keys, and what these do to the sums so far.  query, key: places of the first of
+// them in the sequence; logs: of sizes, in powers of two, or nullptr.
+template <bool Causal>
+RS_TARGET void attn_largest(const attn_memory &m, float factor, size_t tile, int64_t query, int64_t key, int n, const float *logs) {
+  float *scores = m.scores[tile / 2 % 2] + tile % 2 * attn_keys * panel_n;
+  const __m512 a = _mm512_set1_ps(factor), none = _mm512_set1_ps(-1e30f);
+  __m512 largest = none, other = none;
+  if (Causal || logs) {
+    for (int i = 0; i < n; i++) {
+      __m512 s = _mm512_load_ps(scores + i * panel_n);
+      if (Causal) s = _mm512_mask_mov_ps(none, attn_visible(query, key + i), s);
+      s = _mm512_mul_ps(s, a);
+      largest = _mm512_max_ps(largest, logs ? _mm512_add_ps(s, _mm512_set1_ps(logs[i])) : s);
+    }
+  } else {
+    int i = 0;
+    for (; i + 2 <= n; i += 2) {
+      largest = _mm512_max_ps(largest, _mm512_load_ps(scores + i * panel_n));
+      other = _mm512_max_ps(other, _mm512_load_ps(scores + (i + 1) * panel_n));
+    }
+    if (i < n) largest = _mm512_max_ps(largest, _mm512_load_ps(scores + i * panel_n));
+    largest = _mm512_mul_ps(_mm512_max_ps(largest, other), a);
+  }
+  float *most = m.most + tile * panel_n, *total = m.total + tile * panel_n;
+  if (key == 0) {
+    _mm512_store_ps(most, largest);
+    _mm512_store_ps(total, _mm512_setzero_ps());
+    return;
+  }
+  const __m512 before = _mm512_load_ps(most);
+  if (!_mm512_cmp_ps_mask(largest, _mm512_add_ps(before, _mm512_set1_ps(most_growth)), _CMP_GT_OQ)) return;
+  // 1 exactly where nothing grew.
+  const __m512 now = _mm512_max_ps(before, largest);
+  const __m512 by =
+      _mm512_mask_mov_ps(power_of_two(_mm512_sub_ps(before, now)), _mm512_cmp_ps_mask(now, before, _CMP_EQ_OQ), _mm512_set1_ps(1));
+  float *out = m.out + tile * m.out_stride;
+  for (size_t i = 0; i < m.out_stride; i += panel_n) _mm512_store_ps(out + i, _mm512_mul_ps(_mm512_load_ps(out + i), by));
+  _mm512_store_ps(total, _mm512_mul_ps(_mm512_load_ps(total), by));
+  _mm512_store_ps(most, now);
+}
+
+// Weights of 16 queries for keys [begin, end) of the block, begin a multiple of 32; zero up to the next one.  Sizes of 1 give the
+// same bits as none.
+template <bool Sized, bool Causal>
+RS_TARGET inline void attn_weights(const attn_memory &m, float factor, size_t tile, int begin, int end, const float *logs,
+                                   int64_t query, int64_t key) {
+  const float *scores = m.scores[tile / 2 % 2] + tile % 2 * attn_keys * panel_n;
+  uint16_t *weights = m.weights[tile / 2 % 2] + tile % 2 * attn_keys * panel_n;
+  const __m512 a = _mm512_set1_ps(factor), most = _mm512_sub_ps(_mm512_setzero_ps(), _mm512_load_ps(m.most + tile * panel_n));
+  const auto weight = [&](int i) __attribute__((always_inline)) RS_TARGET {
+    const __m512 b = Sized ? _mm512_add_ps(most, _mm512_set1_ps(logs[i])) : most;
+    const __m512 e = power_of_two(_mm512_fmadd_ps(_mm512_load_ps(scores + i * panel_n), a, b));
+    return Causal ? _mm512_maskz_mov_ps(attn_visible(query, key + i), e) : e;
+  };
+  __m512 even = _mm512_load_ps(m.total + tile * panel_n), odd = _mm512_setzero_ps();
+  for (int i = begin; i < begin + 32; i += 2) {
+    __m512 left = _mm512_setzero_ps(), right = _mm512_setzero_ps();
+    if (i < end) left = weight(i);
+    if (i + 1 < end) right = weight(i + 1);
+    even = _mm512_add_ps(even, left);
+    odd = _mm512_add_ps(odd, right);
+    _mm512_store_si512(weights + i * panel_n, round_pairs(left, right));
+  }
+  _mm512_store_ps(m.total + tile * panel_n, _mm512_add_ps(even, odd));
+}
+
+// The kernels above for a problem.
+RS_TARGET auto choose_largest(const attn_problem &p) { return p.causal ? attn_largest<true> : attn_largest<false>; }
+RS_TARGET auto choose_weights(const attn_problem &p, const float *logs) {
+  return p.causal ? logs ? attn_weights<true, true> : attn_weights<false, true>
+         : logs ? attn_weights<true, false>
+                  : attn_weights<false, false>;
+}
+
+RS_TARGET void attn_write(const attn_problem &p, const attn_memory &m) {
+  alignas(64) float rows[panel_n][panel_n];
+  for (int64_t i = 0; i < p.queries; i += 16) {
+    const auto tile = static_cast<size_t>(i / 16);
+    const __m512 inverse = _mm512_div_ps(_mm512_set1_ps(1), _mm512_load_ps(m.total + tile * panel_n));
+    for (size_t c = 0; c < attn_value_tiles(p.d); c++) {
+      const float *from = m.out + tile * m.out_stride + c * panel_n * panel_n;
+      __m512i columns[16];
+      for (int j = 0; j < 16; j++) columns[j] = _mm512_castps_si512(_mm512_mul_ps(_mm512_load_ps(from + j * panel_n), inverse));
+      transpose_pairs(columns, reinterpret_cast<uint16_t *>(rows));
+      const __mmask16 valid = columns_of(p.d, c);
+      for (int64_t j = 0; j < std::min<int64_t>(16, p.queries - i); j++)
+        _mm512_mask_storeu_ps(p.out + (i + j) * p.ldo + static_cast<int64_t>(c * panel_n), valid, _mm512_load_ps(rows[j]));
+    }
+  }
+}
+
+// All keys, a block after the other, each for all queries.
+using block_kernel = void(const attn_problem &p, const attn_memory &m, int64_t key, int n, const float *logs);
+RS_TARGET void attend(const attn_problem &p, const attn_memory &m, block_kernel *block) {
+  alignas(64) float logs[attn_keys];
+  attn_pack_queries(p, m);
+  for (int64_t key = 0; key < p.keys; key += attn_keys) {
+    const int n = static_cast<int>(std::min<int64_t>(attn_keys, p.keys - key));
+    attn_pack_block(p, m, key, n);
+    for (int i = 0; p.sizes && i < n; i++) logs[i] = std::log2(p.sizes[(key + i) * p.ld_sizes]);
+    block(p, m, key, n, p.sizes ? logs : nullptr);
+  }
+  attn_write(p, m);
+}
+
+// For 16 queries, and 16 others whose values lie b_next behind: c [16][16] (+)= a tile of a, and those behind it, times b
+// [pairs][16][2].
+template <size_t Q>
+RS_TARGET void pair_products(const uint16_t *a, const uint16_t *b, size_t b_next, size_t pairs, float *c, size_t c_next, bool add) {
+  constexpr int rows = 8;  // 16 sums, two of b, one of a: of 32 registers
+  for (int half = 0; half < 16; half += rows, a += rows * 32, c += rows * panel_n) {
+    __m512 acc[rows][Q];
+    for (int r = 0; r < rows; r++)
+      for (size_t i = 0; i < Q; i++) acc[r][i] = add ? _mm512_load_ps(c + i * c_next + r * panel_n) : _mm512_setzero_ps();
+    for (size_t k = 0; k < pairs; k++) {
+      const uint16_t *x = a + k / 16 * tile_values + k % 16 * 2;
+      __m512i y[Q];
+      for (size_t i = 0; i < Q; i++) y[i] = _mm512_load_si512(b + i * b_next + k * 32);
+#pragma GCC unroll 8
+      for (int r = 0; r < rows; r++) {
+        int32_t pair;
+        memcpy(&pair, x + r * 32, 4);
+        const auto two = reinterpret_cast<__m512bh>(_mm512_set1_epi32(pair));
+        for (size_t i = 0; i < Q; i++) acc[r][i] = _mm512_dpbf16_ps(acc[r][i], two, reinterpret_cast<__m512bh>(y[i]));
+      }
+    }
+    for (int r = 0; r < rows; r++)
+      for (size_t i = 0; i < Q; i++) _mm512_store_ps(c + i * c_next + r * panel_n, acc[r][i]);
+  }
+}
+
+RS_TARGET void attn_block(const attn_problem &p, const attn_memory &m, int64_t key, int n, const float *logs) {
+  const float factor = p.scale * log2_e;
+  const auto largest = choose_largest(p);
+  const auto weigh = choose_weights(p, logs);
+  const size_t steps = attn_steps(p.d), tiles = round_up(static_cast<size_t>(p.queries), panel_n) / panel_n;
+  for (size_t first = 0; first < tiles; first += 2) {
+    const size_t end = std::min(first + 2, tiles);
+    const auto multiply = end - first > 1 ? pair_products<2> : pair_products<1>;
+    for (int i = 0; i < n; i += 16)
+      multiply(m.keys + static_cast<size_t>(i / 16) * steps * tile_values, m.queries + first * m.query_stride, m.query_stride,
+               (p.d + 1) / 2, m.scores[0] + i * panel_n, attn_keys * panel_n, false);
+    for (size_t tile = first; tile < end; tile++) {
+      const int64_t query = p.first_query + static_cast<int64_t>(16 * tile);
+      largest(m, factor, tile, query, key, n, logs);
+      for (int i = 0; i < n; i += 32) weigh(m, factor, tile, i, n, logs, query, key);
+    }
+    for (size_t c = 0; c < attn_value_tiles(p.d); c++)
+      multiply(m.values + c * (attn_keys / 32) * tile_values, m.weights[0], attn_keys * panel_n, static_cast<size_t>(n + 1) / 2,
+               m.out + first * m.out_stride + c * panel_n * panel_n, m.out_stride, key > 0);
+  }
+}
+
+size_t scratch_bytes(size_t d, size_t queries) { return attn_memory(nullptr, d, queries, 1).bytes; }
+void attend(const attn_problem &p) { attend(p, {p.scratch, p.d, static_cast<size_t>(p.queries), 1}, attn_block); }
+constexpr attn_kernels attention = {scratch_bytes, attend};
+
+RS_TARGET double bf16_peak(size_t steps) {
+  constexpr int chains = 24;
+  __m512 acc[chains];
+  __m512i x = _mm512_set1_epi16(0x3f00), b = x;  // 0.5
+  avx512vnni::hide(b);
+#pragma GCC unroll 24
+  for (__m512 &sum : acc) avx512vnni::hide(sum = _mm512_setzero_ps());
+  for (size_t i = 0; i < steps; i++) {
+#pragma GCC unroll 24
+    for (__m512 &sum : acc) sum = _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(x), reinterpret_cast<__m512bh>(b));
+  }
+#pragma GCC unroll 24
+  for (__m512 &sum : acc) avx512vnni::hide(sum);
+  return static_cast<double>(steps) * chains * 32;
+}
+double peak(rs_type type, size_t steps) { return type == RS_BF16 ? bf16_peak(steps) : avx512vnni::peak(type, steps); }
+
+constexpr kernel_row row = {"avx512bf16",
+                            available,
+                            avx512vnni::f32_panels,
+                            avx512vnni::f16_panels,
+                            avx512vnni::w8_panels,
+                            avx512vnni::w4_panels,
+                            avx512vnni::quantize,
+                            avx512vnni::finish,
+                            avx512vnni::finish_f32,
+                            avx512vnni::layer_norm,
+                            avx512vnni::shift,
+                            avx512vnni::softmax,
+                            &attention,
+                            peak};
+
+#undef RS_TARGET
+
+}  // namespace avx512bf16
+
 // ---- AMX: the floats of AVX-512, and int8 products of whole tiles, 16 rows by 64 inputs by 16 channels an instruction
 //
 // A tile of weights is 16 steps of a panel as they lie in the file.  Rows are worked on 16 at a time: kernel_row lets a kernel read
@@ -2032,8 +2419,8 @@ constexpr int tile_rows = 16;
 
 // Linux gives the 8 KiB of tile registers to a process that asks.
 bool available() {
-  static const bool permitted = avx512vnni::available() && cpu().avx512bf16 && cpu().amx &&
-                                syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tile data */) == 0;
+  static const bool permitted =
+      avx512bf16::available() && cpu().amx && syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tile data */) == 0;
   return permitted;
 }
 
@@ -2206,135 +2593,10 @@ RS_TARGET double tile_peak(rs_type type, size_t steps) {
 
 double peak(rs_type type, size_t steps) { return type == RS_F32 ? avx512vnni::f32_peak(steps) : tile_peak(type, steps); }
 
-// ---- attention in bf16, a head of a sequence at a time.  q, k, p and v are rounded to 8 bits: their errors, of up to 2^-9, are
-// less than those of the 8-bit layers that q, k and v come from.  docs/design.md has the measured effect.
-//
-// Scores are made transposed, 16 keys by 16 queries a tile, so that a register holds a key's scores for 16 queries: largest and sum
-// of a query are then sums of registers, and two keys' weights, rounded side by side, are a row of the tile that values are
-// multiplied by.  exp is 2^x by a polynomial of degree 3 (2^-13), since p is rounded anyway.  What a query's largest score was so
-// far is only replaced where it grew by more than 2^most_growth, so that sums are seldom rescaled (FlashAttention-4 does the same).
+// ---- attention by tiles
 
-constexpr size_t tile_values = 512;  // bf16 of a tile
-constexpr int attn_group = 32;       // queries whose scores are made together: two tiles
-constexpr float most_growth = 6;     // in powers of two
-size_t attn_steps(size_t d) { return static_cast<size_t>(ceil_div(static_cast<int64_t>(d), 32)); }
-size_t attn_value_tiles(size_t d) { return round_up(d, panel_n) / panel_n; }
-
-// 16 rows of 16 pairs become columns.
-RS_TARGET void transpose_pairs(const __m512i *rows, uint16_t *to) {
-  __m512i t[16], u[16];
-  for (int i = 0; i < 16; i += 2) {
-    t[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
-    t[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
-  }
-  for (int i = 0; i < 16; i += 4)
-    for (int j = 0; j < 2; j++) {
-      u[i + 2 * j] = _mm512_unpacklo_epi64(t[i + j], t[i + j + 2]);
-      u[i + 2 * j + 1] = _mm512_unpackhi_epi64(t[i + j], t[i + j + 2]);
-    }
-  // u[4 a + c]: in its 128-bit part b, column 4 b + c of rows 4 a … 4 a + 3
-  for (int c = 0; c < 4; c++) {
-    const __m512i a01 = _mm512_shuffle_i32x4(u[c], u[4 + c], 0x88), a23 = _mm512_shuffle_i32x4(u[8 + c], u[12 + c], 0x88);
-    const __m512i b01 = _mm512_shuffle_i32x4(u[c], u[4 + c], 0xdd), b23 = _mm512_shuffle_i32x4(u[8 + c], u[12 + c], 0xdd);
-    _mm512_storeu_si512(to + 32 * c, _mm512_shuffle_i32x4(a01, a23, 0x88));
-    _mm512_storeu_si512(to + 32 * (4 + c), _mm512_shuffle_i32x4(b01, b23, 0x88));
-    _mm512_storeu_si512(to + 32 * (8 + c), _mm512_shuffle_i32x4(a01, a23, 0xdd));
-    _mm512_storeu_si512(to + 32 * (12 + c), _mm512_shuffle_i32x4(b01, b23, 0xdd));
-  }
-}
-
-// What a unit works on, in its scratch.
-struct attn_memory {
-  uint16_t *keys;        // tiles of 16 keys by 32 of d, for attn_keys keys
-  uint16_t *values;      // tiles of 16 of d by 32 keys
-  uint16_t *queries;     // a group: tiles of 16 pairs of d by 16 queries, for each of its two tiles of queries
-  float *out;            // [D / 16][16][16] of 16 queries, transposed
-  float *most, *total;   // [16] each, of 16 queries; most in powers of two
-  float *scores[2];      // [2][attn_keys][16] of a group; two groups take turns
-  uint16_t *weights[2];  // [2][attn_keys / 2][16][2], likewise
-  size_t out_stride;     // floats of 16 queries
-  size_t query_stride;   // of 16 queries, in values
-  size_t bytes = 0;
-
-  attn_memory(char *memory, size_t d, size_t n_queries) {
-    const auto take = [&](size_t size) {
-      char *at = memory + bytes;
-      bytes += round_up(size, align_data);
-      return at;
-    };
-    const size_t steps = attn_steps(d), columns = attn_value_tiles(d), groups = round_up(n_queries, attn_group) / panel_n;
-    query_stride = steps * tile_values;
-    out_stride = columns * panel_n * panel_n;
-    keys = reinterpret_cast<uint16_t *>(take(steps * (attn_keys / 16) * tile_values * 2));
-    values = reinterpret_cast<uint16_t *>(take(columns * (attn_keys / 32) * tile_values * 2));
-    queries = reinterpret_cast<uint16_t *>(take(groups * query_stride * 2));
-    out = reinterpret_cast<float *>(take(groups * out_stride * 4));
-    most = reinterpret_cast<float *>(take(groups * panel_n * 4));
-    total = reinterpret_cast<float *>(take(groups * panel_n * 4));
-    for (float *&x : scores) x = reinterpret_cast<float *>(take(2 * attn_keys * panel_n * 4));
-    for (uint16_t *&x : weights) x = reinterpret_cast<uint16_t *>(take(2 * attn_keys * panel_n * 2));
-  }
-};
-
-size_t attn_scratch_bytes(size_t d, size_t queries) { return attn_memory(nullptr, d, queries).bytes; }
-
-// 32 floats from x as bf16; those behind n are zero.
-__attribute__((always_inline)) RS_TARGET inline __m512i round_32(const float *x, size_t n) {
-  const __mmask32 valid = n >= 32 ? ~0u : (1u << n) - 1;
-  const __m512 a = _mm512_maskz_loadu_ps(static_cast<__mmask16>(valid), x);
-  const __m512 b = _mm512_maskz_loadu_ps(static_cast<__mmask16>(valid >> 16), x + 16);
-  return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(b, a));
-}
-
-// (a, b) of each of 16 columns side by side, in bf16.
-__attribute__((always_inline)) RS_TARGET inline __m512i round_pairs(__m512 a, __m512 b) {
-  const __m512i pairs = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4,
-                                         19, 3, 18, 2, 17, 1, 16, 0);
-  return _mm512_permutexvar_epi16(pairs, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(b, a)));
-}
-
-RS_TARGET void attn_pack_queries(const attn_problem &p, const attn_memory &m) {
-  for (int64_t i = 0; i < p.queries; i += 16)
-    for (size_t step = 0; step < attn_steps(p.d); step++) {
-      __m512i rows[16];
-      for (int64_t j = 0; j < 16; j++)
-        rows[j] = i + j < p.queries ? round_32(p.q + (i + j) * p.ldq + static_cast<int64_t>(32 * step), p.d - 32 * step)
-                                    : _mm512_setzero_si512();
-      transpose_pairs(rows, m.queries + static_cast<size_t>(i) / 16 * m.query_stride + step * tile_values);
-    }
-  // The second half of the last group, where there are no queries.
-  if (ceil_div(p.queries, 16) % 2)
-    memset(m.queries + static_cast<size_t>(ceil_div(p.queries, 16)) * m.query_stride, 0, m.query_stride * 2);
-}
-
-// Keys and values of a block of n; those up to the next multiple of 32 are zero.
-RS_TARGET void attn_pack_block(const attn_problem &p, const attn_memory &m, int64_t first, int n) {
-  const size_t steps = attn_steps(p.d);
-  const int padded = static_cast<int>(round_up(static_cast<size_t>(n), 32));
-  for (int key = 0; key < padded; key++)
-    for (size_t step = 0; step < steps; step++) {
-      uint16_t *to = m.keys + (static_cast<size_t>(key / 16) * steps + step) * tile_values + key % 16 * 32;
-      _mm512_storeu_si512(to, key < n ? round_32(p.k + (first + key) * p.ldk + static_cast<int64_t>(32 * step), p.d - 32 * step)
-                                      : _mm512_setzero_si512());
-    }
-  uint16_t *tile = m.values;
-  for (size_t c = 0; c < attn_value_tiles(p.d); c++) {
-    const size_t left = p.d - c * panel_n;
-    const auto valid = static_cast<__mmask16>(left >= 16 ? 0xffff : (1u << left) - 1);
-    for (int key = 0; key < attn_keys; key += 32, tile += tile_values) {
-      if (key >= padded) continue;
-      __m512i rows[16];
-      for (int j = 0; j < 16; j++) {
-        const int at = key + 2 * j;
-        const float *v = p.v + (first + at) * p.ldv + static_cast<int64_t>(c * panel_n);
-        const __m512 a = at < n ? _mm512_maskz_loadu_ps(valid, v) : _mm512_setzero_ps();
-        const __m512 b = at + 1 < n ? _mm512_maskz_loadu_ps(valid, v + p.ldv) : _mm512_setzero_ps();
-        rows[j] = round_pairs(a, b);
-      }
-      transpose_pairs(rows, tile);
-    }
-  }
-}
+using avx512bf16::attn_group, avx512bf16::attn_memory, avx512bf16::attn_steps, avx512bf16::attn_value_tiles,
+    avx512bf16::choose_largest, avx512bf16::choose_weights, avx512bf16::log2_e, avx512bf16::tile_values;
 
 // Scores of 32 keys from `key` on, of the block, for 32 queries.
 RS_TARGET inline void attn_scores(const attn_memory &m, size_t d, size_t group, int key) {
@@ -2360,90 +2622,6 @@ RS_TARGET inline void attn_scores(const attn_memory &m, size_t d, size_t group, 
   _tile_stored(1, other, 64);
   _tile_stored(2, to + 16 * panel_n, 64);
   _tile_stored(3, other + 16 * panel_n, 64);
-}
-
-// 2^x for x <= most_growth; 2^-125 where it is below that.  Cody and Waite: x = r + f, r whole, |f| <= 1/2; degree 3, of which the
-// relative error is at most 7.5e-5 (minimax).
-__attribute__((always_inline)) RS_TARGET inline __m512 power_of_two(__m512 x) {
-  const __m512 shift = _mm512_set1_ps(12582912.0f);               // 1.5 * 2^23: what is added to it is rounded to a whole number
-  const __m512 clamped = _mm512_max_ps(_mm512_set1_ps(-125), x);  // NaN stays
-  const __m512 t = _mm512_add_ps(clamped, shift), f = _mm512_sub_ps(clamped, _mm512_sub_ps(t, shift));
-  __m512 y = _mm512_fmadd_ps(_mm512_set1_ps(0.0551716685f), f, _mm512_set1_ps(0.242611125f));
-  y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(0.693260968f));
-  y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(0.999928057f));
-  return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(y), _mm512_slli_epi32(_mm512_castps_si512(t), 23)));
-}
-
-// Which of 16 queries see a key, where query 0 of them is at place `query`.
-inline __mmask16 attn_visible(int64_t query, int64_t key) {
-  const int64_t hidden = key - query;  // so many of the first do not
-  return static_cast<__mmask16>(hidden <= 0 ? 0xffff : hidden >= 16 ? 0 : 0xffffu << hidden);
-}
-
-// The largest scores of 16 queries in a block of n keys, and what these do to the sums so far.  query, key: places of the first of
-// them in the sequence; logs: of sizes, in powers of two, or nullptr.
-template <bool Causal>
-RS_TARGET void attn_largest(const attn_memory &m, float factor, size_t tile, int64_t query, int64_t key, int n, const float *logs) {
-  float *scores = m.scores[tile / 2 % 2] + tile % 2 * attn_keys * panel_n;
-  const __m512 a = _mm512_set1_ps(factor), none = _mm512_set1_ps(-1e30f);
-  __m512 largest = none, other = none;
-  if (Causal || logs) {
-    for (int i = 0; i < n; i++) {
-      __m512 s = _mm512_load_ps(scores + i * panel_n);
-      if (Causal) s = _mm512_mask_mov_ps(none, attn_visible(query, key + i), s);
-      s = _mm512_mul_ps(s, a);
-      largest = _mm512_max_ps(largest, logs ? _mm512_add_ps(s, _mm512_set1_ps(logs[i])) : s);
-    }
-  } else {
-    int i = 0;
-    for (; i + 2 <= n; i += 2) {
-      largest = _mm512_max_ps(largest, _mm512_load_ps(scores + i * panel_n));
-      other = _mm512_max_ps(other, _mm512_load_ps(scores + (i + 1) * panel_n));
-    }
-    if (i < n) largest = _mm512_max_ps(largest, _mm512_load_ps(scores + i * panel_n));
-    largest = _mm512_mul_ps(_mm512_max_ps(largest, other), a);
-  }
-  float *most = m.most + tile * panel_n, *total = m.total + tile * panel_n;
-  if (key == 0) {
-    _mm512_store_ps(most, largest);
-    _mm512_store_ps(total, _mm512_setzero_ps());
-    return;
-  }
-  const __m512 before = _mm512_load_ps(most);
-  if (!_mm512_cmp_ps_mask(largest, _mm512_add_ps(before, _mm512_set1_ps(most_growth)), _CMP_GT_OQ)) return;
-  // 1 exactly where nothing grew.
-  const __m512 now = _mm512_max_ps(before, largest);
-  const __m512 by =
-      _mm512_mask_mov_ps(power_of_two(_mm512_sub_ps(before, now)), _mm512_cmp_ps_mask(now, before, _CMP_EQ_OQ), _mm512_set1_ps(1));
-  float *out = m.out + tile * m.out_stride;
-  for (size_t i = 0; i < m.out_stride; i += panel_n) _mm512_store_ps(out + i, _mm512_mul_ps(_mm512_load_ps(out + i), by));
-  _mm512_store_ps(total, _mm512_mul_ps(_mm512_load_ps(total), by));
-  _mm512_store_ps(most, now);
-}
-
-// Weights of 16 queries for keys [begin, end) of the block, begin a multiple of 32; zero up to the next one.  Sizes of 1 give the
-// same bits as none.
-template <bool Sized, bool Causal>
-RS_TARGET inline void attn_weights(const attn_memory &m, float factor, size_t tile, int begin, int end, const float *logs,
-                                   int64_t query, int64_t key) {
-  const float *scores = m.scores[tile / 2 % 2] + tile % 2 * attn_keys * panel_n;
-  uint16_t *weights = m.weights[tile / 2 % 2] + tile % 2 * attn_keys * panel_n;
-  const __m512 a = _mm512_set1_ps(factor), most = _mm512_sub_ps(_mm512_setzero_ps(), _mm512_load_ps(m.most + tile * panel_n));
-  const auto weight = [&](int i) __attribute__((always_inline)) RS_TARGET {
-    const __m512 b = Sized ? _mm512_add_ps(most, _mm512_set1_ps(logs[i])) : most;
-    const __m512 e = power_of_two(_mm512_fmadd_ps(_mm512_load_ps(scores + i * panel_n), a, b));
-    return Causal ? _mm512_maskz_mov_ps(attn_visible(query, key + i), e) : e;
-  };
-  __m512 even = _mm512_load_ps(m.total + tile * panel_n), odd = _mm512_setzero_ps();
-  for (int i = begin; i < begin + 32; i += 2) {
-    __m512 left = _mm512_setzero_ps(), right = _mm512_setzero_ps();
-    if (i < end) left = weight(i);
-    if (i + 1 < end) right = weight(i + 1);
-    even = _mm512_add_ps(even, left);
-    odd = _mm512_add_ps(odd, right);
-    _mm512_store_si512(weights + i * panel_n, round_pairs(left, right));
-  }
-  _mm512_store_ps(m.total + tile * panel_n, _mm512_add_ps(even, odd));
 }
 
 // Two columns of tiles of the group's sums of values, from column c on, by the weights of a block of n keys.
@@ -2481,41 +2659,20 @@ RS_TARGET inline void attn_mix(const attn_memory &m, size_t d, size_t group, siz
   if (two) _tile_stored(3, out1 + panel_n * panel_n, 64);
 }
 
-RS_TARGET void attn_write(const attn_problem &p, const attn_memory &m) {
-  alignas(64) float rows[panel_n][panel_n];
-  for (int64_t i = 0; i < p.queries; i += 16) {
-    const auto tile = static_cast<size_t>(i / 16);
-    const __m512 inverse = _mm512_div_ps(_mm512_set1_ps(1), _mm512_load_ps(m.total + tile * panel_n));
-    for (size_t c = 0; c < attn_value_tiles(p.d); c++) {
-      const float *from = m.out + tile * m.out_stride + c * panel_n * panel_n;
-      __m512i columns[16];
-      for (int j = 0; j < 16; j++) columns[j] = _mm512_castps_si512(_mm512_mul_ps(_mm512_load_ps(from + j * panel_n), inverse));
-      transpose_pairs(columns, reinterpret_cast<uint16_t *>(rows));
-      const size_t width = std::min<size_t>(panel_n, p.d - c * panel_n);
-      for (int64_t j = 0; j < std::min<int64_t>(16, p.queries - i); j++)
-        memcpy(p.out + (i + j) * p.ldo + static_cast<int64_t>(c * panel_n), rows[j], width * 4);
-    }
-  }
-}
-
 // All queries, a group after the other, for a block of n keys.  While the vector units make the weights of a group, the tiles have
 // the scores of the next one and the values of the one before: what they wait for is then never far away.
 RS_TARGET void attn_block(const attn_problem &p, const attn_memory &m, int64_t key, int n, const float *logs) {
   const auto groups = static_cast<size_t>(ceil_div(p.queries, attn_group));
   const size_t columns = attn_value_tiles(p.d);
-  const float factor = p.scale * 1.44269504f;  // log2(e)
-  const auto weigh = p.causal ? logs ? attn_weights<true, true> : attn_weights<false, true>
-                     : logs ? attn_weights<true, false>
-                              : attn_weights<false, false>;
+  const float factor = p.scale * log2_e;
+  const auto largest = choose_largest(p);
+  const auto weigh = choose_weights(p, logs);
   const auto place = [&](size_t tile) { return p.first_query + static_cast<int64_t>(16 * tile); };
   for (int i = 0; i < n; i += 32) attn_scores(m, p.d, 0, i);
   for (size_t group = 0; group <= groups; group++) {
     size_t c = 0;
     if (group < groups) {
-      for (size_t tile = 2 * group; tile < 2 * group + 2; tile++) {
-        const auto largest = p.causal ? attn_largest<true> : attn_largest<false>;
-        largest(m, factor, tile, place(tile), key, n, logs);
-      }
+      for (size_t tile = 2 * group; tile < 2 * group + 2; tile++) largest(m, factor, tile, place(tile), key, n, logs);
       for (int i = 0; i < n; i += 32) {
         if (group + 1 < groups) attn_scores(m, p.d, group + 1, i);
         weigh(m, factor, 2 * group, i, n, logs, place(2 * group), key);
@@ -2527,19 +2684,11 @@ RS_TARGET void attn_block(const attn_problem &p, const attn_memory &m, int64_t k
   }
 }
 
+size_t attn_scratch_bytes(size_t d, size_t queries) { return attn_memory(nullptr, d, queries, 2).bytes; }
 RS_TARGET void attend(const attn_problem &p) {
-  const attn_memory m(p.scratch, p.d, static_cast<size_t>(p.queries));
-  alignas(64) float logs[attn_keys];
-  attn_pack_queries(p, m);
   configure(64);
-  for (int64_t key = 0; key < p.keys; key += attn_keys) {
-    const int n = static_cast<int>(std::min<int64_t>(attn_keys, p.keys - key));
-    attn_pack_block(p, m, key, n);
-    for (int i = 0; p.sizes && i < n; i++) logs[i] = std::log2(p.sizes[(key + i) * p.ld_sizes]);
-    attn_block(p, m, key, n, p.sizes ? logs : nullptr);
-  }
+  avx512bf16::attend(p, {p.scratch, p.d, static_cast<size_t>(p.queries), 2}, attn_block);
   _tile_release();
-  attn_write(p, m);
 }
 
 constexpr attn_kernels attention = {attn_scratch_bytes, attend};
@@ -2763,7 +2912,7 @@ namespace {
 // Best first.
 const kernel_row *const kernel_rows[] = {
 #ifdef RS_X86
-    &amx::row,   &avx512vnni::row, &avxvnni::row, &avx2::row,
+    &amx::row,   &avx512bf16::row, &avx512vnni::row, &avxvnni::row, &avx2::row,
 #endif
 #ifdef RS_NEON
     &neon::row,

@@ -518,7 +518,7 @@ double rms(const vec &a, const vec &b) {
   return std::sqrt(sum / static_cast<double>(a.size()));
 }
 
-// Attention of quantized layers may be coarser than f32 (bf16 tiles), but by less than their own noise: bf16 rounds q, k, p and v
+// Attention of quantized layers may be coarser than f32 (bf16), but by less than their own noise: bf16 rounds q, k, p and v
 // by 0.1 % (RMS), the layers' own rounding of inputs and weights changes q, k and v by four times that.  So what it adds is held to
 // a third of what the layers add, which makes their noise 5 % larger (they are independent: sqrt(1 + 1 / 9)).
 TEST(flash_attn, of_quantized_layers_adds_little_to_their_noise) {
@@ -578,6 +578,36 @@ TEST(flash_attn, of_quantized_layers_counts_sizes) {
       for (size_t j = 0; j < static_cast<size_t>(c); j++)
         ASSERT_TRUE(std::fabs(got[i * 64 + j] - all[row * 64 + j]) <= 0.01f) << isa << " " << i;  // p in 8 bits, values near 1
   }
+}
+
+// Bit for bit: neither neighbours nor threads matter, sizes of 1 are as none, and keys that a query does not see weigh nothing.
+TEST(flash_attn, of_quantized_layers_depends_on_nothing_else) {
+  const int64_t c = 96;
+  const vec x = normal(700 * c, 3), weights = normal(3 * c * c, 4, 0.1f);
+  const auto run = [&](const std::string &isa, const vec &rows, const std::vector<int32_t> &cu, bool causal, bool sized,
+                       int threads) {
+    const auto t = static_cast<int64_t>(rows.size()) / c;
+    session s(isa, threads);
+    harness h;
+    rs_tensor *in = h.input("x", RS_F32, {RS_DIM_TOKENS, c}, rows), *starts = h.input("cu", RS_I32, {RS_DIM_CU_SEQLENS}, cu);
+    rs_tensor *ones = sized ? h.input("sizes", RS_F32, {RS_DIM_TOKENS, 1}, vec(static_cast<size_t>(t), 1)) : nullptr;
+    rs_tensor *qkv = rs_linear(h.g, in, h.weight("w", RS_W8, RS_PANELS, {3 * c, c}, weights), nullptr, RS_ACT_NONE);
+    const auto op = causal ? rs_flash_attn_causal : rs_flash_attn;
+    rs_tensor *y =
+        op(h.g, rs_columns(h.g, qkv, 0, c), rs_columns(h.g, qkv, c, c), rs_columns(h.g, qkv, 2 * c, c), starts, ones, 3, 0.3f);
+    return h.run(s.s, y, t, static_cast<int64_t>(cu.size()) - 1, rows.size());
+  };
+  const auto part = [&](const vec &all, int64_t begin, int64_t end) { return vec(all.begin() + begin * c, all.begin() + end * c); };
+  for (const std::string &isa : isas())
+    for (const bool causal : {false, true}) {
+      const vec all = run(isa, x, {0, 45, 380, 700}, causal, false, 2);
+      EXPECT_EQ(run(isa, x, {0, 45, 380, 700}, causal, false, 1), all) << isa;
+      EXPECT_EQ(run(isa, x, {0, 45, 380, 700}, causal, true, 3), all) << isa;
+      EXPECT_EQ(run(isa, part(x, 45, 380), {0, 335}, causal, false, 3), part(all, 45, 380)) << isa;
+      if (causal) {
+        EXPECT_EQ(run(isa, part(x, 45, 195), {0, 150}, true, false, 2), part(all, 45, 195)) << isa;
+      }
+    }
 }
 
 // Blocks of rows are at different operators of a chain at one time: what one block still reads must not be another's result. `wide`
