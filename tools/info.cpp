@@ -174,6 +174,12 @@ std::string image_lines(const rs_model *model, const rs_model_info &info, Line l
   return out;
 }
 
+rs_device_info device_of(const rs_model *model) {
+  auto device = sized<rs_device_info>();
+  check(rs_device_get_info(rs_model_device(model), &device));
+  return device;
+}
+
 std::string as_text(const rs_model *model, bool with_tensors) {
   rs_model_info info = model_info(model);
   std::vector<rs_tensor_info> tensors = all_tensors(model);
@@ -193,6 +199,8 @@ std::string as_text(const rs_model *model, bool with_tensors) {
   if (texts) out += line("max tokens", join(info.max_tokens, " (up to ", info.position_limit, ")"));
   if (info.image_hidden > 0) out += image_lines(model, info, line);
   out += line("file", join(info.file_bytes, " bytes (", human_bytes(double(info.file_bytes)), ")"));
+  const rs_device_info device = device_of(model);
+  out += line("runs on", join(device.device, ", ", device.name));
   out += "\n";
   for (const rs_meta &meta : all_metadata(model)) out += format("%-28s", meta.key) + " " + meta_summary(meta) + "\n";
   out += "\n" + totals_table(tensors);
@@ -224,6 +232,8 @@ std::string as_json(const rs_model *model) {
                   {"max_tokens", info.max_tokens},
                   {"position_limit", info.position_limit},
                   {"file_bytes", info.file_bytes}};
+  const rs_device_info device = device_of(model);
+  root["device"] = {{"name", device.device}, {"what", device.name}};
   if (info.image_hidden > 0) {
     const rs_image_shape shape = shape_of(model, {});
     root["image"] = {{"width", shape.width},     {"height", shape.height},      {"patch", patch_of(model)},

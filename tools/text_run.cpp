@@ -125,8 +125,8 @@ void text_run::report() {
   if (failed_ > 0)
     say(join(failed_, " of ", texts_seen_, " ", noun_, texts_seen_ == 1 ? "" : "s", " failed", stopped_ ? "; stopped there" : ""));
   if (options_.profile.empty()) return;
-  peak_rates peaks(rs_session_threads(session_.get()));
-  std::string table = op_table(op_times(session_.get()), options_.profile, 1, &peaks);
+  peak_rates peaks(model_.get(), rs_session_threads(session_.get()));
+  std::string table = op_table(op_times(session_.get(), model_.get()), options_.profile, 1, &peaks);
   fputs((table + peaks.str()).c_str(), stderr);
 }
 
