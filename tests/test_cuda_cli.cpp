@@ -5,6 +5,8 @@
 #include "cli_util.h"
 #include "cuda_device.h"
 #include "tiny_bert.h"
+#include "tiny_dinov2.h"
+#include "tools/op_times.h"
 
 namespace {
 
@@ -19,6 +21,7 @@ class cuda_cli : public testing::Test {
     tiny_bert head(5);
     head.add_head(RS_HEAD_SEQUENCE, {"good", "bad"});
     ASSERT_EQ(head.convert(weights("head"), "q8"), RS_OK) << rs_last_error();
+    ASSERT_EQ(tiny_dinov2().convert(weights("image"), "q8"), RS_OK) << rs_last_error();
   }
   static void TearDownTestSuite() {
     delete shared_;
@@ -44,7 +47,7 @@ TEST_F(cuda_cli, bench_table) {
   ASSERT_EQ(rs_device_get_info("cuda", &info), RS_OK) << rs_last_error();
   for (const std::string &part :
        {std::string("rs ") + RS_VERSION + ", cuda:0, " + info.name + "\n", std::string("device memory"), std::string("peak RSS"),
-        std::string("of peak"), std::string("tokens/s"), std::string("with another"), std::string("flash_attn"),
+        std::string("of peak"), std::string("tokens/s"), std::string("flash_attn"),
         std::string("peaks by the clocks that the card states: int8 "), std::string("blk.1.mlp.up")})
     EXPECT_NE(r.out.find(part), std::string::npos) << part << "\n" << r;
   for (const char *part : {"thread", "measured now", "nan", "inf ", rs_isa()})
@@ -83,6 +86,7 @@ TEST_F(cuda_cli, the_bound_is_what_the_card_states) {
   ASSERT_EQ(rs_device_get_info("cuda", &info), RS_OK) << rs_last_error();
   // Of a model this small, memory is the longer time.
   const double tokens = 12;
+  int checked = 0;
   const int64_t shapes[][2] = {{96, 32}, {32, 32}, {64, 32}, {32, 64}};
   for (const bool quantized : {true, false}) {
     const run_result r = bench({"-m", weights(quantized ? "q8" : "f32"), "--shapes", "3x4", "--json", "--ops"});
@@ -95,20 +99,71 @@ TEST_F(cuda_cli, the_bound_is_what_the_card_states) {
       const double memory = (static_cast<double>(bytes) + tokens * (k * (quantized ? 1 : 4) + 2 * n)) / info.bytes_per_second;
       least += 2 * std::max(memory, tokens * n * k / (quantized ? info.int8_macs : info.f16_macs / 3));
     }
-    for (const json &op : jsonl(r.out).at(0).at("ops"))
+    const json ops = jsonl(r.out).at(0).at("ops");
+    for (const json &op : ops)
       if (op.at("op") == "linear") {
         const double got = op.at("share_of_peak").get<double>() * op.at("ms").get<double>() / 1000;
         EXPECT_NEAR(got, least, 1e-6 * least) << op;
+        checked++;
       }
+  }
+  EXPECT_EQ(checked, 2);
+}
+
+TEST_F(cuda_cli, a_card_of_unknown_peaks_has_dashes) {
+  const loaded_on m(weights("q8"), "cuda");
+  peak_rates peaks(m.model, 0);
+  peaks.device.int8_macs = 1e12, peaks.device.f16_macs = 6e11, peaks.device.bytes_per_second = 1e9;
+  const op_time linear = {"linear", "a", RS_W8, 1, 2, 1e12, 0}, floats = {"linear", "b", RS_F32, 1, 8, 1e12, 0},
+                attention = {"flash_attn", "c", RS_F32, 1, 1, 6e11, 0}, much = {"linear", "d", RS_W4, 1, 1, 1e12, 3e9};
+  const auto share = [&](const op_time &time) { return op_json({time}, "op", 1, &peaks).at(0).at("share_of_peak"); };
+  EXPECT_NEAR(share(linear).get<double>(), 0.5, 1e-9);
+  EXPECT_NEAR(share(floats).get<double>(), 5 / 8.0, 1e-9);
+  EXPECT_NEAR(share(attention).get<double>(), 1, 1e-9);
+  EXPECT_NEAR(share(much).get<double>(), 3, 1e-9);
+  EXPECT_NE(peaks.str().find("int8 1.0, f16 0.6 TMAC/s (floats: three products in bf16), memory 1.0 GB/s\n"), std::string::npos);
+  peaks.device.bytes_per_second = 0;
+  EXPECT_NEAR(share(much).get<double>(), 1, 1e-9);
+  peaks.device.int8_macs = peaks.device.f16_macs = 0;
+  for (const op_time &time : {linear, floats, attention}) EXPECT_TRUE(share(time).is_null()) << time.name;
+  EXPECT_NE(peaks.str().find("int8 -, f16 - TMAC/s (floats: three products in bf16), memory - GB/s\n"), std::string::npos)
+      << peaks.str();
+  const strings table = lines_of(op_table({linear}, "op", 1, &peaks));
+  EXPECT_EQ(table.at(1).back(), '-') << table.at(1);
+}
+
+TEST_F(cuda_cli, shapes_of_a_card) {
+  const std::string help = rs({"bench", "--help"}).out;
+  for (const char *part :
+       {"1x16,1x128,1x512,32x16,32x128,32x512,256x16,256x128,256x512", "1x224,32x224,1x518,32x518", "the card states"})
+    EXPECT_NE(help.find(part), std::string::npos) << part << "\n" << help;
+  // Where there are fewer positions, as many tokens as these.
+  tiny_bert short_texts(4);
+  short_texts.layers = 1, short_texts.positions = 5;
+  ASSERT_EQ(short_texts.convert(weights("short"), "q8"), RS_OK) << rs_last_error();
+  const run_result r = bench({"-m", weights("short"), "--json"});
+  ASSERT_EQ(r.code, 0) << r;
+  const std::vector<json> rows = jsonl(r.out);
+  ASSERT_EQ(rows.size(), 3u) << r;
+  for (size_t i = 0; i < 3; i++) {
+    EXPECT_EQ(rows[i].at("batch"), (std::vector<int>{1, 32, 256})[i]);
+    EXPECT_EQ(rows[i].at("tokens"), 5);
   }
 }
 
-// Slow here: only the first of them, by what is said before the second is done, would be too; so the list is read from the help.
-TEST_F(cuda_cli, shapes_of_a_card_are_in_the_help) {
-  const run_result r = rs({"bench", "--help"});
-  for (const char *part :
-       {"1x16,1x128,1x512,32x16,32x128,32x512,256x16,256x128,256x512", "1x224,32x224,1x518,32x518", "the card states"})
-    EXPECT_NE(r.out.find(part), std::string::npos) << part << "\n" << r;
+TEST_F(cuda_cli, images_and_what_is_done_with_another) {
+  const run_result r = bench({"-m", weights("image"), "--shapes", "2x32", "--ops=layer"});
+  ASSERT_EQ(r.code, 0) << r;
+  for (const char *part : {"2x32", "images/s", "with another"}) EXPECT_NE(r.out.find(part), std::string::npos) << part << "\n" << r;
+  size_t with_another = 0;
+  const json ops = jsonl(bench({"-m", weights("image"), "--shapes", "2x32", "--ops=each", "--json"}).out).at(0).at("ops");
+  for (const json &op : ops) {
+    with_another += op.at("with_another").get<bool>();
+    if (!op.at("with_another").get<bool>()) continue;
+    EXPECT_EQ(op.at("op"), "add") << op;
+    EXPECT_TRUE(op.at("share_of_peak").is_null()) << op;
+  }
+  EXPECT_GT(with_another, 0u);
 }
 
 TEST_F(cuda_cli, vectors_and_labels_are_those_of_the_cpu) {
@@ -140,16 +195,16 @@ TEST_F(cuda_cli, vectors_and_labels_are_those_of_the_cpu) {
 TEST_F(cuda_cli, profile_of_embed) {
   const run_result r = rs({"embed", "-m", weights("q8"), "--device", "cuda", "--profile", "hello"});
   ASSERT_EQ(r.code, 0) << r;
-  for (const char *part : {"linear", "with another", "the card states"}) EXPECT_NE(r.err.find(part), std::string::npos) << r;
+  for (const char *part : {"linear", "flash_attn", "the card states"}) EXPECT_NE(r.err.find(part), std::string::npos) << r;
 }
 
 TEST_F(cuda_cli, info) {
   const run_result text = rs({"info", weights("q8"), "--device", "cuda"}), cpu = rs({"info", weights("q8"), "--device", "cpu"});
   EXPECT_NE(text.out.find("cuda:0, "), std::string::npos) << text;
   EXPECT_NE(cpu.out.find(std::string("cpu, ") + rs_isa()), std::string::npos) << cpu;
-  const json device = json::parse(rs({"info", weights("q8"), "--device", "auto", "--json"}).out).at("device");
-  EXPECT_EQ(device.at("name"), "cuda:0");
-  EXPECT_NE(device.at("what").get<std::string>().find("compute capability"), std::string::npos) << device;
+  const json device = json::parse(rs({"info", weights("q8"), "--device", "auto", "--json"}).out);
+  EXPECT_EQ(device.at("device"), "cuda:0");
+  EXPECT_NE(device.at("device_name").get<std::string>().find("compute capability"), std::string::npos) << device;
 }
 
 }  // namespace

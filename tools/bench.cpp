@@ -171,7 +171,7 @@ std::vector<shape> card_shapes_of_texts(size_t positions) {
   std::vector<shape> list;
   for (shape one : parse_shapes("--shapes", card_text_shapes)) {
     one.tokens = std::min(one.tokens, positions);
-    if (list.empty() || one.str() != list.back().str()) list.push_back(one);
+    if (list.empty() || one.tokens != list.back().tokens || one.batch != list.back().batch) list.push_back(one);
   }
   return list;
 }
@@ -288,10 +288,18 @@ class bench {
   }
 
   int run() {
-    std::vector<std::string> head = {
-        "model", "type", "shape", "runs", "ms", "p10", "p90", "tokens/s", models_[0].of_images() ? "images/s" : "sequences/s"};
-    if (on_card_) head.insert(head.end(), {"of peak", "device memory", "peak RSS"});
-    else head.insert(head.end(), {"arena", "peak RSS"});
+    std::vector<std::string> head = {"model",
+                                     "type",
+                                     "shape",
+                                     "runs",
+                                     "ms",
+                                     "p10",
+                                     "p90",
+                                     "tokens/s",
+                                     models_[0].of_images() ? "images/s" : "sequences/s",
+                                     on_card_ ? "device memory" : "arena",
+                                     "peak RSS"};
+    if (on_card_) head.emplace_back("of peak");
     table_ = text_table(head);
     for (; done_ < shapes(); ++done_) {
       std::vector<std::unique_ptr<bench_case>> cases = measure();
@@ -310,7 +318,7 @@ class bench {
 
  private:
   std::string heading() const {
-    if (on_card_) return join("rs ", rs_version(), ", ", peaks_->device.device, ", ", peaks_->device.name, "\n\n");
+    if (on_card_) return format("rs %s, %s, %s\n\n", rs_version(), peaks_->device.device, peaks_->device.name);
     return join("rs ", rs_version(), ", ", rs_isa(), ", ", threads_, threads_ == 1 ? " thread\n\n" : " threads\n\n");
   }
 
@@ -336,6 +344,7 @@ class bench {
 
   void add_row(const bench_case &c, std::optional<size_t> peak, double gain) {
     const auto ms = [&](double share) { return format("%.3f", 1e3 * c.quantile(share)); };
+    const size_t weights = on_card_ ? c.model.info.file_bytes : 0;
     std::vector<std::string> row = {c.model.file,
                                     c.model.info.weight_type,
                                     c.work.str() + (c.drop ? format(" drop %.2fx", gain) : ""),
@@ -344,10 +353,10 @@ class bench {
                                     ms(0.1),
                                     ms(0.9),
                                     format("%.0f", c.tokens_per_second()),
-                                    format("%.1f", c.sequences_per_second())};
+                                    format("%.1f", c.sequences_per_second()),
+                                    human_bytes(double(c.arena_bytes() + weights)),
+                                    peak ? human_bytes(double(*peak)) : ""};
     if (on_card_) row.push_back(c.share_of_peak() > 0 ? format("%.1f %%", 100 * c.share_of_peak()) : "-");
-    row.push_back(human_bytes(double(c.arena_bytes() + (on_card_ ? c.model.info.file_bytes : 0))));
-    row.push_back(peak ? human_bytes(double(*peak)) : "");
     table_->add(row);
     if (!options_.ops.empty())
       op_tables_ += join("\n", c.model.file, ", ", c.work.str(), c.drop ? ", dropping" : "", ", one run\n",
@@ -356,10 +365,6 @@ class bench {
 
   void print_json(const bench_case &c, std::optional<size_t> peak, double gain) {
     nlohmann::ordered_json row = {{"model", c.model.file}, {"weight_type", c.model.info.weight_type}};
-    const auto known = [&row](const char *key, double value) {
-      row[key] = nullptr;
-      if (value > 0) row[key] = value;
-    };
     if (on_card_) row["device"] = peaks_->device.device, row["device_name"] = peaks_->device.name;
     else row["isa"] = rs_isa(), row["threads"] = threads_;
     c.work.describe(&row);
@@ -371,10 +376,12 @@ class bench {
     row["tokens_per_second"] = c.tokens_per_second();
     row[c.model.of_images() ? "images_per_second" : "sequences_per_second"] = c.sequences_per_second();
     if (on_card_) {
-      known("share_of_peak", c.share_of_peak());
-      known("peak_int8_macs_per_second", peaks_->device.int8_macs);
-      known("peak_f16_macs_per_second", peaks_->device.f16_macs);
-      known("peak_bytes_per_second", peaks_->device.bytes_per_second);
+      const rs_device_info &d = peaks_->device;
+      const std::pair<const char *, double> rates[] = {{"share_of_peak", c.share_of_peak()},
+                                                       {"peak_int8_macs_per_second", d.int8_macs},
+                                                       {"peak_f16_macs_per_second", d.f16_macs},
+                                                       {"peak_bytes_per_second", d.bytes_per_second}};
+      for (const auto &[key, rate] : rates) row[key] = rate > 0 ? nlohmann::ordered_json(rate) : nullptr;
       row["weight_bytes"] = c.model.info.file_bytes;
     }
     row["arena_bytes"] = c.arena_bytes();
@@ -412,7 +419,7 @@ void add_bench(CLI::App *app, command_line *line) {
              join("sequences by tokens, a list (default: ", text_shapes,
                   ");\nof models that take only images, images by pixels (default: 1 and 8 of the size that the model wants);\n"
                   "on a card by default ",
-                  card_text_shapes, ", or ", card_image_shapes))
+                  card_text_shapes, ";\nof images ", card_image_shapes))
           ->type_name("BxT,...");
   add_threads_option(sub, &options->threads);
   sub->add_option("--seconds", options->seconds, "time for each case (default: 1)")->type_name("S");

@@ -200,7 +200,7 @@ std::string as_text(const rs_model *model, bool with_tensors) {
   if (info.image_hidden > 0) out += image_lines(model, info, line);
   out += line("file", join(info.file_bytes, " bytes (", human_bytes(double(info.file_bytes)), ")"));
   const rs_device_info device = device_of(model);
-  out += line("runs on", join(device.device, ", ", device.name));
+  out += line("runs on", format("%s, %s", device.device, device.name));
   out += "\n";
   for (const rs_meta &meta : all_metadata(model)) out += format("%-28s", meta.key) + " " + meta_summary(meta) + "\n";
   out += "\n" + totals_table(tensors);
@@ -233,7 +233,8 @@ std::string as_json(const rs_model *model) {
                   {"position_limit", info.position_limit},
                   {"file_bytes", info.file_bytes}};
   const rs_device_info device = device_of(model);
-  root["device"] = {{"name", device.device}, {"what", device.name}};
+  root["device"] = device.device;
+  root["device_name"] = device.name;
   if (info.image_hidden > 0) {
     const rs_image_shape shape = shape_of(model, {});
     root["image"] = {{"width", shape.width},     {"height", shape.height},      {"patch", patch_of(model)},

@@ -10,7 +10,8 @@ const std::vector<std::string> op_groupings = {"op", "layer", "each"};
 // Weights a call; of each row the input, of 8 bits or of floats, and the result, of 16 bits or more.
 static double linear_bytes(const rs_model *model, const rs_profile_row &row) {
   rs_tensor_info weight;
-  if (strcmp(row.op, "linear") != 0 || rs_model_tensor(model, join(row.name, ".weight").c_str(), &weight) != RS_OK) return 0;
+  if (strcmp(row.op, "linear") != 0 || rs_model_tensor(model, (std::string(row.name) + ".weight").c_str(), &weight) != RS_OK)
+    return 0;
   const double input = weight.type == RS_W8 || weight.type == RS_W4 ? 1 : 4, result = 2;
   return double(row.calls) * double(weight.bytes) + row.macs * (input / double(weight.shape[0]) + result / double(weight.shape[1]));
 }
@@ -63,9 +64,9 @@ std::string peak_rates::str() const {
   std::string text;
   if (on_card()) {
     const auto rate = [](double value, double unit) { return value > 0 ? format("%.1f", value / unit) : "-"; };
-    return join("peaks by the clocks that the card states: int8 ", rate(device.int8_macs, 1e12), ", f16 ",
-                rate(device.f16_macs, 1e12), " TMAC/s (floats: three products in bf16), memory ",
-                rate(device.bytes_per_second, 1e9), " GB/s\n");
+    return format(
+        "peaks by the clocks that the card states: int8 %s, f16 %s TMAC/s (floats: three products in bf16), memory %s GB/s\n",
+        rate(device.int8_macs, 1e12).c_str(), rate(device.f16_macs, 1e12).c_str(), rate(device.bytes_per_second, 1e9).c_str());
   }
   for (const auto &[type, rate] : rates_)
     text += join(text.empty() ? "peak measured now: " : ", ", rs_type_name(type), format(" %.1f", rate / 1e9));
