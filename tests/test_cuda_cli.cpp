@@ -6,7 +6,6 @@
 #include "cuda_device.h"
 #include "tiny_bert.h"
 #include "tiny_dinov2.h"
-#include "tools/op_times.h"
 
 namespace {
 
@@ -108,28 +107,6 @@ TEST_F(cuda_cli, the_bound_is_what_the_card_states) {
       }
   }
   EXPECT_EQ(checked, 2);
-}
-
-TEST_F(cuda_cli, a_card_of_unknown_peaks_has_dashes) {
-  const loaded_on m(weights("q8"), "cuda");
-  peak_rates peaks(m.model, 0);
-  peaks.device.int8_macs = 1e12, peaks.device.f16_macs = 6e11, peaks.device.bytes_per_second = 1e9;
-  const op_time linear = {"linear", "a", RS_W8, 1, 2, 1e12, 0}, floats = {"linear", "b", RS_F32, 1, 8, 1e12, 0},
-                attention = {"flash_attn", "c", RS_F32, 1, 1, 6e11, 0}, much = {"linear", "d", RS_W4, 1, 1, 1e12, 3e9};
-  const auto share = [&](const op_time &time) { return op_json({time}, "op", 1, &peaks).at(0).at("share_of_peak"); };
-  EXPECT_NEAR(share(linear).get<double>(), 0.5, 1e-9);
-  EXPECT_NEAR(share(floats).get<double>(), 5 / 8.0, 1e-9);
-  EXPECT_NEAR(share(attention).get<double>(), 1, 1e-9);
-  EXPECT_NEAR(share(much).get<double>(), 3, 1e-9);
-  EXPECT_NE(peaks.str().find("int8 1.0, f16 0.6 TMAC/s (floats: three products in bf16), memory 1.0 GB/s\n"), std::string::npos);
-  peaks.device.bytes_per_second = 0;
-  EXPECT_NEAR(share(much).get<double>(), 1, 1e-9);
-  peaks.device.int8_macs = peaks.device.f16_macs = 0;
-  for (const op_time &time : {linear, floats, attention}) EXPECT_TRUE(share(time).is_null()) << time.name;
-  EXPECT_NE(peaks.str().find("int8 -, f16 - TMAC/s (floats: three products in bf16), memory - GB/s\n"), std::string::npos)
-      << peaks.str();
-  const strings table = lines_of(op_table({linear}, "op", 1, &peaks));
-  EXPECT_EQ(table.at(1).back(), '-') << table.at(1);
 }
 
 TEST_F(cuda_cli, shapes_of_a_card) {
