@@ -136,9 +136,27 @@ TEST_F(Folders, ThatAreWrong) {
   expect_error([&] { read_labelled_images(dir_ / "empty", {}); }, "empty/x': no images in it");
   expect_error([&] { read_labelled_images(dir_ / "plain", {}); }, "no folders of images in it");
   expect_error([&] { read_images(dir_ / "plain", {}); }, "no images in it");
-  expect_error([&] { read_images(dir_ / "absent", {}); }, "cannot read folder");
-  std::filesystem::create_directory_symlink(dir_ / "d", dir_ / "d/cat/loop");  // the system ends it, or we do
-  expect_error([&] { read_images(dir_ / "d", {}); }, dir_ / "d");
+  expect_error([&] { read_images(dir_ / "absent", {}); }, "absent': cannot read the folder: No such file");
+}
+
+// What rs embed takes of a folder, tasks take of it.
+TEST_F(Folders, AreThoseOfTheCommandLine) {
+  for (const char *name :
+       {"d/a.jfif", "d/b.jpe", "d/c.JPEG", "d/c.tga", "d/d.psd", "d/e/f.png", "d/e-g.png", "d/.h.png", "d/.i/j.png"})
+    write(name, "");
+  std::filesystem::create_directory_symlink(dir_ / "d", dir_ / "d/e/loop");
+  write("elsewhere/k.png", "");
+  std::filesystem::create_directory_symlink(dir_ / "elsewhere", dir_ / "d/link");
+  std::filesystem::create_symlink(dir_ / "elsewhere/k.png", dir_ / "d/l.png");
+  const strings wanted = {"d/a.jfif", "d/b.jpe", "d/c.JPEG", "d/e/f.png", "d/e-g.png", "d/l.png"};
+  EXPECT_EQ(names_of(read_images(dir_ / "d", {}).files), wanted);
+  strings given;
+  const std::unique_ptr<text_source> source = images_of_arguments({dir_ / "d"}, {});
+  for (text_item item; source->next(&item);) given.push_back(item.image);
+  EXPECT_EQ(names_of(given), wanted);
+  // The folder itself may be a link.
+  std::filesystem::create_directory_symlink(dir_ / "d/e", dir_ / "to");
+  EXPECT_EQ(names_of(read_images(dir_ / "to", {}).files), strings{"to/f.png"});
 }
 
 TEST_F(Folders, AreHashedWithTheirImages) {
