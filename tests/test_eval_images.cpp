@@ -397,7 +397,13 @@ TEST_F(EvalImages, WrongUse) {
   wrong({"images", "-m", m, "--data", dir_ / "d"}, 1, "d/yak: the model has no label 'yak' (it has 0 to 2: ant, bee, cow)");
   wrong({"images", "-m", m, "--data", dir_ / "none"}, 1, "none': not a folder");
   wrong({"images", "-m", weights("plain"), "--data", data()}, 1, "no classification head");
-  wrong({"stsb", "-m", m, "--data", dir_ / "none"}, 1, "cannot open");
+  // Tasks of texts: said of the model, whatever the data is.
+  for (const char *task : {"stsb", "sst2", "retrieval", "squad", "nn"})
+    for (const std::string &path : {data(), dir_ / "none"})
+      wrong({task, "-m", m, "--data", path}, 1,
+            std::string("this model takes only images, and ") + task +
+                " is a task of texts; of images are images, classification and cosine");
+  expect_failure(rs({"tune", "-m", m, "--metric", "stsb", "--data", data(), "--no-resume"}), 1, "stsb is a task of texts");
   write_file(dir_ / "texts.txt", "a text\n");
   wrong({"cosine", "-m", m, "--data", dir_ / "texts.txt"}, 1, "takes only images");
   wrong({"cosine", "-m", m, "--data", dir_ / "texts.txt", "--image-size", "32"}, 2, "--image-size goes with a folder of images");
