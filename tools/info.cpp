@@ -20,8 +20,8 @@ const char *const examples =
     "  rs info dinov2.rsw --plan 1,8 --image-size 448                           # of images: how many, and how large\n"
     "--plan tells what running sequences together takes, without running them: tokens that enter each layer, activations in "
     "memory\n"
-    "while it runs, at most, and multiply-accumulates.  Of a model that takes texts and images, images are planned.  arena: all of "
-    "that memory, with the scratch of every thread.";
+    "while it runs, at most, and multiply-accumulates.  arena: all of that memory, with the scratch of every thread.\n"
+    "Of a model that takes texts and images, images are planned.";
 
 struct info_options {
   std::string model, plan, image_size;
