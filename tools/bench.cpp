@@ -25,6 +25,7 @@ const char *const examples =
     "A case is a shape and a weight file; 8x128 is 8 sequences of 128 tokens, special tokens included, in one call.\n"
     "The tokens are random, the same for every file with that vocabulary.  Of a model that takes only images, 8x224\n"
     "is 8 images of 224x224 pixels, 8x320x240 of that width and height, as they come from preparation (random too).\n"
+    "Of a model that takes both, texts are measured.\n"
     "Files take turns, run by run, so that whatever else the machine does hurts all alike.  Of the runs: median,\n"
     "and the time that a tenth (p10) and nine tenths (p90) stay below; tokens/s and sequences/s are of the median.\n"
     "arena: memory of the session for that shape; peak RSS: the most memory that was resident in the process so\n"
@@ -71,6 +72,8 @@ bench_model load(const std::string &file, const bench_options &options) {
   bench_model result{file, load_model(file, !options.no_check), {}, {}, {}, {}};
   result.info = model_info(result.model.get());
   result.drop = std::make_shared<drop_choice>(options.drop, result.model.get());
+  if (result.drop->get() && inputs_of(result.info) == inputs::both)
+    fail_usage(in_quotes(file), " takes texts and images: rs bench measures its texts, and schedules are for its images");
   rs_meta single;  // token ids, and a negative number where the text goes
   if (!find_meta(result.model.get(), "tokenizer.single", &single)) return result;
   std::vector<int32_t> *side = &result.before;
@@ -166,31 +169,30 @@ class image_workload : public workload {
 
 using workloads = std::vector<std::unique_ptr<workload>>;
 
-// positions: that all the models have.
-std::vector<shape> card_shapes_of_texts(size_t positions) {
+// Those of a list, for models of so many positions.
+std::vector<shape> shapes_within(const char *shapes, size_t positions) {
   std::vector<shape> list;
-  for (shape one : parse_shapes("--shapes", card_text_shapes)) {
+  for (shape one : parse_shapes("--shapes", shapes)) {
     one.tokens = std::min(one.tokens, positions);
-    if (list.empty() || one.tokens != list.back().tokens || one.batch != list.back().batch) list.push_back(one);
+    if (list.empty() || one.str() != list.back().str()) list.push_back(one);
   }
   return list;
 }
 
+// positions: that all the models have.
 workloads workloads_of(const bench_model &model, const bench_options &options, bool on_card, size_t positions) {
   const auto seed = uint64_t(options.seed);
-  const bool card_shapes = on_card && options.shapes_option->count() == 0;
   workloads list;
   if (!model.of_images()) {
-    for (const shape &shape : card_shapes
-                                  ? card_shapes_of_texts(positions)
-                                  : parse_shapes("--shapes", options.shapes_option->count() == 0 ? text_shapes : options.shapes))
+    for (const shape &shape : options.shapes_option->count() == 0
+                                  ? shapes_within(on_card ? card_text_shapes : text_shapes, positions)
+                                  : parse_shapes("--shapes", options.shapes))
       list.push_back(std::make_unique<text_workload>(model, shape, seed));
     return list;
   }
   std::string shapes = options.shapes;
   const int32_t w = model.info.image_width, h = model.info.image_height;
-  if (options.shapes_option->count() == 0) shapes = join("1x", w, "x", h, ",8x", w, "x", h);
-  if (card_shapes) shapes = card_image_shapes;
+  if (options.shapes_option->count() == 0) shapes = on_card ? card_image_shapes : join("1x", w, "x", h, ",8x", w, "x", h);
   for (const image_batch &batch : parse_image_batches("--shapes", shapes))
     list.push_back(std::make_unique<image_workload>(model, batch, seed));
   return list;
@@ -413,14 +415,13 @@ void add_bench(CLI::App *app, command_line *line) {
   auto options = std::make_shared<bench_options>();
   CLI::App *sub = add_command(app, "bench", "how fast weight files run here", examples, options, run_bench, line);
   sub->add_option("-m,--model", options->models, "weight files, as rs convert writes them")->type_name("FILE...")->required();
-  options->shapes_option =
-      sub->add_option(
-             "--shapes", options->shapes,
-             join("sequences by tokens, a list (default: ", text_shapes,
-                  ");\nof models that take only images, images by pixels (default: 1 and 8 of the size that the model wants);\n"
-                  "on a card by default ",
-                  card_text_shapes, ";\nof images ", card_image_shapes))
-          ->type_name("BxT,...");
+  options->shapes_option = sub->add_option("--shapes", options->shapes,
+                                           join("sequences by tokens, a list (default: ", text_shapes,
+                                                ",\nor as many tokens as the model has positions);\nof models that take only "
+                                                "images, images by pixels (default: 1 and 8 of the size that the model wants);\n"
+                                                "on a card by default ",
+                                                card_text_shapes, ";\nof images ", card_image_shapes))
+                               ->type_name("BxT,...");
   add_threads_option(sub, &options->threads);
   sub->add_option("--seconds", options->seconds, "time for each case (default: 1)")->type_name("S");
   sub->add_option("--seed", options->seed, "of the random tokens (default: 1)")->type_name("N")->check(CLI::NonNegativeNumber);

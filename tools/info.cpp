@@ -20,7 +20,8 @@ const char *const examples =
     "  rs info dinov2.rsw --plan 1,8 --image-size 448                           # of images: how many, and how large\n"
     "--plan tells what running sequences together takes, without running them: tokens that enter each layer, activations in "
     "memory\n"
-    "while it runs, at most, and multiply-accumulates.  arena: all of that memory, with the scratch of every thread.";
+    "while it runs, at most, and multiply-accumulates.  arena: all of that memory, with the scratch of every thread.\n"
+    "Of a model that takes texts and images, images are planned.";
 
 struct info_options {
   std::string model, plan, image_size;
@@ -370,8 +371,8 @@ void add_info(CLI::App *app, command_line *line) {
   add_model_option(sub, &options->model, true);
   sub->add_flag("--json", options->json, "everything, as one JSON object");
   sub->add_option("--plan", options->plan,
-                  "what sequences by tokens take to run, instead of the rest: 8x128,1x512;\nof a model that takes images, how many "
-                  "of these: 1,8")
+                  "what sequences by tokens take to run, instead of the rest: 8x128,1x512;\nof a model that takes images, alone or "
+                  "beside texts, how many of these: 1,8")
       ->type_name("BxT,...");
   add_image_size_option(sub, &options->image_size);
   add_threads_option(sub, &options->threads);

@@ -130,9 +130,9 @@ void text_run::report() {
   fputs((table + peaks.str()).c_str(), stderr);
 }
 
-void add_text_run_options(CLI::App *sub, text_run_options *options, const command_line *line) {
+void add_text_run_options(CLI::App *sub, text_run_options *options, const command_line *line, const char *what) {
   add_model_option(sub, &options->model, false);
-  add_text_options(sub, &options->texts, line);
+  add_text_options(sub, &options->texts, line, what);
   sub->add_option("-o,--output", options->output, "write to this file (default: standard output)")->type_name("FILE");
   sub->add_option("-b,--batch", options->batch,
                   "texts, or images, that are computed together (default: 64, of images 8);\ndoes not change the result")
