@@ -63,7 +63,8 @@ def missing_on_card(name, there):
         providers = there.get("onnxruntime")
         if providers is None:
             return "onnxruntime is not installed"
-        return None if PROVIDERS[name] in providers else "onnxruntime has no %s (it has %s)" % (PROVIDERS[name], ", ".join(providers) or "none")
+        return None if PROVIDERS[name] in providers else "onnxruntime has no %s (it has %s)" % (PROVIDERS[name],
+                                                                                              ", ".join(providers) or "none")
     if there.get("torch") is None:
         return "torch is not installed"
     return None if there["torch"] else "torch.cuda.is_available() is false"

@@ -239,7 +239,8 @@ def machine_rows(results):
             "| CPU | %s, %d CPUs%s |" % (m["cpu"], m["cpus"], ", %s GiB" % whole(m["memory"] / 2**30) if m.get("memory") else ""),
             "| of its features | %s |" % flags, "| system | %s, Python %s |" % (m["system"], results["python"]),
             "| model | %s |" % " and ".join(m for m in (results["model"], (results.get("images") or {}).get("model")) if m),
-            "| rs | %s, kernels `%s`, commit %s |" % (results["rs"]["version"], results["rs"]["isa"], results["rs"]["commit"])]
+            "| rs | %s%s, commit %s |" % (results["rs"]["version"], "" if results.get("card") else ", kernels `%s`" % results["rs"]["isa"],
+                                          results["rs"]["commit"])]
 
 
 def machine_lines(results):
