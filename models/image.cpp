@@ -795,14 +795,17 @@ int64_t crop_start(int64_t size, int64_t window, bool round) {
   return margin / 2 + (margin % 2 && margin / 2 % 2);  // half to even
 }
 
-constexpr int32_t max_side = 8192;  // of a result and of what it is cut from; no encoder comes near
+// Of what a result is cut from, which costs nothing: only what is cut is computed.
+constexpr int32_t max_whole = 1 << 20;
 
 rs_status check_spec(const rs_image_spec &s, rs_status status) {
-  const auto side = [](int32_t n) { return n >= 1 && n <= max_side; };
-  if (s.resize != rs_resize::none && (!side(s.resize_width) || !side(s.resize_height)))
-    return rs_fail(status, "image.resize_size is %dx%d, expected 1 to %d each", s.resize_width, s.resize_height, max_side);
-  if (s.crop && (!side(s.crop_width) || !side(s.crop_height)))
-    return rs_fail(status, "image.crop_size is %dx%d, expected 1 to %d each", s.crop_width, s.crop_height, max_side);
+  const auto check_box = [status](const char *key, int32_t width, int32_t height, int32_t most) {
+    if (width >= 1 && width <= most && height >= 1 && height <= most) return RS_OK;
+    return rs_fail(status, "%s is %dx%d, expected 1 to %d each", key, width, height, most);
+  };
+  if (s.resize != rs_resize::none)
+    RS_TRY(check_box("image.resize_size", s.resize_width, s.resize_height, s.crop ? max_whole : rs_image_most_side));
+  if (s.crop) RS_TRY(check_box("image.crop_size", s.crop_width, s.crop_height, rs_image_most_side));
   if (!s.crop && s.resize != rs_resize::exact)
     return rs_fail(status, "image.crop_size is missing: without it, image.resize must be 'exact', or results differ in size");
   if (!find_filter(s.filter)) return rs_fail(status, "image.resample is %d, which is no filter", static_cast<int>(s.filter));
@@ -880,8 +883,8 @@ rs_status read_size(const rs_model *model, const char *key, bool optional, int32
   if (!*found) return RS_OK;
   if (meta.count != 2) return rs_fail(RS_ERR_FORMAT, "%s has %zu values, expected width and height", key, meta.count);
   for (size_t i = 0; i < 2; i++)
-    if (meta.i64s[i] < 1 || meta.i64s[i] > max_side)
-      return rs_fail(RS_ERR_FORMAT, "%s[%zu] is %" PRId64 ", expected 1 to %d", key, i, meta.i64s[i], max_side);
+    if (meta.i64s[i] < 1 || meta.i64s[i] > rs_image_most_side)
+      return rs_fail(RS_ERR_FORMAT, "%s[%zu] is %" PRId64 ", expected 1 to %d", key, i, meta.i64s[i], rs_image_most_side);
   *width = int32_t(meta.i64s[0]), *height = int32_t(meta.i64s[1]);
   return RS_OK;
 }
@@ -933,8 +936,8 @@ rs_status rs_image_spec_load(const rs_model *model, rs_image_spec *out) {
 
 rs_status rs_image_spec_resize(rs_image_spec *spec, int32_t width, int32_t height) {
   RS_TRY(check_spec(*spec, RS_ERR_ARGUMENT));
-  if (width < 1 || height < 1 || width > max_side || height > max_side)
-    return rs_fail(RS_ERR_ARGUMENT, "image size %dx%d, expected 1 to %d each", width, height, max_side);
+  if (width < 1 || height < 1 || width > rs_image_most_side || height > rs_image_most_side)
+    return rs_fail(RS_ERR_ARGUMENT, "image size %dx%d, expected 1 to %d each", width, height, rs_image_most_side);
   rs_image_spec s = *spec;
   const auto scaled = [](int64_t edge, int64_t to, int64_t from) {
     return int32_t(std::min<int64_t>((2 * edge * to + from) / (2 * from), INT32_MAX));
@@ -942,9 +945,9 @@ rs_status rs_image_spec_resize(rs_image_spec *spec, int32_t width, int32_t heigh
   if (s.resize != rs_resize::none && s.crop) {
     s.resize_width = std::max(scaled(s.resize_width, width, s.crop_width), 1);
     s.resize_height = std::max(scaled(s.resize_height, height, s.crop_height), 1);
-    if (s.resize_width > max_side || s.resize_height > max_side)
+    if (s.resize_width > max_whole || s.resize_height > max_whole)
       return rs_fail(RS_ERR_LIMIT, "image size %dx%d: cut from %dx%d, the limit is %d", width, height, s.resize_width,
-                     s.resize_height, max_side);
+                     s.resize_height, max_whole);
   } else {
     s.resize_width = width, s.resize_height = height;
   }

@@ -5,6 +5,8 @@
 
 #include <vector>
 
+constexpr int32_t rs_image_most_side = 16384;  // of what an encoder gets: of a size that is asked for, and of a model's own
+
 struct rs_rgb {
   int32_t width = 0, height = 0;
   std::vector<uint8_t> data;  // [height, width, 3]

@@ -3,6 +3,7 @@
 #include <set>
 
 #include "../rs.h"
+#include "../tools/op_times.h"
 #include "tiny_model.h"
 
 #include "tiny_bert.h"
@@ -314,6 +315,30 @@ TEST_F(bench, profile_rows_know_the_type_of_their_arithmetic) {
   }
   EXPECT_EQ(linear, 8u);
   rs_session_free(session);
+}
+
+TEST_F(bench, peaks_of_a_card) {
+  const loaded m(weights("q8"), 1);
+  peak_rates peaks(m.model, 1);
+  EXPECT_FALSE(peaks.on_card());
+  peaks.device.memory_bytes = 1;
+  peaks.device.int8_macs = 1e12, peaks.device.f16_macs = 6e11, peaks.device.bytes_per_second = 1e9;
+  const op_time linear = {"linear", "a", RS_W8, 1, 2, 1e12, 0}, floats = {"linear", "b", RS_F32, 1, 8, 1e12, 0},
+                attention = {"flash_attn", "c", RS_F32, 1, 1, 6e11, 0}, much = {"linear", "d", RS_W4, 1, 1, 1e12, 3e9};
+  const auto share = [&](const op_time &time) { return op_json({time}, "op", 1, &peaks).at(0).at("share_of_peak"); };
+  EXPECT_NEAR(share(linear).get<double>(), 0.5, 1e-9);
+  EXPECT_NEAR(share(floats).get<double>(), 5 / 8.0, 1e-9);
+  EXPECT_NEAR(share(attention).get<double>(), 1, 1e-9);
+  EXPECT_NEAR(share(much).get<double>(), 3, 1e-9);
+  EXPECT_NE(peaks.str().find("int8 1.0, f16 0.6 TMAC/s (floats: three products in bf16), memory 1.0 GB/s\n"), std::string::npos);
+  peaks.device.bytes_per_second = 0;
+  EXPECT_NEAR(share(much).get<double>(), 1, 1e-9);
+  peaks.device.int8_macs = peaks.device.f16_macs = 0;
+  for (const op_time &time : {linear, floats, attention}) EXPECT_TRUE(share(time).is_null()) << time.name;
+  EXPECT_NE(peaks.str().find("int8 -, f16 - TMAC/s (floats: three products in bf16), memory - GB/s\n"), std::string::npos)
+      << peaks.str();
+  const std::string table = op_table({linear}, "op", 1, &peaks);
+  EXPECT_NE(table.find("-\n"), std::string::npos) << table;
 }
 
 TEST(bench_model, a_real_one_stays_below_the_peak) {

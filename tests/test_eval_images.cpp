@@ -136,9 +136,27 @@ TEST_F(Folders, ThatAreWrong) {
   expect_error([&] { read_labelled_images(dir_ / "empty", {}); }, "empty/x': no images in it");
   expect_error([&] { read_labelled_images(dir_ / "plain", {}); }, "no folders of images in it");
   expect_error([&] { read_images(dir_ / "plain", {}); }, "no images in it");
-  expect_error([&] { read_images(dir_ / "absent", {}); }, "cannot read folder");
-  std::filesystem::create_directory_symlink(dir_ / "d", dir_ / "d/cat/loop");  // the system ends it, or we do
-  expect_error([&] { read_images(dir_ / "d", {}); }, dir_ / "d");
+  expect_error([&] { read_images(dir_ / "absent", {}); }, "absent': cannot read the folder: No such file");
+}
+
+// What rs embed takes of a folder, tasks take of it.
+TEST_F(Folders, AreThoseOfTheCommandLine) {
+  for (const char *name :
+       {"d/a.jfif", "d/b.jpe", "d/c.JPEG", "d/c.tga", "d/d.psd", "d/e/f.png", "d/e-g.png", "d/.h.png", "d/.i/j.png"})
+    write(name, "");
+  std::filesystem::create_directory_symlink(dir_ / "d", dir_ / "d/e/loop");
+  write("elsewhere/k.png", "");
+  std::filesystem::create_directory_symlink(dir_ / "elsewhere", dir_ / "d/link");
+  std::filesystem::create_symlink(dir_ / "elsewhere/k.png", dir_ / "d/l.png");
+  const strings wanted = {"d/a.jfif", "d/b.jpe", "d/c.JPEG", "d/e/f.png", "d/e-g.png", "d/l.png"};
+  EXPECT_EQ(names_of(read_images(dir_ / "d", {}).files), wanted);
+  strings given;
+  const std::unique_ptr<text_source> source = images_of_arguments({dir_ / "d"}, {});
+  for (text_item item; source->next(&item);) given.push_back(item.image);
+  EXPECT_EQ(names_of(given), wanted);
+  // The folder itself may be a link.
+  std::filesystem::create_directory_symlink(dir_ / "d/e", dir_ / "to");
+  EXPECT_EQ(names_of(read_images(dir_ / "to", {}).files), strings{"to/f.png"});
 }
 
 TEST_F(Folders, AreHashedWithTheirImages) {
@@ -379,7 +397,13 @@ TEST_F(EvalImages, WrongUse) {
   wrong({"images", "-m", m, "--data", dir_ / "d"}, 1, "d/yak: the model has no label 'yak' (it has 0 to 2: ant, bee, cow)");
   wrong({"images", "-m", m, "--data", dir_ / "none"}, 1, "none': not a folder");
   wrong({"images", "-m", weights("plain"), "--data", data()}, 1, "no classification head");
-  wrong({"stsb", "-m", m, "--data", dir_ / "none"}, 1, "cannot open");
+  // Tasks of texts: said of the model, whatever the data is.
+  for (const char *task : {"stsb", "sst2", "retrieval", "squad", "nn"})
+    for (const std::string &path : {data(), dir_ / "none"})
+      wrong({task, "-m", m, "--data", path}, 1,
+            std::string("this model takes only images, and ") + task +
+                " is a task of texts; of images are images, classification and cosine");
+  expect_failure(rs({"tune", "-m", m, "--metric", "stsb", "--data", data(), "--no-resume"}), 1, "stsb is a task of texts");
   write_file(dir_ / "texts.txt", "a text\n");
   wrong({"cosine", "-m", m, "--data", dir_ / "texts.txt"}, 1, "takes only images");
   wrong({"cosine", "-m", m, "--data", dir_ / "texts.txt", "--image-size", "32"}, 2, "--image-size goes with a folder of images");

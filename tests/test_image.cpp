@@ -594,7 +594,14 @@ TEST(image_spec, for_another_size) {
   const rs_image_spec before = s;
   EXPECT_EQ(rs_image_spec_resize(&s, 0, 60), RS_ERR_ARGUMENT);
   EXPECT_EQ(rs_image_spec_resize(&s, 60, 100000), RS_ERR_ARGUMENT);
-  s.resize_width = 8000;
+  // What the result is cut from may be larger than a result: only what is cut is computed.
+  rs_image_spec large = shortest_spec(256, 224, 224, rs_filter::bicubic);
+  ASSERT_EQ(rs_image_spec_resize(&large, rs_image_most_side, 1), RS_OK);
+  EXPECT_EQ(large.resize_width, 18725);
+  const std::vector<uint8_t> dot = noise(3);
+  EXPECT_EQ(pixels(large, dot, 1, 1).size(), size_t(3) * rs_image_most_side);
+  EXPECT_EQ(rs_image_spec_resize(&large, rs_image_most_side + 1, 1), RS_ERR_ARGUMENT);
+  s.resize_width = 500000;
   EXPECT_EQ(rs_image_spec_resize(&s, 60, 60), RS_ERR_LIMIT);
   EXPECT_EQ(s.crop_width, before.crop_width);
 }

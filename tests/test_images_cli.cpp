@@ -19,6 +19,7 @@ class CliImages : public testing::Test {
   static void SetUpTestSuite() {
     shared_ = new temp_dir;
     tiny_vit vit, head, clip, biased;
+    vit.profile = clip.profile = "ratios=0.25,0.5 score=-mlp";
     ASSERT_EQ(vit.convert(model("vit")), RS_OK) << rs_last_error();
     head.labels = {"cat", "dog", "boat"};
     ASSERT_EQ(head.convert(model("head")), RS_OK) << rs_last_error();
@@ -207,6 +208,38 @@ TEST_F(CliImages, PatchesUnderDropping) {
             lines(on("vit", "embed", fold)).at(0).at("kept").get<size_t>());
 }
 
+TEST_F(CliImages, AStoredScheduleDropsTheSame) {
+  const strings given = {album("a.ppm"), "--drop", "0.25,0.5", "--drop-score=-mlp"},
+                stored = {album("a.ppm"), "--drop-profile", "fast"};
+  for (const char *name : {"vit", "clip"}) {
+    const json line = lines(on(name, "embed", stored)).at(0);
+    EXPECT_EQ(line.at("kept"), 14) << name;
+    EXPECT_EQ(line, jsonl(on(name, "embed", given).out).at(0)) << name;
+  }
+  EXPECT_EQ(lines(on("vit", "trace", {album("a.ppm"), "--format", "json", "--drop-profile", "fast"})).at(0).at("kept").size(), 14u);
+  expect_failure(on("vit", "embed", {album("a.ppm"), "--drop-profile", "slow"}), 2, "no drop schedule 'slow' (stored: fast)");
+  expect_failure(on("head", "classify", {album("a.ppm"), "--drop-profile", "fast"}), 2, "no drop schedule 'fast' (stored: none)");
+}
+
+// Of a model that takes both, schedules are for images; texts beside them go without.
+TEST_F(CliImages, TextsBesideImagesKeepTheirTokens) {
+  const strings items = {album("a.ppm"), "--text", "a cat", "--text", "the dog"};
+  const std::vector<json> plain = lines(on("clip", "embed", items));
+  for (const strings &schedule :
+       {strings{"--drop", "0.25,0.5", "--drop-score=-mlp"}, {"--drop-profile", "fast"}, {"--keep", "9"}}) {
+    strings all = items;
+    all.insert(all.end(), schedule.begin(), schedule.end());
+    const run_result r = on("clip", "embed", all);
+    EXPECT_EQ(r.code, 0) << r;
+    const std::vector<json> got = jsonl(r.out);
+    ASSERT_EQ(got.size(), 3u) << r;
+    EXPECT_LT(got[0].at("kept"), 37) << r;
+    EXPECT_NE(got[0].at("embedding"), plain[0].at("embedding"));
+    EXPECT_EQ(got[1], plain[1]);
+    EXPECT_EQ(got[2], plain[2]);
+  }
+}
+
 TEST_F(CliImages, AnyBatchAndThreadsGiveTheSame) {
   strings many;
   for (int i = 0; i < 23; ++i) {
@@ -336,7 +369,10 @@ TEST_F(CliImages, ImageSize) {
     expect_failure(on("vit", "embed", {album("a.ppm"), std::string("--image-size=") + bad}), 2,
                    "is neither a number of pixels nor");
   expect_failure(on("vit", "embed", {album("a.ppm"), "--image-size", "3"}), 2, "--image-size: ");
-  expect_failure(on("vit", "embed", {album("a.ppm"), "--image-size", "20000"}), 2, "--image-size: ");
+  // What is taken can be prepared, too.
+  EXPECT_EQ(lines(on("vit", "embed", {album("a.ppm"), "--image-size", "16384x4"})).at(0).at("tokens"), 4097);
+  expect_failure(on("vit", "embed", {album("a.ppm"), "--image-size", "16385x4"}), 2,
+                 "--image-size: an image of 16385x4 pixels, expected 4 (a patch) to 16384 on each side");
   expect_failure(on("bert", "embed", {"a", "--image-size", "24"}), 2, "--image-size: this model takes no images");
   for (const strings &option : {strings{"--max-tokens", "9"}, strings{"--prompt", "x"}, strings{"--long", "error"}}) {
     strings all_options = {album("a.ppm")};
@@ -427,6 +463,9 @@ TEST_F(CliImages, LabelsOfYours) {
   expect_failure(on("head", "classify", {photo, "--pair", "x"}), 2, "--pair is for texts");
   expect_failure(on("head", "classify", {photo, "--tokens"}), 2, "--tokens is for texts");
   expect_failure(on("head", "classify", {photo, "--max-tokens", "9"}), 2, "--max-tokens is for texts");
+  expect_failure(on("head", "classify", {photo, "--long", "error"}), 2, "--long is for texts");
+  expect_failure(on("head", "classify", {photo, "--overlap", "4"}), 2, "--overlap is for texts");
+  expect_failure(on("clip", "classify", {photo, "--labels", "a", "--overlap", "4"}), 2, "--overlap is for texts");
   std::string long_label;
   for (int i = 0; i < 60; ++i) long_label += "cat ";
   const run_result r = on("clip", "classify", {photo, "--labels", long_label});
@@ -535,6 +574,10 @@ TEST_F(CliImages, TraceAsPicture) {
   EXPECT_FALSE(file_exists(dir_ / "many.png"));
   // No image at all: no file.
   EXPECT_EQ(on("vit", "trace", with({dir_ / "no.jpg", "-o", dir_ / "none.png"}, schedule)).code, 1);
+  expect_failure(on("vit", "trace", with({"-f", "/dev/null", "-o", dir_ / "none.png"}, schedule)), 1,
+                 "nothing to trace: no image in '/dev/null'");
+  expect_failure(on("vit", "trace", with({"-", "-o", dir_ / "none.png"}, schedule)), 1,
+                 "nothing to trace: no image in standard input");
   EXPECT_FALSE(file_exists(dir_ / "none.png"));
 }
 
@@ -592,6 +635,12 @@ TEST_F(CliImages, TraceUsage) {
   expect_failure(on("vit", "trace", {album("a.ppm"), "--drop", "0,0"}), 2, "the schedule drops nothing");
   expect_failure(on("vit", "trace", {album("a.ppm"), "--drop", "0,0,0,0.5"}), 2, "layers");
   EXPECT_EQ(lines(on("clip", "trace", with({album("a.ppm"), "--format", "json"}, schedule))).size(), 1u);
+  for (const strings &option : {strings{"--prompt", "a"}, {"--prompt", ""}, {"--max-tokens", "9"}}) {
+    expect_failure(on("clip", "trace", with(with({album("a.ppm")}, schedule), option)), 2,
+                   option[0] + " is for texts; rs trace shows images of this model");
+    expect_failure(on("vit", "trace", with(with({album("a.ppm")}, schedule), option)), 2,
+                   option[0] + ": this model takes no texts");
+  }
   const json small = lines(on("vit", "trace", with({album("a.ppm"), "--format", "json", "--image-size", "20x10"}, schedule))).at(0);
   EXPECT_EQ(small.at("grid"), (json{2, 5}));
   EXPECT_EQ(on("vit", "trace", with({album("a.ppm"), "-o", dir_ / "s.png", "--image-size", "22x10"}, schedule)).code, 0);
@@ -620,10 +669,59 @@ TEST_F(CliImages, InfoAndPlans) {
   EXPECT_EQ(plans[1].at("plan").at("layers")[0].at("tokens"), 8 * 33);
   EXPECT_EQ(plans[1].at("dropping").at("layers")[1].at("tokens"), 8 * 17);
   EXPECT_NE(rs({"info", model("vit"), "--plan", "8"}).out.find("8 images of 24x24"), std::string::npos);
+  EXPECT_NE(rs({"info", model("clip"), "--plan", "8"}).out.find("8 images of 24x24"), std::string::npos) << "not of its texts";
   expect_failure(rs({"info", model("vit"), "--plan", "8x128"}), 2, "of images; --image-size says how large they are");
   expect_failure(rs({"info", model("bert"), "--plan", "8x16", "--image-size", "24"}), 2, "this model takes no images");
   expect_failure(rs({"info", model("vit"), "--image-size", "24"}), 2, "--image-size goes with --plan");
   expect_failure(on("vit", "tokenize", {"a"}), 1, "this model takes images, not texts: it has no tokenizer");
+}
+
+// ------------------------------------------------------------------------------------------------ rs bench, rs eval, --help
+
+TEST_F(CliImages, BenchMeasuresTheTextsOfAModelOfBoth) {
+  const auto bench = [&](const strings &models, const strings &more) {
+    strings all = {"bench", "--seconds", "0.001", "-t", "1", "--json"};
+    for (const std::string &name : models) all.insert(all.end(), {"-m", model(name)});
+    all.insert(all.end(), more.begin(), more.end());
+    return rs(all);
+  };
+  // As many tokens as it has positions.
+  const std::vector<json> rows = lines(bench({"clip"}, {}));
+  ASSERT_EQ(rows.size(), 4u);
+  const std::pair<int, int> shapes[] = {{1, 16}, {1, 40}, {8, 40}, {32, 40}};
+  for (size_t i = 0; i < 4; ++i)
+    EXPECT_EQ(std::make_pair(rows[i].at("batch").get<int>(), rows[i].at("tokens").get<int>()), shapes[i]);
+  EXPECT_TRUE(rows[0].contains("sequences_per_second"));
+  EXPECT_EQ(lines(bench({"clip", "bert"}, {})).size(), 8u);
+  EXPECT_EQ(lines(bench({"clip"}, {"--shapes", "2x20"})).size(), 1u);
+  expect_failure(bench({"clip"}, {"--shapes", "1x41"}), 2, "41 tokens are more than the 40 positions");
+  expect_failure(bench({"clip"}, {"--drop", "0.5"}), 2, "rs bench measures its texts, and schedules are for its images");
+  expect_failure(bench({"clip", "vit"}, {}), 2, "one takes images, the other texts");
+  // Its images, as README.md says.
+  const run_result r = rs({"eval", "cosine", "-m", model("clip"), "--data", album(), "--rounds", "1", "--json"});
+  EXPECT_EQ(r.code, 0) << r;
+  EXPECT_EQ(jsonl(r.out).at(0).at("full").at("images"), 5) << r;
+}
+
+TEST_F(CliImages, HelpSaysWhatIsTaken) {
+  const std::pair<const char *, std::vector<const char *>> said[] = {
+      {"embed", {"read texts, or paths of images, from this file", "texts keep all"}},
+      {"classify", {"read texts, with or without a \"pair\", or paths of images, from this file"}},
+      {"similarity", {"read the texts to compare, a line each, from this file"}},
+      {"tokenize", {"read texts, with or without a \"pair\", from this file"}},
+      {"rerank", {"read the texts that are ranked for --query", "with \"query\" and \"texts\" from this file"}},
+      {"answer", {"read contexts of --question", "with \"question\" and \"context\" from this file"}},
+      {"convert", {"preprocessor_config.json", "Images are always the built-in pictures"}},
+      {"tune", {"texts or images that are encoded together"}},
+      {"bench", {"Of a model that takes both, texts are measured"}},
+      {"info", {"alone or beside texts, how many of these"}}};
+  for (const auto &[command, parts] : said) {
+    std::string help, out = rs({command, "--help"}).out;
+    for (char c : out)  // however it is broken into lines
+      if (c != '\n' && (c != ' ' || help.empty() || help.back() != ' ')) help += c;
+      else if (c == '\n' && !help.empty() && help.back() != ' ') help += ' ';
+    for (const char *part : parts) EXPECT_NE(help.find(part), std::string::npos) << command << ": " << part << "\n" << out;
+  }
 }
 
 // ------------------------------------------------------------------------------------------------ the threads that prepare images

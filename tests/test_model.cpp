@@ -2,7 +2,7 @@
 // plain f64 BERT, and what must hold for every model: a text's vector does not depend on what else is in the batch.
 #include "bert_f64.h"
 #include "encoding.h"
-#include "tiny_bert.h"
+#include "tiny_vit.h"
 
 #include <nlohmann/json.hpp>
 
@@ -376,21 +376,45 @@ TEST(calibration, makes_the_error_of_a_layer_smaller) {
   const std::vector<float> wanted = encode(exact.session, test_texts, sized<rs_encode_params>(), 64);
   double error[2];
   for (bool calibrated : {false, true}) {
-    rs_writer *w;
-    ASSERT_EQ(rs_writer_open((dir / "q4.rsw").c_str(), &w), RS_OK);
-    tiny.set_metadata(w);
-    auto params = sized<rs_convert_params>();
-    params.type = "q4";
-    params.calibration = calibrated ? c : nullptr;
-    const rs_source s = tiny.source();
-    ASSERT_EQ(rs_convert(&s, &params, w), RS_OK) << rs_last_error();
-    ASSERT_EQ(rs_writer_finish(w), RS_OK);
-    rs_writer_free(w);
+    ASSERT_EQ(tiny.convert(dir / "q4.rsw", "q4", calibrated ? c : nullptr), RS_OK) << rs_last_error();
     const loaded m(dir / "q4.rsw");
     EXPECT_EQ(rs_model_verify(m.model), RS_OK) << rs_last_error();
     const std::vector<float> got = encode(m.session, test_texts, sized<rs_encode_params>(), 64);
     error[calibrated] = 0;
     for (size_t i = 0; i < test_texts.size(); i++) error[calibrated] += 1 - cosine(&got[i * 64], &wanted[i * 64], 64);
+  }
+  rs_calibration_free(c);
+  EXPECT_TRUE(error[1] < 0.8 * error[0]) << error[1] << " " << error[0];
+}
+
+TEST(calibration, makes_the_error_of_layers_of_images_smaller) {
+  temp_dir dir;
+  tiny_vit tiny(5);
+  tiny.hidden = 64, tiny.intermediate = 256;
+  ASSERT_EQ(tiny.convert(dir / "f32.rsw", "f32"), RS_OK) << rs_last_error();
+  std::vector<std::string> files;
+  for (unsigned i = 0; i < 60; i++) files.push_back(i % 2 ? pnm_image(24, 24, i) : tiny_image(i, 24, 24));
+  std::vector<rs_image> images;
+  for (const std::string &file : files) images.push_back({RS_IMAGE_FILE, file.data(), file.size(), 0, 0});
+  const size_t calibrating = 40, n = images.size() - calibrating;  // others are looked at
+  const auto encode = [&](rs_session *session) {
+    std::vector<float> out(n * 64);
+    EXPECT_EQ(rs_encode_images(session, images.data() + calibrating, n, nullptr, out.data(), out.size(), nullptr), RS_OK)
+        << rs_last_error();
+    return out;
+  };
+  const loaded exact(dir / "f32.rsw");
+  rs_calibration *c = nullptr;
+  ASSERT_EQ(rs_calibrate(exact.session, nullptr, 0, images.data(), calibrating, &c), RS_OK) << rs_last_error();
+  const std::vector<float> wanted = encode(exact.session);
+  double error[2];
+  for (bool calibrated : {false, true}) {
+    ASSERT_EQ(tiny.convert(dir / "q4.rsw", "q4", calibrated ? c : nullptr), RS_OK) << rs_last_error();
+    const loaded m(dir / "q4.rsw");
+    EXPECT_EQ(rs_model_verify(m.model), RS_OK) << rs_last_error();
+    const std::vector<float> got = encode(m.session);
+    error[calibrated] = 0;
+    for (size_t i = 0; i < n; i++) error[calibrated] += 1 - cosine(&got[i * 64], &wanted[i * 64], 64);
   }
   rs_calibration_free(c);
   EXPECT_TRUE(error[1] < 0.8 * error[0]) << error[1] << " " << error[0];

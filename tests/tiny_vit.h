@@ -1,43 +1,34 @@
-// A small ViT, and a small CLIP, with random weights, as weight files; and images to give them.
+// A small ViT, and a small CLIP, with random weights.
 #pragma once
 #include "tiny_bert.h"
 
-struct tiny_vit {
+struct tiny_vit : tiny_source {
   int64_t hidden = 32, layers = 3, heads = 4, intermediate = 64, patch = 4, size = 24;
   std::vector<std::string> labels;  // of a head on top
   bool clip = false;                // with a tower for texts, in the words of tiny_bert
   float logit_scale = 2, logit_bias = 0;
+  std::string profile;  // a schedule that is stored by the name "fast"
+
+  explicit tiny_vit(unsigned seed = 7) : tiny_source(seed) { words.positions = positions; }
   int64_t prefix() const { return 1; }
   int64_t patches() const { return (size / patch) * (size / patch); }
   int64_t tokens() const { return prefix() + patches(); }
   static constexpr int64_t text_hidden = 48, projection = 16, positions = 40;
 
-  rs_status convert(const std::string &path, const char *type = "f32") {
-    if (weights.empty()) clip ? fill_clip() : fill_vit();
-    rs_writer *w = nullptr;
-    rs_status status = rs_writer_open(path.c_str(), &w);
-    if (status != RS_OK) return status;
-    set_metadata(w);
-    rs_convert_params p = {};
-    p.size = sizeof p;
-    p.type = type;
-    const rs_source s = source();
-    status = rs_convert(&s, &p, w);
-    if (status == RS_OK) status = rs_writer_finish(w);
-    rs_writer_free(w);
-    return status;
+  void fill() override { clip ? fill_clip() : fill_vit(); }
+
+  void set_metadata(rs_writer *w) const override {
+    if (clip) words.set_metadata(w);
+    else expect_set({rs_writer_set_str(w, "encode.pooling", "cls"), rs_writer_set_bool(w, "encode.normalize", false)});
+    expect_set({rs_writer_set_str(w, "general.name", "tiny")});
+    set_image_metadata(w, size, "bilinear", {0.5f, 0.4f, 0.3f}, {0.25f, 0.3f, 0.35f});
+    if (profile.empty()) return;
+    const rs_text name = {"fast", 4}, text = {profile.data(), profile.size()}, note = {"", 0};
+    expect_set({rs_writer_set_strs(w, "drop.names", &name, 1), rs_writer_set_strs(w, "drop.texts", &text, 1),
+                rs_writer_set_strs(w, "drop.notes", &note, 1)});
   }
 
  private:
-  void tensor(const std::string &name, const std::vector<int64_t> &shape, float mean, float sigma) {
-    std::normal_distribution<float> d(mean, sigma);
-    size_t n = 1;
-    for (int64_t s : shape) n *= static_cast<size_t>(s);
-    std::vector<float> &v = weights[name];
-    v.resize(n);
-    for (float &x : v) x = d(rng);
-    shapes[name] = shape;
-  }
   void norm(const std::string &name, int64_t c) {
     tensor(name + ".weight", {c}, 1, 0.2f);
     tensor(name + ".bias", {c}, 0, 0.2f);
@@ -95,14 +86,7 @@ struct tiny_vit {
     if (logit_bias != 0) tensor("logit_bias", {1}, logit_bias, 0);
   }
 
-  rs_source source() {
-    config.clear(), tensors.clear(), keys.clear();
-    keys.reserve(64);  // config points to them
-    const auto key = [&](const std::string &k) { return keys.emplace_back(k).c_str(); };
-    const auto number = [&](const std::string &k, int64_t v) {
-      config.push_back({key(k), RS_META_I64, false, v, static_cast<double>(v), nullptr});
-    };
-    const auto string = [&](const std::string &k, const char *v) { config.push_back({key(k), RS_META_STR, false, 0, 0, v}); };
+  void set_config() override {
     const auto tower = [&](const std::string &at, int64_t c) {
       number(at + "hidden_size", c), number(at + "num_hidden_layers", layers), number(at + "num_attention_heads", heads);
       number(at + "intermediate_size", intermediate);
@@ -116,77 +100,9 @@ struct tiny_vit {
     } else {
       string("model_type", "vit"), string("architectures.0", labels.empty() ? "ViTModel" : "ViTForImageClassification");
       tower("", hidden), number("image_size", size), number("patch_size", patch);
-      for (size_t i = 0; i < labels.size(); i++) string("id2label." + std::to_string(i), labels[i].c_str());
+      id2label(labels);
     }
-    for (const auto &[name, values] : weights) {
-      rs_source_tensor t = {};
-      t.name = name.c_str(), t.type_name = "F32", t.type = RS_F32, t.data = values.data();
-      t.rank = static_cast<int>(shapes[name].size());
-      std::copy(shapes[name].begin(), shapes[name].end(), t.shape);
-      tensors.push_back(t);
-    }
-    rs_source s = {};
-    s.size = sizeof s;
-    s.config = config.data(), s.n_config = config.size(), s.tensors = tensors.data(), s.n_tensors = tensors.size();
-    return s;
   }
 
-  void set_metadata(rs_writer *w) {
-    const int64_t to[] = {size, size};
-    const float mean[] = {0.5f, 0.4f, 0.3f}, deviation[] = {0.25f, 0.3f, 0.35f};
-    if (clip) {
-      words.positions = positions;
-      words.set_metadata(w);
-    } else {
-      EXPECT_EQ(rs_writer_set_str(w, "encode.pooling", "cls"), RS_OK) << rs_last_error();
-      EXPECT_EQ(rs_writer_set_bool(w, "encode.normalize", false), RS_OK) << rs_last_error();
-    }
-    const rs_status all[] = {
-        rs_writer_set_str(w, "general.name", "tiny"),      rs_writer_set_str(w, "image.resize", "exact"),
-        rs_writer_set_i64s(w, "image.resize_size", to, 2), rs_writer_set_str(w, "image.resample", "bilinear"),
-        rs_writer_set_f64(w, "image.rescale", 1 / 255.0),  rs_writer_set_f32s(w, "image.mean", mean, 3),
-        rs_writer_set_f32s(w, "image.std", deviation, 3),
-    };
-    for (rs_status s : all) EXPECT_EQ(s, RS_OK) << rs_last_error();
-  }
-
-  std::mt19937 rng{7};
   tiny_bert words;
-  std::map<std::string, std::vector<float>> weights;
-  std::map<std::string, std::vector<int64_t>> shapes;
-  std::vector<std::string> keys;
-  std::vector<rs_source_value> config;
-  std::vector<rs_source_tensor> tensors;
 };
-
-// A PNM file (P6) of coloured noise over a slope, which `seed` makes its own.
-inline std::string pnm_image(int width, int height, unsigned seed) {
-  std::string bytes = "P6\n" + std::to_string(width) + " " + std::to_string(height) + "\n255\n";
-  std::mt19937 rng(seed);
-  for (int y = 0; y < height; y++)
-    for (int x = 0; x < width; x++)
-      for (unsigned c = 0; c < 3; c++) {
-        const unsigned slope = static_cast<unsigned>(c == 0 ? x * 180 / width : c == 1 ? y * 180 / height : (x + y) * 90 / height);
-        bytes += static_cast<char>(slope % 190 + rng() % 64);
-      }
-  return bytes;
-}
-
-// The same pixels as a BMP file of 24 bits.
-inline std::string bmp_of(const std::string &pnm, int width, int height) {
-  const std::string rgb = pnm.substr(pnm.size() - static_cast<size_t>(3 * width * height));
-  const int stride = (3 * width + 3) / 4 * 4;
-  std::string out;
-  const auto number = [&](int value, int bytes) {
-    for (int i = 0; i < bytes; i++) out += static_cast<char>(value >> (8 * i) & 0xff);
-  };
-  out += "BM", number(54 + stride * height, 4), number(0, 4), number(54, 4), number(40, 4), number(width, 4), number(height, 4);
-  number(1, 2), number(24, 2), number(0, 4), number(stride * height, 4), number(2835, 4), number(2835, 4), number(0, 4),
-      number(0, 4);
-  for (int y = height - 1; y >= 0; y--) {
-    for (int x = 0; x < width; x++)
-      for (int c = 2; c >= 0; c--) out += rgb[static_cast<size_t>(3 * (y * width + x) + c)];
-    for (int i = 3 * width; i < stride; i++) out += '\0';
-  }
-  return out;
-}

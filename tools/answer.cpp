@@ -124,7 +124,8 @@ int run_answer(const answer_options &options) { return answerer(options).run(); 
 void add_answer(CLI::App *app, command_line *line) {
   auto options = std::make_shared<answer_options>();
   CLI::App *sub = add_command(app, "answer", "where in a context the answer to a question is", examples, options, run_answer, line);
-  add_text_run_options(sub, options.get(), line);
+  add_text_run_options(sub, options.get(), line,
+                       "contexts of --question, a line each, or JSON lines\nwith \"question\" and \"context\"");
   options->question_option =
       sub->add_option("-q,--question", options->question, "every text is a context of this question")->type_name("TEXT");
   sub->add_option("--context-file", options->context_file, "the whole file is one context")->type_name("FILE");

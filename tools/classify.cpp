@@ -105,6 +105,7 @@ void check_task(const classify_options &options, const rs_model *model) {
   if (options.pair_option->count() > 0) fail_usage("--pair ", of_texts);
   if (options.max_tokens > 0) fail_usage("--max-tokens ", of_texts);
   if (options.long_text != "truncate") fail_usage("--long ", of_texts);
+  if (options.overlap > 0) fail_usage("--overlap ", of_texts);
   if (options.tokens) fail_usage("--tokens ", of_texts);
 }
 
@@ -329,7 +330,7 @@ void add_classify(CLI::App *app, command_line *line) {
   auto options = std::make_shared<classify_options>();
   CLI::App *sub =
       add_command(app, "classify", "labels of texts, of the words in them, or of images", examples, options, run_classify, line);
-  add_text_run_options(sub, options.get(), line);
+  add_text_run_options(sub, options.get(), line, "texts, with or without a \"pair\", or paths of images,");
   options->pair_option =
       sub->add_option("--pair", options->pair, "the second text of every pair, but where a line has its own")->type_name("TEXT");
   sub->add_option("--top", options->top, "the scores of the best N labels")->type_name("N")->check(CLI::PositiveNumber);

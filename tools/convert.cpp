@@ -26,9 +26,9 @@ const char *const examples =
     "Examples:\n"
     "  rs convert all-MiniLM-L6-v2 -o minilm.rsw\n"
     "  rs convert all-MiniLM-L6-v2 -o minilm-q4.rsw --type q4 --json > report.json\n"
-    "DIR needs config.json, model.safetensors (or its shards and index) and tokenizer.json or what came before it (vocab.txt, or\n"
-    "vocab.json and merges.txt); modules.json and what it names say how vectors are pooled.  An f32 copy is kept beside the "
-    "output\n"
+    "DIR needs config.json and model.safetensors (or its shards and index); of a model that takes texts tokenizer.json or what\n"
+    "came before it (vocab.txt, or vocab.json and merges.txt), of one that takes images preprocessor_config.json, but where\n"
+    "config.json is timm's.  modules.json and what it names say how vectors are pooled.  An f32 copy is kept beside the output\n"
     "while this runs.";
 
 struct convert_options {
@@ -361,7 +361,8 @@ void add_convert(CLI::App *app, command_line *line) {
   sub->add_option("--source", options->source, "where it came from (default: what config.json says)")->type_name("ID");
   sub->add_option("--calibrate", options->calibrate,
                   "texts like those the model will see, a line each, to round the weights of\n"
-                  "q8 and q4 by; \"none\" rounds each for itself (default: built-in texts)")
+                  "q8 and q4 by (default: built-in ones).  Images are always the built-in pictures.\n"
+                  "\"none\" rounds each weight for itself, of either")
       ->type_name("FILE");
   sub->add_option("--max-tokens", options->max_tokens, "default limit of a text (default: what the folder says)")
       ->type_name("N")

@@ -1,6 +1,6 @@
 #include "datasets.h"
 
-#include "input.h"
+#include "images.h"
 #include "json.h"
 
 #include <utf8proc.h>
@@ -615,30 +615,13 @@ squad_set read_squad(const std::string &path, const subset &part) {
 
 namespace fs = std::filesystem;
 
-static bool is_hidden(const fs::path &path) { return path.filename().string().substr(0, 1) == "."; }
-
-static bool is_image_name(const fs::path &path) {
-  static const std::set<std::string> endings = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tga", ".psd", ".pnm", ".ppm", ".pgm"};
-  std::string ending = path.extension().string();
-  for (char &c : ending)
-    if (c >= 'A' && c <= 'Z') c = char(c - 'A' + 'a');
-  return endings.count(ending) > 0;
-}
-
 std::vector<std::string> image_files(const std::string &folder) {
   std::vector<std::string> files;
-  std::error_code error;
-  fs::recursive_directory_iterator at(folder, fs::directory_options::follow_directory_symlink, error);
-  constexpr int deepest = 32;  // a link to a folder above would never end
-  while (!error && at != fs::recursive_directory_iterator()) {
-    std::error_code ignored;
-    if (is_hidden(at->path())) at.disable_recursion_pending();
-    else if (at->is_regular_file(ignored) && is_image_name(at->path())) files.push_back(at->path().string());
-    if (at.depth() > deepest) fail(in_quotes(folder), ": folders more than ", deepest, " deep");
-    at.increment(error);
+  folder_walk walk(folder);
+  for (std::string path, error; walk.next(&path, &error);) {
+    if (!error.empty()) fail(in_quotes(path), ": ", error);
+    if (ends_as_image(path)) files.push_back(path);
   }
-  if (error) fail("cannot read folder ", in_quotes(folder), ": ", error.message());
-  std::sort(files.begin(), files.end());
   return files;
 }
 
@@ -661,9 +644,10 @@ labelled_images read_labelled_images(const std::string &folder, const subset &pa
   if (error) fail("cannot read folder ", in_quotes(folder), ": ", error.message());
   std::sort(entries.begin(), entries.end());
   for (const fs::path &entry : entries) {
-    if (is_hidden(entry)) continue;
+    if (is_hidden(entry.filename().string())) continue;
     if (!fs::is_directory(entry, error)) {
-      if (is_image_name(entry)) fail(in_quotes(entry.string()), ": an image outside of the folders, which are named as classes");
+      if (ends_as_image(entry.string()))
+        fail(in_quotes(entry.string()), ": an image outside of the folders, which are named as classes");
       continue;
     }
     const std::vector<std::string> files = image_files(entry.string());

@@ -78,9 +78,9 @@ squad_set read_squad(const std::string &path, const subset &part);
 
 // Images, by the names of their files; what is in them is read later.
 struct image_list {
-  std::vector<std::string> files;  // sorted
+  std::vector<std::string> files;  // as folder_walk comes to them
 };
-// All files below a folder whose names say that they are images, but for hidden ones.
+// All files below a folder whose names say that they are images (ends_as_image), but for hidden ones.
 image_list read_images(const std::string &folder, const subset &part);
 
 // A folder of folders, each with the images of one class and named as it is.

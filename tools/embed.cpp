@@ -14,6 +14,7 @@ const char *const examples =
     "  rs embed -m clip.rsw photo.jpg --text 'a dog' --text 'a cat'\n"
     "A model that takes images gets these by their paths: arguments, lines of a list (-f), or {\"image\": \"path\", \"id\": …} a "
     "line.\n"
+    "Of a model that takes both, --drop and its kin drop tokens of images; texts keep all.\n"
     "Formats:\n"
     "  jsonl  {\"id\": …, \"embedding\": […], \"tokens\": n, \"truncated\": bool} a line; id as the input has it;\n"
     "         of an image also \"image\": its path; with --output patches \"embedding\": [[…], …] and \"grid\": [rows, columns]\n"
@@ -95,10 +96,12 @@ class embedder : public text_run {
     std::vector<rs_text> texts;
     std::vector<rs_text_info> infos(which.size());
     for (size_t i : which) texts.push_back(view_of(items[i]->text));
+    rs_encode_params params = encoding_.params;
+    if (info_.image_hidden > 0) params.drop = nullptr;  // of a model that takes both, schedules are for images
     text_values_.resize(which.size() * (encoding_.per_token() ? size_t(encoding_.max_tokens) : 1) * size_t(encoding_.dim));
-    check_items(rs_encode(session_.get(), texts.data(), texts.size(), &encoding_.params, text_values_.data(), text_values_.size(),
-                          infos.data()),
-                which);
+    check_items(
+        rs_encode(session_.get(), texts.data(), texts.size(), &params, text_values_.data(), text_values_.size(), infos.data()),
+        which);
     place(which, infos, text_values_, encoding_.dim);
   }
 
@@ -165,7 +168,7 @@ int run_embed(const embed_options &given) {
 void add_embed(CLI::App *app, command_line *line) {
   auto options = std::make_shared<embed_options>();
   CLI::App *sub = add_command(app, "embed", "texts and images to vectors", examples, options, run_embed, line);
-  add_text_run_options(sub, options.get(), line);
+  add_text_run_options(sub, options.get(), line, "texts, or paths of images,");
   sub->remove_option(sub->get_option("--output"));
   sub->add_option("-o,--output", options->outputs,
                   "write to this file (default: standard output).  For images also what the vector\n"

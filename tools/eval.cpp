@@ -81,7 +81,7 @@ class eval_case {
   eval_case(const std::string &file, const eval_options &options)
       : file_(file),
         model_(load_model(file, !options.no_check)),
-        info_(model_info(model_.get())),
+        info_(checked_info(options)),
         layers_(task_layers(model_.get(), options.of_images())),
         texts_(options.encode, model_.get()),
         queries_(for_queries(options), model_.get()) {
@@ -108,6 +108,12 @@ class eval_case {
   }
 
  private:
+  // Before the options are looked at: they are those of the task.
+  rs_model_info checked_info(const eval_options &options) const {
+    if (!options.of_images()) check_takes_texts(model_.get(), options.task);
+    return model_info(model_.get());
+  }
+
   static bool given(const CLI::Option *option) { return option && option->count() > 0; }
 
   static encode_options for_queries(const eval_options &options) {
@@ -163,9 +169,9 @@ double ratio(double b, double a) { return a != 0 ? b / a : std::nan(""); }
 
 class evaluator {
  public:
-  explicit evaluator(const eval_options &options)
-      : options_(options), task_(load_task(options.task, options.data)), progress_(progress::wanted_beside(STDOUT_FILENO)) {
+  explicit evaluator(const eval_options &options) : options_(options), progress_(progress::wanted_beside(STDOUT_FILENO)) {
     for (const std::string &file : options.models) cases_.push_back(std::make_unique<eval_case>(file, options));
+    task_ = load_task(options.task, options.data);
     for (const auto &c : cases_) task_->check(c->model());
   }
 

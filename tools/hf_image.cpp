@@ -89,10 +89,12 @@ bool is_known(const std::string &key) {
        wanted.empty() ? "which rs does not understand" : "expected " + wanted);
 }
 
+constexpr int64_t most_side = 16384;  // as the library has it
+
 int64_t side(const std::string &where, const char *key, const json &value) {
-  constexpr int64_t most = 8192;  // as models/image.cpp has it
-  const bool fits = value.is_number_integer() && !(value.is_number_unsigned() && value.get<uint64_t>() > uint64_t(most));
-  if (!fits || value.get<int64_t>() < 1 || value.get<int64_t>() > most) not_understood(where, key, value, join("1 to ", most));
+  const bool fits = value.is_number_integer() && !(value.is_number_unsigned() && value.get<uint64_t>() > uint64_t(most_side));
+  if (!fits || value.get<int64_t>() < 1 || value.get<int64_t>() > most_side)
+    not_understood(where, key, value, join("1 to ", most_side));
   return value.get<int64_t>();
 }
 
@@ -204,7 +206,7 @@ hf_image read_timm(const json &config) {
   out.crop_rounding = "round";  // torchvision's
   read_channels(file, "mean", imagenet_mean, false, &out.mean);
   read_channels(file, "std", imagenet_std, true, &out.std);
-  if (out.resize_size[0] > 8192) not_understood(file.where(), "crop_pct", share, "an edge of at most 8192");
+  if (out.resize_size[0] > most_side) not_understood(file.where(), "crop_pct", share, join("an edge of at most ", most_side));
   return out;
 }
 

@@ -1,5 +1,6 @@
 // Tasks of images.  What is timed is the encoder: pixels are prepared outside of the clock, and kept as far as they fit into
 // kept_pixels, so that most data is decoded once.
+#include "images.h"
 #include "metrics.h"
 #include "scores.h"
 #include "task_parts.h"
@@ -12,7 +13,6 @@ namespace {
 
 constexpr size_t kept_pixels = size_t(256) << 20;  // bytes
 constexpr size_t kept_patches = size_t(1) << 30;   // bytes of patch features to compare with
-constexpr size_t largest_file = size_t(256) << 20;
 
 // Two weight files prepare images alike where this is the same.
 std::string preparation_of(const rs_model *model, const rs_image_shape &shape) {
@@ -71,11 +71,9 @@ class pixel_store {
 
  private:
   static std::vector<float> prepare(const rs_model *model, const rs_image_shape &shape, const std::string &file) {
-    const std::string bytes = read_file(file, largest_file);
-    std::vector<float> pixels(3 * size_t(shape.width) * size_t(shape.height));
-    const rs_image image = {RS_IMAGE_FILE, bytes.data(), bytes.size(), 0, 0};
-    if (rs_image_prepare(model, &image, shape.width, shape.height, pixels.data(), pixels.size(), nullptr) != RS_OK)
-      fail(file, ": ", rs_last_error());
+    std::vector<float> pixels;
+    const std::string error = load_image(model, file, shape.width, shape.height, &pixels);
+    if (!error.empty()) fail(file, ": ", error);
     return pixels;
   }
 

@@ -18,18 +18,77 @@ inputs inputs_of(const rs_model_info &info) {
   return info.text_hidden > 0 ? inputs::both : inputs::images;
 }
 
-// ---------------------------------------------------------------------------------------------- arguments
+// ---------------------------------------------------------------------------------------------- folders
 
 namespace {
 
-// Of files that the library decodes; what is named, by itself or by a pattern, may be called anything.
+// Of files that the library decodes.
 const char *const endings[] = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".ppm", ".pgm", ".pnm"};
+
+std::vector<std::string> components(std::string_view path) {
+  std::vector<std::string> parts;
+  while (!path.empty()) {
+    size_t slash = std::min(path.find('/'), path.size());
+    if (slash > 0) parts.emplace_back(path.substr(0, slash));
+    path.remove_prefix(std::min(slash + 1, path.size()));
+  }
+  return parts;
+}
+
+}  // namespace
 
 bool ends_as_image(const std::string &name) {
   std::string end = fs::path(name).extension().string();
   std::transform(end.begin(), end.end(), end.begin(), [](unsigned char c) { return char(tolower(c)); });
   return std::find(std::begin(endings), std::end(endings), end) != std::end(endings);
 }
+
+bool is_hidden(const std::string &name) { return name[0] == '.'; }
+
+bool folder_walk::next(std::string *path, std::string *error) {
+  error->clear();
+  for (;;) {
+    if (!unreadable_.empty()) {
+      *path = std::exchange(unreadable_, "");
+      *error = reason_;
+      return true;
+    }
+    while (!levels_.empty() && levels_.back().at == levels_.back().names.size()) levels_.pop_back();
+    if (levels_.empty()) return false;
+    level &top = levels_.back();
+    std::string found = (fs::path(top.folder) / top.names[top.at++]).string();
+    std::error_code ignored;
+    if (fs::is_directory(fs::symlink_status(found, ignored))) {
+      enter(found);
+    } else if (fs::is_regular_file(found, ignored)) {
+      *path = std::move(found);
+      return true;
+    }
+  }
+}
+
+std::vector<std::string> folder_walk::below(const std::string &path) const {
+  return components(std::string_view(path).substr(root_.size()));
+}
+
+void folder_walk::enter(const std::string &folder) {
+  level entered{folder, {}, 0};
+  std::error_code error;
+  for (fs::directory_iterator entry(folder, error), end; !error && entry != end; entry.increment(error)) {
+    std::string name = entry->path().filename().string();
+    if (!is_hidden(name)) entered.names.push_back(std::move(name));
+  }
+  if (error) {
+    unreadable_ = folder;
+    reason_ = "cannot read the folder: " + error.message();
+  }
+  std::sort(entered.names.begin(), entered.names.end());
+  levels_.push_back(std::move(entered));
+}
+
+// ---------------------------------------------------------------------------------------------- arguments
+
+namespace {
 
 bool is_folder(const std::string &path) {
   struct stat status {};
@@ -42,16 +101,6 @@ bool exists(const std::string &path) {
 }
 
 bool is_pattern(std::string_view text) { return text.find_first_of("*?[") != std::string_view::npos; }
-
-std::vector<std::string> components(std::string_view path) {
-  std::vector<std::string> parts;
-  while (!path.empty()) {
-    size_t slash = std::min(path.find('/'), path.size());
-    if (slash > 0) parts.emplace_back(path.substr(0, slash));
-    path.remove_prefix(std::min(slash + 1, path.size()));
-  }
-  return parts;
-}
 
 // Of a path and a pattern in their components: ** stands for any number of them.
 bool matches(const std::vector<std::string> &path, const std::vector<std::string> &pattern) {
@@ -75,65 +124,6 @@ bool matches(const std::vector<std::string> &path, const std::vector<std::string
   }
   return reached.back();
 }
-
-// The files below a folder, one after the other: of each folder in order of the names, what begins with '.' left out.  Links to
-// folders are not followed, or there might be no end.
-class folder_walk {
- public:
-  explicit folder_walk(std::string root) : root_(std::move(root)) { enter(root_); }
-
-  // False at the end.  A folder that cannot be read gives its path, and why.
-  bool next(std::string *path, std::string *error) {
-    error->clear();
-    for (;;) {
-      if (!unreadable_.empty()) {
-        *path = std::exchange(unreadable_, "");
-        *error = reason_;
-        return true;
-      }
-      while (!levels_.empty() && levels_.back().at == levels_.back().names.size()) levels_.pop_back();
-      if (levels_.empty()) return false;
-      level &top = levels_.back();
-      std::string found = (fs::path(top.folder) / top.names[top.at++]).string();
-      std::error_code ignored;
-      if (fs::is_directory(fs::symlink_status(found, ignored))) {
-        enter(found);
-      } else if (fs::is_regular_file(found, ignored)) {
-        *path = std::move(found);
-        return true;
-      }
-    }
-  }
-
-  // The same path without the root.
-  std::vector<std::string> below(const std::string &path) const { return components(std::string_view(path).substr(root_.size())); }
-
- private:
-  struct level {
-    std::string folder;
-    std::vector<std::string> names;
-    size_t at;
-  };
-
-  void enter(const std::string &folder) {
-    level entered{folder, {}, 0};
-    std::error_code error;
-    for (fs::directory_iterator entry(folder, error), end; !error && entry != end; entry.increment(error)) {
-      std::string name = entry->path().filename().string();
-      if (name[0] != '.') entered.names.push_back(std::move(name));
-    }
-    if (error) {
-      unreadable_ = folder;
-      reason_ = "cannot read the folder: " + error.message();
-    }
-    std::sort(entered.names.begin(), entered.names.end());
-    levels_.push_back(std::move(entered));
-  }
-
-  std::string root_;
-  std::vector<level> levels_;
-  std::string unreadable_, reason_;
-};
 
 class image_arguments : public text_source {
  public:

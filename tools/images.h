@@ -9,6 +9,33 @@
 
 inputs inputs_of(const rs_model_info &info);
 
+// Does the name of a file say that it is an image?  In a folder those are meant; what is named itself may be called anything.
+bool ends_as_image(const std::string &name);
+bool is_hidden(const std::string &name);  // of a file or a folder, without what it is in: begins with '.'
+
+// The files below a folder, one after the other: of each folder in the order of the names, hidden ones left out.  Links to folders
+// are not followed, or there might be no end.
+class folder_walk {
+ public:
+  explicit folder_walk(std::string root) : root_(std::move(root)) { enter(root_); }
+  // False at the end.  A folder that cannot be read gives its path, and why.
+  bool next(std::string *path, std::string *error);
+  // The components of a path below the root.
+  std::vector<std::string> below(const std::string &path) const;
+
+ private:
+  struct level {
+    std::string folder;
+    std::vector<std::string> names;
+    size_t at;
+  };
+  void enter(const std::string &folder);
+
+  std::string root_;
+  std::vector<level> levels_;
+  std::string unreadable_, reason_;
+};
+
 // Files, folders (with all below them, in order of their names) and patterns (*, ?, [a-z], and ** for folders in between), and then
 // `texts`.  Folders are read one at a time, so that their number does not matter.
 std::unique_ptr<text_source> images_of_arguments(std::vector<std::string> arguments, std::vector<std::string> texts);

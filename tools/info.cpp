@@ -20,7 +20,8 @@ const char *const examples =
     "  rs info dinov2.rsw --plan 1,8 --image-size 448                           # of images: how many, and how large\n"
     "--plan tells what running sequences together takes, without running them: tokens that enter each layer, activations in "
     "memory\n"
-    "while it runs, at most, and multiply-accumulates.  arena: all of that memory, with the scratch of every thread.";
+    "while it runs, at most, and multiply-accumulates.  arena: all of that memory, with the scratch of every thread.\n"
+    "Of a model that takes texts and images, images are planned.";
 
 struct info_options {
   std::string model, plan, image_size;
@@ -174,6 +175,12 @@ std::string image_lines(const rs_model *model, const rs_model_info &info, Line l
   return out;
 }
 
+rs_device_info device_of(const rs_model *model) {
+  auto device = sized<rs_device_info>();
+  check(rs_device_get_info(rs_model_device(model), &device));
+  return device;
+}
+
 std::string as_text(const rs_model *model, bool with_tensors) {
   rs_model_info info = model_info(model);
   std::vector<rs_tensor_info> tensors = all_tensors(model);
@@ -193,6 +200,8 @@ std::string as_text(const rs_model *model, bool with_tensors) {
   if (texts) out += line("max tokens", join(info.max_tokens, " (up to ", info.position_limit, ")"));
   if (info.image_hidden > 0) out += image_lines(model, info, line);
   out += line("file", join(info.file_bytes, " bytes (", human_bytes(double(info.file_bytes)), ")"));
+  const rs_device_info device = device_of(model);
+  out += line("runs on", format("%s, %s", device.device, device.name));
   out += "\n";
   for (const rs_meta &meta : all_metadata(model)) out += format("%-28s", meta.key) + " " + meta_summary(meta) + "\n";
   out += "\n" + totals_table(tensors);
@@ -224,6 +233,9 @@ std::string as_json(const rs_model *model) {
                   {"max_tokens", info.max_tokens},
                   {"position_limit", info.position_limit},
                   {"file_bytes", info.file_bytes}};
+  const rs_device_info device = device_of(model);
+  root["device"] = device.device;
+  root["device_name"] = device.name;
   if (info.image_hidden > 0) {
     const rs_image_shape shape = shape_of(model, {});
     root["image"] = {{"width", shape.width},     {"height", shape.height},      {"patch", patch_of(model)},
@@ -359,8 +371,8 @@ void add_info(CLI::App *app, command_line *line) {
   add_model_option(sub, &options->model, true);
   sub->add_flag("--json", options->json, "everything, as one JSON object");
   sub->add_option("--plan", options->plan,
-                  "what sequences by tokens take to run, instead of the rest: 8x128,1x512;\nof a model that takes images, how many "
-                  "of these: 1,8")
+                  "what sequences by tokens take to run, instead of the rest: 8x128,1x512;\nof a model that takes images, alone or "
+                  "beside texts, how many of these: 1,8")
       ->type_name("BxT,...");
   add_image_size_option(sub, &options->image_size);
   add_threads_option(sub, &options->threads);

@@ -14,19 +14,25 @@ struct op_time {
   rs_type type;      // whose arithmetic it is
   uint64_t calls;
   double seconds, macs;
+  double bytes;  // of a linear layer: that it reads and writes at least; 0 of all else
 };
-std::vector<op_time> op_times(const rs_session *session);
+std::vector<op_time> op_times(const rs_session *session, const rs_model *model);
 // What came after an earlier look at the same session.
-std::vector<op_time> op_times_since(const rs_session *session, const std::vector<op_time> &earlier);
+std::vector<op_time> op_times_since(const rs_session *session, const rs_model *model, const std::vector<op_time> &earlier);
 
-// rs_measure_peak, once for each type that is asked for.
+// What the machine could do at most where a model runs.  On the CPU: rs_measure_peak, once for each type that is asked for; on a
+// card what that states, of arithmetic and memory.
 class peak_rates {
  public:
-  explicit peak_rates(int threads) : threads_(threads) {}
-  double of(rs_type type);  // multiply-accumulates a second
-  std::string str() const;  // a line of all that were asked for; empty when none was
+  peak_rates(const rs_model *model, int threads);
+  bool on_card() const { return device.memory_bytes > 0; }
+  double least(const op_time &time);  // seconds; 0: nothing is multiplied, or the card's peaks are not known
+  std::string str() const;            // a line of all that were asked for; empty when none was
+
+  rs_device_info device = sized<rs_device_info>();
 
  private:
+  double of(rs_type type);  // multiply-accumulates a second
   int threads_;
   std::map<rs_type, double> rates_;
 };

@@ -43,11 +43,11 @@ void add_op_times_flag(CLI::App *sub, const std::string &name, std::string *grou
 
 // ---------------------------------------------------------------------------------------------- texts
 
-void add_text_options(CLI::App *sub, text_options *options, const command_line *line) {
+void add_text_options(CLI::App *sub, text_options *options, const command_line *line, const char *what) {
   sub->allow_extras();
   options->sub = sub;
   options->line = line;
-  sub->add_option("-f,--file", options->file, "read texts, or paths of images, from this file\n(no texts, or '-': standard input)")
+  sub->add_option("-f,--file", options->file, join("read ", what, " from this file\n(no texts, or '-': standard input)"))
       ->type_name("FILE");
   sub->add_option("--input", options->kind,
                   "text: every line is a text, an empty one the empty text\n"

@@ -57,7 +57,8 @@ struct text_options {
  private:
   std::vector<std::string> arguments() const;
 };
-void add_text_options(CLI::App *sub, text_options *options, const command_line *line);
+// what: that --file holds.
+void add_text_options(CLI::App *sub, text_options *options, const command_line *line, const char *what);
 inline bool takes_texts(const CLI::App &sub) { return sub.get_allow_extras(); }
 
 // What to do with a text that cannot be used.

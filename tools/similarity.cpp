@@ -97,7 +97,7 @@ void add_similarity(CLI::App *app, command_line *line) {
   CLI::App *sub =
       add_command(app, "similarity", "cosine of two texts, or a table of many", examples, options, run_similarity, line);
   add_model_option(sub, &options->model, false);
-  add_text_options(sub, &options->texts, line);
+  add_text_options(sub, &options->texts, line, "the texts to compare, a line each,");
   sub->add_flag("--table", options->table, "a table even for two texts");
   sub->add_option("--format", options->format, "text or json (default: text)")
       ->type_name("NAME")

@@ -65,6 +65,12 @@ bool task_of_images(const std::string &name, const std::string &data) {
   return name == "images" || ((name == "classification" || name == "cosine") && std::filesystem::is_directory(data, ignored));
 }
 
+void check_takes_texts(const rs_model *model, const std::string &task) {
+  if (model_info(model).text_hidden > 0) return;
+  if (task == "cosine" || task == "classification") fail("this model takes only images: --data needs to be a folder of them");
+  fail("this model takes only images, and ", task, " is a task of texts; of images are images, classification and cosine");
+}
+
 int32_t task_layers(const rs_model *model, bool of_images) {
   return of_images ? model_info(model).image_layers : model_info(model).layers;
 }
@@ -169,10 +175,6 @@ retrieval_subset documents_and_queries(const task_options &options) {
 
 // ---------------------------------------------------------------------------------------------- tasks of vectors
 
-void need_texts(const rs_model *model) {
-  if (model_info(model).text_hidden == 0) fail("this model takes only images: --data needs to be a folder of them");
-}
-
 struct text_group {
   const text_list *list;
   bool queries;  // how they are encoded
@@ -189,7 +191,6 @@ struct group_vectors {
 // Groups of texts, of which every text becomes a vector; what is good is read off the vectors.
 class vector_task : public eval_task {
  public:
-  void check(const rs_model *model) const override { need_texts(model); }
   size_t units() const override { return batches_.size(); }
   std::unique_ptr<eval_run> begin(const eval_setting &setting) const override;
 
@@ -416,7 +417,6 @@ class classification_task : public vector_task {
   std::string what() const override { return join(data_.labels.size(), " texts"); }
 
   void check(const rs_model *model) const override {
-    need_texts(model);
     need_head(model, {RS_HEAD_SEQUENCE}, "eval", "classification");
     labels_of(model);
   }

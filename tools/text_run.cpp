@@ -125,14 +125,14 @@ void text_run::report() {
   if (failed_ > 0)
     say(join(failed_, " of ", texts_seen_, " ", noun_, texts_seen_ == 1 ? "" : "s", " failed", stopped_ ? "; stopped there" : ""));
   if (options_.profile.empty()) return;
-  peak_rates peaks(rs_session_threads(session_.get()));
-  std::string table = op_table(op_times(session_.get()), options_.profile, 1, &peaks);
+  peak_rates peaks(model_.get(), rs_session_threads(session_.get()));
+  std::string table = op_table(op_times(session_.get(), model_.get()), options_.profile, 1, &peaks);
   fputs((table + peaks.str()).c_str(), stderr);
 }
 
-void add_text_run_options(CLI::App *sub, text_run_options *options, const command_line *line) {
+void add_text_run_options(CLI::App *sub, text_run_options *options, const command_line *line, const char *what) {
   add_model_option(sub, &options->model, false);
-  add_text_options(sub, &options->texts, line);
+  add_text_options(sub, &options->texts, line, what);
   sub->add_option("-o,--output", options->output, "write to this file (default: standard output)")->type_name("FILE");
   sub->add_option("-b,--batch", options->batch,
                   "texts, or images, that are computed together (default: 64, of images 8);\ndoes not change the result")

@@ -99,7 +99,7 @@ void add_tokenize(CLI::App *app, command_line *line) {
   auto options = std::make_shared<tokenize_options>();
   CLI::App *sub = add_command(app, "tokenize", "texts to token ids", examples, options, run_tokenize, line);
   add_model_option(sub, &options->model, false);
-  add_text_options(sub, &options->texts, line);
+  add_text_options(sub, &options->texts, line, "texts, with or without a \"pair\",");
   options->pair_option = sub->add_option("--pair", options->pair, "the second text of every pair")->type_name("TEXT");
   sub->add_option("--format", options->format, "jsonl or text (default: jsonl)")
       ->type_name("NAME")

@@ -67,13 +67,22 @@ line_keys keys_for(const rs_model *model) {
   return keys;
 }
 
+// A model that takes both would have these for its texts, of which none is traced.
+const encode_options &checked(const encode_options &options, const rs_model *model) {
+  if (inputs_of(model_info(model)) != inputs::both) return options;
+  const char *const of_texts = "is for texts; rs trace shows images of this model";
+  if (options.max_tokens > 0) fail_usage("--max-tokens ", of_texts);
+  if (options.prompt_option->count() > 0) fail_usage("--prompt ", of_texts);
+  return options;
+}
+
 class tracer {
  public:
   explicit tracer(const trace_options &options)
       : options_(options),
         model_(load_model(options.model, !options.no_check)),
         source_(options.texts.open(keys_for(model_.get()))),
-        encoding_(options.encode, model_.get()),
+        encoding_(checked(options.encode, model_.get()), model_.get()),
         session_(create_session(model_.get(), options.threads, false)),
         format_(format_of(options)),
         out_(not_the_model(options.output, options.model)),
@@ -103,7 +112,11 @@ class tracer {
     }
     if (format_ == "html") out_.write(of_images_ ? trace_html(images_, setting_) : trace_html(page_, setting_));
     if (format_ == "png" && !pictures_.empty()) out_.write(png_of(stacked()));
-    if (format_ == "png" && pictures_.empty()) return report_failures();  // an empty file would be no picture
+    if (format_ == "png" && pictures_.empty()) {  // an empty file would be no picture
+      if (seen_ == 0)
+        fail("nothing to trace: no image in ", options_.texts.file.empty() ? "standard input" : in_quotes(options_.texts.file));
+      return report_failures();
+    }
     out_.commit();
     return report_failures();
   }
@@ -332,7 +345,7 @@ void add_trace(CLI::App *app, command_line *line) {
   CLI::App *sub = add_command(app, "trace", "which tokens of a text, or patches of an image, leave at which layer", examples,
                               options, run_trace, line);
   add_model_option(sub, &options->model, false);
-  add_text_options(sub, &options->texts, line);
+  add_text_options(sub, &options->texts, line, "texts, or paths of images,");
   add_drop_options(sub, &options->encode.drop);
   sub->add_option("--format", options->format, "text, json, html or png (default: by the ending of --output, else text)")
       ->type_name("NAME")

@@ -89,9 +89,25 @@ std::string trace_html(const std::vector<traced_image> &traces, const trace_sett
 canvas trace_picture(const traced_image &trace, const trace_setting &setting);
 size_t picture_bytes(const traced_image &trace);  // that its pictures take together
 
-// What both have in common: a layer as JSON, with the names of tokens where there are any; lines of the terminal, a layer each;
-// JSON that may stand in a script element; the index of a layer among those that drop, as a share of them.
+// What both have in common: a layer as JSON, with the names of tokens where there are any; lines of the terminal, a layer each; the
+// index of a layer among those that drop, as a share of them.
 nlohmann::ordered_json layer_json(const traced_layer &layer, const std::vector<traced_token> *tokens);
 std::string layer_lines(const traced_sequence &trace, const trace_setting &setting);
-std::string script_json(const nlohmann::ordered_json &value);
 double share_of(const trace_setting &setting, int32_t layer);
+
+// And of the pages: all before what is shown, with a heading and sums over the texts or images; all behind it, with the data and
+// the script; the layers of one in these data.
+template <class T>
+std::vector<const traced_sequence *> sequences_of(const std::vector<T> &traces) {
+  std::vector<const traced_sequence *> all;
+  for (const T &trace : traces) all.push_back(&trace);
+  return all;
+}
+struct page_frame {
+  const char *attributes, *policy;  // of the element html; what may be loaded, beside the page's own style and script
+  std::string style;
+  const char *heading, *noun, *footer, *script;
+};
+std::string page_begin(const page_frame &frame, const std::vector<const traced_sequence *> &traces, const trace_setting &setting);
+std::string page_end(const page_frame &frame, const nlohmann::ordered_json &data);
+nlohmann::ordered_json page_layers(const traced_sequence &trace);

@@ -15,18 +15,8 @@ const char *const style = R"css(
 :root{--bg:#fbf9f5;--card:#fffdfa;--ink:#211f1b;--soft:#6f6a60;--line:#e6e1d6;--bar:#cfc8ba;color-scheme:light}
 @media(prefers-color-scheme:dark){:root:not([data-theme=light]){--bg:#131315;--card:#1a1a1d;--ink:#f1eee7;--soft:#98938a;--line:#2d2c30;--bar:#4a474d;color-scheme:dark}}
 :root[data-theme=dark]{--bg:#131315;--card:#1a1a1d;--ink:#f1eee7;--soft:#98938a;--line:#2d2c30;--bar:#4a474d;color-scheme:dark}
-*{box-sizing:border-box}
-body{margin:0;background:var(--bg);color:var(--ink);font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Noto Sans",sans-serif;font-variant-numeric:tabular-nums}
 header,main,footer{max-width:1180px;margin:0 auto;padding:0 28px}
-header{padding-top:44px;display:flex;gap:24px;align-items:flex-end;flex-wrap:wrap}
-h1{font-size:29px;line-height:1.2;font-weight:650;letter-spacing:-.02em;margin:0 0 6px}
-header p{margin:0;color:var(--soft)}
 header code{font:13px ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace;overflow-wrap:anywhere}
-.facts{margin:0 0 0 auto;display:flex;gap:30px}
-.facts div{text-align:right}
-.facts dt,.facts dd{margin:0}
-.facts dt{font-size:12px;color:var(--soft)}
-.facts dd{font-size:25px;font-weight:600;letter-spacing:-.02em;line-height:1.25}
 nav{position:sticky;top:0;z-index:2;margin-top:22px;background:color-mix(in srgb,var(--bg) 88%,transparent);backdrop-filter:blur(10px);border-bottom:1px solid var(--line)}
 nav>div{max-width:1180px;margin:0 auto;padding:10px 28px;display:flex;gap:14px;align-items:center;flex-wrap:wrap}
 button{font:inherit;color:inherit;background:none;border:1px solid var(--line);border-radius:999px;padding:4px 13px;cursor:pointer}
@@ -61,10 +51,7 @@ aside{font-size:12px;color:var(--soft);min-width:0}
 #tip{position:fixed;z-index:3;pointer-events:none;background:var(--ink);color:var(--bg);border-radius:9px;padding:9px 13px;font-size:13px;line-height:1.45;max-width:330px;opacity:0;transition:opacity .12s;box-shadow:0 6px 24px #0003}
 #tip b{font:600 15px ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace}
 #tip table{border-spacing:0;margin-top:3px}
-#tip td{padding:0 14px 0 0}
-#tip td+td{text-align:right}
 #tip p{margin:0;opacity:.75}
-footer{color:var(--soft);font-size:12px;padding-bottom:40px}
 @media(max-width:900px){article{grid-template-columns:minmax(0,1fr);padding:20px}.facts{margin-left:0}.facts div{text-align:left}header,main,footer,nav>div{padding-left:16px;padding-right:16px}}
 @media(prefers-reduced-motion:reduce){.t,#tip{transition:none}}
 @media print{nav{display:none}article{break-inside:avoid}}
@@ -192,29 +179,25 @@ addEventListener('resize', () => articles.forEach(a => a.drawn && draw(a)));
 show(last);
 )js";
 
-double rounded(float value) { return std::isfinite(value) ? std::strtod(format("%.4g", double(value)).c_str(), nullptr) : 0; }
-
 class page {
  public:
   page(const std::vector<traced_text> &traces, const trace_setting &setting) : traces_(traces), setting_(setting) {}
 
   std::string str() {
-    const size_t last = setting_.drops.size() + 1;
-    out_ = "<!doctype html>\n<html lang=\"en\" data-stop=\"" + std::to_string(last) + "\">\n<head>\n<meta charset=\"utf-8\">\n" +
-           "<meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\n" +
-           "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; script-src "
-           "'unsafe-inline'\">\n<title>rs trace: " +
-           markup(setting_.model) + "</title>\n<style>" + style + colour_rules() + "</style>\n</head>\n<body>\n";
-    head();
+    const std::string attributes = " data-stop=\"" + std::to_string(setting_.drops.size() + 1) + "\"";
+    const page_frame frame = {attributes.c_str(),
+                              "",
+                              style + colour_rules(),
+                              "Which tokens left, and when",
+                              "text",
+                              "Bars: the score of each token, in the order of the text; coloured where it left. A click on them "
+                              "goes to that layer.",
+                              script};
+    out_ = page_begin(frame, sequences_of(traces_), setting_);
     navigation();
     out_ += "<main>\n";
-    for (size_t i = 0; i < traces_.size(); ++i) article(i);
-    out_ +=
-        "</main>\n<footer>Bars: the score of each token, in the order of the text; coloured where it left. A click on them goes to "
-        "that layer.</footer>\n<div id=\"tip\" role=\"tooltip\"></div>\n";
-    out_ += "<script type=\"application/json\" id=\"data\">" + script_json(payload()) + "</script>\n<script>" + script +
-            "</script>\n</body>\n</html>\n";
-    return std::move(out_);
+    for (size_t i = 0; i < traces_.size(); ++i) article(traces_[i], i);
+    return out_ + page_end(frame, payload());
   }
 
  private:
@@ -249,26 +232,6 @@ class page {
     return rules;
   }
 
-  void fact(const std::string &name, const std::string &value) { out_ += "<div><dt>" + name + "</dt><dd>" + value + "</dd></div>"; }
-
-  void head() {
-    size_t tokens = 0, kept = 0;
-    double computed = 0;
-    for (const traced_text &trace : traces_) {
-      tokens += trace.tokens.size();
-      kept += trace.kept.size();
-      for (size_t n : trace.counts(setting_.layers)) computed += double(n);
-    }
-    double all = double(tokens) * setting_.layers;
-    out_ += "<header>\n<div><h1>Which tokens left, and when</h1>\n<p>" + markup(setting_.model) + "</p>\n<p><code>" +
-            markup(setting_.schedule) + "</code></p></div>\n<dl class=\"facts\">";
-    fact(traces_.size() == 1 ? "text" : "texts", std::to_string(traces_.size()));
-    fact("tokens", std::to_string(tokens));
-    fact("left at the end", std::to_string(kept));
-    fact("token-layers saved", format("%.0f&thinsp;%%", all > 0 ? 100 * (1 - computed / all) : 0));
-    out_ += "</dl>\n</header>\n";
-  }
-
   void navigation() {
     const size_t drops = setting_.drops.size(), last = drops + 1;
     out_ += "<nav><div><button id=\"play\">Play</button><input type=\"range\" id=\"range\" min=\"0\" max=\"" +
@@ -280,8 +243,7 @@ class page {
         "<button>what stayed</button></div><button id=\"theme\" aria-label=\"light or dark\">Light / dark</button></div></nav>\n";
   }
 
-  void article(size_t number) {
-    const traced_text &trace = traces_[number];
+  void article(const traced_text &trace, size_t number) {
     std::string name = trace.id.empty() ? std::to_string(number + 1) : trace.id;
     if (!trace.id.empty() && trace.id.front() == '"') name = json::parse(trace.id).get<std::string>();
     out_ += "<article>\n<h2><b>" + markup(one_line(name, 60)) + "</b><span>" +
@@ -344,19 +306,10 @@ class page {
   ordered payload() const {
     ordered root = {{"drops", setting_.drops}, {"texts", ordered::array()}};
     for (const traced_text &trace : traces_) {
-      ordered tokens = ordered::array(), layers = ordered::array();
+      ordered tokens = ordered::array();
       for (const traced_token &t : trace.tokens)
         tokens.push_back({visible(t.token), t.characters.begin, t.characters.end, index_of(t.left_at)});
-      for (const traced_layer &layer : trace.layers) {
-        ordered scores = ordered::array();
-        for (float score : layer.scores) scores.push_back(rounded(score));
-        std::string kept;
-        for (uint8_t k : layer.kept) kept += k ? '1' : '0';
-        ordered one = {{"layer", layer.layer}, {"p", layer.positions}, {"s", scores}, {"k", kept}};
-        if (!layer.into.empty()) one["i"] = layer.into;
-        layers.push_back(one);
-      }
-      root["texts"].push_back({{"tokens", tokens}, {"layers", layers}});
+      root["texts"].push_back({{"tokens", tokens}, {"layers", page_layers(trace)}});
     }
     return root;
   }
@@ -367,15 +320,5 @@ class page {
 };
 
 }  // namespace
-
-// JSON that may stand in a script element: no "</script>" and no "<!--" is left in it.
-std::string script_json(const ordered &value) {
-  std::string out;
-  for (char c : value.dump(-1, ' ', false, ordered::error_handler_t::replace)) {
-    if (c == '<') out += "\\u003c";
-    else out += c;
-  }
-  return out;
-}
 
 std::string trace_html(const std::vector<traced_text> &traces, const trace_setting &setting) { return page(traces, setting).str(); }

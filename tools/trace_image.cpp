@@ -249,18 +249,8 @@ namespace {
 const char *const style = R"css(
 :root{--bg:#fbf9f5;--card:#fffdfa;--ink:#211f1b;--soft:#6f6a60;--line:#e6e1d6;color-scheme:light}
 @media(prefers-color-scheme:dark){:root{--bg:#131315;--card:#1a1a1d;--ink:#f1eee7;--soft:#98938a;--line:#2d2c30;color-scheme:dark}}
-*{box-sizing:border-box}
-body{margin:0;background:var(--bg);color:var(--ink);font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Noto Sans",sans-serif;font-variant-numeric:tabular-nums}
 header,main,footer{max-width:1400px;margin:0 auto;padding:0 28px}
-header{padding-top:44px;display:flex;gap:24px;align-items:flex-end;flex-wrap:wrap}
-h1{font-size:29px;line-height:1.2;font-weight:650;letter-spacing:-.02em;margin:0 0 6px}
-header p{margin:0;color:var(--soft)}
 code{font:13px ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace;overflow-wrap:anywhere}
-.facts{margin:0 0 0 auto;display:flex;gap:30px}
-.facts div{text-align:right}
-.facts dt,.facts dd{margin:0}
-.facts dt{font-size:12px;color:var(--soft)}
-.facts dd{font-size:25px;font-weight:600;letter-spacing:-.02em;line-height:1.25}
 article{margin:30px 0;background:var(--card);border:1px solid var(--line);border-radius:14px;padding:26px 30px 28px}
 h2{margin:0 0 14px;font-size:13px;font-weight:500;color:var(--soft);display:flex;gap:18px;flex-wrap:wrap}
 h2 b{color:var(--ink);font-weight:600}
@@ -276,9 +266,6 @@ figcaption span{color:var(--soft)}
 .scale{display:flex;align-items:center;gap:8px;color:var(--soft);font-size:12px;margin-top:4px}
 .scale i{flex:1;height:5px;border-radius:3px}
 #tip{position:fixed;z-index:3;pointer-events:none;background:var(--ink);color:var(--bg);border-radius:9px;padding:9px 13px;font-size:13px;line-height:1.45;opacity:0;transition:opacity .12s;box-shadow:0 6px 24px #0003}
-#tip td{padding:0 14px 0 0}
-#tip td+td{text-align:right}
-footer{color:var(--soft);font-size:12px;padding-bottom:40px}
 @media(max-width:700px){article{padding:18px}.facts{margin-left:0}.facts div{text-align:left}}
 @media print{article{break-inside:avoid}}
 )css";
@@ -342,50 +329,25 @@ canvas heat_map(const traced_image &trace, const traced_layer &layer) {
   return map;
 }
 
-double rounded(float value) { return std::isfinite(value) ? std::strtod(format("%.4g", double(value)).c_str(), nullptr) : 0; }
-
 class image_page {
  public:
   image_page(const std::vector<traced_image> &traces, const trace_setting &setting) : traces_(traces), setting_(setting) {}
 
   std::string str() {
-    out_ =
-        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n<meta name=\"viewport\" "
-        "content=\"width=device-width,initial-scale=1\">\n<meta http-equiv=\"Content-Security-Policy\" content=\"default-src "
-        "'none'; "
-        "img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'\">\n<title>rs trace: " +
-        markup(setting_.model) + "</title>\n<style>" + style + "</style>\n</head>\n<body>\n";
-    head();
-    out_ += "<main>\n";
+    const page_frame frame = {"",
+                              "img-src data:; ",
+                              style,
+                              "Which patches left, and when",
+                              "image",
+                              "Above: what each layer leaves; with merge, patches that became one have one colour. Below: the "
+                              "scores that decided, by rank.",
+                              script};
+    out_ = page_begin(frame, sequences_of(traces_), setting_) + "<main>\n";
     for (const traced_image &trace : traces_) article(trace);
-    out_ +=
-        "</main>\n<footer>Above: what each layer leaves; with merge, patches that became one have one colour. Below: the scores "
-        "that decided, by rank.</footer>\n<div id=\"tip\" role=\"tooltip\"></div>\n<script type=\"application/json\" id=\"data\">" +
-        script_json(payload()) + "</script>\n<script>" + script + "</script>\n</body>\n</html>\n";
-    return std::move(out_);
+    return out_ + page_end(frame, payload());
   }
 
  private:
-  void fact(const std::string &name, const std::string &value) { out_ += "<div><dt>" + name + "</dt><dd>" + value + "</dd></div>"; }
-
-  void head() {
-    size_t tokens = 0, kept = 0;
-    double computed = 0;
-    for (const traced_image &trace : traces_) {
-      tokens += trace.length();
-      kept += trace.kept.size();
-      for (size_t n : trace.counts(setting_.layers)) computed += double(n);
-    }
-    const double all = double(tokens) * setting_.layers;
-    out_ += "<header>\n<div><h1>Which patches left, and when</h1>\n<p>" + markup(setting_.model) + "</p>\n<p><code>" +
-            markup(setting_.schedule) + "</code></p></div>\n<dl class=\"facts\">";
-    fact(traces_.size() == 1 ? "image" : "images", std::to_string(traces_.size()));
-    fact("tokens", std::to_string(tokens));
-    fact("left at the end", std::to_string(kept));
-    fact("token-layers saved", format("%.0f&thinsp;%%", all > 0 ? 100 * (1 - computed / all) : 0));
-    out_ += "</dl>\n</header>\n";
-  }
-
   void picture(const char *kind, const canvas &panel, const std::string &what) {
     out_ += std::string("<div class=\"pic") + kind + "\"><img alt=\"" + markup(what) + "\" src=\"data:image/png;base64," +
             base64(png_of(panel)) + "\"><i></i></div>";
@@ -422,21 +384,11 @@ class image_page {
   ordered payload() const {
     ordered root = {{"images", ordered::array()}};
     for (const traced_image &trace : traces_) {
-      ordered layers = ordered::array();
-      for (const traced_layer &layer : trace.layers) {
-        ordered scores = ordered::array();
-        for (float score : layer.scores) scores.push_back(rounded(score));
-        std::string kept;
-        for (uint8_t k : layer.kept) kept += k ? '1' : '0';
-        ordered one = {{"layer", layer.layer}, {"p", layer.positions}, {"s", scores}, {"k", kept}};
-        if (!layer.into.empty()) one["i"] = layer.into;
-        layers.push_back(one);
-      }
       root["images"].push_back({{"columns", trace.shape.columns},
                                 {"rows", trace.shape.rows},
                                 {"prefix", trace.shape.prefix},
                                 {"left", trace.left_at()},
-                                {"layers", layers}});
+                                {"layers", page_layers(trace)}});
     }
     return root;
   }

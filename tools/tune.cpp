@@ -120,6 +120,7 @@ class tune_file {
         prompt_option_(options.encode.prompt_option),
         model_(load_model(path, !options.no_check)),
         encoding_(options.encode, model_.get()) {
+    if (!options.of_images()) check_takes_texts(model_.get(), options.metric);
     if (encoding_.per_token()) fail_usage("rs tune compares vectors of texts, not of tokens");
     const image_size size = image_size_of(options.image_size, model_.get());
     encoding_.params.image_width = size.width;
@@ -824,7 +825,7 @@ void add_tune(CLI::App *app, command_line *line) {
   sub->add_option("--limit-docs", options->limit_documents, "of retrieval: so many documents at most (default: all)")
       ->type_name("N")
       ->check(CLI::PositiveNumber);
-  sub->add_option("-b,--batch", options->batch, "texts that are encoded together (default: 64)")
+  sub->add_option("-b,--batch", options->batch, "texts or images that are encoded together (default: 64)")
       ->type_name("N")
       ->check(CLI::Range(1, 65536));
   sub->add_option("--rounds", options->rounds, "of timing (default: what fits into a fifth of --minutes, 5 to 201)")

@@ -2,17 +2,21 @@
 """tools/bench-check and the parts of tools/bench-peers that measure nothing, with figures that this test made up."""
 
 import array
+import contextlib
 import ctypes
 import importlib.machinery
 import importlib.util
+import io
 import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 import unittest
+import unittest.mock
 import xml.etree.ElementTree
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -459,6 +463,101 @@ class Arguments(unittest.TestCase):
             self.assertIn(word, run())
 
 
+CARD = {"device": "cuda:0", "name": "A Card, 1 MiB", "memory_bytes": 2**20, "int8_macs": 4e12, "f16_macs": 2e12, "bytes_per_second": 0.0}
+THERE = {"torch": True, "onnxruntime": ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]}
+CARD_PEERS = ["torch-f16-cuda", "ort-cuda", "ort-trt"]
+
+
+class OnACard(unittest.TestCase):
+    def parse(self, *args):
+        return bench_peers.parse_arguments(["--device", "cuda", *args])
+
+    def test_arguments(self):
+        a = self.parse()
+        self.assertEqual([e.name for e in a.chosen], ["rs-q8", "rs-q4", "rs-f32"] + CARD_PEERS)
+        self.assertEqual(a.cases, ["1x16", "1x128", "1x512", "32x16", "32x128", "32x512", "256x16", "256x128", "256x512", "images"])
+        self.assertEqual((a.image_cases, a.venv), (["224x1", "224x32", "518x1", "518x32"], None))
+        self.assertEqual(os.path.relpath(a.out, ROOT), os.path.join("docs", "benchmarks-cuda.md"))
+        self.assertTrue(a.json.endswith("results-cuda.json"))
+        a = self.parse("--cases", "1x4,texts", "--out", "x.md", "--venv", "v", "--engines", "ort-trt,rs-q4")
+        self.assertEqual((a.text_cases, a.image_cases, a.out, a.venv), (["1x4", "texts"], [], "x.md", "v"))
+        self.assertEqual([e.name for e in a.chosen], ["ort-trt", "rs-q4"])
+        self.assertEqual(bench_peers.parse_arguments(["--device", "cuda:1"]).device, "cuda:1")
+        for args, word in ((("--device", "gpu"), "--device: expected cpu, cuda or cuda:N, got 'gpu'"), (("--device", "cuda:x"), "got 'cuda:x'"),
+                           (("--device", "cuda", "--engines", "ct2-int8"), "no engine 'ct2-int8': expected one of rs-q8 rs-q4 rs-f32 torch-f16-cuda"),
+                           (("--device", "cuda", "--engines", "rs-q8@avx2"), "no engine 'rs-q8@avx2'"), (("--engines", "ort-cuda"), "no engine 'ort-cuda'")):
+            r = subprocess.run([sys.executable, PEERS, *args], capture_output=True, text=True, timeout=60, check=False)
+            self.assertEqual(r.returncode, 2, args)
+            self.assertIn(word, r.stderr)
+        r = subprocess.run([sys.executable, PEERS, "--device", "cuda", "--list"], capture_output=True, text=True, timeout=60, check=False)
+        for word in CARD_PEERS + ["256x512"]:
+            self.assertIn(word, r.stdout)
+        self.assertNotIn("llama", r.stdout)
+
+    def test_what_is_missing(self):
+        def missing(**there):
+            return [engines.missing_on_card(n, dict(THERE, **there)) for n in CARD_PEERS]
+        self.assertEqual(missing(), [None] * 3)
+        self.assertEqual(missing(torch=None, onnxruntime=None), ["torch is not installed"] + ["onnxruntime is not installed"] * 2)
+        self.assertEqual(missing(torch=False, onnxruntime=["CUDAExecutionProvider", "CPUExecutionProvider"]), [
+            "torch.cuda.is_available() is false", None, "onnxruntime has no TensorrtExecutionProvider (it has CUDAExecutionProvider, CPUExecutionProvider)"])
+        self.assertEqual(missing(onnxruntime=[])[1], "onnxruntime has no CUDAExecutionProvider (it has none)")
+        # What this Python has is told in that form.
+        there = install.Environment(None, True, 10, folder_of(self)).say(install.CARD_SCRIPT)
+        self.assertEqual(set(there), set(THERE))
+        for name in CARD_PEERS:
+            self.assertIn(type(engines.missing_on_card(name, there)), (str, type(None)))
+
+    def test_only_what_is_there_is_chosen_and_nothing_is_installed(self):
+        a = self.parse("--cases", "1x4")
+        with contextlib.redirect_stderr(io.StringIO()) as told, unittest.mock.patch.object(rslib, "device_info", lambda *_: dict(CARD)), \
+                unittest.mock.patch.object(bench_peers.Bench, "prepare_texts"):
+            bench = bench_peers.Bench(a)
+            bench.prepare()
+            self.assertEqual((bench.card, bench.environment.install, bench.environment.python), (CARD, False, sys.executable))
+            environment = bench.environment
+            environment.look = lambda: None
+            environment.have = {p: "1.0" for p in ("torch", "transformers", "onnx")}
+            environment.say = lambda script: dict(THERE, torch=True, onnxruntime=["CUDAExecutionProvider"])
+            bench.prepare_peers(a.chosen, None, {}, {}, bench.reason)
+        self.assertEqual(bench.reasons, {"ort-cuda": "onnxruntime-gpu is not installed for " + sys.executable,
+                                         "ort-trt": "onnxruntime has no TensorrtExecutionProvider (it has CUDAExecutionProvider)"})
+        self.assertEqual([e.name for e in bench.usable()], ["rs-q8", "rs-q4", "rs-f32", "torch-f16-cuda"])
+        for line in ("cuda:0: A Card, 1 MiB", "ort-trt: onnxruntime has no TensorrtExecutionProvider"):
+            self.assertIn(line, told.getvalue())
+
+    def test_no_card_is_the_last_word(self):
+        def none(*_):
+            raise RuntimeError("no CUDA backend: librs-cuda.so: not here")
+        with contextlib.redirect_stderr(io.StringIO()) as told, unittest.mock.patch.object(rslib, "device_info", none), \
+                unittest.mock.patch.object(bench_peers.signal, "signal"):
+            self.assertEqual(bench_peers.main(["--device", "cuda", "--rs", folder_of(self)]), 1)
+        self.assertEqual(told.getvalue(), "bench-peers: no card: no CUDA backend: librs-cuda.so: not here\n")
+        build = os.environ.get("RS_BUILD_DIR")
+        if not build or not os.path.exists(os.path.join(build, "librs.so")):
+            self.skipTest("no librs.so in RS_BUILD_DIR")
+        r = subprocess.run([sys.executable, PEERS, "--device", "cuda", "--rs", build], capture_output=True, text=True, timeout=60, check=False,
+                           env=dict(os.environ, RS_CUDA_LIBRARY="/nowhere/librs-cuda.so"))
+        self.assertEqual((r.returncode, r.stdout), (1, ""))
+        self.assertRegex(r.stderr, "^bench-peers: no card: .*/nowhere/librs-cuda.so[^\n]*\n$")
+        self.assertEqual(rslib.device_info(build, "cpu")["device"], "cpu")
+
+    def test_report(self):
+        r = dict(results(), card=CARD, images=dict(image_results(), card=CARD), tokenizer=None, scaling=None, processes=None)
+        for part in (r, r["images"]):
+            part["engines"]["ort-int8"]["bits"] = "f16"
+        r["engines"]["rs-q8"]["memory"]["device"] = 3 << 20
+        text = report.markdown(r, "plot.svg")
+        for words in ("# Benchmarks on a card", "`tools/bench-peers --device cuda`", "half precision", "| of the card, MiB |", "| 3.0 |", "**2.00**<br>",
+                      "| card | A Card, 1 MiB; by the clocks that it states at most int8 4.0 TMAC/s, f16 2.0 TMAC/s, memory – GB/s |"):
+            self.assertIn(words, text)
+        for words in ("with the goal", "OpenVINO and", "(≤"):
+            self.assertNotIn(words, text)
+        for line in text.splitlines():
+            self.assertEqual(line.startswith("|"), line.endswith("|"), line)
+        self.assertIn("A Card, 1 MiB", report.svg(r))
+
+
 class Parts(unittest.TestCase):
     def write(self, text):
         path = os.path.join(folder_of(self), "file")
@@ -468,7 +567,7 @@ class Parts(unittest.TestCase):
 
     def test_pins(self):
         pins = engines.read_pins()
-        for e in engines.ENGINES:
+        for e in engines.ENGINES:  # on a card nothing is installed
             for package in e.packages:
                 self.assertIn(package.lower(), pins)
         path = self.write("a==1\nb>=2\n")
@@ -529,27 +628,44 @@ class Parts(unittest.TestCase):
         with open(os.path.join(ROOT, "rs.h"), encoding="utf-8") as f:
             header = re.sub(r"/\*.*?\*/", "", f.read(), flags=re.S)
         kinds = {"uint32_t": ctypes.c_uint32, "int32_t": ctypes.c_int32, "int64_t": ctypes.c_int64, "size_t": ctypes.c_size_t,
-                 "bool": ctypes.c_bool, "float": ctypes.c_float, "char *": ctypes.c_char_p}
+                 "bool": ctypes.c_bool, "float": ctypes.c_float, "double": ctypes.c_double, "char *": ctypes.c_char_p}
         enums = set(re.findall(r"typedef enum (\w+)", header))
-        for name, mine, whole in (("rs_image", rslib.Image, True), ("rs_encode_params", rslib.EncodeParams, True), ("rs_text", rslib.Text, True),
-                                  # Of these a part: their size says how much.
-                                  ("rs_session_params", rslib.SessionParams, False), ("rs_model_info", rslib.ModelInfo, False)):
+        for name, mine in rslib.MIRRORED.items():
             body, = re.findall(r"typedef struct %s \{(.*?)\} %s;" % (name, name), header, flags=re.S)
             fields = []
             for line in filter(None, (s.strip() for s in body.split(";"))):
                 kind, names = re.fullmatch(r"(?:const )?(\w+ ?\*?)\s*(.*)", line, flags=re.S).groups()
                 kind = kind.strip()
+                if "[" in names:  # text: char name[128]
+                    self.assertEqual(kind, "char")
+                    names, _, length = names.rstrip("]").partition("[")
+                    fields.append((names, ctypes.c_char * int(length)))
+                    continue
                 known = ctypes.c_int if kind in enums else kinds.get(kind, ctypes.c_void_p if kind.endswith("*") else None)
                 self.assertIsNotNone(known, "%s: %s" % (name, line))
                 fields += [(n.strip(), known) for n in names.split(",")]
-            self.assertEqual([k for _, k in fields][:len(mine._fields_)], [k for _, k in mine._fields_], name)
-            self.assertTrue(len(mine._fields_) == len(fields) if whole else len(mine._fields_) <= len(fields), name)
-            if name in ("rs_image", "rs_encode_params"):
-                self.assertEqual([n for n, _ in fields], [n for n, _ in mine._fields_])
+            self.assertEqual(fields, list(mine._fields_), name)
         for enum, value, number in (("rs_image_kind", "RS_IMAGE_PIXELS", rslib.IMAGE_PIXELS), ("rs_pooling", "RS_POOL_CLS", rslib.POOL_CLS)):
             body, = re.findall(r"typedef enum %s \{(.*?)\}" % enum, header, flags=re.S)
             names = [s.partition("=")[0].strip() for s in body.split(",")]
             self.assertEqual(names.index(value), number)
+
+    def test_structures_have_the_sizes_that_a_compiler_gives_them(self):
+        # All of them, so that none is forgotten in MIRRORED.
+        mirrors = [v for v in vars(rslib).values() if isinstance(v, type) and issubclass(v, ctypes.Structure)]
+        self.assertEqual({m.__name__ for m in mirrors}, {m.__name__ for m in rslib.MIRRORED.values()})
+        compiler = shutil.which("cc")
+        if not compiler:
+            self.skipTest("no cc")
+        tmp = folder_of(self)
+        source, program = os.path.join(tmp, "sizes.c"), os.path.join(tmp, "sizes")
+        with open(source, "w", encoding="utf-8") as f:
+            f.write('#include <stdio.h>\n#include "rs.h"\nint main(void) {\n%s  return 0;\n}\n' % "".join(
+                '  printf("%s %%zu\\n", sizeof(%s));\n' % (n, n) for n in rslib.MIRRORED))
+        subprocess.run([compiler, "-I", ROOT, "-o", program, source], check=True, timeout=60)
+        said = subprocess.run([program], stdout=subprocess.PIPE, text=True, check=True, timeout=60).stdout
+        self.assertEqual(dict((n, int(size)) for n, size in map(str.split, said.splitlines())),
+                         {n: ctypes.sizeof(m) for n, m in rslib.MIRRORED.items()})
 
     def test_the_pip_that_fails_is_the_reason(self):
         tmp = folder_of(self)

@@ -79,6 +79,7 @@ class Worker:
                    TOKENIZERS_PARALLELISM="true" if config["threads"] > 1 else "false", HF_HUB_OFFLINE="1",
                    PYTHONWARNINGS="ignore", PYTHONDONTWRITEBYTECODE="1", OPENVINO_TELEMETRY_DISABLE="1")
         env.pop("RS_ISA", None)
+        env["RS_DEVICE"] = config.get("device") or "cpu"
         isa = engines.isa_of(config["engine"])
         if isa:
             env["RS_ISA"] = isa

