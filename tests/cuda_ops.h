@@ -17,7 +17,14 @@ class on_device : public device_buffer<T> {
   T &operator[](size_t i) const { return data()[i]; }
 };
 
-inline bool same_bits(float a, float b) { return std::memcmp(&a, &b, 4) == 0; }
+template <class T>
+uint32_t bits_of(T v) {
+  static_assert(sizeof v == 4, "an element of 4 bytes");
+  uint32_t bits;
+  std::memcpy(&bits, &v, 4);
+  return bits;
+}
+inline bool same_bits(float a, float b) { return bits_of(a) == bits_of(b); }
 
 constexpr uint32_t sentinel = 0x7fb0dead;  // as a float NaN
 inline float sentinel_float() {
@@ -66,7 +73,7 @@ struct test_tensor {
     for (int64_t i = 0; i < capacity; i++)
       for (int64_t j = 0; j < at.stride; j++) {
         if (i < *rows && j >= at.first && j < at.first + at.cols) continue;
-        wrong += std::memcmp(&memory[static_cast<size_t>(i * at.stride + j)], &sentinel, 4) != 0;
+        wrong += bits_of(memory[static_cast<size_t>(i * at.stride + j)]) != sentinel;
       }
     EXPECT_EQ(wrong, 0) << "elements beside the result";
   }

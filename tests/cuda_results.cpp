@@ -72,7 +72,8 @@ const result_case cases[] = {
      width, true},
     {"pool", 0, [](harness &h, rs_tensor *x, rs_tensor *cu) { return rs_pool(h.g, x, cu, nullptr, RS_POOL_MEAN, 0); }, width, true},
     {"l2_normalize", 1e-6, [](harness &h, rs_tensor *x, rs_tensor *) { return rs_l2_normalize(h.g, x); }, width, false},
-    {"shift", 1e-6, [](harness &h, rs_tensor *x, rs_tensor *) { return rs_shift(h.g, x, nullptr, RS_DISTANCE_COS); }, 1, false},
+    {"shift", 1e-6, [](harness &h, rs_tensor *x, rs_tensor *) { return rs_shift(h.g, x, normed(h, x), RS_DISTANCE_COS); }, 1,
+     false},
     {"centre_distance", 1e-6, [](harness &h, rs_tensor *x, rs_tensor *cu) { return rs_centre_distance(h.g, x, cu); }, 1, false},
     {"position_score", 0, [](harness &h, rs_tensor *, rs_tensor *cu) { return rs_position_score(h.g, cu, true, 7); }, 1, false},
     {"standardize", 1e-6,
@@ -146,16 +147,19 @@ int compare(const char *a_path, const char *b_path) {
     size_t other = 0;
     double apart = 0, most = 0;
     for (size_t i = 0; i < n; i++) {
-      other += memcmp(&x[i], &y[i], sizeof(float)) != 0;
+      uint32_t x_bits, y_bits;
+      memcpy(&x_bits, &x[i], sizeof x_bits);
+      memcpy(&y_bits, &y[i], sizeof y_bits);
+      other += x_bits != y_bits;
       const double d = std::fabs(static_cast<double>(x[i]) - static_cast<double>(y[i]));
       if (!(d <= apart)) apart = d;  // NaN, too
       most = std::max(most, std::fabs(static_cast<double>(y[i])));
     }
     const bool good = c.tolerance == 0 ? other == 0 : apart <= c.tolerance * most;
     wrong += !good;
-    std::printf("%-42s %8zu values, %7zu other bits, at most %.2e of the largest apart, %s: %s\n", c.name, n, other,
-                most > 0 ? apart / most : apart, c.tolerance == 0 ? "the same bits" : std::to_string(c.tolerance).c_str(),
-                good ? "passed" : "FAILED");
+    const std::string wanted = c.tolerance == 0 ? "none" : "at most " + std::to_string(c.tolerance);
+    std::printf("%-42s %6zu values, %6zu of other bits, at most %.1e of the largest apart (%s): %s\n", c.name, n, other,
+                most > 0 ? apart / most : apart, wanted.c_str(), good ? "passed" : "FAILED");
   }
   return wrong != 0;
 }
