@@ -1914,7 +1914,7 @@ RS_KERNEL(pool_threads, 4) pool_kernel(pool_args a) {
       y = x[(n - 1) * a.ldx];
     } else if (a.pooling == RS_POOL_MAX) {
       y = x[0];
-      for_column(x, a.ldx, n, [&](int64_t, float v) { y = v > y ? v : y; });
+      for_column(x, a.ldx, n, [&](int64_t, float v) { y = v > y || v != v ? v : y; });
     } else {
       double count = 0;
       if (a.pooling == RS_POOL_WEIGHTED_MEAN) {

@@ -47,6 +47,7 @@ GATHER = ("test_cuda_drop", "Orders/Drop.GatherAndRestore/1")
 MERGE = ("test_cuda_drop", "Orders/Drop.AssignMergeAndSizes/1")
 NORM = ("test_cuda_rows", "Orders/Rows.LayerNorm/1")
 QUANTIZE = ("test_cuda_rows", "Orders/Rows.QuantizeHasTheBitsOfTheReference/1")
+POOL = ("test_cuda_rows", "Orders/Sequences.Pool/1")
 STANDARDIZE = ("test_cuda_rows", "Orders/Sequences.Standardize/*")
 
 MUTATIONS = [
@@ -142,6 +143,9 @@ MUTATIONS = [
     mutation("layer_norm: no eps", NORM, ("/ n + [[a.eps]]);", "0.0f")),
     mutation("layer_norm: a row too many", NORM,
              ("if ([[r >= *a.rows]]) return;\n  row_in_registers<count, full> row;\n  layer_norm_row", "r > *a.rows")),
+    mutation("pool: a maximum passes over NaN", POOL, ("y = [[v > y || v != v]] ? v : y;", "v > y")),
+    mutation("pool: a row of the next sequence", POOL,
+             ("n = [[a.cu[b + 1] - first]];\n  float y = 0;", "a.cu[b + 1] - first + 1")),
     mutation("block_sum: no block_sync before writes", STANDARDIZE, ("[[block_sync();]]  // whoever still reads the sum", ";")),
     mutation("block_sum: no block_sync before reads", STANDARDIZE, ("[[block_sync();]]\n  double sum = 0;", ";")),
     # ---- token dropping
