@@ -5183,6 +5183,7 @@ rs_status run_on_device(rs_session *s, graph_plan &p, const run_request &q) {
     backend_op op = {};
     op.op = t->op;
     op.params = t->params;
+    if (t->op == OP_TOKEN_MERGE) op.params.rule = t->src[1]->params.rule;  // which way round its drop reads scores
     op.out = device_tensor(p, t.get());
     for (int i = 0; i < max_sources; i++) op.in[i] = device_tensor(p, t->src[i]);
     d.ops.push_back(op);

@@ -26,7 +26,7 @@ uint32_t bits_of(T v) {
 }
 inline bool same_bits(float a, float b) { return bits_of(a) == bits_of(b); }
 
-constexpr uint32_t sentinel = 0x7fb0dead;  // as a float NaN
+inline constexpr uint32_t sentinel = 0x7fb0dead;  // as a float NaN
 inline float sentinel_float() {
   float f;
   std::memcpy(&f, &sentinel, 4);

@@ -204,6 +204,17 @@ const graph_case graph_cases[] = {
        return rs_pool(h.g, rs_token_merge(h.g, x, assign, kept, cu, nullptr, score), starts, sizes, RS_POOL_MEAN, 0);
      },
      width, true},
+    // The weights of what is folded are by the score the other way round, too.
+    {"folded, the lowest stay",
+     [](harness &h, rs_tensor *x, rs_tensor *cu) {
+       rs_drop_rule rule = half_rule(true);
+       rule.lowest = true;
+       rs_tensor *score = rs_shift(h.g, x, nullptr, RS_DISTANCE_L1);
+       rs_tensor *kept = rs_token_drop(h.g, score, cu, nullptr, &rule), *starts = rs_token_starts(h.g, kept);
+       rs_tensor *merged = rs_token_merge(h.g, x, rs_token_assign(h.g, x, cu, kept), kept, cu, nullptr, score);
+       return rs_pool(h.g, merged, starts, nullptr, RS_POOL_MEAN, 0);
+     },
+     width, true},
 };
 
 struct built {
