@@ -17,7 +17,7 @@ CONFIGURE = cmake -S . -DRS_OPENMP=$(if $(filter 0,$(OPENMP)),OFF,ON) -DRS_WERRO
 CTEST = tools/run-ctest --output-on-failure --test-dir
 MODEL = build/models/all-MiniLM-L6-v2
 DEMO_MODEL = build/models/minilm-q8.rsw
-SOURCES = $(wildcard *.h *.cpp models/*.h models/*.cpp tools/*.h tools/*.cpp tests/*.h tests/*.cpp tests/*.c examples/*.c examples/*.cpp)
+SOURCES = $(wildcard *.h *.cpp *.cu models/*.h models/*.cpp tools/*.h tools/*.cpp tests/*.h tests/*.cpp tests/*.c examples/*.c examples/*.cpp)
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := all
@@ -91,7 +91,7 @@ test-arm: ## the NEON row of kernels: cross-compiled, run under qemu (skips wher
 lint: ## check the layout of every source (clang-format) and look for mistakes (clang-tidy, shellcheck)
 	@OPENMP=$(OPENMP) tools/install-deps build test lint
 	clang-format-14 --dry-run -Werror $(SOURCES)
-	shellcheck tools/install-deps tools/run-ctest tests/test-arm .ci/run
+	shellcheck tools/install-deps tools/run-ctest tests/test-arm tests/gpu.sh .ci/run
 	@CC=clang-14 CXX=clang++-14 $(CONFIGURE) -B build-lint -DRS_TESTS=ON -DCMAKE_EXPORT_COMPILE_COMMANDS=ON $(quiet)
 	printf '%s\n' $(filter %.cpp %.c,$(SOURCES)) | xargs -P $(JOBS) -n 1 clang-tidy-14 -p build-lint --quiet
 

@@ -12,8 +12,8 @@
 
 // Puts settings back.
 struct keep_settings {
-  cuda_host::settings_type before = cuda_host::settings;
-  keep_settings() = default;
+  cuda_host::settings_type before;
+  keep_settings() : before(cuda_host::settings) {}  // its own, for members that are const
   ~keep_settings() { cuda_host::settings = before; }
   keep_settings(const keep_settings &) = delete;
   keep_settings &operator=(const keep_settings &) = delete;

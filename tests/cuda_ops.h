@@ -19,7 +19,7 @@ class on_device : public device_buffer<T> {
 
 template <class T>
 uint32_t bits_of(T v) {
-  static_assert(sizeof v == 4);
+  static_assert(sizeof v == 4, "an element of 4 bytes");
   uint32_t bits;
   std::memcpy(&bits, &v, 4);
   return bits;

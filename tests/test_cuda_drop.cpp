@@ -200,10 +200,16 @@ TEST_P(Drop, NanIsReported) {
 
 TEST_P(Drop, GatherAndRestore) {
   for (const bool empty : {false, true}) {
-    const test_level level(empty ? std::vector<int>{0, 0} : ragged_lengths());
+    // The second drop of two: of a kept row, the place at the level before and that in the input differ.
+    const test_level input(empty ? std::vector<int>{0, 0} : ragged_lengths());
+    floats input_score(input.capacity, 1, input.tokens.data());
+    fill_scores(input_score, score_normal);
+    const drop_case earlier = {{0.1, 0, 0, false, true, false}, &input, nullptr, nullptr, &input_score};
+    const made_drop first(earlier);
+    const test_level &level = first.after;
     floats score(level.capacity, 1, level.tokens.data());
     fill_scores(score, score_normal);
-    const drop_case d = {{0.6, 0, 0, false, true, false}, &level, nullptr, nullptr, &score};
+    const drop_case d = {{0.6, 0, 0, false, true, false}, &level, &first.kept, nullptr, &score};
     const made_drop made(d);
     for (const layout_case at : layout_cases()) {
       SCOPED_TRACE(std::to_string(at.cols) + " columns, stride " + std::to_string(at.stride));

@@ -431,7 +431,7 @@ std::vector<float> pool_reference(const floats &x, const floats *sizes, const in
     for (int64_t i = 0; i < n; i++) {
       const float here = x(first + i, j);
       if (pooling == RS_POOL_MAX) {
-        v = here > v ? here : v;
+        v = here > v || std::isnan(here) ? here : v;
         continue;
       }
       const float weight = pooling == RS_POOL_WEIGHTED_MEAN ? static_cast<float>(i + 1) : sizes ? (*sizes)(first + i) : 1;

@@ -38,7 +38,7 @@ CLI::App *add_command(CLI::App *app, const std::string &name, const std::string 
 }
 
 void add_model_option(CLI::App *sub, std::string *file, bool positional);  // positional: `rs info FILE` as well as -m FILE
-void add_threads_option(CLI::App *sub, int *threads);  // and --device
+void add_threads_option(CLI::App *sub, int *threads);                      // and --device
 void add_no_check_option(CLI::App *sub, bool *no_check);
 // name or name=GROUPING, one of op_groupings; `grouping` stays empty without it.
 void add_op_times_flag(CLI::App *sub, const std::string &name, std::string *grouping, const std::string &what);

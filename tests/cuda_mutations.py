@@ -1,0 +1,321 @@
+#!/usr/bin/env python3
+"""Do the tests of the CUDA kernels notice mistakes?
+
+Each mutation below is a mistake in rs-cuda.cu, and names the tests that must fail for it.  A text holds what is replaced between
+[[ and ]]; it must occur once, so that a list which no longer fits the source fails.  All mutations of a test program are compiled
+at once, each behind a condition, and one is chosen when the program runs: that is a compilation a program, not one a mutation.  With
+none chosen the same tests must pass.
+
+  cuda_mutations.py --cxx=CXX [--flags="..."] [--objects="a.o|b.o"] [--libraries="..."] [NAME...]
+
+Lists have | between their elements.  NAME: a part of the names of mutations to try.
+"""
+import argparse
+import collections
+import concurrent.futures
+import os
+import pathlib
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+SOURCE = pathlib.Path(__file__).resolve().parent.parent
+RUN_LIMIT = 60  # seconds; a mutation that hangs until then is noticed, too, and said to hang
+
+Mutation = collections.namedtuple("Mutation", "name program filter edits")
+
+
+def mutation(name, tests, *edits):
+    program, cases = tests
+    return Mutation(name, program, cases, edits)
+
+
+QUANTIZED = ("test_cuda_linear", "Seeds/CudaLinear.QuantizedEqualsTheCpuInEveryBit/0")
+FLOATS = ("test_cuda_linear", "Seeds/CudaLinear.FloatsAreWithinWhatTheirPartsLeave/0")
+ENDS = ("test_cuda_linear", "Seeds/CudaLinear.ActivationsResidualsAndHalves/0")
+FLASH = ("test_cuda_attention", "cuda_flash_attn.lengths_at_tile_edges:cuda_flash_attn.head_dims")
+BEYOND = ("test_cuda_attention", "cuda_flash_attn.ragged_batch:cuda_flash_attn.head_dims")
+WINDOWS = ("test_cuda_attention", "cuda_flash_attn.windows")
+COLUMNS = ("test_cuda_attention", "cuda_attn_colsum.lengths_at_tile_edges")
+POOLED = ("test_cuda_attention", "cuda_attn_pool.near_f64")
+DROP = ("test_cuda_drop", "Orders/Drop.KeepsWhatTheCpuKeeps/1")
+GATHER = ("test_cuda_drop", "Orders/Drop.GatherAndRestore/1")
+MERGE = ("test_cuda_drop", "Orders/Drop.AssignMergeAndSizes/1")
+NORM = ("test_cuda_rows", "Orders/Rows.LayerNorm/1")
+QUANTIZE = ("test_cuda_rows", "Orders/Rows.QuantizeHasTheBitsOfTheReference/1")
+POOL = ("test_cuda_rows", "Orders/Sequences.Pool/1")
+STANDARDIZE = ("test_cuda_rows", "Orders/Sequences.Standardize/*")
+
+MUTATIONS = [
+    # ---- linear layers of 8 and 4 bits
+    mutation("linear_quantized: no block_sync before a step", QUANTIZED, ("[[block_sync();]]  // step i is there for all", ";")),
+    mutation("linear_quantized: no block_sync before the end", QUANTIZED,
+             ("cp_async_wait<0>();\n  [[block_sync();]]\n  const int channel = first_panel * panel_n", ";")),
+    mutation("linear_quantized: a copy is not waited for", QUANTIZED,
+             ("[[cp_async_wait<tile::stages - 2>();]]", "cp_async_wait<tile::stages - 1>();")),
+    mutation("linear_quantized: copies of x do not change places", QUANTIZED,
+             ("[[a_chunk(row, chunk)]], q + (there", "row * step_k + 16 * chunk")),
+    mutation("linear_quantized: reads of w8 do not change places", QUANTIZED,
+             ("[[b_chunk(warp_n * 32 + t, g / 4)]] + g % 4 * 4", "(warp_n * 32 + t) * 64 + g / 4 * 16")),
+    mutation("linear_quantized: the other 8 channels are always behind", QUANTIZED, ("p.flip = [[t & 2 ? -32 : 32]];", "32")),
+    mutation("linear_quantized: g and t exchanged in w", QUANTIZED,
+             ("(four ? [[(warp_n * 32 + t) * 32 + g * 4]] :", "(warp_n * 32 + g % 4) * 32 + (t + g / 4 * 4) * 4")),
+    mutation("linear_quantized: matrices 1 and 2 of x exchanged", QUANTIZED,
+             ("[[a_chunk(warp_m * Tile::rows + lane % 16, 2 * half + lane / 16)]]",
+              "a_chunk(warp_m * Tile::rows + lane % 8 + lane / 16 * 8, 2 * half + lane / 8 % 2)")),
+    # One of the two alone changes nothing: zeros of the other side meet what is wrong.
+    mutation("linear_quantized: no zeros behind K", QUANTIZED,
+             ("q + (there ? (first_row + row) * w.kp + at : 0), [[there ? 16 : 0]]);", "16"),
+             ("cp_async16(b + to, w.w + (there ? from : 0), [[there ? 16 : 0]]);", "16")),
+    mutation("linear_quantized: a step too few", QUANTIZED, ("steps = [[(w.kp + step_k - 1) / step_k]];", "w.kp / step_k")),
+    mutation("linear_quantized: no zero point", QUANTIZED,
+             ("- [[static_cast<uint32_t>(x.zero) * static_cast<uint32_t>(colsum)]];", "0u")),
+    mutation("linear_quantized: no scale of a row", QUANTIZED, ("static_cast<int32_t>(centred)) * ([[x.scale * scale]]);", "scale")),
+    mutation("linear_quantized: zero of another row", QUANTIZED, ("const row_quant x = rq[[[row]]];", "first_row")),
+    mutation("w4: shifted by 3 bits", QUANTIZED, ("([[sum[c] >> 4]])", "sum[c] >> 3")),
+    mutation("w4: the low nibbles are the high ones", QUANTIZED,
+             ("*low = [[(w << 4 & 0xf0f0f0f0u) ^ 0x80808080u]];", "(w & 0xf0f0f0f0u) ^ 0x80808080u")),
+    mutation("w4: multipliers by row, not by column", QUANTIZED, ("[[c % 2 ? mult[n] >> 8 : mult[n] & 255]]",
+                                                                 "c / 2 ? mult[n] >> 8 : mult[n] & 255")),
+    mutation("w4: multipliers of the group before", QUANTIZED,
+             ("group = [[k / group_k + i % 2]];", "k / group_k + i % 2 - (k + i % 2 > 0)")),
+    mutation("store_part: rows and columns exchanged", QUANTIZED,
+             ("part[[[(g + c / 2 * 8) * part_stride + n * 8 + 2 * t + c % 2]]] = sums[n][c];",
+              "(g + c % 2 * 8) * part_stride + n * 8 + 2 * t + c / 2")),
+    mutation("store_part: no warp_sync before reads", QUANTIZED, ("[[warp_sync();]]\n  const int64_t left = rows - first_row;", ";")),
+    mutation("store_part: no warp_sync before writes", QUANTIZED, ("[[warp_sync();]]  // all have read what was here", ";")),
+    mutation("store_part: a row too many", QUANTIZED, ("[[i < 16 && i < left]]; i++)", "i < 16 && i <= left")),
+    mutation("store_part: a channel too many", QUANTIZED, ("if ([[channel < e.channels]])\n    for", "channel <= e.channels")),
+    mutation("store_one: no bias", QUANTIZED, ("v = [[activate(e.act, v + bias)]];", "activate(e.act, v)")),
+    mutation("store_one: no residual", ENDS, ("if ([[e.residual]]) v =", "static_cast<const float *>(nullptr)")),
+    mutation("store_one: the residual's rows are the result's", ENDS, ("[[row * e.residual_stride]] + channel]", "row * e.stride")),
+    mutation("store_one: activation after the residual", ENDS,
+             ("v = [[activate(e.act, v + bias)]];", "e.residual ? v + bias : activate(e.act, v + bias)")),
+    # ---- linear layers of floats
+    mutation("linear_float: no block_sync before a step", FLOATS, ("cp_async_wait<float_stages - 2>();\n    [[block_sync();]]", ";")),
+    mutation("linear_float: no block_sync before the end", FLOATS,
+             ("cp_async_wait<0>();\n  [[block_sync();]]\n  const int channel = first_tile * 8", ";")),
+    mutation("linear_float: a copy is not waited for", FLOATS,
+             ("[[cp_async_wait<float_stages - 2>();]]", "cp_async_wait<float_stages - 1>();")),
+    mutation("linear_float: copies of x do not change places", FLOATS,
+             ("to = stage + [[float_chunk(row, chunk)]];", "row * 128 + 16 * chunk")),
+    mutation("linear_float: the low part of x is left out", FLOATS, ("[[mma_bf16(acc[m][n], low[m], wh);]]", ";")),
+    mutation("linear_float: g and t exchanged in x", FLOATS,
+             ("float_chunk([[warp_m * 32 + m * 16 + r * 8 + g]], half * 4 + t)", "warp_m * 32 + m * 16 + g / 4 * 8 + r + 2 * (g % 4)")),
+    mutation("linear_float: no zeros behind the columns", FLOATS, ("cp_async16(to, from, [[there * 4]]);", "16")),
+    mutation("linear_float: a column too many", FLOATS, ("there > 0 ? from[0] : 0, [[there > 1]] ? from[1]", "there > 0")),
+    # ---- attention
+    mutation("flash_attn: no block_sync before a tile", FLASH, ("[[block_sync();]]  // this tile is there", ";")),
+    mutation("flash_attn: no block_sync before queries are read", FLASH,
+             ("cp_async_wait<1>();\n  [[block_sync();]]\n  uint32_t q[D / 16][4];", ";")),
+    mutation("flash_attn: queries are not waited for", FLASH,
+             ("[[cp_async_wait<1>();]]\n  block_sync();\n  uint32_t q[D / 16][4];", "cp_async_wait<2>();")),
+    mutation("flash_attn: keys are not waited for", FLASH,
+             ("[[cp_async_wait<0>();]]\n    block_sync();  // this tile is there", "cp_async_wait<1>();")),
+    mutation("flash_attn: a key too many", FLASH, ("if ([[column >= n]] ||", "column > n")),
+    mutation("flash_attn: causal queries see the next key", WINDOWS, ("|| [[from_here > a.ahead]]) s[i][j]", "from_here > a.ahead + 1")),
+    mutation("flash_attn: windows one key too wide", WINDOWS, ("|| [[from_here < -a.behind]] ||", "from_here < -a.behind - 1")),
+    mutation("flash_attn: tiles that a window ends in are not masked", WINDOWS, ("|| [[key < warp_last - a.behind]])", "false")),
+    mutation("flash_attn: sums are not rescaled", FLASH, ("[[o[i][j] *= keep[j / 2];]]", ";")),
+    mutation("flash_attn: rows rescaled by each other's factor", FLASH, ("[[o[i][j] *= keep[j / 2];]]", "o[i][j] *= keep[j % 2];")),
+    mutation("flash_attn: sizes of keys exchanged", FLASH, ("[[j % 2 ? l.y : l.x]]", "j / 2 ? l.y : l.x")),
+    mutation("flash_attn: values of other rows", FLASH, ("low[2] = {r[0], [[r[1]]]}, high[2] = {r[2], r[3]};", "r[2]")),
+    mutation("attention: copies do not change places", FLASH, ("at = to + [[place[chunk / 2]]];", "row * D + chunk * 8")),
+    mutation("attention: no zeros behind a sequence", BEYOND, ("[[row + i < there ? bytes : 0]]);", "bytes")),
+    mutation("attention: no zeros behind a head", BEYOND, ("bytes = [[chunk < there_chunks ? 16 : 0]];", "16")),
+    mutation("attn_colsum: no block_sync before a tile", COLUMNS,
+             ("cp_async_wait<0>();\n    [[block_sync();]]\n    if (query + rows < n)", ";")),
+    mutation("attn_colsum: a query too many", COLUMNS, ("[[at < n]] ? a.sums[", "at <= n")),
+    mutation("one query: no block_sync in a reduction", POOLED,
+             ("parts[warp_of()] = v;\n  [[block_sync();]]\n  v = parts[0];", ";")),
+    mutation("attn_pool: no block_sync before sums are read", POOLED, ("[[block_sync();]]\n    if (thread_index() < there) {", ";")),
+    mutation("attn_pool: a key too many", POOLED, ("[[i < n]]; i += one_query_warps)\n      for", "i <= n")),
+    # ---- rows
+    mutation("quantize: halves away from zero", QUANTIZE, ("fmaxf([[rintf(x * inverse)]], -256.0f)", "floorf(x * inverse + 0.5f)")),
+    mutation("quantize: zero point cut off", QUANTIZE, ("static_cast<int32_t>([[rintf(-low / scale)]])}", "-low / scale")),
+    mutation("quantize: divided, not multiplied", QUANTIZE, ("inverse = [[1 / to.scale]];", "1 / (to.scale * (1 + FLT_EPSILON))")),
+    mutation("quantize: zeros behind a row, not the zero point", QUANTIZE, ("q[j] = static_cast<uint8_t>([[to.zero]]);", "0")),
+    mutation("layer_norm: no residual", NORM, ("if ([[a.residual]]) {", "static_cast<const float *>(nullptr)")),
+    mutation("layer_norm: no eps", NORM, ("/ n + [[a.eps]]);", "0.0f")),
+    mutation("layer_norm: a row too many", NORM,
+             ("if ([[r >= *a.rows]]) return;\n  row_in_registers<count, full> row;\n  layer_norm_row", "r > *a.rows")),
+    mutation("pool: a maximum passes over NaN", POOL, ("y = [[v > y || v != v]] ? v : y;", "v > y")),
+    mutation("pool: a row of the next sequence", POOL,
+             ("n = [[a.cu[b + 1] - first]];\n  float y = 0;", "a.cu[b + 1] - first + 1")),
+    mutation("block_sum: no block_sync before writes", STANDARDIZE, ("[[block_sync();]]  // whoever still reads the sum", ";")),
+    mutation("block_sum: no block_sync before reads", STANDARDIZE, ("[[block_sync();]]\n  double sum = 0;", ";")),
+    # ---- token dropping
+    mutation("token_drop: of equal scores the last", DROP, ("static_cast<uint64_t>([[INT32_MAX - position]]);", "position")),
+    mutation("token_drop: two zeros", DROP, ("[[score += 0.0f;]]  // one zero", ";")),
+    mutation("token_drop: negative scores the wrong way round", DROP, ("[[bits >> 31 ? ~bits : bits | 1u << 31]]", "bits ^ 1u << 31")),
+    mutation("token_drop: digits from the lowest on", DROP, ("mine += counts[[[255 - 8 * lane - k]]];", "8 * lane + k")),
+    mutation("token_drop: no block_sync before counting", DROP, ("counts[thread_index()] = 0;\n      [[block_sync();]]", ";")),
+    mutation("token_drop: no block_sync behind counting", DROP, ("[[block_sync();]]\n      if (warp == 0) {", ";")),
+    mutation("token_drop: no block_sync before the digit is read", DROP, ("[[block_sync();]]\n      const int digit = chosen[0]", ";")),
+    mutation("token_drop: no block_sync before places are read", DROP, ("[[block_sync();]]\n  int at = to;", ";")),
+    mutation("token_drop: places one too far", DROP, ("count_bits(some & [[((1u << lane) - 1)]])]", "((2u << lane) - 1)")),
+    mutation("token_drop: a key too many", DROP,
+             ("in = [[i < last && key_of(i) >= least]];\n    const uint32_t some = ballot(in);\n    if (in) a.out",
+              "i < last && key_of(i) + 1 >= least")),
+    mutation("token_gather: the row before", GATHER, ("copy_row<N>(a.x + [[a.kept[r].before]] * a.ldx", "larger(a.kept[r].before - 1, 0)")),
+    mutation("token_gather: rows of the input, not of the level before", GATHER,
+             ("copy_row<N>(a.x + [[a.kept[r].before]] * a.ldx", "a.kept[r].origin")),
+    mutation("copy_row: a piece is left out", GATHER, ("if ([[j + i * step < n]]) store(", "j + i * step + N < n")),
+    mutation("token_restore: the kept row behind", GATHER, ("return [[a.kept[i].before < r]]; });", "a.kept[i].before <= r")),
+    mutation("token_assign: no block_sync before it is known what is open", MERGE,
+             ("[[block_sync();]]\n    const int open = any[0] | any[1];", ";")),
+    mutation("token_assign: no block_sync before the next sequence", MERGE, ("[[block_sync();]]  // before the next sequence", ";")),
+    mutation("token_assign: no block_sync before products", MERGE,
+             ("[[block_sync();]]\n        for (int column = 0; column < assign_k / 4; column++) {", ";")),
+    mutation("token_assign: of equal ones the last", MERGE, ("(other == like && [[place < at]]))", "place > at")),
+    mutation("token_merge: its own row twice", MERGE, ("if ([[own >= base && own < base + warp_size]]) mask &=", "false")),
+]
+
+
+def locate(text, source, name):
+    """Where the marked part of a text is in the source."""
+    begin, end = text.index("[["), text.rindex("]]")
+    # "x[[[i]]]" is x[ with i marked: the marks are the inner two of three.
+    while text[begin + 2:begin + 3] == "[":
+        begin += 1
+    while text[end - 1:end] == "]" and text[begin + 2:end].count("[") < text[begin + 2:end].count("]"):
+        end -= 1
+    old = text[begin + 2:end]
+    whole = text[:begin] + old + text[end + 2:]
+    found = source.count(whole)
+    if found != 1:
+        raise SystemExit(f"{name}: {whole!r} occurs {found} times in rs-cuda.cu, not once: the list of mutations is out of date")
+    at = source.index(whole) + begin
+    return at, at + len(old)
+
+
+def mutate(source, mutations):
+    """The source with all mutations in it; RS_MUTATION, from 1 on, chooses one when it runs."""
+    places = collections.defaultdict(list)
+    for number, m in enumerate(mutations, 1):
+        for text, new in m.edits:
+            places[locate(text, source, m.name)].append((number, new))
+    result, last = [], 0
+    for (begin, end), choices in sorted(places.items()):
+        if begin < last:
+            raise SystemExit(f"{mutations[choices[0][0] - 1].name}: lies within another mutation")
+        old = source[begin:end]
+        if old.endswith(";"):
+            text = "{ " + " ".join(f"if (rs_mutation == {n}) {{ {new} }} else" for n, new in choices) + f" {{ {old} }} }}"
+        else:
+            text = "(" + " ".join(f"rs_mutation == {n} ? ({new}) :" for n, new in choices) + f" ({old}))"
+        result += [source[last:begin], text]
+        last = end
+    head = ('#include <cstdlib>\nstatic const int rs_mutation = std::getenv("RS_MUTATION") ? std::atoi(std::getenv("RS_MUTATION")) : 0;'
+            '\n#line 1 "rs-cuda.cu"\n')
+    return head + "".join(result) + source[last:]
+
+
+def build(program, mutations, folder, options):
+    """Compiles a test program in a tree of links in which rs-cuda.cu alone is a file of its own."""
+    tree = folder / program
+    (tree / "tests").mkdir(parents=True)
+    for path in SOURCE.glob("*.h"):
+        (tree / path.name).symlink_to(path)
+    (tree / "models").symlink_to(SOURCE / "models")
+    (tree / "tools").symlink_to(SOURCE / "tools")
+    for path in (SOURCE / "tests").iterdir():
+        (tree / "tests" / path.name).symlink_to(path)
+    (tree / "rs-cuda.cu").write_text(mutate((SOURCE / "rs-cuda.cu").read_text(), mutations))
+    out = tree / program
+    # -O1: compiled in half the time of -O3, and runs long enough to want more than -O0.
+    command = [options.cxx, *options.flags, "-w", "-O1", "-g0", "-I", str(tree), str(tree / "tests" / (program + ".cpp")),
+               *options.objects, *options.libraries, "-o", str(out)]
+    begin = time.monotonic()
+    r = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if r.returncode:
+        raise SystemExit(f"{program} does not compile:\n{shlex.join(command)}\n{r.stdout[-4000:]}")
+    return out, time.monotonic() - begin
+
+
+def run(program, number, cases):
+    """-> (exit status or None at the time limit, seconds, output)"""
+    environment = dict(os.environ, RS_MUTATION=str(number))
+    # The first failure ends a test, and the first test that fails ends the run.
+    command = [str(program), "--gtest_filter=" + cases, "--gtest_throw_on_failure", "--gtest_fail_fast", "--gtest_brief=1"]
+    begin = time.monotonic()
+    try:
+        r = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+                           timeout=RUN_LIMIT)
+    except subprocess.TimeoutExpired:
+        return None, time.monotonic() - begin, ""
+    return r.returncode, time.monotonic() - begin, r.stdout
+
+
+def said(status, output):
+    """What noticed it, in a few words."""
+    if status is None:
+        return "hangs"
+    if m := re.search(r"(race on|read of uninitialised|\w+ of shared memory in flight|access outside of|misaligned access of"
+                      r"|mismatched collectives|divergent barrier|thread \d+ returns with a cp_async16|beside)[^\n:]*", output):
+        return "fault: " + m.group()
+    if "Failure" in output:
+        return "values"
+    return f"signal {-status}" if status < 0 else f"status {status}"
+
+
+def split(text):
+    return [part for part in text.split("|") if part]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cxx", default=os.environ.get("CXX", "c++"))
+    parser.add_argument("--flags", type=split, default=["-std=c++17"])
+    parser.add_argument("--objects", type=split, default=[])
+    parser.add_argument("--libraries", type=split, default=[])
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("names", nargs="*")
+    options = parser.parse_args()
+    chosen = [m for m in MUTATIONS if not options.names or any(n in m.name for n in options.names)]
+    by_program = collections.OrderedDict()
+    for m in chosen:
+        by_program.setdefault(m.program, []).append(m)
+
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="rs-mutations-"))
+    wrong = []
+    try:
+        with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+            builds = {p: pool.submit(build, p, ms, folder, options) for p, ms in by_program.items()}
+            sound, tries = {}, []
+            for program, mutations in by_program.items():
+                path, seconds = builds[program].result()
+                print(f"{program}: {len(mutations)} mutations compiled in {seconds:.0f} s", flush=True)
+                for cases in sorted({m.filter for m in mutations}):
+                    sound[program, cases] = pool.submit(run, path, 0, cases)
+                for number, m in enumerate(mutations, 1):
+                    tries.append((m, pool.submit(run, path, number, m.filter)))
+            for (program, cases), future in sound.items():
+                status, seconds, output = future.result()
+                if status != 0 or "[  PASSED  ] 0 tests" in output:
+                    wrong.append(f"without a mutation, {program} {cases} " + ("runs no test" if status == 0 else "fails"))
+                    print(output[-2000:])
+                else:
+                    print(f"sound: {program} {cases}: {seconds:.1f} s")
+            width = max(len(m.name) for m in chosen)
+            print(f"\n{'mutation':{width}} | {'caught by':78} | seconds")
+            for m, future in tries:
+                status, seconds, output = future.result()
+                caught = "SURVIVED" if status == 0 else f"{m.filter.split(':')[0]}: {said(status, output)}"
+                if status == 0:
+                    wrong.append(f"'{m.name}' survived {m.program} {m.filter}")
+                print(f"{m.name:{width}} | {caught[:110]:78} | {seconds:5.1f}")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    print(f"\n{len(chosen)} mutations, {len(wrong)} not as they should be")
+    for line in wrong:
+        print("  " + line)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
