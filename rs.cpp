@@ -6163,13 +6163,13 @@ rs_status read_drops(rs_model *m) {
 }  // namespace
 
 rs_status rs_image_get_shape(const rs_model *m, int32_t width, int32_t height, rs_image_shape *out) {
-  constexpr int32_t most_side = 16384, most_tokens = 1 << 18;
+  constexpr int32_t most_tokens = 1 << 18;
   if (!m->shape.image.hidden) return rs_fail(RS_ERR_ARGUMENT, "%s: the model takes no images", m->path.c_str());
   if (!width && !height) width = m->image.width(), height = m->image.height();
   const int32_t patch = m->shape.patch;
-  if (width < patch || height < patch || width > most_side || height > most_side)
+  if (width < patch || height < patch || width > rs_image_most_side || height > rs_image_most_side)
     return rs_fail(RS_ERR_ARGUMENT, "an image of %dx%d pixels, expected %d (a patch) to %d on each side", width, height, patch,
-                   most_side);
+                   rs_image_most_side);
   const int32_t columns = width / patch, rows = height / patch;
   if (static_cast<int64_t>(columns) * rows > most_tokens - m->shape.prefix)
     return rs_fail(RS_ERR_LIMIT, "an image of %dx%d pixels has %lld patches of %d, the limit is %d", width, height,
