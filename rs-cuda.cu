@@ -336,7 +336,7 @@ RS_DEVICE void load_residual(const linear_end &e, int64_t row, int channel, int 
 
 // Beyond the largest f16, the largest: what attention makes of it is then large, not infinite.
 RS_DEVICE void fit_halves(float (&v)[4]) {
-  constexpr float most = 65504;
+  const float most = 65504;
   if (!(fmaxf(fmaxf(fabsf(v[0]), fabsf(v[1])), fmaxf(fabsf(v[2]), fabsf(v[3]))) > most)) return;
   RS_UNROLL
   for (int i = 0; i < 4; i++) v[i] = v[i] > most ? most : v[i] < -most ? -most : v[i];  // NaN stays
