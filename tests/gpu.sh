@@ -141,18 +141,22 @@ if wants build && [ -z "$fake" ]; then part "build" do_build; fi
 
 if wants tests; then
   if [ -n "$fake" ]; then
-    part "test_cuda, of one graph in each way" on_card test_cuda "graph_on_a_card.errors_are_those_of_the_cpu"
-    part "test_graph" on_card test_graph "add.*:gate.*:embed.*" RS_DEVICE=cuda RS_CUDA_HOST=check=0
+    part "test_cuda" on_card test_cuda "graph_on_a_card.a*:graph_on_a_card.e*"
+    part "test_graph" on_card test_graph "add.*:gate.*:embed.*:pool.*" RS_DEVICE=cuda RS_CUDA_HOST=check=0
   else
     # What these say of devices is of the emulated one, and what they count is launches that are faults there.
     part "test_cuda" on_card test_cuda "graph_on_a_card.*"
-    # Tests that compare with references within tolerances that a card's arithmetic is within, too.  Products of floats have parts of
-    # bf16 there and attention f16: test_cuda_linear and test_cuda_attention have their tolerances.  What is of rows of the CPU's
-    # kernels (session.*) is run by ctest, without a card.
+    # What else can be asked of a card.  Its attention is of f16 and its products of floats have parts of bf16, so that tests which
+    # want 1e-5 of it are left out: test_cuda_linear, test_cuda_attention and test_cuda_models have tolerances for that.  What is of
+    # rows of the CPU's kernels (session.*) is run by ctest, without a card.
     part "test_graph" on_card test_graph "-linear.floats_match_f64:flash_attn.*:session.*" RS_DEVICE=cuda
-    part "test_drop" on_card test_drop "*" RS_DEVICE=cuda
-    part "test_heads" on_card test_heads "*" RS_DEVICE=cuda
-    part "test_vision" on_card test_vision "*" RS_DEVICE=cuda
+    part "test_drop" on_card test_drop \
+      "-attn_colsum.matches_f64:token_sizes.count_in_attention_and_in_means:drop_tiny.every_score_and_mode_matches_f64" \
+      RS_DEVICE=cuda
+    part "test_heads" on_card test_heads "-heads.logits_match_bert_as_it_is_written_down" RS_DEVICE=cuda
+    part "test_vision" on_card test_vision \
+      "-vision.every_family_gives_what_its_reference_does:vision.quantized_families_stay_near:vision.texts_of_clip*" \
+      RS_DEVICE=cuda
   fi
 fi
 if wants sanitizer && [ -z "$fake" ]; then
