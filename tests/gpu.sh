@@ -8,6 +8,7 @@
 #   RS_GPU_BUILD   the build folder (build-gpu).  Given, and built with RS_CUDA and RS_TESTS, the part `build` may be left out.
 #   RS_GPU_REPORT  the report (gpu-report.md)
 #   RS_TEST_MODELS weight files, as the tests have them (test-models in the build folder); made where they are not there
+#   RS_GPU_LIMIT   seconds that a program may take (900)
 #   RS_GPU_FAKE    a library to use in place of librs-cuda.so, with no card: librs_cuda_host.so, by which this script is tested.
 #                  What runs is then a small part of it all.
 # shellcheck disable=SC2317 # part() calls the functions
@@ -70,6 +71,7 @@ part() {
   rows+=("| $name | $verdict | $((end - begin)) | $note |")
   echo "=== $name: $verdict"
 }
+limit() { timeout -k 10 "${RS_GPU_LIMIT:-900}" "$@"; }
 missing() { # WHAT
   echo "skipped: $1"
   return 77
@@ -95,7 +97,7 @@ on_card() { # PROGRAM FILTER [VARIABLE=VALUE...]
   # test_cuda* take the library that RS_CUDA_HOST_LIBRARY names, all others that of RS_CUDA_LIBRARY.
   env RS_SOURCE_DIR="$PWD" RS_BUILD_DIR="$build" RS_PROGRAM="$build/rs" RS_TEST_MODELS="$models" \
     RS_CUDA_LIBRARY="$card_library" RS_CUDA_HOST_LIBRARY="$card_library" "$@" \
-    "$build/tests/$program" --gtest_brief=1 --gtest_filter="$filter"
+    timeout -k 10 "${RS_GPU_LIMIT:-900}" "$build/tests/$program" --gtest_brief=1 --gtest_filter="$filter"
 }
 
 # Of each sanitizer: a model's texts, then every operator.  --error-exitcode: they exit with the program's status else.
@@ -103,23 +105,23 @@ sanitize() { # TOOL
   command -v compute-sanitizer >/dev/null 2>&1 || { missing "no compute-sanitizer"; return; }
   local check=(compute-sanitizer --tool "$1" --error-exitcode 9)
   if [ -e "$models/minilm-q8.rsw" ]; then
-    RS_CUDA_LIBRARY=$card_library "${check[@]}" "$build/rs" embed -m "$models/minilm-q8.rsw" --device cuda "a text" "and another one" \
+    RS_CUDA_LIBRARY=$card_library limit "${check[@]}" "$build/rs" embed -m "$models/minilm-q8.rsw" --device cuda "a text" "and another one" \
       >/dev/null || return
   fi
-  RS_SOURCE_DIR=$PWD RS_CUDA_HOST_LIBRARY=$card_library "${check[@]}" "$build/tests/test_cuda" --gtest_brief=1 \
+  RS_SOURCE_DIR=$PWD RS_CUDA_HOST_LIBRARY=$card_library limit "${check[@]}" "$build/tests/test_cuda" --gtest_brief=1 \
     --gtest_filter=graph_on_a_card.agrees_with_the_cpu
 }
 
 compare_with_shim() {
   local program=$build/tests/cuda_results
   if ! [ -x "$program" ] || ! [ -e "$host_library" ]; then missing "no $program or no $host_library"; return; fi
-  RS_CUDA_LIBRARY=$card_library "$program" write "$work/card" &&
-    RS_CUDA_LIBRARY=$host_library RS_CUDA_HOST=check=0 "$program" write "$work/shim" && "$program" compare "$work/card" "$work/shim"
+  RS_CUDA_LIBRARY=$card_library limit "$program" write "$work/card" &&
+    RS_CUDA_LIBRARY=$host_library RS_CUDA_HOST=check=0 limit "$program" write "$work/shim" && "$program" compare "$work/card" "$work/shim"
 }
 
 bench() { # NAME
   [ -e "$models/$1.rsw" ] || { missing "no $models/$1.rsw"; return; }
-  RS_CUDA_LIBRARY=$card_library "$build/rs" bench -m "$models/$1.rsw" --device cuda --json | tee "$work/bench-$1.json"
+  RS_CUDA_LIBRARY=$card_library limit "$build/rs" bench -m "$models/$1.rsw" --device cuda --json | tee "$work/bench-$1.json"
 }
 
 # ---------------------------------------------------------------- all of them
