@@ -8,6 +8,7 @@
 #   RS_GPU_BUILD   the build folder (build-gpu).  Given, and built with RS_CUDA and RS_TESTS, the part `build` may be left out.
 #   RS_GPU_REPORT  the report (gpu-report.md)
 #   RS_TEST_MODELS weight files, as the tests have them (test-models in the build folder); made where they are not there
+#   RS_GPU_LIMIT   seconds that a program may take (900)
 #   RS_GPU_FAKE    a library to use in place of librs-cuda.so, with no card: librs_cuda_host.so, by which this script is tested.
 #                  What runs is then a small part of it all.
 # shellcheck disable=SC2317 # part() calls the functions
@@ -70,6 +71,7 @@ part() {
   rows+=("| $name | $verdict | $((end - begin)) | $note |")
   echo "=== $name: $verdict"
 }
+limit() { timeout -k 10 "${RS_GPU_LIMIT:-900}" "$@"; }
 missing() { # WHAT
   echo "skipped: $1"
   return 77
@@ -95,7 +97,7 @@ on_card() { # PROGRAM FILTER [VARIABLE=VALUE...]
   # test_cuda* take the library that RS_CUDA_HOST_LIBRARY names, all others that of RS_CUDA_LIBRARY.
   env RS_SOURCE_DIR="$PWD" RS_BUILD_DIR="$build" RS_PROGRAM="$build/rs" RS_TEST_MODELS="$models" \
     RS_CUDA_LIBRARY="$card_library" RS_CUDA_HOST_LIBRARY="$card_library" "$@" \
-    "$build/tests/$program" --gtest_brief=1 --gtest_filter="$filter"
+    timeout -k 10 "${RS_GPU_LIMIT:-900}" "$build/tests/$program" --gtest_brief=1 --gtest_filter="$filter"
 }
 
 # Of each sanitizer: a model's texts, then every operator.  --error-exitcode: they exit with the program's status else.
@@ -103,23 +105,23 @@ sanitize() { # TOOL
   command -v compute-sanitizer >/dev/null 2>&1 || { missing "no compute-sanitizer"; return; }
   local check=(compute-sanitizer --tool "$1" --error-exitcode 9)
   if [ -e "$models/minilm-q8.rsw" ]; then
-    RS_CUDA_LIBRARY=$card_library "${check[@]}" "$build/rs" embed -m "$models/minilm-q8.rsw" --device cuda "a text" "and another one" \
+    RS_CUDA_LIBRARY=$card_library limit "${check[@]}" "$build/rs" embed -m "$models/minilm-q8.rsw" --device cuda "a text" "and another one" \
       >/dev/null || return
   fi
-  RS_SOURCE_DIR=$PWD RS_CUDA_HOST_LIBRARY=$card_library "${check[@]}" "$build/tests/test_cuda" --gtest_brief=1 \
+  RS_SOURCE_DIR=$PWD RS_CUDA_HOST_LIBRARY=$card_library limit "${check[@]}" "$build/tests/test_cuda" --gtest_brief=1 \
     --gtest_filter=graph_on_a_card.agrees_with_the_cpu
 }
 
 compare_with_shim() {
   local program=$build/tests/cuda_results
   if ! [ -x "$program" ] || ! [ -e "$host_library" ]; then missing "no $program or no $host_library"; return; fi
-  RS_CUDA_LIBRARY=$card_library "$program" write "$work/card" &&
-    RS_CUDA_LIBRARY=$host_library RS_CUDA_HOST=check=0 "$program" write "$work/shim" && "$program" compare "$work/card" "$work/shim"
+  RS_CUDA_LIBRARY=$card_library limit "$program" write "$work/card" &&
+    RS_CUDA_LIBRARY=$host_library RS_CUDA_HOST=check=0 limit "$program" write "$work/shim" && "$program" compare "$work/card" "$work/shim"
 }
 
 bench() { # NAME
   [ -e "$models/$1.rsw" ] || { missing "no $models/$1.rsw"; return; }
-  RS_CUDA_LIBRARY=$card_library "$build/rs" bench -m "$models/$1.rsw" --device cuda --json | tee "$work/bench-$1.json"
+  RS_CUDA_LIBRARY=$card_library limit "$build/rs" bench -m "$models/$1.rsw" --device cuda --json | tee "$work/bench-$1.json"
 }
 
 # ---------------------------------------------------------------- all of them
@@ -141,18 +143,22 @@ if wants build && [ -z "$fake" ]; then part "build" do_build; fi
 
 if wants tests; then
   if [ -n "$fake" ]; then
-    part "test_cuda, of one graph in each way" on_card test_cuda "graph_on_a_card.errors_are_those_of_the_cpu"
-    part "test_graph" on_card test_graph "add.*:gate.*:embed.*" RS_DEVICE=cuda RS_CUDA_HOST=check=0
+    part "test_cuda" on_card test_cuda "graph_on_a_card.a*:graph_on_a_card.e*"
+    part "test_graph" on_card test_graph "add.*:gate.*:embed.*:pool.*" RS_DEVICE=cuda RS_CUDA_HOST=check=0
   else
     # What these say of devices is of the emulated one, and what they count is launches that are faults there.
     part "test_cuda" on_card test_cuda "graph_on_a_card.*"
-    # Tests that compare with references within tolerances that a card's arithmetic is within, too.  Products of floats have parts of
-    # bf16 there and attention f16: test_cuda_linear and test_cuda_attention have their tolerances.  What is of rows of the CPU's
-    # kernels (session.*) is run by ctest, without a card.
+    # What else can be asked of a card.  Its attention is of f16 and its products of floats have parts of bf16, so that tests which
+    # want 1e-5 of it are left out: test_cuda_linear, test_cuda_attention and test_cuda_models have tolerances for that.  What is of
+    # rows of the CPU's kernels (session.*) is run by ctest, without a card.
     part "test_graph" on_card test_graph "-linear.floats_match_f64:flash_attn.*:session.*" RS_DEVICE=cuda
-    part "test_drop" on_card test_drop "*" RS_DEVICE=cuda
-    part "test_heads" on_card test_heads "*" RS_DEVICE=cuda
-    part "test_vision" on_card test_vision "*" RS_DEVICE=cuda
+    part "test_drop" on_card test_drop \
+      "-attn_colsum.matches_f64:token_sizes.count_in_attention_and_in_means:drop_tiny.every_score_and_mode_matches_f64" \
+      RS_DEVICE=cuda
+    part "test_heads" on_card test_heads "-heads.logits_match_bert_as_it_is_written_down" RS_DEVICE=cuda
+    part "test_vision" on_card test_vision \
+      "-vision.every_family_gives_what_its_reference_does:vision.quantized_families_stay_near:vision.texts_of_clip*" \
+      RS_DEVICE=cuda
   fi
 fi
 if wants sanitizer && [ -z "$fake" ]; then
