@@ -101,7 +101,7 @@ MUTATIONS = [
     mutation("store_whole_part: the residual of another row", ENDS,
              ("(r + i * [[4 * e.residual_stride]])", "3 * e.residual_stride")),
     mutation("linear: no bias", QUANTIZED, ("return e.bias ? [[v + bias[i]]] : v;", "v")),
-    mutation("store_part: no residual", ENDS, ("if ([[e.residual]]) v[i] = residual[i] + v[i];", "false")),
+    mutation("store_part: no residual", ENDS, ("if ([[e.residual]]) v[i] = residual[i] + v[i];", "static_cast<const float *>(nullptr)")),
     mutation("store_part: the residual's rows are the result's", ENDS, ("e.residual + [[row * e.residual_stride]] + channel", "row * e.stride")),
     mutation("store_part: activation after the residual", ENDS,
              ("v[i] = [[activate(e.act, v[i])]];\n      if (e.residual)", "e.residual ? v[i] : activate(e.act, v[i])")),

@@ -165,7 +165,7 @@ TEST_F(cuda_cli, vectors_and_labels_are_those_of_the_cpu) {
   ASSERT_EQ(card.size(), 3u);
   for (size_t i = 0; i < 3; i++) {
     EXPECT_EQ(cpu[i].at("label"), card[i].at("label")) << card[i];
-    EXPECT_NEAR(cpu[i].at("score").get<double>(), card[i].at("score").get<double>(), 2e-3) << card[i];
+    EXPECT_NEAR(cpu[i].at("score").get<double>(), card[i].at("score").get<double>(), 1e-2) << card[i];
   }
 }
 

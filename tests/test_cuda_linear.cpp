@@ -15,7 +15,7 @@ struct linear_case {
 // Ends of tiles, of panels, of groups, and of steps, and both sizes of tiles.
 const linear_case linear_cases[] = {
     {1, 1, 1, 1},     {1, 64, 16, 32},   {3, 70, 17, 33},      {64, 64, 64, 64},    {65, 128, 65, 96},
-    {63, 64, 48, 31}, {100, 130, 15, 7}, {130, 256, 144, 160}, {129, 129, 129, 65}, {5, 64, 384, 384},
+    {63, 64, 64, 31}, {100, 130, 15, 7}, {130, 256, 144, 160}, {129, 129, 129, 65}, {5, 64, 384, 384},
 };
 
 // y = act(x w^T + bias) by the library, all kernels scalar.
