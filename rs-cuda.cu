@@ -50,7 +50,6 @@ namespace {
 RS_DEVICE int thread_index() { return static_cast<int>(threadIdx.x); }
 RS_DEVICE int block_x() { return static_cast<int>(blockIdx.x); }
 RS_DEVICE int block_y() { return static_cast<int>(blockIdx.y); }
-RS_DEVICE int grid_x() { return static_cast<int>(gridDim.x); }
 
 // Memory of a block.  On the CPU, accesses go through this type so that those that nothing orders are found.
 template <class T>
@@ -70,7 +69,6 @@ RS_DEVICE shared<T> block_memory(int offset) {
   return {reinterpret_cast<T *>(memory + offset)};
 }
 RS_DEVICE int shared_add(shared<int> p, int v) { return atomicAdd(p.p, v); }               // the value before
-RS_DEVICE int global_add(int *p, int v) { return atomicAdd(p, v); }                        // the value before
 RS_DEVICE int global_exchange_if(int *p, int old, int v) { return atomicCAS(p, old, v); }  // the value before
 
 RS_DEVICE void block_sync() { __syncthreads(); }
@@ -213,10 +211,6 @@ RS_DEVICE float warp_sum(float v) {
   return v;
 }
 RS_DEVICE double warp_sum(double v) {
-  for (int mask = 16; mask > 0; mask /= 2) v += shuffle_xor(v, mask);
-  return v;
-}
-RS_DEVICE int warp_sum(int v) {
   for (int mask = 16; mask > 0; mask /= 2) v += shuffle_xor(v, mask);
   return v;
 }
