@@ -5159,7 +5159,7 @@ backend_library open_backend() {
 rs_status find_backend(const backend **out) {
   static const backend_library library = open_backend();  // once a process
   *out = library.b;
-  return library.b ? RS_OK : rs_fail(RS_ERR_UNSUPPORTED, "no CUDA backend: %s", library.error.c_str());
+  return library.b ? RS_OK : rs_fail(RS_ERR_UNSUPPORTED, "no CUDA backend ('make CUDA=1' builds it): %s", library.error.c_str());
 }
 
 // A device that a model or session is on.  b is nullptr: the CPU.
