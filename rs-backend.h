@@ -115,6 +115,7 @@ struct backend_run {
   size_t n_inputs;
   const backend_output *outputs;
   size_t n_outputs;
+  int32_t starts;  // the input that levels[0].cu is, or -1
   size_t arena_bytes;
   float *seconds;  // [n_ops], of each operator, or nullptr.  An operator that is done together with another one has 0
 };
@@ -133,7 +134,8 @@ struct backend_device_info {
 };
 
 struct backend {
-  uint32_t version;
+  uint32_t version, ops;  // backend_version, op_count
+  const char *library;    // RS_VERSION
   const char *name;
   rs_status (*count_devices)(int *n, backend_error *error);
   rs_status (*describe)(int device, backend_device_info *out, backend_error *error);

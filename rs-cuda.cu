@@ -1140,7 +1140,7 @@ size_t halves_bytes(const backend_tensor &x, int heads) {
 }
 
 // The first n inputs as f16: in place where they are, else made in the scratch, which then begins behind them.
-cudaError_t find_halves(const op_call &c, int n, half_rows *out, unsigned char *&scratch) {
+cudaError_t give_halves(const op_call &c, int n, half_rows *out, unsigned char *&scratch) {
   const int heads = c.op->params.heads;
   const int64_t d = c.in[0].cols / heads, chunks = ceil_div(d, 8);
   halves_call calls[3] = {};
@@ -1191,7 +1191,7 @@ cudaError_t launch_flash_attn(const op_call &c, int window) {
   if (!c.tile_capacity) return cudaSuccess;
   half_rows x[3];
   auto *scratch = static_cast<unsigned char *>(c.scratch);
-  const cudaError_t status = find_halves(c, 3, x, scratch);
+  const cudaError_t status = give_halves(c, 3, x, scratch);
   if (status != cudaSuccess) return status;
   a.q = x[0], a.k = x[1], a.v = x[2];
   a.behind = window > 0 ? std::min(window, a.behind) : a.behind, a.ahead = c.op->params.causal ? 0 : a.behind;
@@ -1431,7 +1431,7 @@ cudaError_t launch_attn_columns(const op_call &c, float *part, unsigned char *sc
   a.sums = reinterpret_cast<attn_sum *>(scratch);
   scratch += round_up(a.tokens * a.heads * static_cast<int64_t>(sizeof(attn_sum)), 256);
   half_rows x[2];
-  const cudaError_t status = find_halves(c, 2, x, scratch);
+  const cudaError_t status = give_halves(c, 2, x, scratch);
   if (status != cudaSuccess) return status;
   a.q = x[0], a.k = x[1];
   const dim3 grid(static_cast<unsigned>(c.tile_capacity), static_cast<unsigned>(a.heads));
@@ -1898,6 +1898,8 @@ struct row_plan {
   size_t bytes;  // of shared memory
 };
 constexpr int64_t shared_budget = 48 * 1024, shared_most = 96 * 1024;  // a block: as a rule, and where one row takes more
+// Does layer_norm read a row once?  Its floats then need not be stored.
+bool norm_keeps_rows(int64_t n) { return n * 4 <= shared_most; }
 row_plan plan_row(int64_t n, bool fours) {
   for (const int pieces : {1, 2, 3, 4, 6, 8})
     if (fours && n <= pieces * 4 * warp_size) return {pieces, block_rows, 0};
@@ -2944,6 +2946,7 @@ rs_status upload_weight(rs_type type, rs_layout layout, int64_t rows, int64_t co
   const cudaError_t e = cudaMemcpy(*out, data, bytes, cudaMemcpyHostToDevice);
   if (e != cudaSuccess) {
     (void)cudaFree(*out);
+    *out = nullptr;
     return cuda_failed(error, name, e);
   }
   *taken = bytes;
@@ -3036,6 +3039,43 @@ constexpr const char *operator_names[op_count] = {
 #undef X
 };
 
+// Do only operators read that tensor which take f16?
+bool attention_only(const backend_run &r, int32_t id) {
+  bool any = false;
+  for (size_t i = 0; i < r.n_ops; i++) {
+    const backend_op &op = r.ops[i];
+    for (int j = 0; j < max_sources; j++) {
+      if (op.in[j].place != backend_place::result || op.in[j].id != id) continue;
+      const bool attention = (op.op == OP_FLASH_ATTN && j < 3) || (op.op == OP_ATTN_COLSUM && j < 2);
+      // Heads begin on 16 bytes.
+      if (!attention || op.in[j].cols / op.params.heads % 8 || op.in[j].stride % 8 || op.in[j].first % 8) return false;
+      any = true;
+    }
+  }
+  return any;
+}
+
+// What is stored as f16, by tensor.
+std::map<int32_t, bool> find_halves(const backend_run &r) {
+  std::map<int32_t, bool> halves;
+  for (size_t i = 0; i < r.n_ops; i++)
+    if (r.ops[i].op == OP_LINEAR) halves[r.ops[i].out.id] = !r.ops[i].out.output && attention_only(r, r.ops[i].out.id);
+  // Column sums take q and k of one kind.
+  for (bool changed = true; changed;) {
+    changed = false;
+    for (size_t i = 0; i < r.n_ops; i++) {
+      const backend_op &op = r.ops[i];
+      const auto half = [&](int j) {
+        return op.in[j].place == backend_place::result && halves.count(op.in[j].id) && halves[op.in[j].id];
+      };
+      if (op.op != OP_ATTN_COLSUM || half(0) == half(1)) continue;
+      halves[op.in[half(0) ? 0 : 1].id] = false;
+      changed = true;
+    }
+  }
+  return halves;
+}
+
 run_layout lay_out(const backend_run &r) {
   run_layout l;
   size_t at = 0;
@@ -3048,8 +3088,11 @@ run_layout lay_out(const backend_run &r) {
   }
   for (size_t i = 0; i < r.n_inputs; i++) l.inputs[r.inputs[i].id] = take(&at, r.inputs[i].capacity);
   l.upload_bytes = at;
+  std::map<int32_t, bool> halves = find_halves(r);
   for (size_t i = 0; i < r.n_ops; i++) {
-    const backend_op &op = r.ops[i];
+    backend_op op = r.ops[i];
+    for (backend_tensor &t : op.in)
+      if (t.place == backend_place::result && halves.count(t.id) && halves[t.id]) t.type = RS_F16;
     l.scratch_bytes = std::max(l.scratch_bytes, operators[op.op].work(op));
     if (op.op != OP_LINEAR || !is_quantized(op.in[1].type)) continue;
     const auto rows = static_cast<size_t>(op.in[0].rows);
@@ -3091,36 +3134,19 @@ struct call_maker {
   std::vector<std::pair<int, op_call>> calls;
 
   call_maker(card_session &s, const backend_run &r, const run_layout &l, backend_error *error)
-      : s(s), r(r), l(l), error(error), done(r.n_ops) {
+      : s(s), r(r), l(l), error(error), halves(find_halves(r)), done(r.n_ops) {
     for (size_t i = 0; i < r.n_ops; i++)
       for (const backend_tensor &t : r.ops[i].in)
         if (t.place == backend_place::result) readers[t.id]++;
-    for (size_t i = 0; i < r.n_ops; i++)
-      if (r.ops[i].op == OP_LINEAR) halves[r.ops[i].out.id] = !r.ops[i].out.output && attention_only(r.ops[i].out.id);
-  }
-
-  // Do only kernels read that tensor which take f16?
-  bool attention_only(int32_t id) const {
-    bool any = false;
-    for (size_t i = 0; i < r.n_ops; i++) {
-      const backend_op &op = r.ops[i];
-      for (int j = 0; j < max_sources; j++) {
-        if (op.in[j].place != backend_place::result || op.in[j].id != id) continue;
-        const bool attention = (op.op == OP_FLASH_ATTN && j < 3) || (op.op == OP_ATTN_COLSUM && j < 2);
-        // Heads begin on 16 bytes.
-        if (!attention || op.in[j].cols / op.params.heads % 8 || op.in[j].stride % 8 || op.in[j].first % 8) return false;
-        any = true;
-      }
-    }
-    return any;
   }
 
   rs_status constant(const backend_tensor &t, void **out) {
     if (t.of_model) {
       const auto found = s.model->weights.find(t.data);
-      if (found == s.model->weights.end()) return fail(error, RS_ERR_NOT_FOUND, "'%s' is not on the device", t.name);
-      *out = found->second;
-      return RS_OK;
+      if (found != s.model->weights.end()) {
+        *out = found->second;
+        return RS_OK;
+      }  // else of another model, or a part of a tensor: as a constant
     }
     std::pair<void *, size_t> &c = s.constants[{r.graph, t.id}];
     if (!c.first) {
@@ -3192,6 +3218,10 @@ struct call_maker {
       const backend_op &op = r.ops[i];
       op_call c;
       RS_TRY(call_of(i, &c));
+      const backend_tensor &starts = op.in[op.op == OP_FLASH_ATTN ? 3 : 2];
+      if ((op.op == OP_FLASH_ATTN || op.op == OP_ATTN_COLSUM) && starts.place == backend_place::input && starts.id != r.starts)
+        return fail(error, RS_ERR_UNSUPPORTED, "'%s': attention by '%s', but a graph has one cu_seqlens on a card", op.out.name,
+                    starts.name);
       if (op.op == OP_LAYER_NORM) RS_TRY(make_layer_norm(i, &c));
       else if (op.op == OP_LINEAR) RS_TRY(make_linear(i, &c));
       else if (op.op == OP_FLASH_ATTN && op.out.cols / op.params.heads > 128)
@@ -3212,12 +3242,14 @@ struct call_maker {
       if (next.in[0].id != op.out.id || !whole(next.in[0]) || next.in[0].cols != op.out.cols) break;
       give_quantized(c, next.in[0]);
       quantized = op.out.id;
-      if (readers[op.out.id] == 1 && !op.out.output) c->out.data = nullptr;  // the floats are of no use
+      if (readers[op.out.id] == 1 && !op.out.output && norm_keeps_rows(op.out.cols))
+        c->out.data = nullptr;  // the floats are of no use
       break;
     }
     for (size_t j = i + 1; j < std::min(r.n_ops, i + 3); j++) {
       const backend_op &next = r.ops[j];
-      if (next.op != OP_SHIFT || next.params.distance != RS_DISTANCE_L2 || next.in[1].place != backend_place::absent) continue;
+      if (done[j] || next.op != OP_SHIFT || next.params.distance != RS_DISTANCE_L2 || next.in[1].place != backend_place::absent)
+        continue;
       const backend_tensor &x = op.in[0], &of = next.in[0];
       if (x.place != of.place || x.id != of.id || x.first != of.first || x.cols != of.cols) continue;
       bool free = true;
@@ -3231,6 +3263,7 @@ struct call_maker {
       RS_TRY(value(next.out, &shift));
       c->shift = shift.f32(), c->shift_stride = shift.stride;
       done[j] = 1;
+      break;
     }
     return RS_OK;
   }
@@ -3329,6 +3362,7 @@ rs_status launch_recorded(card_session &s, recorded_run &run, backend_error *err
     cudaError_t e = ended;
     if (status == RS_OK && ended == cudaSuccess) e = cudaGraphInstantiate(&run.exec, graph, 0);
     if (graph) (void)cudaGraphDestroy(graph);
+    if (status != RS_OK) (void)cudaGetLastError();  // that the recording is of no use is known
     RS_TRY(status);
     if (e != cudaSuccess) return cuda_failed(error, "recording", e);
   }
@@ -3365,17 +3399,25 @@ recorded_run *find_recorded(card_session &s, const backend_run &r) {
 
 rs_status reserve_all(card_session &s, const backend_run &r, const run_layout &l, size_t download, backend_error *error) {
   bool moved = false;
-  RS_TRY(s.upload.reserve(l.upload_bytes, "inputs", error, &moved));
-  RS_TRY(s.staging.reserve(l.upload_bytes, "inputs", error, &moved));
-  RS_TRY(s.arena.reserve(r.arena_bytes, "activations", error, &moved));
-  RS_TRY(s.q.reserve(l.q_bytes, "quantized activations", error, &moved));
-  RS_TRY(s.quants.reserve(l.quant_bytes, "quantized activations", error, &moved));
-  RS_TRY(s.scratch.reserve(l.scratch_bytes, "scratch", error, &moved));
-  if (moved) s.places++;
+  const auto reserve = [&] {
+    RS_TRY(s.upload.reserve(l.upload_bytes, "inputs", error, &moved));
+    RS_TRY(s.staging.reserve(l.upload_bytes, "inputs", error, &moved));
+    RS_TRY(s.arena.reserve(r.arena_bytes, "activations", error, &moved));
+    RS_TRY(s.q.reserve(l.q_bytes, "quantized activations", error, &moved));
+    RS_TRY(s.quants.reserve(l.quant_bytes, "quantized activations", error, &moved));
+    return s.scratch.reserve(l.scratch_bytes, "scratch", error, &moved);
+  };
+  const rs_status status = reserve();
+  if (moved) s.places++;  // also where a later one failed: what was recorded has addresses of before
+  RS_TRY(status);
   return s.results.reserve(download, "outputs", error, &moved);
 }
 
 rs_status run_graph(card_session &s, const backend_run &r, backend_error *error) {
+  constexpr int64_t most_tokens = 65535 * 64;  // tiles of rows are along the second dimension of a grid
+  if (r.levels[0].capacity > most_tokens)
+    return fail(error, RS_ERR_LIMIT, "a run of %lld tokens, at most %lld on a card", static_cast<long long>(r.levels[0].tokens),
+                static_cast<long long>(most_tokens));
   RS_CUDA_CHECK(error, "device", cudaSetDevice(s.model->device));
   recorded_run &run = *find_recorded(s, r);
   size_t download = 0;
@@ -3432,7 +3474,6 @@ rs_status guarded(backend_error *error, F f) {
   }
 }
 
-// No driver is no error: then there is no card.
 rs_status count_devices(int *n, backend_error *error) {
   *n = 0;
   const cudaError_t e = cudaGetDeviceCount(n);
@@ -3458,8 +3499,9 @@ rs_status describe(int device, backend_device_info *out, backend_error *error) {
   (void)cudaDeviceGetAttribute(&memory_clock, cudaDevAttrMemoryClockRate, device);
   (void)cudaDeviceGetAttribute(&bus, cudaDevAttrGlobalMemoryBusWidth, device);
   *out = {};
-  snprintf(out->name, sizeof out->name, "%.64s, %zu MiB, compute capability %d.%d, CUDA %d.%d", p.name, p.totalGlobalMem >> 20,
-           p.major, p.minor, driver / 1000, driver % 1000 / 10);
+  const auto small = [](int v) { return static_cast<unsigned>(static_cast<uint8_t>(v)); };
+  snprintf(out->name, sizeof out->name, "%.48s, %zu MiB, compute capability %u.%u, CUDA %u.%u", p.name, p.totalGlobalMem >> 20,
+           small(p.major), small(p.minor), small(driver / 1000), small(driver % 1000 / 10));
   out->memory_bytes = p.totalGlobalMem;
   const double clocks = 1e3 * clock * p.multiProcessorCount;
   for (const mma_rate &m : mma_rates)
@@ -3530,13 +3572,15 @@ void forget_graph(backend_session *session, uint64_t graph) {
 }
 size_t session_bytes(const backend_session *session) {
   const card_session *s = session_of(session);
-  return s->upload.bytes + s->arena.bytes + s->q.bytes + s->quants.bytes + s->scratch.bytes;
+  size_t bytes = s->upload.bytes + s->arena.bytes + s->q.bytes + s->quants.bytes + s->scratch.bytes;
+  for (const auto &c : s->constants) bytes += c.second.second;
+  return bytes;
 }
 void close_session(backend_session *s) { delete session_of(s); }
 
-constexpr backend cuda_backend = {backend_version, "cuda",        count_devices, describe,     open_model,
-                                  add_weight,      model_bytes,   close_model,   open_session, run,
-                                  forget_graph,    session_bytes, close_session};
+constexpr backend cuda_backend = {backend_version, op_count,   RS_VERSION,   "cuda",        count_devices,
+                                  describe,        open_model, add_weight,   model_bytes,   close_model,
+                                  open_session,    run,        forget_graph, session_bytes, close_session};
 
 }  // namespace
 

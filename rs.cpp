@@ -4833,6 +4833,16 @@ void forget_plans(rs_session *s, const rs_graph *g) {
   if (s->device) forget_on_device(s, g);
 }
 
+// A graph of one call leaves nothing behind in the session.
+struct forget_at_end {
+  rs_session *s;
+  const rs_graph *g;
+  forget_at_end(rs_session *s, const rs_graph *g) : s(s), g(g) {}
+  ~forget_at_end() { forget_plans(s, g); }
+  forget_at_end(const forget_at_end &) = delete;
+  forget_at_end &operator=(const forget_at_end &) = delete;
+};
+
 rs_status check_binding(const graph_plan &p, const rs_binding &b) {
   const rs_tensor &t = *b.tensor;
   if (b.bytes != p.bytes[t.id])
@@ -5133,17 +5143,15 @@ struct backend_library {
 backend_library open_backend() {
   backend_library l;
   std::string path = "librs-cuda.so";
-  void *handle = nullptr;
   if (const char *named = getenv("RS_CUDA_LIBRARY"); named && *named) {
     path = named;
   } else {
     Dl_info self;
-    if (dladdr(reinterpret_cast<const void *>(rs_version), &self) && self.dli_fname) {
-      const std::string file = self.dli_fname;
-      handle = dlopen((file.substr(0, file.rfind('/') + 1) + path).c_str(), RTLD_NOW | RTLD_LOCAL);
-    }
+    const bool found = dladdr(reinterpret_cast<const void *>(rs_version), &self) && self.dli_fname;
+    const std::string file = found ? self.dli_fname : "", beside = file.substr(0, file.rfind('/') + 1) + path;
+    if (found && access(beside.c_str(), F_OK) == 0) path = beside;
   }
-  if (!handle) handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  void *handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (!handle) {
     const char *why = dlerror();
     l.error = why ? why : path;
@@ -5151,7 +5159,7 @@ backend_library open_backend() {
   }
   const auto get = reinterpret_cast<const backend *(*)()>(dlsym(handle, "rs_backend_get"));
   const backend *b = get ? get() : nullptr;
-  if (b && b->version == backend_version) l.b = b;
+  if (b && b->version == backend_version && b->ops == op_count && !strcmp(b->library, RS_VERSION)) l.b = b;
   else l.error = path + " is not of this version of rs";
   return l;
 }
@@ -5189,7 +5197,15 @@ rs_status choose_device(const char *name, device_choice *out) {
   *out = {};
   if (!name || !*name || !strcmp(name, "cpu")) return RS_OK;
   if (!strcmp(name, "auto")) {
-    (void)find_card(0, out);
+    device_choice card;
+    for (int i = 0; find_card(i, &card) == RS_OK; i++) {
+      backend_model *trial = nullptr;
+      backend_error ignored = {};
+      if (card.b->open_model(i, &trial, &ignored) != RS_OK) continue;  // too old, or taken
+      card.b->close_model(trial);
+      *out = card;
+      break;
+    }
     return RS_OK;
   }
   int index = 0, end = 0;
@@ -5227,6 +5243,7 @@ struct device_session {
   std::vector<backend_input> inputs;
   std::vector<backend_output> outputs;
   std::vector<float> seconds;
+  int32_t starts = -1;  // the input that is levels[0].cu
 
   ~device_session() {
     if (session) on->choice.b->close_session(session);
@@ -5293,13 +5310,16 @@ void collect_bound(const graph_plan &p, device_session *d) {
   d->levels.clear(), d->inputs.clear(), d->outputs.clear();
   for (const token_level &l : p.levels) d->levels.push_back({l.tokens, token_capacity(l.tokens), l.cu.data()});
   d->levels[0].cu = nullptr;
+  d->starts = -1;
   for (const auto &t : p.graph->tensors) {
     void *data = p.bound[t->id];
     if (!data) continue;
     if (t->kind == tensor_op) d->outputs.push_back({t->id, data, p.bytes[t->id]});
     if (t->kind != tensor_input) continue;
     d->inputs.push_back({t->id, t->type, data, p.bytes[t->id], 0});
-    if (t->shape[0] == RS_DIM_CU_SEQLENS && !d->levels[0].cu) d->levels[0].cu = static_cast<const int32_t *>(data);
+    if (t->type != RS_I32 || t->rank != 1 || t->shape[0] != RS_DIM_CU_SEQLENS || d->levels[0].cu) continue;
+    d->levels[0].cu = static_cast<const int32_t *>(data);
+    d->starts = t->id;
   }
 }
 
@@ -5329,6 +5349,9 @@ rs_status run_on_device(rs_session *s, graph_plan &p, const run_request &q) {
   d.ops.clear();
   for (const auto &t : p.graph->tensors) {
     if (t->kind != tensor_op) continue;
+    if (t->shape[0] != RS_DIM_TOKENS && t->shape[0] != RS_DIM_SEQUENCES)
+      return rs_fail(RS_ERR_UNSUPPORTED, "'%s' %s: on %s, results have a row a token or a sequence", t->name.c_str(),
+                     shape_text(t->rank, t->shape).c_str(), d.on->name.c_str());
     backend_op op = {};
     op.op = t->op;
     op.params = t->params;
@@ -5343,6 +5366,7 @@ rs_status run_on_device(rs_session *s, graph_plan &p, const run_request &q) {
   run.levels = d.levels.data(), run.n_levels = d.levels.size();
   run.inputs = d.inputs.data(), run.n_inputs = d.inputs.size();
   run.outputs = d.outputs.data(), run.n_outputs = d.outputs.size();
+  run.starts = d.starts;
   run.arena_bytes = p.tensor_bytes;
   d.seconds.assign(d.ops.size(), 0);
   run.seconds = s->profile ? d.seconds.data() : nullptr;
@@ -6549,11 +6573,11 @@ void default_free(void *, void *memory, size_t) { std::free(memory); }
 // The model's device; of a session without a model, the one that is asked for.
 rs_status open_device(rs_session *s, const char *name) {
   std::shared_ptr<const device> on = s->model ? s->model->device : nullptr;
-  if (s->model && name && name != std::string(rs_model_device(s->model)))
+  device_choice choice;
+  if (!s->model || name) RS_CHECK(choose_device(name, &choice));
+  if (s->model && name && choice.name() != rs_model_device(s->model))
     return rs_fail(RS_ERR_ARGUMENT, "device '%s': the model is on %s", name, rs_model_device(s->model));
   if (!s->model) {
-    device_choice choice;
-    RS_CHECK(choose_device(name, &choice));
     if (choice.b) {
       auto own = std::make_shared<device>();
       RS_CHECK(own->open(choice));
@@ -7430,6 +7454,7 @@ rs_status trace_sequence(rs_session *s, const trace_graph &g, float *pixels, rs_
     if (step.into) bindings.push_back({step.into, assign[i].data(), at * 4});
     at = left;
   }
+  const forget_at_end forget(s, g.e.graph);
   RS_CHECK(rs_graph_run(s, g.e.graph, static_cast<int64_t>(n), 1, bindings.data(), bindings.size()));
   for (size_t i = 0; i < g.steps.size(); i++) read_step(g.steps[i], rows[i], assign[i], &positions, &t->steps[i]);
   t->kept = std::move(positions);
@@ -7811,6 +7836,7 @@ rs_status calibrate_texts(rs_session *s, const rs_text *texts, size_t n, rs_cali
   RS_CHECK(resolve(*s, nullptr, rs_tower::text, &set));
   calibration_graph g;
   RS_CHECK(g.build(s->model, set, c));
+  const forget_at_end forget(s, g.e.graph);
   const size_t content = static_cast<size_t>(set.max_tokens) - rs_tokenizer_special(s->model->tokenizer, false);
   encoder &e = *s->encoder;
   for (size_t i = 0; i < n; i++) {
@@ -7830,6 +7856,7 @@ rs_status calibrate_images(rs_session *s, const rs_image *images, size_t n, rs_c
   RS_CHECK(resolve(*s, nullptr, rs_tower::image, &set));
   calibration_graph g;
   RS_CHECK(g.build(s->model, set, c));
+  const forget_at_end forget(s, g.e.graph);
   const rs_image_shape &shape = g.e.image->shape;
   const auto tokens = static_cast<size_t>(shape.tokens), row = static_cast<size_t>(g.e.pixels->shape[1]);
   for (size_t i = 0; i < n; i++) {

@@ -137,6 +137,7 @@ struct settings_type {
   size_t memory_limit = size_t(4) << 30;  // of the device
   size_t shared_limit = 163 * 1024;       // of a block
   int devices = 1;
+  int capability = 80;  // of each
 };
 
 // RS_CUDA_HOST="seed=3,check=0,threads=2"
@@ -158,6 +159,7 @@ inline settings_type settings_of_environment() {
     if (name == "memory_limit") s.memory_limit = v;
     if (name == "shared_limit") s.shared_limit = v;
     if (name == "devices") s.devices = static_cast<int>(v);
+    if (name == "capability") s.capability = static_cast<int>(v);
   }
   return s;
 }
@@ -1205,7 +1207,7 @@ inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *out, int device) {
   out->maxThreadsDim[0] = out->maxThreadsDim[1] = 1024, out->maxThreadsDim[2] = 64;
   out->maxGridSize[0] = 0x7fffffff, out->maxGridSize[1] = out->maxGridSize[2] = 65535;
   out->totalConstMem = 65536;
-  out->major = 8, out->minor = 0;
+  out->major = cuda_host::settings.capability / 10, out->minor = cuda_host::settings.capability % 10;
   out->multiProcessorCount = 1;
   out->concurrentKernels = out->unifiedAddressing = out->asyncEngineCount = 1;
   out->memoryBusWidth = 64;

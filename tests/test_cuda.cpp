@@ -62,6 +62,10 @@ TEST(device, a_missing_library_or_card_is_an_error_that_says_so) {
   EXPECT_EQ(rs_with({missing}, {"embed", "-m", model, "--device", "auto", "a"}).code, 0);
   expect_failure(rs_with({library, "RS_CUDA_HOST=devices=0"}, {"embed", "-m", model, "--device", "cuda", "a"}), 1, "device");
   EXPECT_EQ(rs_with({library, "RS_CUDA_HOST=devices=0"}, {"embed", "-m", model, "--device", "auto", "a"}).code, 0);
+  // A card that is too old is none for auto.
+  expect_failure(rs_with({library, "RS_CUDA_HOST=capability=75"}, {"embed", "-m", model, "--device", "cuda", "a"}), 1,
+                 "at least 8.0 is needed");
+  EXPECT_EQ(rs_with({library, "RS_CUDA_HOST=capability=75"}, {"embed", "-m", model, "--device", "auto", "a"}).code, 0);
   expect_failure(rs_with({library, "RS_CUDA_HOST=memory_limit=100000"}, {"embed", "-m", model, "--device", "cuda", "a"}), 1,
                  "bytes for");
   // Another library is none of ours.
@@ -317,6 +321,51 @@ TEST(graph_on_a_card, errors_are_those_of_the_cpu) {
   h.bindings.push_back({y, out.data(), out.size() * 4});
   EXPECT_EQ(rs_graph_run(card.s, h.g, 1, 1, h.bindings.data(), h.bindings.size()), RS_ERR_UNSUPPORTED);
   EXPECT_NE(std::string(rs_last_error()).find("heads of 256 columns, at most 128"), std::string::npos) << rs_last_error();
+}
+
+// What the backend has no place for is refused, not computed wrong.
+TEST(graph_on_a_card, what_it_cannot_run_is_an_error) {
+  const device_session card("cuda");
+  {
+    harness h;
+    const int64_t shape[] = {7, 16};
+    rs_tensor *x = rs_input(h.g, "x", RS_F32, 2, shape);
+    rs_tensor *y = rs_output(h.g, rs_add(h.g, x, x));
+    ASSERT_EQ(rs_graph_finish(h.g), RS_OK) << rs_last_error();
+    vec in(7 * 16), out(7 * 16);
+    const rs_binding all[] = {{x, in.data(), in.size() * 4}, {y, out.data(), out.size() * 4}};
+    EXPECT_EQ(rs_graph_run(card.s, h.g, 1, 1, all, 2), RS_ERR_UNSUPPORTED);
+    EXPECT_NE(std::string(rs_last_error()).find("[7,16]: on cuda:0, results have a row a token or a sequence"), std::string::npos)
+        << rs_last_error();
+  }
+  harness h;
+  rs_tensor *x = h.input("x", RS_F32, {RS_DIM_TOKENS, 16}, normal(4 * 16, 1));
+  rs_tensor *a = h.input("a", RS_I32, {RS_DIM_CU_SEQLENS}, std::vector<int32_t>{0, 1, 4});
+  rs_tensor *b = h.input("b", RS_I32, {RS_DIM_CU_SEQLENS}, std::vector<int32_t>{0, 3, 4});
+  rs_tensor *y = rs_flash_attn(h.g, x, x, x, a, nullptr, 1, 1);
+  y = rs_output(h.g, rs_flash_attn(h.g, y, y, y, b, nullptr, 1, 1));
+  ASSERT_EQ(rs_graph_finish(h.g), RS_OK) << rs_last_error();
+  vec out(4 * 16);
+  h.bindings.push_back({y, out.data(), out.size() * 4});
+  EXPECT_EQ(rs_graph_run(card.s, h.g, 4, 2, h.bindings.data(), h.bindings.size()), RS_ERR_UNSUPPORTED);
+  EXPECT_NE(std::string(rs_last_error()).find("attention by 'b'"), std::string::npos) << rs_last_error();
+}
+
+// Scores of a norm's input twice, one of two column sums' tensors read by the caller, and a weight that is no model's.
+TEST(graph_on_a_card, uncommon_readers) {
+  const device_session card("cuda"), cpu("cpu");
+  const auto run = [&](rs_session *s) {
+    harness h;
+    rs_tensor *x = h.input("x", RS_F32, {RS_DIM_TOKENS, width}, normal(9 * width, 1));
+    rs_tensor *cu = h.input("cu", RS_I32, {RS_DIM_CU_SEQLENS}, std::vector<int32_t>{0, 4, 9});
+    rs_tensor *q = rs_linear(h.g, x, weight(h, "q", RS_F32, width, width, 5), nullptr, RS_ACT_NONE);
+    rs_tensor *k = rs_output(h.g, rs_linear(h.g, x, weight(h, "k", RS_F32, width, width, 6), nullptr, RS_ACT_NONE));
+    rs_tensor *y = norm(h, k, nullptr, "n");
+    rs_tensor *scores = rs_add(h.g, rs_shift(h.g, k, nullptr, RS_DISTANCE_L2), rs_shift(h.g, k, nullptr, RS_DISTANCE_L2));
+    scores = rs_add(h.g, scores, rs_attn_colsum(h.g, q, k, cu, nullptr, 3, 0.2f, true));
+    return h.run(s, rs_pool(h.g, y, cu, scores, RS_POOL_MEAN, 0), 9, 2, 2 * width);
+  };
+  EXPECT_GE(worst_cosine(run(card.s), run(cpu.s), width), 0.9999);
 }
 
 TEST(graph_on_a_card, empty_runs) {
