@@ -522,6 +522,10 @@ double rms(const vec &a, const vec &b) {
 // by 0.1 % (RMS), the layers' own rounding of inputs and weights changes q, k and v by four times that.  So what it adds is held to
 // a third of what the layers add, which makes their noise 5 % larger (they are independent: sqrt(1 + 1 / 9)).
 TEST(flash_attn, of_quantized_layers_adds_little_to_their_noise) {
+  std::vector<std::string> coarse;  // rows whose attention is not that of floats
+  for (const std::string &isa : isas())
+    if (isa == "amx" || isa == "avx512bf16") coarse.push_back(isa);
+  if (coarse.empty()) GTEST_SKIP() << "no row of this CPU has attention of its own for quantized layers";
   for (const auto &size : {std::pair<int64_t, int>(64, 2), {48, 3}, {160, 2}, {300, 2}})
     for (const std::vector<int32_t> &cu : {std::vector<int32_t>{0, 1, 18, 50}, {0, 64, 200}, {0, 300}, {0, 700}})
       for (const bool causal : {false, true})
@@ -541,7 +545,7 @@ TEST(flash_attn, of_quantized_layers_adds_little_to_their_noise) {
           };
           const vec exact = run("scalar", RS_F32), wanted = run("scalar", RS_W8);
           const double noise = rms(wanted, exact);
-          for (const std::string &isa : isas()) {
+          for (const std::string &isa : coarse) {
             const double added = rms(run(isa.c_str(), RS_W8), wanted);
             EXPECT_TRUE(added <= noise / 3) << isa << " heads " << size.second << " c " << c << " t " << t << " sigma " << sigma
                                             << (causal ? " causal" : "") << ": " << added << ", the layers " << noise;
