@@ -142,7 +142,6 @@ struct backend {
   rs_status (*open_model)(int device, backend_model **out, backend_error *error);
   // Copies a tensor of the file to the device.
   rs_status (*add_weight)(backend_model *model, const rs_tensor_info *tensor, backend_error *error);
-  size_t (*model_bytes)(const backend_model *model);
   void (*close_model)(backend_model *model);
   rs_status (*open_session)(backend_model *model, backend_session **out, backend_error *error);
   rs_status (*run)(backend_session *session, const backend_run *run, backend_error *error);

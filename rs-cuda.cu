@@ -2958,7 +2958,6 @@ rs_status upload_weight(rs_type type, rs_layout layout, int64_t rows, int64_t co
 struct backend_model {
   int device = 0, multiprocessors = 1;
   std::map<const void *, void *> weights;  // by their place in the file
-  size_t bytes = 0;
 
   ~backend_model() {
     (void)cudaSetDevice(device);
@@ -2986,7 +2985,9 @@ size_t take(size_t *at, size_t bytes) {
 
 // Runs of a graph at a capacity.
 struct recorded_run {
-  std::vector<int64_t> key;  // graph, capacity of sequences, of each level's tokens
+  uint64_t graph = 0;
+  int64_t sequences = 0;        // capacity
+  std::vector<int64_t> tokens;  // the same, of each level
   run_layout layout;
   std::vector<backend_op> ops;                 // that the calls are of
   std::vector<std::pair<int, op_call>> calls;  // of an operator; -1: quantize the rows of in[0] for what follows
@@ -3380,20 +3381,25 @@ rs_status fault_status(const backend_run &r, const run_fault &f, backend_error *
               f.what);
 }
 
+bool is_of(const recorded_run &run, const backend_run &r) {
+  bool same = run.graph == r.graph && run.sequences == r.sequence_capacity;
+  for (size_t i = 0; same && i < r.n_levels; i++) same = run.tokens[i] == r.levels[i].capacity;
+  return same;
+}
+
 // The recorded run of that capacity: found, or made in the place of the one that was used longest ago.
 recorded_run *find_recorded(card_session &s, const backend_run &r) {
-  std::vector<int64_t> key = {static_cast<int64_t>(r.graph), r.sequence_capacity};
-  for (size_t i = 0; i < r.n_levels; i++) key.push_back(r.levels[i].capacity);
-  for (size_t i = 0; i < s.recorded.size(); i++)
-    if (s.recorded[i]->key == key) {
-      std::rotate(s.recorded.begin() + static_cast<std::ptrdiff_t>(i), s.recorded.begin() + static_cast<std::ptrdiff_t>(i) + 1,
-                  s.recorded.end());
-      return s.recorded.back().get();
-    }
+  const auto found = std::find_if(s.recorded.begin(), s.recorded.end(), [&](const auto &run) { return is_of(*run, r); });
+  if (found != s.recorded.end()) {
+    std::rotate(found, found + 1, s.recorded.end());
+    return s.recorded.back().get();
+  }
   if (s.recorded.size() == most_recorded) s.recorded.erase(s.recorded.begin());
-  s.recorded.push_back(std::make_unique<recorded_run>());
-  s.recorded.back()->key = key;
-  s.recorded.back()->layout = lay_out(r);
+  auto run = std::make_unique<recorded_run>();
+  run->graph = r.graph, run->sequences = r.sequence_capacity;
+  for (size_t i = 0; i < r.n_levels; i++) run->tokens.push_back(r.levels[i].capacity);
+  run->layout = lay_out(r);
+  s.recorded.push_back(std::move(run));
   return s.recorded.back().get();
 }
 
@@ -3535,11 +3541,9 @@ rs_status add_weight(backend_model *m, const rs_tensor_info *t, backend_error *e
     const rs_status status =
         upload_weight(t->type, t->layout, rows, t->shape[t->rank - 1], t->data, t->bytes, t->name, &place, &taken, error);
     if (status != RS_OK) m->weights.erase(t->data);
-    m->bytes += taken;
     return status;
   });
 }
-size_t model_bytes(const backend_model *m) { return m->bytes; }
 void close_model(backend_model *m) { delete m; }
 
 rs_status open_session(backend_model *m, backend_session **out, backend_error *error) {
@@ -3558,8 +3562,7 @@ rs_status run(backend_session *s, const backend_run *r, backend_error *error) {
 void forget_graph(backend_session *session, uint64_t graph) {
   card_session *s = session_of(session);
   (void)cudaSetDevice(s->model->device);
-  s->recorded.erase(std::remove_if(s->recorded.begin(), s->recorded.end(),
-                                   [&](const auto &run) { return run->key[0] == static_cast<int64_t>(graph); }),
+  s->recorded.erase(std::remove_if(s->recorded.begin(), s->recorded.end(), [&](const auto &run) { return run->graph == graph; }),
                     s->recorded.end());
   for (auto i = s->constants.begin(); i != s->constants.end();) {
     if (i->first.first == graph) {
@@ -3578,9 +3581,8 @@ size_t session_bytes(const backend_session *session) {
 }
 void close_session(backend_session *s) { delete session_of(s); }
 
-constexpr backend cuda_backend = {backend_version, op_count,   RS_VERSION,   "cuda",        count_devices,
-                                  describe,        open_model, add_weight,   model_bytes,   close_model,
-                                  open_session,    run,        forget_graph, session_bytes, close_session};
+constexpr backend cuda_backend = {backend_version, op_count,    RS_VERSION,   "cuda", count_devices, describe,      open_model,
+                                  add_weight,      close_model, open_session, run,    forget_graph,  session_bytes, close_session};
 
 }  // namespace
 

@@ -98,24 +98,6 @@ inline std::vector<int32_t> cu_seqlens(const std::vector<int32_t> &lengths) {
   for (const int32_t n : lengths) cu.push_back(cu.back() + n);
   return cu;
 }
-inline std::vector<int32_t> random_lengths(size_t n, int32_t least, int32_t most, unsigned seed) {
-  std::mt19937 rng(seed);
-  std::uniform_int_distribution<int32_t> d(least, most);
-  std::vector<int32_t> lengths(n);
-  for (int32_t &v : lengths) v = d(rng);
-  return lengths;
-}
-// Lengths around those of tiles and warps, alone and beside others.
-inline std::vector<std::vector<int32_t>> awkward_lengths() {
-  return {{1},         {2},          {15},
-          {16},        {17},         {31},
-          {32},        {33},         {63},
-          {64},        {65},         {127},
-          {128},       {129},        {1, 1, 1, 1},
-          {1, 64, 1},  {64, 64},     {63, 65},
-          {3, 200, 5}, {17, 1, 90},  random_lengths(9, 1, 70, 1),
-          {130, 2},    {16, 32, 48}, random_lengths(40, 1, 5, 2)};
-}
 
 // Values in tests, from a seed.
 inline std::vector<float> normal_values(size_t n, unsigned seed, float sigma = 1) {

@@ -184,4 +184,39 @@ TEST_F(cuda_cli, info) {
   EXPECT_NE(device.at("device_name").get<std::string>().find("compute capability"), std::string::npos) << device;
 }
 
+// A graph of one call leaves nothing on the card: not what it added to the tokens of its image, either.
+TEST_F(cuda_cli, traces_leave_nothing_on_the_card) {
+  const loaded_on card(weights("image"), "cuda");
+  auto info = sized<rs_model_info>();
+  ASSERT_EQ(rs_model_get_info(card.model, &info), RS_OK);
+  const std::vector<float> pixels(static_cast<size_t>(3 * info.image_width * info.image_height), 0.25f);
+  const rs_image image = {RS_IMAGE_PIXELS, pixels.data(), 0, info.image_width, info.image_height};
+  rs_drop *drop = nullptr;
+  ASSERT_EQ(rs_drop_parse("ratios=0.5", &drop), RS_OK);
+  auto p = sized<rs_encode_params>();
+  p.drop = drop;
+  size_t bytes = 0;
+  for (int i = 0; i < 4; i++) {
+    rs_trace *trace = nullptr;
+    ASSERT_EQ(rs_trace_image(card.session, &image, &p, &trace), RS_OK) << rs_last_error();
+    rs_trace_free(trace);
+    if (i == 0) bytes = rs_session_arena_bytes(card.session);
+    EXPECT_EQ(rs_session_arena_bytes(card.session), bytes) << i;
+  }
+  EXPECT_GT(bytes, 0u);
+  rs_drop_free(drop);
+}
+
+// What rs convert writes does not depend on the machine's card.
+TEST_F(cuda_cli, convert_is_the_cpus) {
+  const run_result r = rs({"bench", "-m", weights("q8"), "--device", "tpu"});
+  EXPECT_EQ(r.code, 1) << r;  // such a device is an error where one is asked for
+  run_options options;
+  options.env = {"RS_DEVICE=tpu"};
+  const std::string folder = source_dir() + "/tests/vision/vit";
+  temp_dir out;
+  const run_result converted = run({program(), "convert", folder, "-o", out / "vit.rsw", "--type", "q8"}, options);
+  EXPECT_EQ(converted.code, 0) << converted;
+}
+
 }  // namespace

@@ -49,9 +49,10 @@ std::string in_quotes(std::string_view name) {
 
 // ---------------------------------------------------------------------------------------------- handles
 
-model_ptr load_model(const std::string &path, bool check_data) {
+model_ptr load_model(const std::string &path, bool check_data, const char *device) {
   auto params = sized<rs_load_params>();
   params.check_data = check_data;
+  params.device = device;
   rs_model *model = nullptr;
   check(rs_model_load(path.c_str(), &params, &model));
   return model_ptr(model);

@@ -67,7 +67,8 @@ T sized() {
   return params;
 }
 
-model_ptr load_model(const std::string &path, bool check_data);
+// device: as rs_load_params.device.
+model_ptr load_model(const std::string &path, bool check_data, const char *device = nullptr);
 session_ptr create_session(const rs_model *model, int threads, bool profile, rs_thread_mode mode = RS_THREADS_AUTO);
 writer_ptr open_writer(const std::string &path);
 rs_model_info model_info(const rs_model *model);

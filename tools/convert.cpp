@@ -141,6 +141,9 @@ using error_table = std::map<std::pair<std::string, std::string>, error_sum>;  /
 
 // ---------------------------------------------------------------------------------------------- the conversion
 
+// On the CPU, whatever RS_DEVICE says: what is written must not depend on the machine's card.
+static model_ptr load_here(const std::string &path) { return load_model(path, false, "cpu"); }
+
 class converter {
  public:
   explicit converter(const convert_options &options) : options_(options), begin_(seconds_now()), progress_(true) {}
@@ -227,7 +230,7 @@ class converter {
     std::vector<picture> pictures;
     if (folder_.images) pictures = make_pictures(calibration_pictures, 1001);
     const std::vector<rs_image> images = views_of(pictures);
-    model_ptr model = load_model(f32, false);
+    model_ptr model = load_here(f32);
     session_ptr session = create_session(model.get(), 0, false);
     rs_calibration *result = nullptr;
     check(rs_calibrate(session.get(), views.data(), views.size(), images.data(), images.size(), &result));
@@ -257,14 +260,14 @@ class converter {
   golden_vectors embed(const std::string &path) {
     progress_.update(1, 1, type_ + ": golden vectors");
     golden_vectors result;
-    model_ptr model = load_model(path, false);
+    model_ptr model = load_here(path);
     if (folder_.texts) result.texts = golden_embeddings(model.get(), golden_texts);
     if (folder_.images) result.images = golden_image_embeddings(model.get(), golden_pictures);
     return result;
   }
 
   void write_result(const std::string &path, const std::string &typed, const golden_vectors &expected) {
-    model_ptr model = load_model(typed, false);
+    model_ptr model = load_here(typed);
     writer_ptr writer = open_writer(path);
     if (folder_.texts) {
       set_strs(writer.get(), "golden.texts", golden_texts);
@@ -301,7 +304,7 @@ class converter {
   }
 
   std::string report_json() const {
-    model_ptr model = load_model(target_, false);
+    model_ptr model = load_here(target_);
     rs_model_info info = model_info(model.get());
     ordered root = {{"output", options_.output},         {"name", info.name},
                     {"architecture", info.architecture}, {"type", options_.type},

@@ -1,0 +1,127 @@
+// What the CUDA backend keeps between runs, by its own interface: rs-backend.h.
+#define RS_CUDA_HOST
+#include "../rs-cuda.cu"
+
+#include "cuda_harness.h"
+
+namespace {
+
+// y = x + x of [tokens, cols], n_tokens of a capacity.
+struct sum_graph {
+  backend_op op = {};
+  backend_level level = {};
+  backend_input input = {};
+  backend_output output = {};
+  backend_run run = {};
+  std::vector<float> x, y;
+
+  sum_graph(uint64_t graph, int64_t tokens, int64_t capacity, int64_t cols)
+      : x(normal_values(static_cast<size_t>(tokens * cols), 1)), y(x.size()) {
+    backend_tensor t = {};
+    t.place = backend_place::input, t.rows_are = backend_rows::tokens, t.type = RS_F32;
+    t.rows = capacity, t.cols = t.stride = cols, t.name = "x";
+    op.op = OP_ADD;
+    op.in[0] = op.in[1] = t;
+    t.place = backend_place::result, t.id = 1, t.output = true, t.name = "y";
+    op.out = t;
+    level = {tokens, capacity, nullptr};
+    input = {0, RS_F32, x.data(), x.size() * 4, static_cast<size_t>(capacity * cols) * 4};
+    output = {1, y.data(), y.size() * 4};
+    run.graph = graph;
+    run.ops = &op, run.n_ops = 1;
+    run.sequence_capacity = 1;
+    run.levels = &level, run.n_levels = 1;
+    run.inputs = &input, run.n_inputs = 1;
+    run.outputs = &output, run.n_outputs = 1;
+    run.starts = -1;
+    run.arena_bytes = input.capacity;
+  }
+  sum_graph(const sum_graph &) = delete;
+
+  rs_status go(backend_session *s, backend_error *error) {
+    std::fill(y.begin(), y.end(), 0.0f);
+    return cuda_backend.run(s, &run, error);
+  }
+  void expect_sum() const {
+    for (size_t i = 0; i < y.size(); i++) ASSERT_EQ(y[i], x[i] + x[i]) << i;
+  }
+};
+
+struct opened {
+  backend_model *model = nullptr;
+  backend_session *session = nullptr;
+  backend_error error = {};
+  opened() {
+    EXPECT_EQ(cuda_backend.open_model(0, &model, &error), RS_OK) << error.text;
+    EXPECT_EQ(cuda_backend.open_session(model, &session, &error), RS_OK) << error.text;
+  }
+  ~opened() {
+    cuda_backend.close_session(session);
+    cuda_backend.close_model(model);
+  }
+  opened(const opened &) = delete;
+};
+
+// What was recorded has the addresses of before: where a larger run got some of its memory and not the rest, which the recorded one
+// does not even use, they are gone.
+TEST(CudaBackend, ARunThatFoundNoMemoryLeavesNoStaleAddresses) {
+  const keep_settings kept;
+  opened o;
+  sum_graph small(1, 60, 64, 16), large(2, 1000, 1024, 256);
+  const std::vector<char> weight(16 * 256 + 16 * 8);  // w8 panels, all zeros
+  backend_tensor w = {};
+  w.place = backend_place::weight, w.type = RS_W8, w.layout = RS_PANELS;
+  w.rows = 16, w.cols = w.stride = 256, w.data = weight.data(), w.bytes = weight.size(), w.id = 2, w.name = "w";
+  large.op.op = OP_LINEAR;
+  large.op.in[1] = w;
+  large.op.out.cols = large.op.out.stride = 16;
+  large.output.bytes = 1000 * 16 * 4;
+  for (int i = 0; i < 3; i++) {
+    ASSERT_EQ(small.go(o.session, &o.error), RS_OK) << o.error.text;
+    small.expect_sum();
+  }
+  size_t unused = 0, all = 0;
+  ASSERT_EQ(cudaMemGetInfo(&unused, &all), cudaSuccess);
+  // Room for what is copied and for results; not for 256 KiB of rows in 8 bits.
+  cuda_host::settings.memory_limit = all - unused + large.input.capacity + large.run.arena_bytes + 50000;
+  EXPECT_EQ(large.go(o.session, &o.error), RS_ERR_MEMORY);
+  EXPECT_NE(std::string(o.error.text).find("262144 bytes for quantized activations"), std::string::npos) << o.error.text;
+  cuda_host::settings.memory_limit = all;
+  for (int i = 0; i < 3; i++) {
+    ASSERT_EQ(small.go(o.session, &o.error), RS_OK) << o.error.text;
+    small.expect_sum();
+  }
+  ASSERT_EQ(large.go(o.session, &o.error), RS_OK) << o.error.text;
+  for (size_t i = 0; i < 1000 * 16; i++) ASSERT_EQ(large.y[i], 0.0f) << i;
+}
+
+// Runs of one capacity share a record; the one that was used longest ago makes room, and a graph that is forgotten leaves none.
+TEST(CudaBackend, RecordsAreByCapacityAndBounded) {
+  opened o;
+  card_session &s = *session_of(o.session);
+  for (const int64_t tokens : {60, 5, 64}) {
+    sum_graph g(7, tokens, 64, 16);
+    ASSERT_EQ(g.go(o.session, &o.error), RS_OK) << o.error.text;
+    g.expect_sum();
+  }
+  ASSERT_EQ(s.recorded.size(), 1u);
+  EXPECT_NE(s.recorded[0]->exec, nullptr);
+  for (uint64_t graph = 100; graph < 100 + most_recorded; graph++) {
+    sum_graph g(graph, 3, 64, 16);
+    ASSERT_EQ(g.go(o.session, &o.error), RS_OK) << o.error.text;
+  }
+  EXPECT_EQ(s.recorded.size(), most_recorded);
+  for (const auto &run : s.recorded) EXPECT_NE(run->graph, 7u);
+  cuda_backend.forget_graph(o.session, 100);
+  EXPECT_EQ(s.recorded.size(), most_recorded - 1);
+}
+
+TEST(CudaBackend, MoreTokensThanAGridHasAreAnError) {
+  opened o;
+  sum_graph g(1, 1, 64, 16);
+  g.level = {65535 * 64 + 1, 65536 * 64, nullptr};
+  EXPECT_EQ(g.go(o.session, &o.error), RS_ERR_LIMIT);
+  EXPECT_NE(std::string(o.error.text).find("4194241 tokens, at most 4194240"), std::string::npos) << o.error.text;
+}
+
+}  // namespace
