@@ -29,7 +29,7 @@
 
 // ================================================================================ 1  device primitives
 //
-// Collectives (shuffles, ballot, ldmatrix, mma, warp_sync) are called by all 32 threads of a warp, block_sync by all of a block.
+// Collectives (shuffles, ballot, ldmatrix, mma) are called by all 32 threads of a warp, block_sync by all of a block.
 
 #ifdef RS_CUDA_HOST
 #include "tests/cuda_host.h"
@@ -50,6 +50,7 @@ namespace {
 RS_DEVICE int thread_index() { return static_cast<int>(threadIdx.x); }
 RS_DEVICE int block_x() { return static_cast<int>(blockIdx.x); }
 RS_DEVICE int block_y() { return static_cast<int>(blockIdx.y); }
+RS_DEVICE int grid_x() { return static_cast<int>(gridDim.x); }
 
 // Memory of a block.  On the CPU, accesses go through this type so that those that nothing orders are found.
 template <class T>
@@ -72,7 +73,6 @@ RS_DEVICE int shared_add(shared<int> p, int v) { return atomicAdd(p.p, v); }    
 RS_DEVICE int global_exchange_if(int *p, int old, int v) { return atomicCAS(p, old, v); }  // the value before
 
 RS_DEVICE void block_sync() { __syncthreads(); }
-RS_DEVICE void warp_sync() { __syncwarp(); }
 template <class T>
 RS_DEVICE T shuffle_xor(T v, int mask) {
   return __shfl_xor_sync(0xffffffffu, v, mask);
@@ -103,11 +103,11 @@ RS_DEVICE void ldmatrix_x4_transposed(uint32_t (&r)[4], shared<T> row) {
                : "memory");
 }
 
-// c [16][8] += a [16][32] u8 times b [32][8] s8.  With g = lane / 4, t = lane % 4: a[0] is row g, k 4t to 4t + 3; a[1] row g + 8;
+// c [16][8] += a [16][32] s8 times b [32][8] u8.  With g = lane / 4, t = lane % 4: a[0] is row g, k 4t to 4t + 3; a[1] row g + 8;
 // a[2], a[3] the same, k + 16.  b[0] is column g, k 4t to 4t + 3; b[1] k + 16.  c[0], c[1]: row g, columns 2t, 2t + 1; c[2], c[3]:
 // row g + 8.
-RS_DEVICE void mma_u8s8(int32_t (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+RS_DEVICE void mma_s8u8(int32_t (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.u8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
                : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
@@ -142,6 +142,12 @@ RS_DEVICE uint32_t pack_f16(float low, float high) {
   asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
   return r;
 }
+// Beyond the largest f16, the largest; NaN stays.
+RS_DEVICE uint32_t pack_finite_f16(float low, float high) {
+  uint32_t r;
+  asm("cvt.rn.satfinite.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+  return r;
+}
 RS_DEVICE uint32_t pack_bf16(float low, float high) {
   uint32_t r;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
@@ -158,6 +164,17 @@ RS_DEVICE float power_of_two(float x) {  // 2^x, 2 ULP; 0 for -inf
   return r;
 }
 RS_DEVICE float fused(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+// NaN where one of both is.
+RS_DEVICE float max_or_nan(float a, float b) {
+  float r;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b));
+  return r;
+}
+RS_DEVICE float min_or_nan(float a, float b) {
+  float r;
+  asm("min.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b));
+  return r;
+}
 RS_DEVICE float bits_to_float(uint32_t v) { return __uint_as_float(v); }
 RS_DEVICE uint32_t float_to_bits(float v) { return __float_as_uint(v); }
 
@@ -214,15 +231,6 @@ RS_DEVICE double warp_sum(double v) {
   for (int mask = 16; mask > 0; mask /= 2) v += shuffle_xor(v, mask);
   return v;
 }
-RS_DEVICE float warp_max(float v) {
-  for (int mask = 16; mask > 0; mask /= 2) v = fmaxf(v, shuffle_xor(v, mask));
-  return v;
-}
-RS_DEVICE float warp_min(float v) {
-  for (int mask = 16; mask > 0; mask /= 2) v = fminf(v, shuffle_xor(v, mask));
-  return v;
-}
-
 RS_DEVICE float activate(rs_activation act, float x) {
   switch (act) {
     case RS_ACT_NONE:
@@ -243,13 +251,28 @@ RS_DEVICE float activate(rs_activation act, float x) {
   return x;
 }
 
+// GELU for a result that is rounded to f16: Phi(x) - 1/2 as an odd polynomial, minimax on [-4.2, 4.2] and 1/2 at its end, within
+// 1.4e-5.  Half of erff's instructions, which took longer than the product before it.
+RS_DEVICE float gelu_for_f16(float x) {
+  const float u = fminf(fmaxf(x, -4.2f), 4.2f), s = u * u;
+  float p = fused(7.3952129e-11f, s, -6.7105508e-9f);
+  p = fused(p, s, 2.6876108e-7f);
+  p = fused(p, s, -6.3478806e-6f);
+  p = fused(p, s, 1.0034300e-4f);
+  p = fused(p, s, -1.1468016e-3f);
+  p = fused(p, s, 9.9305501e-3f);
+  p = fused(p, s, -6.6504963e-2f);
+  p = fused(p, s, 0.39897373f);
+  return x * fused(u, p, 0.5f);
+}
+
 // A tensor of a run on the device.  Launches are for `capacity` rows; how many a run has is at *rows, on the device, so that one
 // recorded launch serves every run of a capacity.
 struct device_value {
   void *data;           // nullptr: an optional input that is left out
   const int32_t *rows;  // nullptr for weights
   int64_t capacity, cols, stride;
-  bool half;  // elements are f16: what only attention reads
+  bool half;  // elements are f16: what only attention and the quantization of rows read
 
   float *f32() const { return static_cast<float *>(data); }
   int32_t *i32() const { return static_cast<int32_t *>(data); }
@@ -293,11 +316,14 @@ struct op_call {
 
 // ================================================================================ 3  linear layers
 //
-// y = act(x w^T + bias) (+ residual).  Weights of 8 and 4 bits stay as they are in the file: a 32-bit word of a K4xN16 panel, 4
-// values along K of one channel, is what a thread of mma.m16n8k32 wants of b.  Integer sums are exact, so they equal the CPU's in
-// every bit.
+// y = act(x w^T + bias) (+ residual).  Weights of 8 and 4 bits are the integers of the file, in the order in which threads of
+// mma.m16n8k32 want them; sums are exact, so they equal the CPU's in every bit.
 //
-// A block makes a tile of BM rows by BN channels; its warps make parts of it, and walk along K in steps of 64 bytes that cp.async
+// The rows of the mma's first factor are channels, those of the second are tokens: x comes by ldmatrix, w as it lies.  Which of a
+// warp's 32 channels a row is, is free: rows g and g + 8 of both its mmas are channels 4g to 4g + 3, so that a thread has four
+// neighbours of each of its tokens, loads their constants once, and stores them at once; 8 lanes store a row's 128 bytes.
+//
+// A block makes a tile of BM tokens by BN channels; its warps make parts of it, and walk along K in steps of 64 bytes that cp.async
 // brings in `stages` steps ahead.
 
 namespace {
@@ -328,140 +354,100 @@ RS_DEVICE void load_residual(const linear_end &e, int64_t row, int channel, int 
   for (int i = 0; i < 4; i++) v[i] = i < count ? r[i] : 0;
 }
 
-// Beyond the largest f16, the largest: what attention makes of it is then large, not infinite.
-RS_DEVICE void fit_halves(float (&v)[4]) {
-  const float most = 65504;
-  if (!(fmaxf(fmaxf(fabsf(v[0]), fabsf(v[1])), fmaxf(fabsf(v[2]), fabsf(v[3]))) > most)) return;
-  RS_UNROLL
-  for (int i = 0; i < 4; i++) v[i] = v[i] > most ? most : v[i] < -most ? -most : v[i];  // NaN stays
+// Whole fours, on 16 bytes (f16: 8).  What does not fit in f16 becomes its largest: what attention makes of that is large, not
+// infinite.
+RS_DEVICE void store_halves(uint16_t *y, const float (&v)[4]) {
+  *reinterpret_cast<uint2 *>(y) = make_uint2(pack_finite_f16(v[0], v[1]), pack_finite_f16(v[2], v[3]));
 }
-
-RS_DEVICE void store_four(const linear_end &e, int64_t row, int channel, int count, bool wide, float (&v)[4]) {
+RS_DEVICE void store_floats(float *y, const float (&v)[4]) {
+  *reinterpret_cast<float4 *>(y) = make_float4(v[0], v[1], v[2], v[3]);
+}
+RS_DEVICE void store_four(const linear_end &e, int64_t row, int channel, int count, bool wide, const float (&v)[4]) {
   const int64_t at = row * e.stride + channel;
-  if (!e.half) {
-    float *y = static_cast<float *>(e.y) + at;
-    if (wide) {
-      *reinterpret_cast<float4 *>(y) = make_float4(v[0], v[1], v[2], v[3]);
-    } else {
-      RS_UNROLL
-      for (int i = 0; i < 4; i++)
-        if (i < count) y[i] = v[i];
-    }
-    return;
-  }
-  fit_halves(v);
-  const uint32_t low = pack_f16(v[0], v[1]), high = pack_f16(v[2], v[3]);
-  uint16_t *y = static_cast<uint16_t *>(e.y) + at;
-  if (wide) {
-    *reinterpret_cast<uint2 *>(y) = make_uint2(low, high);
-  } else {
-    RS_UNROLL
-    for (int i = 0; i < 4; i++)
-      if (i < count) y[i] = static_cast<uint16_t>((i < 2 ? low : high) >> i % 2 * 16);
-  }
-}
-
-// 16 rows of a warp's 32 channels change hands, so that a thread has 4 neighbouring channels, whose constants it loads once, and
-// stores them at once.  part: the warp's own, [16][part_stride] words; fragments of 4 rows, 8 bytes a thread, lie in different
-// banks.
-constexpr int part_stride = 40;
-constexpr int part_bytes = 16 * part_stride * 4;
-
-RS_DEVICE uint32_t to_bits(int32_t v) { return static_cast<uint32_t>(v); }
-RS_DEVICE uint32_t to_bits(float v) { return float_to_bits(v); }
-
-template <class T>
-RS_DEVICE void exchange(shared<uint8_t> part, const T (&sums)[4][4]) {
-  const int lane = lane_of(), g = lane / 4, t = lane % 4;
-  warp_sync();  // all have read what was here
-  RS_UNROLL
-  for (int n = 0; n < 4; n++) {
-    RS_UNROLL
-    for (int r = 0; r < 2; r++)
-      (part + ((g + r * 8) * part_stride + n * 8 + 2 * t) * 4).template as<uint2>()[0] =
-          make_uint2(to_bits(sums[n][2 * r]), to_bits(sums[n][2 * r + 1]));
-  }
-  warp_sync();
-}
-RS_DEVICE uint4 exchanged(shared<uint8_t> part, int row) {
-  return (part + (row * part_stride + lane_of() % 8 * 4) * 4).template as<uint4>()[0];
-}
-
-// What may be stored: any rows and channels of a tile, with any activation and residual.  channel: of the thread, the first of
-// its 4. value(bits of a sum, row of the part, which of the 4): what the activation takes.
-template <class T, class F>
-RS_DEVICE void store_part(shared<uint8_t> part, const T (&sums)[4][4], int64_t first_row, int rows, int channel, bool wide,
-                          const linear_end &e, F value) {
-  const int lane = lane_of(), count = e.channels - channel;
-  const int64_t left = rows - first_row;
-  exchange(part, sums);
-  if (count <= 0) return;
-  wide = wide && count >= 4;
-  RS_NO_UNROLL  // activations are long
-      for (int row = lane / 8; row < 16 && row < left; row += 4) {
-    const uint4 bits = exchanged(part, row);
-    float v[4] = {value(bits.x, row, 0), value(bits.y, row, 1), value(bits.z, row, 2), value(bits.w, row, 3)}, residual[4] = {};
-    if (e.residual) load_residual(e, first_row + row, channel, count, wide, residual);
-    RS_UNROLL
-    for (int i = 0; i < 4; i++) {
-      v[i] = activate(e.act, v[i]);
-      if (e.residual) v[i] = residual[i] + v[i];
-    }
-    store_four(e, first_row + row, channel, count, wide, v);
-  }
-}
-
-// The forms that layers of encoders have, of tiles that are all there: code of their own, without a choice at every element, which
-// took as long as the product.
-template <rs_activation Act, bool Half, bool Residual, class T, class F>
-RS_DEVICE void store_whole_part(shared<uint8_t> part, const T (&sums)[4][4], int64_t first_row, int channel, const linear_end &e,
-                                F value) {
-  const int first = lane_of() / 8;
-  float4 residual[4];
-  if (Residual) {
-    const float *r = e.residual + (first_row + first) * e.residual_stride + channel;
-    RS_UNROLL
-    for (int i = 0; i < 4; i++) residual[i] = *reinterpret_cast<const float4 *>(r + i * 4 * e.residual_stride);
-  }
-  exchange(part, sums);
-  const int64_t at = (first_row + first) * e.stride + channel;
+  float *floats = static_cast<float *>(e.y) + at;
+  uint16_t *halves = static_cast<uint16_t *>(e.y) + at;
+  if (wide) return e.half ? store_halves(halves, v) : store_floats(floats, v);
   RS_UNROLL
   for (int i = 0; i < 4; i++) {
-    const int row = first + 4 * i;
-    const uint4 bits = exchanged(part, row);
-    float v[4] = {value(bits.x, row, 0), value(bits.y, row, 1), value(bits.z, row, 2), value(bits.w, row, 3)};
-    RS_UNROLL
-    for (int j = 0; j < 4; j++) v[j] = activate(Act, v[j]);
-    if (Residual)
-      v[0] = residual[i].x + v[0], v[1] = residual[i].y + v[1], v[2] = residual[i].z + v[2], v[3] = residual[i].w + v[3];
-    if (Half) {
-      fit_halves(v);
-      *reinterpret_cast<uint2 *>(static_cast<uint16_t *>(e.y) + at + i * 4 * e.stride) =
-          make_uint2(pack_f16(v[0], v[1]), pack_f16(v[2], v[3]));
-    } else {
-      *reinterpret_cast<float4 *>(static_cast<float *>(e.y) + at + i * 4 * e.stride) = make_float4(v[0], v[1], v[2], v[3]);
-    }
+    if (i >= count) continue;
+    if (e.half) halves[i] = static_cast<uint16_t>(pack_finite_f16(v[i], 0));
+    else floats[i] = v[i];
   }
 }
 
-// A warp's tile of `Parts` parts.  whole: it and those of the block's other warps are all there, on 16 bytes.
-template <int Parts, class T, class F>
-RS_DEVICE void store_tile(shared<uint8_t> part, const T (&sums)[Parts][4][4], int64_t first_row, int rows, int channel, bool whole,
-                          bool wide, const linear_end &e, F value) {
-  const auto each = [&](auto store) {
+constexpr int warp_channels = 32;
+RS_DEVICE int thread_channel() { return lane_of() / 4 * 4; }                               // the first of the thread's 4
+RS_DEVICE int thread_token(int i) { return i / 2 * 8 + lane_of() % 4 * 2 + i % 2; }        // its i-th of a warp's
+// What a thread has of its i-th token; sums: of both mmas, by 8 tokens.
+template <class T, int Tiles>
+RS_DEVICE T thread_sum(const T (&sums)[2][Tiles][4], int i, int channel) {
+  return sums[channel / 2][i / 2][channel % 2 * 2 + i % 2];
+}
+
+// What may be stored: any tokens and channels of a tile, with any activation and residual.  The values go through memory, so that
+// the loop behind it, which activations make long, need not be unrolled.
+template <int Count, class F>
+RS_DEVICE void store_any_tile(int64_t first_row, int rows, int channel, bool wide, const linear_end &e, F values) {
+  const int count = e.channels - channel;
+  float all[Count][4];
+  RS_UNROLL
+  for (int i = 0; i < Count; i++) values(i, all[i]);
+  if (count <= 0) return;
+  RS_NO_UNROLL
+      for (int i = 0; i < Count; i++) {
+    const int64_t row = first_row + thread_token(i);
+    if (row >= rows) continue;
+    const bool whole = wide && count >= 4;
+    float v[4], residual[4] = {};
+    if (e.residual) load_residual(e, row, channel, count, whole, residual);
     RS_UNROLL
-    for (int m = 0; m < Parts; m++)
-      store(sums[m], first_row + m * 16, [&value, m](uint32_t sum, int row, int i) { return value(sum, m * 16 + row, i); });
-  };
+    for (int j = 0; j < 4; j++) {
+      v[j] = e.half && e.act == RS_ACT_GELU ? gelu_for_f16(all[i][j]) : activate(e.act, all[i][j]);
+      if (e.residual) v[j] = residual[j] + v[j];
+    }
+    store_four(e, row, channel, count, whole, v);
+  }
+}
+
+// The forms that layers of encoders have, of tiles that are all there: straight from registers.
+template <rs_activation Act, bool Half, bool Residual, int Count, class F>
+RS_DEVICE void store_whole_tile(int64_t first_row, int channel, const linear_end &e, F values) {
+  using stored = std::conditional_t<Half, uint16_t, float>;
+  const int64_t row = first_row + thread_token(0);
+  stored *y = static_cast<stored *>(e.y) + (row * e.stride + channel);
+  const float *from = Residual ? e.residual + (row * e.residual_stride + channel) : nullptr;
+  RS_UNROLL
+  for (int i = 0; i < Count; i++) {
+    float v[4];
+    values(i, v);
+    RS_UNROLL
+    for (int j = 0; j < 4; j++) v[j] = Half && Act == RS_ACT_GELU ? gelu_for_f16(v[j]) : activate(Act, v[j]);
+    if constexpr (Residual) {
+      const float4 r = *reinterpret_cast<const float4 *>(from);
+      v[0] = r.x + v[0], v[1] = r.y + v[1], v[2] = r.z + v[2], v[3] = r.w + v[3];
+      from += (i % 2 ? 7 : 1) * e.residual_stride;
+    }
+    if constexpr (Half) store_halves(y, v);
+    else store_floats(y, v);
+    y += (i % 2 ? 7 : 1) * e.stride;  // as thread_token
+  }
+}
+
+// A warp's tile, of which a thread has `Count` tokens; first_row: of the warp, channel: of the thread.  values(i, v): v[4] of its
+// i-th token, before the activation.  whole: the block's tile is all there, on 16 bytes.
+template <int Count, class F>
+RS_DEVICE void store_tile(int64_t first_row, int rows, int channel, bool whole, bool wide, const linear_end &e, F values) {
   if (whole && e.act == RS_ACT_NONE && e.half && !e.residual)
-    each([&](const auto &c, int64_t row, auto f) { store_whole_part<RS_ACT_NONE, true, false>(part, c, row, channel, e, f); });
+    store_whole_tile<RS_ACT_NONE, true, false, Count>(first_row, channel, e, values);
   else if (whole && e.act == RS_ACT_NONE && !e.half && !e.residual)
-    each([&](const auto &c, int64_t row, auto f) { store_whole_part<RS_ACT_NONE, false, false>(part, c, row, channel, e, f); });
+    store_whole_tile<RS_ACT_NONE, false, false, Count>(first_row, channel, e, values);
   else if (whole && e.act == RS_ACT_NONE && !e.half)
-    each([&](const auto &c, int64_t row, auto f) { store_whole_part<RS_ACT_NONE, false, true>(part, c, row, channel, e, f); });
+    store_whole_tile<RS_ACT_NONE, false, true, Count>(first_row, channel, e, values);
   else if (whole && e.act == RS_ACT_GELU && !e.half && !e.residual)
-    each([&](const auto &c, int64_t row, auto f) { store_whole_part<RS_ACT_GELU, false, false>(part, c, row, channel, e, f); });
-  else each([&](const auto &c, int64_t row, auto f) { store_part(part, c, row, rows, channel, wide, e, f); });
+    store_whole_tile<RS_ACT_GELU, false, false, Count>(first_row, channel, e, values);
+  else if (whole && e.act == RS_ACT_GELU && e.half && !e.residual)
+    store_whole_tile<RS_ACT_GELU, true, false, Count>(first_row, channel, e, values);
+  else store_any_tile<Count>(first_row, rows, channel, wide, e, values);
 }
 
 // Do rows of 4 elements lie on what a thread stores at once?
@@ -469,78 +455,78 @@ RS_DEVICE bool is_wide(const linear_end &e) {
   const bool result = e.stride % 4 == 0 && reinterpret_cast<uintptr_t>(e.y) % (e.half ? 8 : 16) == 0;
   return result && (!e.residual || (e.residual_stride % 4 == 0 && reinterpret_cast<uintptr_t>(e.residual) % 16 == 0));
 }
+// Of the channels of a thread.  Absent: -0, which changes no sum.
 RS_DEVICE void load_bias(const linear_end &e, int channel, float (&bias)[4]) {
   RS_UNROLL
-  for (int i = 0; i < 4; i++) bias[i] = e.bias && channel + i < e.channels ? e.bias[channel + i] : 0;
+  for (int i = 0; i < 4; i++) bias[i] = e.bias && channel + i < e.channels ? e.bias[channel + i] : -0.0f;
 }
 
 // ---- 8 and 4 bits
 
+// w as threads want it, by blocks of 32 channels and 32 values along K: the 16 bytes that a thread needs of w, lane by lane.  8 bits:
+// of the first mma, behind it of the second; 4 bits: the first has the low nibbles, the second the high ones.
 struct quantized_weight {
-  const uint8_t *w;       // panels
-  const uint8_t *mult;    // w4: multipliers [Np / 16][Kp / 32][16]
+  const uint8_t *w;       // [Np / 32][Kp / 32][2 or 1][32 lanes][16]
+  const uint8_t *mult;    // w4: multipliers [Np / 32][Kp / 32][32]
   const float *scale;     // [Np]
   const int32_t *colsum;  // [Np]
-  int32_t panels, kp;
+  int32_t blocks, kp;     // Np / 32
 };
 
 template <bool Four, int BM, int BN>
 struct linear_tile {
   static constexpr int stages = 3, warps_m = 2, warps_n = BN / 32, threads = warps_m * warps_n * warp_size;
-  static constexpr int rows = BM / warps_m, tiles_m = rows / 16;    // of a warp; a warp has 32 channels
+  static constexpr int tokens = BM / warps_m, tiles = tokens / 8;   // of a warp
   static constexpr int a_bytes = BM * step_k;                       // of a stage
-  static constexpr int b_bytes = BN * step_k / (Four ? 2 : 1);      // panel by panel, K4 row by K4 row
-  static constexpr int m_bytes = Four ? BN * step_k / group_k : 0;  // multipliers, panel by panel
+  static constexpr int b_bytes = BN * step_k / (Four ? 2 : 1);      // block by block
+  static constexpr int m_bytes = Four ? BN * step_k / group_k : 0;  // multipliers, block by block
   static constexpr int stage_bytes = a_bytes + b_bytes + m_bytes;
-  static constexpr int bytes = stages * stage_bytes;
-  static constexpr int blocks = Four && BM == 128 ? 1 : 2;  // of a multiprocessor, at least: what registers allow
+  static constexpr int quant_bytes = BM * static_cast<int>(sizeof(row_quant));
+  static constexpr int bytes = quant_bytes + stages * stage_bytes;
+  static constexpr int blocks = BM == 128 ? Four ? 1 : 2 : 4;  // of a multiprocessor: what registers allow
 };
 
-// Chunks of 16 bytes change places so that what the 32 threads of a warp read at a time lies in different banks.  Rows of x are 64
-// bytes: two rows fill the banks, and ldmatrix reads 8 rows at one column.  K4 rows of a w8 panel are 64 bytes, too: four rows, 8
-// channels of each, are read at a time.
+// Chunks of 16 bytes change places so that what 8 threads read at a time lies in different banks: rows of x are 64 bytes, two of
+// them fill the banks, and ldmatrix reads 8 rows at one column.
 RS_DEVICE int a_chunk(int row, int chunk) { return row * step_k + 16 * (chunk ^ (row >> 1 & 3)); }
-RS_DEVICE int b_chunk(int row, int chunk) { return row * 64 + 16 * (chunk ^ (row & 2)); }
 
-// 8 signed bytes, 16 times the values of -8 to 7 that 8 nibbles (0 to 15) stand for.
-RS_DEVICE void unpack_nibbles(uint32_t w, uint32_t *low, uint32_t *high) {
-  *low = (w << 4 & 0xf0f0f0f0u) ^ 0x80808080u;
-  *high = (w & 0xf0f0f0f0u) ^ 0x80808080u;
-}
+// 4 signed bytes, 16 times the values of -8 to 7 that 4 nibbles (0 to 15) stand for: the low ones, shift 4, or the high ones, 0.
+RS_DEVICE uint32_t unpack_nibbles(uint32_t w, int shift) { return (w << shift & 0xf0f0f0f0u) ^ 0x80808080u; }
 
 // What a thread brings into each stage: chunks of 16 bytes, whose places in the stages and whose distances are constants, so that a
 // step costs little more than the copies themselves.
 template <bool Four, int BM, int BN>
 struct step_loader {
   using tile = linear_tile<Four, BM, BN>;
-  static constexpr int chunks = Four ? 2 : 4;                     // of a K4 row of a panel
-  static constexpr int a_rows = tile::threads / 4;                // of x that all threads bring at once
-  static constexpr int b_panels = tile::threads / (16 * chunks);  // the same of panels
-  static constexpr int a_count = BM / a_rows, b_count = BN / panel_n / b_panels;
+  static constexpr int a_rows = tile::threads / 4;                             // of x that all threads bring at once
+  static constexpr int chunks = step_k * warp_channels / (Four ? 2 : 1) / 16;  // of a block of w and a step
+  static constexpr int b_blocks = tile::threads / chunks;                      // of w that all threads bring at once
+  static constexpr int a_count = BM / a_rows, b_count = BN / warp_channels / b_blocks;
+  static constexpr int mult_chunks = Four ? BN * step_k / group_k / 16 : 0;  // 4 a block
   const uint8_t *a, *b, *mult;
-  int64_t a_stride, b_stride;  // from one chunk of a thread to the next
-  int a_to, b_to, a_there, b_there;
+  int a_stride, b_stride;  // from one chunk of a thread to the next
+  int a_to, a_there, b_there;
   int a_left, b_left, mult_left;  // of K, from this thread's chunks on
 
-  RS_DEVICE step_loader(const uint8_t *q, int64_t first_row, int rows, const quantized_weight &w, int first_panel) {
+  RS_DEVICE step_loader(const uint8_t *q, int64_t first_row, int rows, const quantized_weight &w, int first_block) {
     const int thread = thread_index(), row = thread / 4, chunk = thread % 4;
     a = q + (first_row + row) * w.kp + chunk * 16;
-    a_stride = static_cast<int64_t>(a_rows) * w.kp;
+    a_stride = a_rows * w.kp;
     a_to = a_chunk(row, chunk);
     const int64_t rows_left = rows - first_row - row;
     a_there = rows_left <= 0 ? 0 : rows_left > BM ? a_count : (static_cast<int>(rows_left) + a_rows - 1) / a_rows;
     a_left = w.kp - chunk * 16;
-    const int panel = thread / (16 * chunks), k4 = thread / chunks % 16, part = thread % chunks;
-    b = w.w + (static_cast<int64_t>(first_panel + panel) * (w.kp / panel_k) + k4) * (16 * chunks) + 16 * part;
-    b_stride = static_cast<int64_t>(b_panels) * (w.kp / panel_k) * (16 * chunks);
-    b_to = tile::a_bytes + (Four ? (panel * 16 + k4) * 32 + 16 * part : b_chunk(panel * 16 + k4, part));
-    const int panels_left = w.panels - first_panel - panel;
-    b_there = panels_left <= 0 ? 0 : (panels_left + b_panels - 1) / b_panels;
-    b_left = w.kp - k4 * panel_k;
-    // Multipliers: a panel's two groups of a step, a thread each.
-    const bool has_mult = Four && thread < BN / panel_n * 2 && first_panel + thread / 2 < w.panels;
-    mult = w.mult + (has_mult ? (static_cast<int64_t>(first_panel + thread / 2) * (w.kp / group_k) + thread % 2) * 16 : 0);
-    mult_left = has_mult ? w.kp - thread % 2 * group_k : 0;
+    const int block = thread / chunks, part = thread % chunks;
+    const int block_bytes = w.kp / group_k * (chunks * 8);
+    b = w.w + static_cast<int64_t>(first_block + block) * block_bytes + part * 16;
+    b_stride = b_blocks * block_bytes;
+    const int blocks_left = w.blocks - first_block - block;
+    b_there = blocks_left <= 0 ? 0 : (blocks_left + b_blocks - 1) / b_blocks;
+    b_left = w.kp - part / (chunks / 2) * group_k;
+    // Multipliers: two groups of 32 channels a block and step.
+    const bool has_mult = thread < mult_chunks && first_block + thread / 4 < w.blocks;
+    mult = w.mult + (has_mult ? static_cast<int64_t>(first_block + thread / 4) * w.kp + thread % 4 * 16 : 0);
+    mult_left = has_mult ? w.kp - thread % 4 / 2 * group_k : 0;
   }
 
   // The next step.  Copies of no bytes read nothing, wherever they point.
@@ -550,147 +536,156 @@ struct step_loader {
       cp_async16(stage + (a_to + i * a_rows * step_k), a + i * a_stride, i < a_there && a_left > 0 ? 16 : 0);
     RS_UNROLL
     for (int i = 0; i < b_count; i++)
-      cp_async16(stage + (b_to + i * b_panels * 16 * (16 * chunks)), b + i * b_stride, i < b_there && b_left > 0 ? 16 : 0);
-    if (Four && thread_index() < BN / panel_n * 2)
+      cp_async16(stage + (tile::a_bytes + (thread_index() + i * tile::threads) * 16), b + i * b_stride,
+                 i < b_there && b_left > 0 ? 16 : 0);
+    if (Four && thread_index() < mult_chunks)
       cp_async16(stage + (tile::a_bytes + tile::b_bytes + thread_index() * 16), mult, mult_left > 0 ? 16 : 0);
-    a += step_k, b += step_k / panel_k * (16 * chunks), mult += step_k / group_k * 16;
-    a_left -= step_k, b_left -= step_k, mult_left -= step_k;
+    skip(1);
+  }
+  RS_DEVICE void skip(int steps) {
+    a += steps * step_k, b += steps * (chunks * 16), mult += steps * step_k;
+    a_left -= steps * step_k, b_left -= steps * step_k, mult_left -= steps * step_k;
   }
 };
 
 // Where a thread reads in a stage: all else is constants.
 struct fragment_places {
-  int a[2];  // by half of the step: row lane % 16, the first or the second 16 bytes
-  int b;     // w8: chunk g / 4 of the first 8 channels' row; w4: the word of channel g
-  int flip;  // w8: to the chunk of the other 8 channels
+  int x[2];  // by half of the step: 16 tokens, the first and the second 16 bytes of each
+  int w, mult;
   template <class Tile>
   RS_DEVICE static fragment_places of(int warp_m, int warp_n, bool four) {
-    const int lane = lane_of(), g = lane / 4, t = lane % 4;
+    const int lane = lane_of();
     fragment_places p;
     RS_UNROLL
-    for (int half = 0; half < 2; half++) p.a[half] = a_chunk(warp_m * Tile::rows + lane % 16, 2 * half + lane / 16);
-    p.b = Tile::a_bytes + (four ? (warp_n * 32 + t) * 32 + g * 4 : b_chunk(warp_n * 32 + t, g / 4) + g % 4 * 4);
-    p.flip = t & 2 ? -32 : 32;
+    for (int half = 0; half < 2; half++)
+      p.x[half] = a_chunk(warp_m * Tile::tokens + lane / 16 * 8 + lane % 8, 2 * half + lane / 8 % 2);
+    p.w = Tile::a_bytes + warp_n * (four ? 1024 : 2048) + lane * 16;
+    p.mult = Tile::a_bytes + Tile::b_bytes + warp_n * 64 + thread_channel();
     return p;
   }
 };
 
 // acc += 32 values along K: half 0 or 1 of a step.
 template <bool Four, int BM, int BN>
-RS_DEVICE void multiply_half(shared<uint8_t> stage, int half, const fragment_places &at, int warp_n,
-                             int32_t (&acc)[linear_tile<Four, BM, BN>::tiles_m][4][4]) {
+RS_DEVICE void multiply_half(shared<uint8_t> stage, int half, const fragment_places &at,
+                             int32_t (&acc)[2][linear_tile<Four, BM, BN>::tiles][4]) {
   using tile = linear_tile<Four, BM, BN>;
-  const int t = lane_of() % 4;
-  constexpr int row_bytes = Four ? 32 : 64;  // of K4
-  uint32_t b[4][2];
+  uint32_t w[2][4];
   RS_UNROLL
-  for (int p = 0; p < 2; p++) {  // panels of a warp
-    RS_UNROLL
-    for (int i = 0; i < 2; i++) {
-      const shared<uint8_t> from = stage + at.b + (p * 16 + half * 8 + i * 4) * row_bytes;
-      if (Four) {
-        unpack_nibbles(from.template as<uint32_t>()[0], &b[2 * p][i], &b[2 * p + 1][i]);
-      } else {
-        b[2 * p][i] = from.template as<uint32_t>()[0];
-        b[2 * p + 1][i] = (from + at.flip).template as<uint32_t>()[0];
-      }
-    }
+  for (int m = 0; m < (Four ? 1 : 2); m++) {
+    const uint4 v = (stage + (at.w + (Four ? half : half * 2 + m) * 512)).template as<uint4>()[0];
+    w[m][0] = v.x, w[m][1] = v.y, w[m][2] = v.z, w[m][3] = v.w;
   }
-  // Of a group of 4-bit weights: its multipliers, for the two channels of each tile that this thread has.
-  uint32_t mult[4] = {};
+  uint32_t mult = 0;  // of a group of 4-bit weights: its multipliers, of the thread's channels
   if (Four) {
-    const shared<uint8_t> from = stage + (tile::a_bytes + tile::b_bytes + warp_n * 64 + half * 16 + 2 * t);
+    mult = (stage + (at.mult + half * 32)).template as<uint32_t>()[0];
     RS_UNROLL
-    for (int n = 0; n < 4; n++) mult[n] = (from + (n / 2 * 32 + n % 2 * 8)).template as<uint16_t>()[0];
+    for (int i = 0; i < 4; i++) w[1][i] = unpack_nibbles(w[0][i], 0), w[0][i] = unpack_nibbles(w[0][i], 4);
   }
   RS_UNROLL
-  for (int m = 0; m < tile::tiles_m; m++) {
-    uint32_t a[4];  // matrices: rows 0 to 7 and 8 to 15 of the first 16 bytes, then of the second
-    ldmatrix_x4(a, stage + at.a[half] + m * 16 * step_k);
+  for (int n = 0; n < tile::tiles; n += 2) {
+    uint32_t x[4];  // matrices: 8 tokens, the first and the second 16 bytes, then the next 8 tokens
+    ldmatrix_x4(x, stage + (at.x[half] + n * 8 * step_k));
     RS_UNROLL
-    for (int n = 0; n < 4; n++) {
+    for (int i = 0; i < 4; i++) {
+      const uint32_t pair[2] = {x[i / 2 * 2], x[i / 2 * 2 + 1]};
+      int32_t(&to)[4] = acc[i % 2][n + i / 2];
       if (!Four) {
-        mma_u8s8(acc[m][n], a, b[n]);
+        mma_s8u8(to, w[i % 2], pair);
         continue;
       }
       int32_t sum[4] = {};  // 16 times the group's
-      mma_u8s8(sum, a, b[n]);
+      mma_s8u8(sum, w[i % 2], pair);
       RS_UNROLL
-      for (int c = 0; c < 4; c++) acc[m][n][c] += (sum[c] >> 4) * static_cast<int32_t>(c % 2 ? mult[n] >> 8 : mult[n] & 255);
+      for (int c = 0; c < 4; c++) to[c] += (sum[c] >> 4) * static_cast<int32_t>(mult >> (i % 2 * 2 + c / 2) * 8 & 255);
     }
   }
 }
 
-// budget: registers 192, shared 49152, spills 0
+// budget: registers 192, shared 50176, spills 0
+// Blocks stay, and take every gridDim-th tile, whose first steps are on their way while the one before is stored.
 template <bool Four, int BM, int BN>
 RS_KERNEL((linear_tile<Four, BM, BN>::threads), (linear_tile<Four, BM, BN>::blocks))
 linear_quantized(const int32_t *n_rows, const uint8_t *q, const row_quant *rq, quantized_weight w, linear_end e) {
   using tile = linear_tile<Four, BM, BN>;
-  const int rows = *n_rows, first_panel = block_x() * (BN / panel_n);
-  const int64_t first_row = static_cast<int64_t>(block_y()) * BM;
-  if (first_row >= rows) return;
-  // Of a row for each of the first BM threads: it is there when the sums are.
-  row_quant mine = {};
-  if (thread_index() < BM && first_row + thread_index() < rows) mine = rq[first_row + thread_index()];
-  const shared<uint8_t> memory = block_memory<uint8_t>(0);
+  const int rows = *n_rows, columns = (w.blocks * warp_channels + BN - 1) / BN, tiles = (rows + BM - 1) / BM * columns;
+  const shared<row_quant> quants = block_memory<row_quant>(0);
+  const shared<uint8_t> stages = block_memory<uint8_t>(tile::quant_bytes);
   const int warp_m = warp_of() % tile::warps_m, warp_n = warp_of() / tile::warps_m, steps = (w.kp + step_k - 1) / step_k;
   const fragment_places places = fragment_places::of<tile>(warp_m, warp_n, Four);
-  int32_t acc[tile::tiles_m][4][4] = {};
-  step_loader<Four, BM, BN> loader(q, first_row, rows, w, first_panel);
-  for (int i = 0; i < tile::stages - 1; i++) {
-    if (i < steps) loader.load(memory + i * tile::stage_bytes);
-    cp_async_commit();
-  }
-  int here = 0, next = tile::stages - 1;
-  for (int i = 0; i < steps; i++) {
-    cp_async_wait<tile::stages - 2>();
-    block_sync();  // step i is there for all, and all are done with step i - 1, whose place the next one takes
-    if (i + tile::stages - 1 < steps) loader.load(memory + next * tile::stage_bytes);
-    cp_async_commit();
+  const auto row_of_tile = [&](int i) { return static_cast<int64_t>(i / columns) * BM; };
+  const auto block_of_tile = [&](int i) { return i % columns * (BN / warp_channels); };
+  int here = 0;  // the stage whose turn it is
+  const auto stage = [&](int ahead) {
+    const int i = here + ahead;
+    return stages + (i < tile::stages ? i : i - tile::stages) * tile::stage_bytes;
+  };
+  const auto load_first_steps = [&](int i) {
+    step_loader<Four, BM, BN> loader(q, row_of_tile(i), rows, w, block_of_tile(i));
     RS_UNROLL
-    for (int half = 0; half < 2; half++) multiply_half<Four, BM, BN>(memory + here * tile::stage_bytes, half, places, warp_n, acc);
-    here = here + 1 == tile::stages ? 0 : here + 1;
-    next = next + 1 == tile::stages ? 0 : next + 1;
+    for (int j = 0; j < tile::stages - 1; j++) {
+      if (i < tiles && j < steps) loader.load(stage(j));
+      cp_async_commit();
+    }
+  };
+  load_first_steps(block_x());
+  for (int i = block_x(); i < tiles; i += grid_x()) {
+    const int64_t first_row = row_of_tile(i);
+    const int first_block = block_of_tile(i);
+    step_loader<Four, BM, BN> loader(q, first_row, rows, w, first_block);
+    loader.skip(tile::stages - 1);
+    row_quant mine = {};  // of a row for each of the first BM threads
+    if (thread_index() < BM && first_row + thread_index() < rows) mine = rq[first_row + thread_index()];
+    int32_t acc[2][tile::tiles][4] = {};
+    for (int j = 0; j < steps; j++) {
+      cp_async_wait<tile::stages - 2>();
+      block_sync();  // step j is there for all, and all are done with the one before it, whose place is free
+      if (j + tile::stages - 1 < steps) loader.load(stage(tile::stages - 1));
+      cp_async_commit();
+      if (j == 0 && thread_index() < BM) quants[thread_index()] = mine;
+      RS_UNROLL
+      for (int half = 0; half < 2; half++) multiply_half<Four, BM, BN>(stage(0), half, places, acc);
+      here = here + 1 == tile::stages ? 0 : here + 1;
+    }
+    if (steps == 1) block_sync();  // quants are there
+    load_first_steps(i + grid_x());
+    const int channel = (first_block + warp_n) * warp_channels + thread_channel();
+    const bool wide = is_wide(e);
+    float scale[4] = {}, bias[4];
+    int32_t colsum[4] = {};
+    load_bias(e, channel, bias);
+    if (channel < w.blocks * warp_channels) {
+      RS_UNROLL
+      for (int j = 0; j < 4; j++) scale[j] = w.scale[channel + j], colsum[j] = w.colsum[channel + j];
+    }
+    const bool whole = wide && first_row + BM <= rows && first_block * warp_channels + BN <= e.channels;
+    const shared<row_quant> warp_quants = quants + warp_m * tile::tokens;
+    store_tile<tile::tiles * 2>(first_row + warp_m * tile::tokens, rows, channel, whole, wide, e, [&](int token, float(&v)[4]) {
+      const row_quant x = warp_quants[thread_token(token)];
+      RS_UNROLL
+      for (int j = 0; j < 4; j++) {
+        const auto sum = static_cast<uint32_t>(thread_sum(acc, token, j));
+        const uint32_t centred = sum - static_cast<uint32_t>(x.zero) * static_cast<uint32_t>(colsum[j]);
+        v[j] = static_cast<float>(static_cast<int32_t>(centred)) * (x.scale * scale[j]) + bias[j];
+      }
+    });
   }
-  cp_async_wait<0>();
-  block_sync();  // the stages are read
-  const shared<row_quant> quants = (memory + tile::threads / warp_size * part_bytes).template as<row_quant>();
-  if (thread_index() < BM) quants[thread_index()] = mine;
-  block_sync();
-  const int channel = first_panel * panel_n + warp_n * 32 + lane_of() % 8 * 4;
-  const bool wide = is_wide(e);
-  float scale[4], bias[4];
-  int32_t colsum[4];
-  load_bias(e, channel, bias);
-  RS_UNROLL
-  for (int i = 0; i < 4; i++) {  // of a whole panel
-    const bool there = channel < w.panels * panel_n;
-    scale[i] = there ? w.scale[channel + i] : 0, colsum[i] = there ? w.colsum[channel + i] : 0;
-  }
-  const bool whole = wide && first_row + BM <= rows && first_panel * panel_n + BN <= e.channels;
-  const shared<row_quant> warp_quants = quants + warp_m * tile::rows;
-  store_tile<tile::tiles_m>(memory + warp_of() * part_bytes, acc, first_row + warp_m * tile::rows, rows, channel, whole, wide, e,
-                            [&](uint32_t sum, int row, int i) {
-                              const row_quant x = warp_quants[row];
-                              const uint32_t centred = sum - static_cast<uint32_t>(x.zero) * static_cast<uint32_t>(colsum[i]);
-                              const float v = static_cast<float>(static_cast<int32_t>(centred)) * (x.scale * scale[i]);
-                              return e.bias ? v + bias[i] : v;
-                            });
 }
 
 template <bool Four, int BM, int BN>
 cudaError_t launch_quantized(const op_call &c, const quantized_weight &w, const linear_end &e) {
   using tile = linear_tile<Four, BM, BN>;
-  const dim3 grid(static_cast<unsigned>(ceil_div(w.panels * panel_n, BN)), static_cast<unsigned>(ceil_div(c.out.capacity, BM)));
-  return launch(c.stream, grid, tile::threads, tile::bytes, linear_quantized<Four, BM, BN>, c.out.rows,
+  const int64_t tiles = ceil_div(w.blocks * warp_channels, BN) * ceil_div(c.out.capacity, BM);
+  const auto grid = static_cast<unsigned>(std::min<int64_t>(tiles, int64_t{tile::blocks} * c.multiprocessors));
+  return launch(c.stream, dim3(grid), tile::threads, tile::bytes, linear_quantized<Four, BM, BN>, c.out.rows,
                 static_cast<const uint8_t *>(c.q), static_cast<const row_quant *>(c.rq), w, e);
 }
 
 // ---- floats: products of bf16, three for one of f32
 //
 // x = h + l, both bf16, so that h has 8 bits of it and l 8 more; x w is then h h' + l h' + h l', to 2^-16.  Weights are cut so when
-// they come to the device, into words that a thread of mma.m16n8k16 wants: [N / 8][Kp / 16][32 threads] {h, h, l, l}.  Which of the
-// 16 values along K is the mma's k-th is free, so long as x and w agree: thread t has 4 t to 4 t + 3, which it reads at once.
+// they come to the device, into words that a thread of mma.m16n8k16 wants: [Np / 32][Kp / 16][mma 2][h, l][32 lanes][4].  Which of
+// the 16 values along K is the mma's k-th is free, so long as x and w agree: thread t has 4t to 4t + 3, which it reads at once.
 
 struct split_pair {
   uint32_t high, low;
@@ -704,16 +699,18 @@ constexpr int float_bm = 64, float_bn = 64, float_k = 32, float_stages = 3, floa
 constexpr int float_a_bytes = float_bm * float_k * 4, float_b_bytes = float_bn * float_k * 4;
 constexpr int float_bytes = float_stages * (float_a_bytes + float_b_bytes);
 
+constexpr int float_chunks = 2 * 2 * warp_size;  // of 16 bytes, of a block of 32 channels and 16 values along K
+
 struct float_weight {
   const uint4 *w;
-  int32_t tiles, kp;  // tiles of 8 channels
+  int32_t blocks, kp;  // Np / 32
 };
 
 // Rows are 128 bytes, all banks: two rows, four chunks of each, are read at a time.
 RS_DEVICE int float_chunk(int row, int chunk) { return row * 128 + 16 * (chunk ^ ((row & 1) << 2 | (row >> 1 & 3))); }
 
 RS_DEVICE void load_float_step(shared<uint8_t> stage, const float *x, int64_t stride, int columns, bool aligned, int64_t first_row,
-                               int rows, const float_weight &w, int first_tile, int k) {
+                               int rows, const float_weight &w, int first_block, int k) {
   for (int i = thread_index(); i < float_bm * 8; i += float_threads) {
     const int row = i / 8, chunk = i % 8, at = k + chunk * 4;
     const int there = first_row + row < rows ? (columns - at < 4 ? columns - at > 0 ? columns - at : 0 : 4) : 0;
@@ -724,10 +721,11 @@ RS_DEVICE void load_float_step(shared<uint8_t> stage, const float *x, int64_t st
       to.as<float4>()[0] =
           make_float4(there > 0 ? from[0] : 0, there > 1 ? from[1] : 0, there > 2 ? from[2] : 0, there > 3 ? from[3] : 0);
   }
-  for (int i = thread_index(); i < float_bn / 8 * 2 * warp_size; i += float_threads) {
-    const int tile = first_tile + i / (2 * warp_size), at = k / 16 + i / warp_size % 2;
-    const bool there = tile < w.tiles && at * 16 < w.kp;
-    const int64_t from = (static_cast<int64_t>(tile) * (w.kp / 16) + at) * warp_size + i % warp_size;
+  constexpr int chunks = float_k / 16 * float_chunks;  // of a block of w
+  for (int i = thread_index(); i < float_bn / warp_channels * chunks; i += float_threads) {
+    const int block = first_block + i / chunks;
+    const bool there = block < w.blocks && k + i % chunks / float_chunks * 16 < w.kp;
+    const int64_t from = (static_cast<int64_t>(block) * (w.kp / 16) + k / 16) * float_chunks + i % chunks;
     cp_async16(stage + (float_a_bytes + i * 16), w.w + (there ? from : 0), there ? 16 : 0);
   }
 }
@@ -735,17 +733,17 @@ RS_DEVICE void load_float_step(shared<uint8_t> stage, const float *x, int64_t st
 // budget: registers 120, shared 49152, spills 0
 RS_KERNEL(float_threads, 3)
 linear_float(const int32_t *n_rows, const float *x, int64_t stride, int columns, bool aligned, float_weight w, linear_end e) {
-  const int rows = *n_rows, first_tile = block_x() * (float_bn / 8);
+  const int rows = *n_rows, first_block = block_x() * (float_bn / warp_channels);
   const int64_t first_row = static_cast<int64_t>(block_y()) * float_bm;
   if (first_row >= rows) return;
   const shared<uint8_t> memory = block_memory<uint8_t>(0);
   constexpr int stage_bytes = float_a_bytes + float_b_bytes;
   const int lane = lane_of(), g = lane / 4, t = lane % 4, warp_m = warp_of() % 2, warp_n = warp_of() / 2;
   const int steps = (w.kp + float_k - 1) / float_k;
-  float acc[2][4][4] = {};
+  float acc[2][4][4] = {};  // of 32 tokens
   for (int i = 0; i < float_stages - 1; i++) {
     if (i < steps)
-      load_float_step(memory + i * stage_bytes, x, stride, columns, aligned, first_row, rows, w, first_tile, i * float_k);
+      load_float_step(memory + i * stage_bytes, x, stride, columns, aligned, first_row, rows, w, first_block, i * float_k);
     cp_async_commit();
   }
   for (int i = 0; i < steps; i++) {
@@ -753,43 +751,43 @@ linear_float(const int32_t *n_rows, const float *x, int64_t stride, int columns,
     block_sync();
     const int next = i + float_stages - 1;
     if (next < steps)
-      load_float_step(memory + next % float_stages * stage_bytes, x, stride, columns, aligned, first_row, rows, w, first_tile,
+      load_float_step(memory + next % float_stages * stage_bytes, x, stride, columns, aligned, first_row, rows, w, first_block,
                       next * float_k);
     cp_async_commit();
     const shared<uint8_t> stage = memory + i % float_stages * stage_bytes;
     RS_UNROLL
     for (int half = 0; half < 2; half++) {
-      uint32_t high[2][4], low[2][4];
-      RS_UNROLL
-      for (int m = 0; m < 2; m++) RS_UNROLL
-      for (int r = 0; r < 2; r++) {
-        const float4 v = (stage + float_chunk(warp_m * 32 + m * 16 + r * 8 + g, half * 4 + t)).as<float4>()[0];
-        const split_pair a = split(v.x, v.y), b = split(v.z, v.w);
-        high[m][r] = a.high, low[m][r] = a.low;
-        high[m][r + 2] = b.high, low[m][r + 2] = b.low;
-      }
+      uint32_t high[4][2], low[4][2];
       RS_UNROLL
       for (int n = 0; n < 4; n++) {
-        const uint4 v = (stage + (float_a_bytes + (((warp_n * 4 + n) * 2 + half) * warp_size + lane) * 16)).as<uint4>()[0];
-        const uint32_t wh[2] = {v.x, v.y}, wl[2] = {v.z, v.w};
+        const float4 v = (stage + float_chunk(warp_m * 32 + n * 8 + g, half * 4 + t)).as<float4>()[0];
+        const split_pair a = split(v.x, v.y), b = split(v.z, v.w);
+        high[n][0] = a.high, low[n][0] = a.low;
+        high[n][1] = b.high, low[n][1] = b.low;
+      }
+      RS_UNROLL
+      for (int m = 0; m < 2; m++) {
+        const shared<uint4> from = (stage + (float_a_bytes + (warp_n * 2 + half) * float_chunks * 16)).as<uint4>() + lane;
+        const uint4 h = from[(m * 2) * warp_size], l = from[(m * 2 + 1) * warp_size];
+        const uint32_t wh[4] = {h.x, h.y, h.z, h.w}, wl[4] = {l.x, l.y, l.z, l.w};
         RS_UNROLL
-        for (int m = 0; m < 2; m++) {
-          mma_bf16(acc[m][n], low[m], wh);
-          mma_bf16(acc[m][n], high[m], wl);
-          mma_bf16(acc[m][n], high[m], wh);
+        for (int n = 0; n < 4; n++) {
+          mma_bf16(acc[m][n], wh, low[n]);
+          mma_bf16(acc[m][n], wl, high[n]);
+          mma_bf16(acc[m][n], wh, high[n]);
         }
       }
     }
   }
-  cp_async_wait<0>();
-  block_sync();
-  const int channel = first_tile * 8 + warp_n * 32 + lane % 8 * 4;
+  const int channel = (first_block + warp_n) * warp_channels + thread_channel();
   const bool wide = is_wide(e);
   float bias[4];
   load_bias(e, channel, bias);
-  const bool whole = wide && first_row + float_bm <= rows && first_tile * 8 + float_bn <= e.channels;
-  store_tile<2>(memory + warp_of() * part_bytes, acc, first_row + warp_m * 32, rows, channel, whole, wide, e,
-                [&](uint32_t sum, int, int i) { return bits_to_float(sum) + bias[i]; });
+  const bool whole = wide && first_row + float_bm <= rows && first_block * warp_channels + float_bn <= e.channels;
+  store_tile<8>(first_row + warp_m * 32, rows, channel, whole, wide, e, [&](int i, float(&v)[4]) {
+    RS_UNROLL
+    for (int j = 0; j < 4; j++) v[j] = thread_sum(acc, i, j) + bias[j];
+  });
 }
 
 // ---- the operator
@@ -800,7 +798,7 @@ size_t linear_work(const backend_op &) { return 0; }
 
 cudaError_t linear_cuda(const op_call &c) {
   const backend_tensor &weight = c.op->in[1];
-  const int64_t n = weight.rows, np = round_up(n, panel_n), kp = round_up(weight.cols, group_k);
+  const int64_t n = weight.rows, np = round_up(n, warp_channels), kp = round_up(weight.cols, group_k);
   linear_end e = {};
   e.bias = c.in[2].f32();
   e.act = c.op->params.act;
@@ -808,16 +806,17 @@ cudaError_t linear_cuda(const op_call &c) {
   e.y = c.out.data, e.stride = c.out.stride;
   e.channels = static_cast<int32_t>(n);
   e.half = c.out.half;
+  if (kp > 1 << 24) return cudaErrorNotSupported;  // 64 rows of x are counted in 32 bits
   if (!is_quantized(weight.type)) {
     const device_value &x = c.in[0];
     const bool aligned = x.stride % 4 == 0 && reinterpret_cast<uintptr_t>(x.data) % 16 == 0;
-    const float_weight w = {static_cast<const uint4 *>(c.in[1].data), static_cast<int32_t>(np / 8), static_cast<int32_t>(kp)};
+    const float_weight w = {static_cast<const uint4 *>(c.in[1].data), static_cast<int32_t>(np / warp_channels), static_cast<int32_t>(kp)};
     const dim3 grid(static_cast<unsigned>(ceil_div(np, float_bn)), static_cast<unsigned>(ceil_div(c.out.capacity, float_bm)));
     return launch(c.stream, grid, float_threads, float_bytes, linear_float, c.out.rows, static_cast<const float *>(x.f32()),
                   x.stride, static_cast<int>(weight.cols), aligned, w, e);
   }
   quantized_weight w = {};
-  w.panels = static_cast<int32_t>(np / panel_n), w.kp = static_cast<int32_t>(kp);
+  w.blocks = static_cast<int32_t>(np / warp_channels), w.kp = static_cast<int32_t>(kp);
   w.w = static_cast<const uint8_t *>(c.in[1].data);
   const uint8_t *behind = w.w + np * kp / (weight.type == RS_W4 ? 2 : 1);
   if (weight.type == RS_W4) w.mult = behind, behind += np * kp / group_k;
@@ -869,12 +868,14 @@ struct attn_call {
   const int32_t *n_tiles;
   const float *sizes;
   int64_t size_stride;
-  float *out;  // [T, heads d]
+  void *out;  // [T, heads d]
   int64_t out_stride;
+  bool half_out;
   attn_sum *sums;  // [heads][tokens]
   int64_t tokens;
   int d, heads;
   float scale;        // of scores in powers of two
+  float factor;       // the same where it is positive, which keeps their order; else 1
   bool pairs;         // two columns of out may be written at once
   int behind, ahead;  // how far from a query the keys are that it sees
 };
@@ -982,9 +983,27 @@ RS_DEVICE float log_size(const attn_call &a, int64_t token) { return log2f(a.siz
 // With values: out.  Without: what the softmax of each query is divided by, for attn_colsum.  fmaxf passes over NaN, but the sum of
 // weights does not: a row with a NaN among its scores is NaN.
 //
+// Two neighbouring columns of the result, of which `left` are there.
+RS_DEVICE void store_pair(const attn_call &a, int64_t at, int left, float2 v) {
+  if (left <= 0) return;
+  const uint32_t halves = pack_f16(v.x, v.y);
+  float *floats = static_cast<float *>(a.out) + at;
+  uint16_t *to = static_cast<uint16_t *>(a.out) + at;
+  if (a.pairs) {
+    if (a.half_out) *reinterpret_cast<uint32_t *>(to) = halves;
+    else *reinterpret_cast<float2 *>(floats) = v;
+    return;
+  }
+  if (a.half_out) to[0] = static_cast<uint16_t>(halves);
+  else floats[0] = v.x;
+  if (left < 2) return;
+  if (a.half_out) to[1] = static_cast<uint16_t>(halves >> 16);
+  else floats[1] = v.y;
+}
+
 // budget: registers 168, shared 33792, spills 0
 template <int D, bool values>
-RS_KERNEL(attn_threads, D >= 64 && values ? 3 : 4)
+RS_KERNEL(attn_threads, !values || D < 64 ? 4 : D <= 96 ? 3 : 2)
 flash_attn_kernel(attn_call a) {
   constexpr int keys = attn_key_rows<D, values>, buffer = keys * D * (values ? 2 : 1);
   if (block_x() >= *a.n_tiles) return;
@@ -1032,16 +1051,9 @@ flash_attn_kernel(attn_call a) {
     if (warp_first <= warp_last && key <= warp_last + a.ahead && key + keys > warp_first - a.behind) {
       float s[keys / 8][4];
       find_scores<D, keys>(s, q, tiles + at * buffer);
-      if (a.sizes) {  // adds 0 where a size is 1: the same bits as without sizes
-        const shared<float2> log = (logs + at * keys).template as<float2>();
-        for (int i = 0; i < keys / 8; i++) {
-          const float2 l = log[4 * i + t];
-          for (int j = 0; j < 4; j++) s[i][j] = fused(s[i][j], a.scale, j % 2 ? l.y : l.x);
-        }
-      } else {
+      if (!(a.scale > 0))
         for (int i = 0; i < keys / 8; i++)
           for (int j = 0; j < 4; j++) s[i][j] *= a.scale;
-      }
       if (key + keys > smaller(n, warp_first + a.ahead + 1) || key < warp_last - a.behind)
         for (int i = 0; i < keys / 8; i++)
           for (int j = 0; j < 4; j++) {
@@ -1049,22 +1061,44 @@ flash_attn_kernel(attn_call a) {
             if (column >= n || from_here < -a.behind || from_here > a.ahead) s[i][j] = -INFINITY;
           }
 
-      float keep[2];
+      // A score is s times the factor + log(size), which is 0 where a size is 1: the same bits as without sizes.
+      const shared<float2> log = (logs + at * keys).template as<float2>();
+      float keep[2], base[2];
       for (int j = 0; j < 2; j++) {
-        float largest = most[j];
-        for (int i = 0; i < keys / 8; i++) largest = fmaxf(largest, fmaxf(s[i][2 * j], s[i][2 * j + 1]));
-        largest = quad_max(largest);
-        const float base = largest == -INFINITY ? 0 : largest;  // no key seen yet: weights are 2^-inf, not NaN
-        keep[j] = power_of_two(most[j] - base);
-        most[j] = largest;
-        float sum = 0;
-        for (int i = 0; i < keys / 8; i++)
-          for (int c = 2 * j; c < 2 * j + 2; c++) {
-            s[i][c] = power_of_two(s[i][c] - base);
-            sum += s[i][c];
+        float largest = -INFINITY;
+        if (a.sizes) {
+          for (int i = 0; i < keys / 8; i++) {
+            const float2 l = log[4 * i + t];
+            largest = fmaxf(largest, fmaxf(fused(s[i][2 * j], a.factor, l.x), fused(s[i][2 * j + 1], a.factor, l.y)));
           }
-        total[j] = fused(total[j], keep[j], sum);
+        } else {
+          for (int i = 0; i < keys / 8; i++) largest = fmaxf(largest, fmaxf(s[i][2 * j], s[i][2 * j + 1]));
+          largest *= a.factor;
+        }
+        largest = quad_max(fmaxf(most[j], largest));
+        base[j] = largest == -INFINITY ? 0 : largest;  // no key seen yet: weights are 2^-inf, not NaN
+        keep[j] = power_of_two(most[j] - base[j]);
+        most[j] = largest;
       }
+      // exponent(s, i, which of the two columns, base)
+      const auto weigh = [&](auto exponent) {
+        for (int j = 0; j < 2; j++) {
+          float sum = 0;
+          for (int i = 0; i < keys / 8; i++)
+            for (int c = 0; c < 2; c++) sum += s[i][2 * j + c] = power_of_two(exponent(s[i][2 * j + c], i, c, base[j]));
+          total[j] = fused(total[j], keep[j], sum);
+        }
+      };
+      const auto log_of = [&](int i, int c) {
+        const float2 l = log[4 * i + t];
+        return c ? l.y : l.x;
+      };
+      // The subtraction is part of the product, but where scores are so large that what the largest one's rounding left out of it
+      // would count.
+      const bool fits = fmaxf(fabsf(base[0]), fabsf(base[1])) < 65536;
+      if (fits && !a.sizes) weigh([&](float x, int, int, float b) { return fused(x, a.factor, -b); });
+      else if (fits) weigh([&](float x, int i, int c, float b) { return fused(x, a.factor, log_of(i, c) - b); });
+      else weigh([&](float x, int i, int c, float b) { return fused(x, a.factor, a.sizes ? log_of(i, c) : 0) - b; });
       if (values) {
         if (ballot(keep[0] != 1 || keep[1] != 1))
           for (int i = 0; i < D / 8; i++)
@@ -1080,16 +1114,10 @@ flash_attn_kernel(attn_call a) {
     const int row = warp_first + lane / 4 + 8 * j;
     if (row >= n) continue;
     if (values) {
-      float *to = a.out + static_cast<int64_t>(begin + row) * a.out_stride + head * a.d;
+      const int64_t at = static_cast<int64_t>(begin + row) * a.out_stride + head * a.d;
       for (int i = 0; i < D / 8; i++) {
         const int column = 8 * i + 2 * t;
-        const float2 y = {o[i][2 * j] * inverse, o[i][2 * j + 1] * inverse};
-        if (a.pairs) {
-          if (column < a.d) *reinterpret_cast<float2 *>(to + column) = y;
-        } else {
-          if (column < a.d) to[column] = y.x;
-          if (column + 1 < a.d) to[column + 1] = y.y;
-        }
+        store_pair(a, at + column, a.d - column, {o[i][2 * j] * inverse, o[i][2 * j + 1] * inverse});
       }
     } else if (t == 0) {
       a.sums[head * a.tokens + begin + row] = {most[j], inverse};
@@ -1174,7 +1202,7 @@ attn_call make_attn_call(const op_call &c, const device_value &cu, const device_
   a.tokens = c.in[0].capacity;
   a.d = static_cast<int>(c.in[0].cols / p.heads), a.heads = p.heads;
   a.behind = a.ahead = INT_MAX / 2;  // all
-  a.scale = p.scale * log2_e;
+  a.scale = p.scale * log2_e, a.factor = a.scale > 0 ? a.scale : 1;
   return a;
 }
 
@@ -1195,8 +1223,8 @@ cudaError_t launch_flash_attn(const op_call &c, int window) {
   if (status != cudaSuccess) return status;
   a.q = x[0], a.k = x[1], a.v = x[2];
   a.behind = window > 0 ? std::min(window, a.behind) : a.behind, a.ahead = c.op->params.causal ? 0 : a.behind;
-  a.out = c.out.f32(), a.out_stride = c.out.stride;
-  a.pairs = a.d % 2 == 0 && a.out_stride % 2 == 0 && reinterpret_cast<uintptr_t>(a.out) % 8 == 0;
+  a.out = c.out.data, a.out_stride = c.out.stride, a.half_out = c.out.half;
+  a.pairs = a.d % 2 == 0 && a.out_stride % 2 == 0 && reinterpret_cast<uintptr_t>(a.out) % (a.half_out ? 4 : 8) == 0;
   const dim3 grid(static_cast<unsigned>(c.tile_capacity), static_cast<unsigned>(c.op->params.heads));
   return with_head_size(a.d, [&](auto size) {
     constexpr int d = decltype(size)::value;
@@ -1753,6 +1781,39 @@ struct row_in_registers {
   }
 };
 
+// f16: what is only quantized.  Two columns a register.
+RS_DEVICE piece<float, 8> eight_floats(const uint4 &v) {
+  const uint32_t pairs[4] = {v.x, v.y, v.z, v.w};
+  piece<float, 8> r;
+  for (int i = 0; i < 8; i++) r.v[i] = f16_to_float(static_cast<uint16_t>(pairs[i / 2] >> i % 2 * 16));
+  return r;
+}
+template <int count, bool full>
+struct halves_in_registers {
+  static constexpr int width = 8;
+  uint4 v[count];
+
+  RS_DEVICE halves_in_registers(int n, const uint16_t *x) {
+    for (int i = 0; i < count; i++)
+      if (full || column(i) < n) v[i] = *reinterpret_cast<const uint4 *>(x + column(i));
+  }
+  RS_DEVICE static int column(int i) { return (i * warp_size + lane_of()) * width; }
+  template <class F>
+  RS_DEVICE void look(int n, F f) const {
+    for (int i = 0; i < count; i++)
+      if (full || column(i) < n) f(column(i), eight_floats(v[i]));
+  }
+};
+struct halves_in_memory {
+  static constexpr int width = 8;
+  const uint16_t *at;
+
+  template <class F>
+  RS_DEVICE void look(int n, F f) const {
+    for (int j = lane_of() * width; j < n; j += warp_size * width) f(j, eight_floats(*reinterpret_cast<const uint4 *>(at + j)));
+  }
+};
+
 template <class P, int N>  // P: a pointer to pieces
 struct row_in_memory {
   static constexpr int width = N;
@@ -1780,31 +1841,33 @@ struct row_in_memory {
 };
 
 // 255 steps from the smallest to the largest value, as quant_range and quantize_one of rs.cpp, section 6, to the bit.
-RS_DEVICE row_quant quant_range(float low, float high, bool nan) {
+RS_DEVICE row_quant quant_range(float low, float high) {  // NaN, where the row has one
   const float scale = (high - low) / 255;
-  if (nan || !(fabsf(scale) <= FLT_MAX)) return {bits_to_float(0x7fc00000u), 0};
+  if (!(fabsf(scale) <= FLT_MAX)) return {bits_to_float(0x7fc00000u), 0};
   if (scale < FLT_MIN) return {FLT_MIN, 0};  // nothing but zeros (or denormals)
   return {scale, static_cast<int32_t>(rintf(-low / scale))};
-}
-RS_DEVICE uint8_t quantize_one(float x, float inverse, int32_t zero) {
-  const float v = fminf(fmaxf(rintf(x * inverse), -256.0f), 256.0f);
-  return static_cast<uint8_t>(smaller(larger(static_cast<int32_t>(v) + zero, 0), 255));
 }
 
 // A row that a warp holds: q has kp columns, those behind the row's the zero point.
 template <class R>
 RS_DEVICE void quantize_held(const R &row, int n, uint8_t *q, int kp, row_quant *rq) {
   float low = 0, high = 0;
-  bool nan = false;
   row.look(n, [&](int, const piece<float, R::width> &v) {
-    for (int i = 0; i < R::width; i++) low = fminf(low, v.v[i]), high = fmaxf(high, v.v[i]), nan = nan || v.v[i] != v.v[i];
+    for (int i = 0; i < R::width; i++) low = min_or_nan(low, v.v[i]), high = max_or_nan(high, v.v[i]);
   });
-  const row_quant to = quant_range(warp_min(low), warp_max(high), ballot(nan) != 0);
+  for (int mask = 16; mask > 0; mask /= 2)
+    low = min_or_nan(low, shuffle_xor(low, mask)), high = max_or_nan(high, shuffle_xor(high, mask));
+  const row_quant to = quant_range(low, high);
   const bool shows = to.scale != to.scale;  // zeros, whose scale says what they are
-  const float inverse = 1 / to.scale;
+  const float inverse = shows ? 0 : 1 / to.scale, least = -static_cast<float>(to.zero), most = 255 + least;
+  // In a float between 2^23 and 2^24, the last bit is 1: the sum is rounded as rint() would, and its last byte is the result.
+  const float whole = 12582912;
   row.look(n, [&](int j, const piece<float, R::width> &v) {
     piece<uint8_t, R::width> u;
-    for (int i = 0; i < R::width; i++) u.v[i] = shows ? uint8_t{0} : quantize_one(v.v[i], inverse, to.zero);
+    for (int i = 0; i < R::width; i++) {
+      const float step = fminf(fmaxf(v.v[i] * inverse, least), most);  // NaN: the least, 0
+      u.v[i] = static_cast<uint8_t>(float_to_bits(step + whole) + static_cast<uint32_t>(to.zero));
+    }
     store(q + j, u);
   });
   for (int j = n + lane_of(); j < kp; j += warp_size) q[j] = static_cast<uint8_t>(to.zero);
@@ -1981,7 +2044,58 @@ quantize_global(quantize_args a) {
   quantize_held(row, a.n, a.q + r * a.kp, a.kp, a.rq + r);
 }
 
+struct quantize_halves_args {
+  const uint16_t *x;
+  int64_t ldx;
+  const int32_t *rows;
+  int n;
+  uint8_t *q;
+  row_quant *rq;
+  int kp;
+};
+
+// budget: registers 80, shared 0, spills 0
+template <int count, bool full>
+RS_KERNEL(row_threads, count > 8 ? 2 : count > 6 ? 3 : 4)
+quantize_halves(quantize_halves_args a) {
+  const int64_t r = row_of();
+  if (r >= *a.rows) return;
+  const halves_in_registers<count, full> row(a.n, a.x + r * a.ldx);
+  quantize_held(row, a.n, a.q + r * a.kp, a.kp, a.rq + r);
+}
+RS_KERNEL(row_threads, 4) quantize_many_halves(quantize_halves_args a) {
+  const int64_t r = row_of();
+  if (r >= *a.rows) return;
+  quantize_held(halves_in_memory{a.x + r * a.ldx}, a.n, a.q + r * a.kp, a.kp, a.rq + r);
+}
+
+// What quantize_rows can read as f16.
+bool quantizes_halves(int64_t cols, int64_t stride, int64_t first) { return cols % 8 == 0 && stride % 8 == 0 && first % 8 == 0; }
+
+// The cases of a switch over how many times all lanes read.
+#define RS_HALVES_IN(count) \
+  case count: \
+    return launch_rows(c, x.capacity, a.n == count * 8 * warp_size ? quantize_halves<count, true> : quantize_halves<count, false>, a);
+cudaError_t quantize_half_rows(const op_call &c, const device_value &x, uint8_t *q, row_quant *rq, int64_t kp) {
+  if (!quantizes_halves(x.cols, x.stride, 0) || reinterpret_cast<uintptr_t>(x.data) % 16) return cudaErrorInvalidValue;
+  const quantize_halves_args a = {x.f16(), x.stride, x.rows, static_cast<int>(x.cols), q, rq, static_cast<int>(kp)};
+  int64_t counts = ceil_div(x.cols, 8 * warp_size);
+  counts = counts <= 4 ? counts : round_up(counts, counts <= 8 ? 2 : 4);
+  switch (counts) {
+    RS_HALVES_IN(1)
+    RS_HALVES_IN(2)
+    RS_HALVES_IN(3)
+    RS_HALVES_IN(4)
+    RS_HALVES_IN(6)
+    RS_HALVES_IN(8)
+    RS_HALVES_IN(12)
+    default:
+      return launch_rows(c, x.capacity, quantize_many_halves, a);
+  }
+}
+
 cudaError_t quantize_rows(const op_call &c, const device_value &x, uint8_t *q, row_quant *rq, int64_t kp) {
+  if (x.half) return quantize_half_rows(c, x, q, rq, kp);
   const bool fours = by_fours(x.cols, {&x});
   const row_plan plan = plan_row(x.cols, fours);
   const quantize_args a = {x.f32(), x.stride, x.rows, static_cast<int>(x.cols), plan.held, q, rq, static_cast<int>(kp)};
@@ -2912,35 +3026,82 @@ uint16_t bf16_of(float v) {  // to the nearest, of two the even one
   return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
+// Where a thread's i-th word (of 4) of the m-th mma of a block lies in w: channel, and how many words along K from the block's start
+// on.  A word is 4 values of 8 bits, or 2 of 16, of which linear_float pairs neighbours.
+struct fragment_word {
+  int64_t channel, k;
+};
+fragment_word word_of(int64_t m, int64_t lane, int64_t i) { return {lane / 4 * 4 + m * 2 + i % 2, i / 2}; }
+
 // Panels of floats, [Np / 16][Kp][16], as linear_float wants them.
-std::vector<uint32_t> split_panels(rs_type type, const void *data, int64_t np, int64_t kp) {
+std::vector<uint8_t> split_panels(rs_type type, const void *data, int64_t np, int64_t kp) {
   const auto at = [&](int64_t n, int64_t k) {
+    if (n >= np) return 0.0f;
     const int64_t i = (n / panel_n * kp + k) * panel_n + n % panel_n;
     return type == RS_F32 ? static_cast<const float *>(data)[i] : half_value(static_cast<const uint16_t *>(data)[i]);
   };
-  std::vector<uint32_t> out(static_cast<size_t>(np * kp));
-  for (int64_t tile = 0; tile < np / 8; tile++)
+  const int64_t blocks = ceil_div(np, warp_channels);
+  std::vector<uint8_t> out(static_cast<size_t>(blocks * warp_channels * kp * 4));
+  auto *to = reinterpret_cast<uint32_t *>(out.data());
+  for (int64_t block = 0; block < blocks; block++)
     for (int64_t step = 0; step < kp / 16; step++)
-      for (int64_t lane = 0; lane < warp_size; lane++) {
-        uint32_t *to = out.data() + ((tile * (kp / 16) + step) * warp_size + lane) * 4;
-        for (int i = 0; i < 2; i++) {
-          const int64_t n = tile * 8 + lane / 4, k = step * 16 + lane % 4 * 4 + i * 2;
+      for (int64_t m = 0; m < 2; m++, to += 2 * warp_size * 4)
+        for (int64_t j = 0; j < warp_size * 4; j++) {
+          const fragment_word word = word_of(m, j / 4, j % 4);
+          const int64_t n = block * warp_channels + word.channel, k = step * 16 + j / 4 % 4 * 4 + word.k * 2;
           const float a = at(n, k), b = at(n, k + 1);
           const uint16_t ah = bf16_of(a), bh = bf16_of(b);
-          to[i] = ah | static_cast<uint32_t>(bh) << 16;
-          to[i + 2] = bf16_of(a - bf16_value(ah)) | static_cast<uint32_t>(bf16_of(b - bf16_value(bh))) << 16;
+          to[j] = ah | static_cast<uint32_t>(bh) << 16;
+          to[warp_size * 4 + j] = bf16_of(a - bf16_value(ah)) | static_cast<uint32_t>(bf16_of(b - bf16_value(bh))) << 16;
         }
-      }
+  return out;
+}
+
+// Panels of 8 and 4 bits with what is behind them (rs.cpp, section 5), as linear_quantized wants them.  Channels that fill up the
+// last block are zeros.
+std::vector<uint8_t> order_panels(rs_type type, const void *data, int64_t np, int64_t kp) {
+  const bool four = type == RS_W4;
+  const int64_t to_np = round_up(np, warp_channels), groups = kp / group_k, row_words = four ? 8 : 16;
+  const auto *panels = static_cast<const uint32_t *>(data);
+  const auto *mult = reinterpret_cast<const uint8_t *>(panels + np * kp / (four ? 8 : 4));
+  const uint8_t *behind = mult + (four ? np * groups : 0);
+  std::vector<uint8_t> out(static_cast<size_t>(to_np * kp / (four ? 2 : 1) + (four ? to_np * groups : 0) + to_np * 8));
+  auto *to = reinterpret_cast<uint32_t *>(out.data());
+  // Of a channel, the bytes (nibbles, in the low half of each) of 4 values along K.
+  const auto values = [&](int64_t n, int64_t k4) {
+    const uint32_t none = four ? 0x08080808 : 0;
+    if (n >= np) return none;
+    const uint32_t word = panels[(n / panel_n * (kp / panel_k) + k4) * row_words + (four ? n % 8 : n % panel_n)];
+    return !four ? word : (n % panel_n < 8 ? word : word >> 4) & 0x0f0f0f0f;
+  };
+  for (int64_t block = 0; block < to_np / warp_channels; block++)
+    for (int64_t group = 0; group < groups; group++)
+      for (int64_t m = 0; m < (four ? 1 : 2); m++)
+        for (int64_t j = 0; j < warp_size * 4; j++) {
+          const auto of = [&](int64_t mma) {
+            const fragment_word word = word_of(mma, j / 4, j % 4);
+            return values(block * warp_channels + word.channel, group * 8 + word.k * 4 + j / 4 % 4);
+          };
+          *to++ = four ? of(0) | of(1) << 4 : of(m);
+        }
+  auto *at = reinterpret_cast<uint8_t *>(to);
+  if (four)
+    for (int64_t block = 0; block < to_np / warp_channels; block++)
+      for (int64_t group = 0; group < groups; group++)
+        for (int64_t n = block * warp_channels; n < (block + 1) * warp_channels; n++)
+          *at++ = n < np ? mult[(n / panel_n * groups + group) * panel_n + n % panel_n] : 0;
+  memcpy(at, behind, static_cast<size_t>(np * 4));
+  memcpy(at + to_np * 4, behind + np * 4, static_cast<size_t>(np * 4));
   return out;
 }
 
 // A copy of a weight, of `bytes` in the host's memory.  Its kernels may read a different form.
 rs_status upload_weight(rs_type type, rs_layout layout, int64_t rows, int64_t cols, const void *data, size_t bytes,
                         const char *name, void **out, size_t *taken, backend_error *error) {
-  std::vector<uint32_t> cut;
-  if (layout == RS_PANELS && !is_quantized(type)) {
-    cut = split_panels(type, data, round_up(rows, panel_n), round_up(cols, group_k));
-    data = cut.data(), bytes = cut.size() * 4;
+  std::vector<uint8_t> ordered;
+  if (layout == RS_PANELS) {
+    ordered = (is_quantized(type) ? order_panels : split_panels)(type, data, round_up(rows, panel_n), round_up(cols, group_k));
+    data = ordered.data(), bytes = ordered.size();
   }
   RS_TRY(allocate(out, bytes, name, error));
   const cudaError_t e = cudaMemcpy(*out, data, bytes, cudaMemcpyHostToDevice);
@@ -3040,19 +3201,22 @@ constexpr const char *operator_names[op_count] = {
 #undef X
 };
 
-// Do only operators read that tensor which take f16?
-bool attention_only(const backend_run &r, int32_t id) {
+// Does the operator take its j-th input as f16?
+bool takes_halves(const backend_op &op, int j) {
+  const backend_tensor &x = op.in[j];
+  if (op.op == OP_LINEAR) return j == 0 && is_quantized(op.in[1].type) && quantizes_halves(x.cols, x.stride, x.first);
+  const bool attention = (op.op == OP_FLASH_ATTN && j < 3) || (op.op == OP_ATTN_COLSUM && j < 2);
+  return attention && x.cols / op.params.heads % 8 == 0 && x.stride % 8 == 0 && x.first % 8 == 0;  // heads begin on 16 bytes
+}
+// Do all operators that read that tensor?
+bool halves_do(const backend_run &r, int32_t id) {
   bool any = false;
-  for (size_t i = 0; i < r.n_ops; i++) {
-    const backend_op &op = r.ops[i];
+  for (size_t i = 0; i < r.n_ops; i++)
     for (int j = 0; j < max_sources; j++) {
-      if (op.in[j].place != backend_place::result || op.in[j].id != id) continue;
-      const bool attention = (op.op == OP_FLASH_ATTN && j < 3) || (op.op == OP_ATTN_COLSUM && j < 2);
-      // Heads begin on 16 bytes.
-      if (!attention || op.in[j].cols / op.params.heads % 8 || op.in[j].stride % 8 || op.in[j].first % 8) return false;
+      if (r.ops[i].in[j].place != backend_place::result || r.ops[i].in[j].id != id) continue;
+      if (!takes_halves(r.ops[i], j)) return false;
       any = true;
     }
-  }
   return any;
 }
 
@@ -3060,7 +3224,8 @@ bool attention_only(const backend_run &r, int32_t id) {
 std::map<int32_t, bool> find_halves(const backend_run &r) {
   std::map<int32_t, bool> halves;
   for (size_t i = 0; i < r.n_ops; i++)
-    if (r.ops[i].op == OP_LINEAR) halves[r.ops[i].out.id] = !r.ops[i].out.output && attention_only(r, r.ops[i].out.id);
+    if (r.ops[i].op == OP_LINEAR || r.ops[i].op == OP_FLASH_ATTN)
+      halves[r.ops[i].out.id] = !r.ops[i].out.output && halves_do(r, r.ops[i].out.id);
   // Column sums take q and k of one kind.
   for (bool changed = true; changed;) {
     changed = false;

@@ -317,13 +317,13 @@ enum class collective : uint8_t {
   ballot,
   ldmatrix,
   ldmatrix_transposed,
-  mma_u8s8,
+  mma_s8u8,
   mma_f16,
   mma_bf16
 };
 inline const char *name_of(collective c) {
   constexpr const char *names[] = {"warp_sync", "shuffle_xor", "shuffle", "ballot", "ldmatrix_x4", "ldmatrix_x4_transposed",
-                                   "mma_u8s8",  "mma_f16",     "mma_bf16"};
+                                   "mma_s8u8",  "mma_f16",     "mma_bf16"};
   return names[static_cast<int>(c)];
 }
 
@@ -749,9 +749,9 @@ inline void run_ldmatrix(worker &w, const warp_state &warp, bool transposed) {
   }
 }
 
-inline void run_mma_u8s8(const warp_state &warp) {
-  alignas(64) uint8_t a8[16][32];
-  alignas(64) int8_t b8[8][32];  // by columns
+inline void run_mma_s8u8(const warp_state &warp) {
+  alignas(64) int8_t a8[16][32];
+  alignas(64) uint8_t b8[8][32];  // by columns
   for (int lane = 0; lane < 32; ++lane) {
     const auto &f = *static_cast<const mma_frame *>(warp.frame[lane]);
     const int g = lane / 4, t = lane % 4;
@@ -1572,10 +1572,10 @@ void ldmatrix_x4_transposed(uint32_t (&r)[4], shared<T> row, int line = __builti
   cuda_host::converge(cuda_host::collective::ldmatrix_transposed, line, &f,
                       [](cuda_host::worker &w, cuda_host::warp_state &warp) { cuda_host::run_ldmatrix(w, warp, true); });
 }
-inline void mma_u8s8(int32_t (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], int line = __builtin_LINE()) {
+inline void mma_s8u8(int32_t (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], int line = __builtin_LINE()) {
   cuda_host::mma_frame f = {c, a, b};
-  cuda_host::converge(cuda_host::collective::mma_u8s8, line, &f,
-                      [](cuda_host::worker &, cuda_host::warp_state &warp) { cuda_host::run_mma_u8s8(warp); });
+  cuda_host::converge(cuda_host::collective::mma_s8u8, line, &f,
+                      [](cuda_host::worker &, cuda_host::warp_state &warp) { cuda_host::run_mma_s8u8(warp); });
 }
 inline void mma_f16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], int line = __builtin_LINE()) {
   cuda_host::mma_frame f = {c, a, b};
@@ -1619,6 +1619,10 @@ void cp_async_wait() {
 inline uint32_t pack_f16(float low, float high) {
   return cuda_host::float_to_half(low) | static_cast<uint32_t>(cuda_host::float_to_half(high)) << 16;
 }
+inline uint32_t pack_finite_f16(float low, float high) {
+  const auto fit = [](float v) { return v > 65504 ? 65504 : v < -65504 ? -65504 : v; };  // NaN stays
+  return pack_f16(fit(low), fit(high));
+}
 inline uint32_t pack_bf16(float low, float high) {
   return cuda_host::float_to_bfloat(low) | static_cast<uint32_t>(cuda_host::float_to_bfloat(high)) << 16;
 }
@@ -1628,6 +1632,8 @@ inline float power_of_two(float x) {  // as on the card, what is denormal is 0
   return v < FLT_MIN ? 0 : v;
 }
 inline float fused(float a, float b, float c) { return std::fma(a, b, c); }
+inline float max_or_nan(float a, float b) { return std::isnan(a) || std::isnan(b) ? NAN : std::fmax(a, b); }
+inline float min_or_nan(float a, float b) { return std::isnan(a) || std::isnan(b) ? NAN : std::fmin(a, b); }
 inline float bits_to_float(uint32_t v) {
   float r;
   std::memcpy(&r, &v, sizeof r);

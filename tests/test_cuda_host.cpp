@@ -499,7 +499,7 @@ product(const A *a, const A *b, C *c, bool transposed) {
   const uint32_t b2[2] = {bf[0], bf[1]};
   C acc[4];
   for (int i = 0; i < 4; ++i) acc[i] = c[(g + i / 2 * 8) * 8 + 2 * t + i % 2];
-  if constexpr (std::is_same_v<A, uint8_t>) mma_u8s8(acc, af, b2);
+  if constexpr (std::is_same_v<A, uint8_t>) mma_s8u8(acc, af, b2);
   else if constexpr (std::is_same_v<A, uint16_t>) mma_f16(acc, af, b2);
   else mma_bf16(acc, af, b2);
   for (int i = 0; i < 4; ++i) c[(g + i / 2 * 8) * 8 + 2 * t + i % 2] = acc[i];

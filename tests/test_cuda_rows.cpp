@@ -335,6 +335,32 @@ TEST_P(Rows, QuantizeHasTheBitsOfTheReference) {
   }
 }
 
+// What is stored as f16 is quantized as if its values were floats.
+TEST_P(Rows, QuantizeOfHalves) {
+  for (const int64_t cols : {8, 40, 256, 264, 512, 768, 1000, 1024, 1536, 2048, 2056, 3072, 3080, 4096})
+    for (const int64_t more : {0, 8}) {
+      SCOPED_TRACE(cols);
+      floats x(capacity, cols, rows.data());
+      x.fill(6);
+      x(1, cols - 1) = NAN, x(2, 0) = 65504, x(2, cols - 1) = -65504;
+      for (int64_t j = 0; j < cols; j++) x(3, j) = 0, x(4, j) = std::fabs(x(4, j)), x(5, j) = x(5, j) * 1e-6f;
+      test_tensor<uint32_t> halves(capacity, {cols / 2, (cols + more) / 2, 0}, rows.data());
+      for (int64_t i = 0; i < rows[0]; i++)
+        for (int64_t j = 0; j < cols; j += 2) {
+          const uint32_t pair = pack_f16(x(i, j), x(i, j + 1));
+          halves(i, j / 2) = pair;
+          x(i, j) = half_value(static_cast<uint16_t>(pair)), x(i, j + 1) = half_value(static_cast<uint16_t>(pair >> 16));
+        }
+      device_value v = halves.value();
+      v.half = true, v.cols = cols, v.stride = cols + more;
+      const quantized q(capacity, cols);
+      test_call c;
+      expect_no_fault(quantize_rows(c.call, v, q.q.data(), q.rq.data(), q.kp));
+      q.expect_of(x);
+      if (HasFatalFailure()) return;
+    }
+}
+
 // ---- l2_normalize, shift
 
 TEST_P(Rows, L2Normalize) {
