@@ -66,11 +66,20 @@ struct shared {
 // What the launch asked for, from a byte offset that is a multiple of 16.
 template <class T>
 RS_DEVICE shared<T> block_memory(int offset) {
-  extern __shared__ __align__(128) unsigned char memory[];
+  extern __shared__ __align__(1024) unsigned char memory[];
   return {reinterpret_cast<T *>(memory + offset)};
 }
 RS_DEVICE int shared_add(shared<int> p, int v) { return atomicAdd(p.p, v); }               // the value before
 RS_DEVICE int global_exchange_if(int *p, int old, int v) { return atomicCAS(p, old, v); }  // the value before
+
+// Blocks of a kernel may be there before the kernel before it in the stream has ended (from compute capability 9.0 on); from here on
+// all that it wrote is to be seen, and so on back to the first.  Every thread of every kernel calls it before it touches what
+// another kernel wrote or reads.
+RS_DEVICE void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" : : : "memory");
+#endif
+}
 
 RS_DEVICE void block_sync() { __syncthreads(); }
 template <class T>
@@ -123,6 +132,38 @@ RS_DEVICE void mma_bf16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&
                : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
+
+// Products of four warps at once, of compute capability 9.0 alone: the second factor is read from shared memory, by hardware beside
+// the warps' own accesses.  c [64][64] += a [64][32] s8 times b [32][64] u8, of which a warp has 16 rows, as mma_s8u8 has them:
+// c[i] are columns 8i to 8i + 7.  b: 64 columns, 64 bytes from one to the next, of which 32 from `b` on (the first or the second half
+// of them) are read; 16-byte chunk c of column r lies at c xor (r / 2 mod 4), from a multiple of 512 bytes on.
+//
+// What cp_async16 and others wrote there is seen behind a fence_shared of who wrote it and a block_sync.  Between multiply_begin and
+// multiply_end no one touches a and c, and until multiply_end no one writes b.
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define RS_WGMMA 1
+RS_DEVICE void fence_shared() { asm volatile("fence.proxy.async.shared::cta;" : : : "memory"); }
+RS_DEVICE void multiply_begin() { asm volatile("wgmma.fence.sync.aligned;" : : : "memory"); }
+RS_DEVICE void multiply_end() {
+  asm volatile("wgmma.commit_group.sync.aligned;" : : : "memory");
+  asm volatile("wgmma.wait_group.sync.aligned 0;" : : : "memory");
+}
+RS_DEVICE void multiply_s8u8(int32_t (&c)[8][4], const uint32_t (&a)[4], shared<uint8_t> b) {
+  // Address, and from 8 columns to the next, in 16 bytes; the second field is not used; swizzled within 64 bytes.
+  const uint64_t place = (shared_address(b.p) & 0x3ffff) >> 4 | uint64_t{1} << 16 | uint64_t{512 / 16} << 32 | uint64_t{2} << 62;
+  asm volatile(
+      "{\n.reg .pred add;\nsetp.ne.b32 add, 1, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k32.s32.s8.u8 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, "
+      "%26, %27, %28, %29, %30, %31}, {%32, %33, %34, %35}, %36, add;\n}"
+      : "+r"(c[0][0]), "+r"(c[0][1]), "+r"(c[0][2]), "+r"(c[0][3]), "+r"(c[1][0]), "+r"(c[1][1]), "+r"(c[1][2]), "+r"(c[1][3]),
+        "+r"(c[2][0]), "+r"(c[2][1]), "+r"(c[2][2]), "+r"(c[2][3]), "+r"(c[3][0]), "+r"(c[3][1]), "+r"(c[3][2]), "+r"(c[3][3]),
+        "+r"(c[4][0]), "+r"(c[4][1]), "+r"(c[4][2]), "+r"(c[4][3]), "+r"(c[5][0]), "+r"(c[5][1]), "+r"(c[5][2]), "+r"(c[5][3]),
+        "+r"(c[6][0]), "+r"(c[6][1]), "+r"(c[6][2]), "+r"(c[6][3]), "+r"(c[7][0]), "+r"(c[7][1]), "+r"(c[7][2]), "+r"(c[7][3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(place)
+      : "memory");
+}
+#endif
 
 // 16 bytes to shared memory, both ends aligned so: the first `bytes` (0 to 16) from `from`, zeros behind them.  They are there, for
 // the thread that asked, when cp_async_wait<N> left no more than N later groups (what lies between two commits) unfinished; for the
@@ -186,8 +227,18 @@ cudaError_t launch(cudaStream_t stream, dim3 grid, int threads, size_t bytes, vo
                                                     cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
     if (status != cudaSuccess) return status;
   }
-  kernel<<<grid, static_cast<unsigned>(threads), bytes, stream>>>(args...);
-  return cudaGetLastError();
+  int device = 0, capability = 0;
+  cudaError_t status = cudaGetDevice(&device);
+  if (status == cudaSuccess) status = cudaDeviceGetAttribute(&capability, cudaDevAttrComputeCapabilityMajor, device);
+  if (status != cudaSuccess) return status;
+  cudaLaunchAttribute early = {};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid, config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = bytes, config.stream = stream;
+  config.attrs = &early, config.numAttrs = capability >= 9 ? 1 : 0;
+  return cudaLaunchKernelEx(&config, kernel, static_cast<P>(args)...);
 }
 
 }  // namespace
@@ -329,6 +380,11 @@ struct op_call {
 namespace {
 
 constexpr int step_k = 64;  // bytes of a row of x in a step
+#ifdef RS_WGMMA
+constexpr bool has_wgmma = true;
+#else
+constexpr bool has_wgmma = false;
+#endif
 
 // What is done to a tile before it is stored.
 struct linear_end {
@@ -443,8 +499,6 @@ RS_DEVICE void store_tile(int64_t first_row, int rows, int channel, bool whole, 
     store_whole_tile<RS_ACT_NONE, false, false, Count>(first_row, channel, e, values);
   else if (whole && e.act == RS_ACT_NONE && !e.half)
     store_whole_tile<RS_ACT_NONE, false, true, Count>(first_row, channel, e, values);
-  else if (whole && e.act == RS_ACT_GELU && !e.half && !e.residual)
-    store_whole_tile<RS_ACT_GELU, false, false, Count>(first_row, channel, e, values);
   else if (whole && e.act == RS_ACT_GELU && e.half && !e.residual)
     store_whole_tile<RS_ACT_GELU, true, false, Count>(first_row, channel, e, values);
   else store_any_tile<Count>(first_row, rows, channel, wide, e, values);
@@ -484,6 +538,7 @@ struct linear_tile {
   static constexpr int quant_bytes = BM * static_cast<int>(sizeof(row_quant));
   static constexpr int bytes = quant_bytes + stages * stage_bytes;
   static constexpr int blocks = BM == 128 ? Four ? 1 : 2 : 4;  // of a multiprocessor: what registers allow
+  static constexpr bool together = has_wgmma && BM == 128 && BN == 128 && !Four;  // products of four warps
 };
 
 // Chunks of 16 bytes change places so that what 8 threads read at a time lies in different banks: rows of x are 64 bytes, two of
@@ -505,46 +560,47 @@ struct step_loader {
   static constexpr int mult_chunks = Four ? BN * step_k / group_k / 16 : 0;  // 4 a block
   const uint8_t *a, *b, *mult;
   int a_stride, b_stride;  // from one chunk of a thread to the next
-  int a_to, a_there, b_there;
-  int a_left, b_left, mult_left;  // of K, from this thread's chunks on
+  int a_there, b_there;    // how many of them there are
+  int kp;
 
-  RS_DEVICE step_loader(const uint8_t *q, int64_t first_row, int rows, const quantized_weight &w, int first_block) {
-    const int thread = thread_index(), row = thread / 4, chunk = thread % 4;
-    a = q + (first_row + row) * w.kp + chunk * 16;
-    a_stride = a_rows * w.kp;
-    a_to = a_chunk(row, chunk);
+  RS_DEVICE step_loader(const uint8_t *q, int64_t first_row, int rows, const quantized_weight &w, int first_block) : kp(w.kp) {
+    const int thread = thread_index(), row = thread / 4, block = thread / chunks;
+    a = q + (first_row + row) * kp + a_from();
+    a_stride = a_rows * kp;
     const int64_t rows_left = rows - first_row - row;
     a_there = rows_left <= 0 ? 0 : rows_left > BM ? a_count : (static_cast<int>(rows_left) + a_rows - 1) / a_rows;
-    a_left = w.kp - chunk * 16;
-    const int block = thread / chunks, part = thread % chunks;
-    const int block_bytes = w.kp / group_k * (chunks * 8);
-    b = w.w + static_cast<int64_t>(first_block + block) * block_bytes + part * 16;
+    const int block_bytes = kp / group_k * (chunks * 8);
+    b = w.w + static_cast<int64_t>(first_block + block) * block_bytes + thread % chunks * 16;
     b_stride = b_blocks * block_bytes;
     const int blocks_left = w.blocks - first_block - block;
     b_there = blocks_left <= 0 ? 0 : (blocks_left + b_blocks - 1) / b_blocks;
-    b_left = w.kp - part / (chunks / 2) * group_k;
     // Multipliers: two groups of 32 channels a block and step.
-    const bool has_mult = thread < mult_chunks && first_block + thread / 4 < w.blocks;
-    mult = w.mult + (has_mult ? static_cast<int64_t>(first_block + thread / 4) * w.kp + thread % 4 * 16 : 0);
-    mult_left = has_mult ? w.kp - thread % 4 / 2 * group_k : 0;
+    mult = nullptr;
+    if (thread < mult_chunks && first_block + thread / 4 < w.blocks)
+      mult = w.mult + static_cast<int64_t>(first_block + thread / 4) * kp + thread % 4 * 16;
   }
+  // Where along K, in bytes of x, this thread's chunks begin in a step.
+  RS_DEVICE static int a_from() { return thread_index() % 4 * 16; }
+  RS_DEVICE static int b_from() { return thread_index() % chunks / (chunks / 2) * group_k; }
+  RS_DEVICE static int mult_from() { return thread_index() % 4 / 2 * group_k; }
 
-  // The next step.  Copies of no bytes read nothing, wherever they point.
-  RS_DEVICE void load(shared<uint8_t> stage) {
+  // Copies of no bytes read nothing, wherever they point.
+  RS_DEVICE void load_x(shared<uint8_t> stage, int step) const {
+    const bool there = step * step_k + a_from() < kp;
+    const shared<uint8_t> to = stage + a_chunk(thread_index() / 4, thread_index() % 4);
     RS_UNROLL
     for (int i = 0; i < a_count; i++)
-      cp_async16(stage + (a_to + i * a_rows * step_k), a + i * a_stride, i < a_there && a_left > 0 ? 16 : 0);
+      cp_async16(to + i * a_rows * step_k, a + step * step_k + i * a_stride, i < a_there && there ? 16 : 0);
+  }
+  RS_DEVICE void load_w(shared<uint8_t> stage, int step) const {
+    const bool there = step * step_k + b_from() < kp;
+    const shared<uint8_t> to = stage + (tile::a_bytes + thread_index() * 16);
     RS_UNROLL
     for (int i = 0; i < b_count; i++)
-      cp_async16(stage + (tile::a_bytes + (thread_index() + i * tile::threads) * 16), b + i * b_stride,
-                 i < b_there && b_left > 0 ? 16 : 0);
+      cp_async16(to + i * tile::threads * 16, b + step * (chunks * 16) + i * b_stride, i < b_there && there ? 16 : 0);
     if (Four && thread_index() < mult_chunks)
-      cp_async16(stage + (tile::a_bytes + tile::b_bytes + thread_index() * 16), mult, mult_left > 0 ? 16 : 0);
-    skip(1);
-  }
-  RS_DEVICE void skip(int steps) {
-    a += steps * step_k, b += steps * (chunks * 16), mult += steps * step_k;
-    a_left -= steps * step_k, b_left -= steps * step_k, mult_left -= steps * step_k;
+      cp_async16(stage + (tile::a_bytes + tile::b_bytes + thread_index() * 16), mult + step * step_k,
+                 mult && step * step_k + mult_from() < kp ? 16 : 0);
   }
 };
 
@@ -602,6 +658,22 @@ RS_DEVICE void multiply_half(shared<uint8_t> stage, int half, const fragment_pla
   }
 }
 
+// acc += a step, by wgmma: the four warps of the same tokens have 128 channels.
+#ifdef RS_WGMMA
+RS_DEVICE void multiply_step(shared<uint8_t> stage, const fragment_places &at, int warp_m, int32_t (&acc)[2][8][4]) {
+  uint32_t w[2][2][4];
+  RS_UNROLL
+  for (int i = 0; i < 4; i++) {
+    const uint4 v = (stage + (at.w + i * 512)).as<uint4>()[0];
+    w[i / 2][i % 2][0] = v.x, w[i / 2][i % 2][1] = v.y, w[i / 2][i % 2][2] = v.z, w[i / 2][i % 2][3] = v.w;
+  }
+  multiply_begin();
+  RS_UNROLL
+  for (int i = 0; i < 4; i++) multiply_s8u8(acc[i % 2], w[i / 2][i % 2], stage + (warp_m * 64 * step_k + i / 2 * 32));
+  multiply_end();
+}
+#endif
+
 // budget: registers 192, shared 50176, spills 0
 // Blocks stay, and take every gridDim-th tile, whose first steps are on their way while the one before is stored.
 template <bool Four, int BM, int BN>
@@ -611,7 +683,7 @@ linear_quantized(const int32_t *n_rows, const uint8_t *q, const row_quant *rq, q
   const int rows = *n_rows, columns = (w.blocks * warp_channels + BN - 1) / BN, tiles = (rows + BM - 1) / BM * columns;
   const shared<row_quant> quants = block_memory<row_quant>(0);
   const shared<uint8_t> stages = block_memory<uint8_t>(tile::quant_bytes);
-  const int warp_m = warp_of() % tile::warps_m, warp_n = warp_of() / tile::warps_m, steps = (w.kp + step_k - 1) / step_k;
+  const int warp_m = warp_of() / tile::warps_n, warp_n = warp_of() % tile::warps_n, steps = (w.kp + step_k - 1) / step_k;
   const fragment_places places = fragment_places::of<tile>(warp_m, warp_n, Four);
   const auto row_of_tile = [&](int i) { return static_cast<int64_t>(i / columns) * BM; };
   const auto block_of_tile = [&](int i) { return i % columns * (BN / warp_channels); };
@@ -620,35 +692,48 @@ linear_quantized(const int32_t *n_rows, const uint8_t *q, const row_quant *rq, q
     const int i = here + ahead;
     return stages + (i < tile::stages ? i : i - tile::stages) * tile::stage_bytes;
   };
-  const auto load_first_steps = [&](int i) {
-    step_loader<Four, BM, BN> loader(q, row_of_tile(i), rows, w, block_of_tile(i));
+  const auto load_first_steps = [&](int i, bool first) {
+    const step_loader<Four, BM, BN> loader(q, row_of_tile(i), rows, w, block_of_tile(i));
+    // Weights are there from the start.
+    RS_UNROLL
+    for (int j = 0; j < tile::stages - 1; j++)
+      if (i < tiles && j < steps) loader.load_w(stage(j), j);
+    if (first) wait_for_previous();
     RS_UNROLL
     for (int j = 0; j < tile::stages - 1; j++) {
-      if (i < tiles && j < steps) loader.load(stage(j));
+      if (i < tiles && j < steps) loader.load_x(stage(j), j);
       cp_async_commit();
     }
   };
-  load_first_steps(block_x());
+  load_first_steps(block_x(), true);
   for (int i = block_x(); i < tiles; i += grid_x()) {
     const int64_t first_row = row_of_tile(i);
     const int first_block = block_of_tile(i);
-    step_loader<Four, BM, BN> loader(q, first_row, rows, w, first_block);
-    loader.skip(tile::stages - 1);
+    const step_loader<Four, BM, BN> loader(q, first_row, rows, w, first_block);
     row_quant mine = {};  // of a row for each of the first BM threads
     if (thread_index() < BM && first_row + thread_index() < rows) mine = rq[first_row + thread_index()];
     int32_t acc[2][tile::tiles][4] = {};
     for (int j = 0; j < steps; j++) {
       cp_async_wait<tile::stages - 2>();
+#ifdef RS_WGMMA
+      if (tile::together) fence_shared();
+#endif
       block_sync();  // step j is there for all, and all are done with the one before it, whose place is free
-      if (j + tile::stages - 1 < steps) loader.load(stage(tile::stages - 1));
+      if (j + tile::stages - 1 < steps) {
+        loader.load_w(stage(tile::stages - 1), j + tile::stages - 1);
+        loader.load_x(stage(tile::stages - 1), j + tile::stages - 1);
+      }
       cp_async_commit();
       if (j == 0 && thread_index() < BM) quants[thread_index()] = mine;
+#ifdef RS_WGMMA
+      if constexpr (tile::together) multiply_step(stage(0), places, warp_m, acc);
+#endif
       RS_UNROLL
-      for (int half = 0; half < 2; half++) multiply_half<Four, BM, BN>(stage(0), half, places, acc);
+      for (int half = 0; half < (tile::together ? 0 : 2); half++) multiply_half<Four, BM, BN>(stage(0), half, places, acc);
       here = here + 1 == tile::stages ? 0 : here + 1;
     }
     if (steps == 1) block_sync();  // quants are there
-    load_first_steps(i + grid_x());
+    load_first_steps(i + grid_x(), false);
     const int channel = (first_block + warp_n) * warp_channels + thread_channel();
     const bool wide = is_wide(e);
     float scale[4] = {}, bias[4];
@@ -733,6 +818,7 @@ RS_DEVICE void load_float_step(shared<uint8_t> stage, const float *x, int64_t st
 // budget: registers 120, shared 49152, spills 0
 RS_KERNEL(float_threads, 3)
 linear_float(const int32_t *n_rows, const float *x, int64_t stride, int columns, bool aligned, float_weight w, linear_end e) {
+  wait_for_previous();
   const int rows = *n_rows, first_block = block_x() * (float_bn / warp_channels);
   const int64_t first_row = static_cast<int64_t>(block_y()) * float_bm;
   if (first_row >= rows) return;
@@ -1003,8 +1089,9 @@ RS_DEVICE void store_pair(const attn_call &a, int64_t at, int left, float2 v) {
 
 // budget: registers 168, shared 33792, spills 0
 template <int D, bool values>
-RS_KERNEL(attn_threads, !values || D < 64 ? 4 : D <= 96 ? 3 : 2)
+RS_KERNEL(attn_threads, D < 32 ? 5 : !values || D < 64 ? 4 : D <= 96 ? 3 : 2)
 flash_attn_kernel(attn_call a) {
+  wait_for_previous();
   constexpr int keys = attn_key_rows<D, values>, buffer = keys * D * (values ? 2 : 1);
   if (block_x() >= *a.n_tiles) return;
   const attn_tile tile = a.tiles[block_x()];
@@ -1151,6 +1238,7 @@ RS_DEVICE float within_f16(float x) { return x > 65504.0f ? 65504.0f : x < -6550
 // A thread makes 8 elements.  grid.y: which of the tensors.
 // budget: registers 32, shared 0, spills 0
 RS_KERNEL(256, 4) attn_halves_kernel(halves_call x, halves_call y, halves_call z, const int32_t *rows, int heads, int d) {
+  wait_for_previous();
   const halves_call a = block_y() == 0 ? x : block_y() == 1 ? y : z;
   const int chunks = (d + 7) / 8, i = block_x() * 256 + thread_index(), row = i / (heads * chunks);
   if (row >= *rows) return;
@@ -1297,6 +1385,7 @@ constexpr int pool_shared = (warp_size + one_query_warps * pool_columns) * 4;
 RS_KERNEL(one_query_threads, 4)
 attn_pool_kernel(const float *query, float_rows k, float_rows v, const int32_t *cu, float_rows sizes, const int32_t *sequences,
                  int d, float scale, float *weights, int64_t tokens, float *out, int64_t out_stride) {
+  wait_for_previous();
   if (block_x() >= *sequences) return;
   const int64_t begin = cu[block_x()], first = static_cast<int64_t>(block_y()) * d;
   const int n = static_cast<int>(cu[block_x() + 1] - begin), lane = lane_of();
@@ -1348,6 +1437,7 @@ cudaError_t attn_pool_cuda(const op_call &c) {
 template <int D>
 RS_KERNEL(attn_threads, 4)
 attn_columns_kernel(attn_call a, float *part) {
+  wait_for_previous();
   constexpr int rows = attn_tile_rows, buffer = rows * D;
   if (block_x() >= *a.n_tiles) return;
   const attn_tile tile = a.tiles[block_x()];
@@ -1407,6 +1497,7 @@ template <class T>
 RS_KERNEL(one_query_threads, 4)
 attn_first_kernel(const T *q, const T *k, int64_t q_stride, int64_t k_stride, const int32_t *cu, float_rows sizes,
                   const int32_t *sequences, int d, float scale, int heads, float *part, int64_t tokens) {
+  wait_for_previous();
   if (block_x() >= *sequences) return;
   const int64_t begin = cu[block_x()], first = static_cast<int64_t>(block_y()) * d;
   const int n = static_cast<int>(cu[block_x() + 1] - begin);
@@ -1420,6 +1511,7 @@ attn_first_kernel(const T *q, const T *k, int64_t q_stride, int64_t k_stride, co
 
 RS_KERNEL(256, 4)
 attn_add_heads_kernel(const float *part, int64_t tokens, const int32_t *rows, int heads, float *out, int64_t out_stride) {
+  wait_for_previous();
   const int i = block_x() * 256 + thread_index();
   if (i >= *rows) return;
   float sum = 0;
@@ -1627,6 +1719,7 @@ struct embed_args {
 template <rs_type type, int N>
 RS_KERNEL(row_threads, 4)
 embed_kernel(embed_args a) {
+  wait_for_previous();
   const int64_t r = row_of();
   if (r >= *a.rows) return;
   const int id = a.ids[r];
@@ -1682,6 +1775,7 @@ struct add_args {
 template <int N>
 RS_KERNEL(row_threads, 4)
 add_kernel(add_args a) {
+  wait_for_previous();
   const int64_t r = row_of();
   if (r >= *a.rows) return;
   for (int j = lane_of() * N; j < a.n; j += warp_size * N) {
@@ -1735,6 +1829,7 @@ struct shift_args {
 template <int N>
 RS_KERNEL(row_threads, 4)
 shift_kernel(shift_args a) {
+  wait_for_previous();
   const int64_t r = row_of();
   if (r >= *a.rows) return;
   const float far = warp_distance<N>(a.to + r * a.ldt, a.from ? a.from + r * a.ldf : nullptr, a.n, a.distance);
@@ -1760,7 +1855,7 @@ struct row_in_registers {
   static constexpr int width = 4;
   piece<float, 4> v[count];
 
-  RS_DEVICE static int column(int i) { return (i * warp_size + lane_of()) * 4; }
+  RS_DEVICE static int column(int i) { return lane_of() * width + i * (warp_size * width); }
   // f(column) -> piece: what the row is
   template <class F>
   RS_DEVICE void make(int n, F f) {
@@ -1782,35 +1877,34 @@ struct row_in_registers {
 };
 
 // f16: what is only quantized.  Two columns a register.
-RS_DEVICE piece<float, 8> eight_floats(const uint4 &v) {
-  const uint32_t pairs[4] = {v.x, v.y, v.z, v.w};
-  piece<float, 8> r;
-  for (int i = 0; i < 8; i++) r.v[i] = f16_to_float(static_cast<uint16_t>(pairs[i / 2] >> i % 2 * 16));
-  return r;
+RS_DEVICE piece<float, 4> four_floats(const uint2 &v) {
+  return {{f16_to_float(static_cast<uint16_t>(v.x)), f16_to_float(static_cast<uint16_t>(v.x >> 16)),
+           f16_to_float(static_cast<uint16_t>(v.y)), f16_to_float(static_cast<uint16_t>(v.y >> 16))}};
 }
 template <int count, bool full>
 struct halves_in_registers {
-  static constexpr int width = 8;
-  uint4 v[count];
+  static constexpr int width = 4;
+  uint2 v[count];
 
   RS_DEVICE halves_in_registers(int n, const uint16_t *x) {
+    const uint16_t *mine = x + column(0);  // the rest of a column is a constant
     for (int i = 0; i < count; i++)
-      if (full || column(i) < n) v[i] = *reinterpret_cast<const uint4 *>(x + column(i));
+      if (full || column(i) < n) v[i] = *reinterpret_cast<const uint2 *>(mine + (column(i) - column(0)));
   }
-  RS_DEVICE static int column(int i) { return (i * warp_size + lane_of()) * width; }
+  RS_DEVICE static int column(int i) { return lane_of() * width + i * (warp_size * width); }
   template <class F>
   RS_DEVICE void look(int n, F f) const {
     for (int i = 0; i < count; i++)
-      if (full || column(i) < n) f(column(i), eight_floats(v[i]));
+      if (full || column(i) < n) f(column(i), four_floats(v[i]));
   }
 };
 struct halves_in_memory {
-  static constexpr int width = 8;
+  static constexpr int width = 4;
   const uint16_t *at;
 
   template <class F>
   RS_DEVICE void look(int n, F f) const {
-    for (int j = lane_of() * width; j < n; j += warp_size * width) f(j, eight_floats(*reinterpret_cast<const uint4 *>(at + j)));
+    for (int j = lane_of() * width; j < n; j += warp_size * width) f(j, four_floats(*reinterpret_cast<const uint2 *>(at + j)));
   }
 };
 
@@ -1860,6 +1954,7 @@ RS_DEVICE void quantize_held(const R &row, int n, uint8_t *q, int kp, row_quant 
   const row_quant to = quant_range(low, high);
   const bool shows = to.scale != to.scale;  // zeros, whose scale says what they are
   const float inverse = shows ? 0 : 1 / to.scale, least = -static_cast<float>(to.zero), most = 255 + least;
+  uint8_t *mine = q + lane_of() * R::width;  // what j has more is a constant, where the row is in registers
   // In a float between 2^23 and 2^24, the last bit is 1: the sum is rounded as rint() would, and its last byte is the result.
   const float whole = 12582912;
   row.look(n, [&](int j, const piece<float, R::width> &v) {
@@ -1868,7 +1963,7 @@ RS_DEVICE void quantize_held(const R &row, int n, uint8_t *q, int kp, row_quant 
       const float step = fminf(fmaxf(v.v[i] * inverse, least), most);  // NaN: the least, 0
       u.v[i] = static_cast<uint8_t>(float_to_bits(step + whole) + static_cast<uint32_t>(to.zero));
     }
-    store(q + j, u);
+    store(mine + (j - lane_of() * R::width), u);
   });
   for (int j = n + lane_of(); j < kp; j += warp_size) q[j] = static_cast<uint8_t>(to.zero);
   if (lane_of() == 0) *rq = to;
@@ -1931,6 +2026,7 @@ RS_DEVICE void layer_norm_row(const norm_args &a, int64_t r, R &row) {
 template <int count, bool full>
 RS_KERNEL(row_threads, count > 4 ? 2 : 3)
 layer_norm_registers(norm_args a) {
+  wait_for_previous();
   const int64_t r = row_of();
   if (r >= *a.rows) return;
   row_in_registers<count, full> row;
@@ -1940,6 +2036,7 @@ layer_norm_registers(norm_args a) {
 template <int N>
 RS_KERNEL(row_threads, 3)
 layer_norm_shared(norm_args a) {
+  wait_for_previous();
   const int64_t r = static_cast<int64_t>(block_x()) * a.held + warp_of();
   if (r >= *a.rows) return;
   const int bytes = (a.n * 4 + 15) / 16 * 16;
@@ -1949,6 +2046,7 @@ layer_norm_shared(norm_args a) {
 template <int N>
 RS_KERNEL(row_threads, 4)
 layer_norm_global(norm_args a) {
+  wait_for_previous();
   const int64_t r = row_of();
   if (r >= *a.rows) return;
   row_in_memory<piece<float, N> *, N> row = {reinterpret_cast<piece<float, N> *>(a.y + r * a.ldy)};
@@ -2018,6 +2116,7 @@ struct quantize_args {
 template <int count, bool full>
 RS_KERNEL(row_threads, 3)
 quantize_registers(quantize_args a) {
+  wait_for_previous();
   const int64_t r = row_of();
   if (r >= *a.rows) return;
   row_in_registers<count, full> row;
@@ -2028,6 +2127,7 @@ quantize_registers(quantize_args a) {
 template <int N>
 RS_KERNEL(row_threads, 4)
 quantize_shared(quantize_args a) {
+  wait_for_previous();
   const int64_t r = static_cast<int64_t>(block_x()) * a.held + warp_of();
   if (r >= *a.rows) return;
   const int bytes = (a.n * 4 + 15) / 16 * 16;
@@ -2038,6 +2138,7 @@ quantize_shared(quantize_args a) {
 template <int N>
 RS_KERNEL(row_threads, 4)
 quantize_global(quantize_args a) {
+  wait_for_previous();
   const int64_t r = row_of();
   if (r >= *a.rows) return;
   const row_in_memory<const piece<float, N> *, N> row = {reinterpret_cast<const piece<float, N> *>(a.x + r * a.ldx)};
@@ -2056,31 +2157,33 @@ struct quantize_halves_args {
 
 // budget: registers 80, shared 0, spills 0
 template <int count, bool full>
-RS_KERNEL(row_threads, count > 8 ? 2 : count > 6 ? 3 : 4)
+RS_KERNEL(row_threads, count > 12 ? 2 : count > 8 ? 3 : 4)
 quantize_halves(quantize_halves_args a) {
+  wait_for_previous();
   const int64_t r = row_of();
   if (r >= *a.rows) return;
   const halves_in_registers<count, full> row(a.n, a.x + r * a.ldx);
   quantize_held(row, a.n, a.q + r * a.kp, a.kp, a.rq + r);
 }
 RS_KERNEL(row_threads, 4) quantize_many_halves(quantize_halves_args a) {
+  wait_for_previous();
   const int64_t r = row_of();
   if (r >= *a.rows) return;
   quantize_held(halves_in_memory{a.x + r * a.ldx}, a.n, a.q + r * a.kp, a.kp, a.rq + r);
 }
 
 // What quantize_rows can read as f16.
-bool quantizes_halves(int64_t cols, int64_t stride, int64_t first) { return cols % 8 == 0 && stride % 8 == 0 && first % 8 == 0; }
+bool quantizes_halves(int64_t cols, int64_t stride, int64_t first) { return cols % 4 == 0 && stride % 4 == 0 && first % 4 == 0; }
 
 // The cases of a switch over how many times all lanes read.
 #define RS_HALVES_IN(count) \
   case count: \
-    return launch_rows(c, x.capacity, a.n == count * 8 * warp_size ? quantize_halves<count, true> : quantize_halves<count, false>, a);
+    return launch_rows(c, x.capacity, a.n == count * 4 * warp_size ? quantize_halves<count, true> : quantize_halves<count, false>, a);
 cudaError_t quantize_half_rows(const op_call &c, const device_value &x, uint8_t *q, row_quant *rq, int64_t kp) {
-  if (!quantizes_halves(x.cols, x.stride, 0) || reinterpret_cast<uintptr_t>(x.data) % 16) return cudaErrorInvalidValue;
+  if (!quantizes_halves(x.cols, x.stride, 0) || reinterpret_cast<uintptr_t>(x.data) % 8) return cudaErrorInvalidValue;
   const quantize_halves_args a = {x.f16(), x.stride, x.rows, static_cast<int>(x.cols), q, rq, static_cast<int>(kp)};
-  int64_t counts = ceil_div(x.cols, 8 * warp_size);
-  counts = counts <= 4 ? counts : round_up(counts, counts <= 8 ? 2 : 4);
+  int64_t counts = ceil_div(x.cols, 4 * warp_size);
+  counts = round_up(counts, counts <= 4 ? 1 : counts <= 8 ? 2 : counts <= 16 ? 4 : 8);
   switch (counts) {
     RS_HALVES_IN(1)
     RS_HALVES_IN(2)
@@ -2089,6 +2192,8 @@ cudaError_t quantize_half_rows(const op_call &c, const device_value &x, uint8_t 
     RS_HALVES_IN(6)
     RS_HALVES_IN(8)
     RS_HALVES_IN(12)
+    RS_HALVES_IN(16)
+    RS_HALVES_IN(24)
     default:
       return launch_rows(c, x.capacity, quantize_many_halves, a);
   }
@@ -2121,6 +2226,7 @@ struct gate_args {
 template <int N>
 RS_KERNEL(row_threads, 4)
 gate_kernel(gate_args a) {
+  wait_for_previous();
   const int64_t r = row_of();
   if (r >= *a.rows) return;
   const float *x = a.x + r * a.ldx;
@@ -2167,6 +2273,7 @@ RS_DEVICE void for_column(const float *x, int64_t stride, int64_t n, F f) {
 }
 
 RS_KERNEL(pool_threads, 4) pool_kernel(pool_args a) {
+  wait_for_previous();
   const int b = block_x(), j = block_y() * pool_threads + thread_index();
   if (b >= *a.sequences || j >= a.n) return;
   const int64_t first = static_cast<int64_t>(a.cu[b]) + a.skip, n = a.cu[b + 1] - first;
@@ -2223,6 +2330,7 @@ struct normalize_args {
 template <int N>
 RS_KERNEL(row_threads, 4)
 l2_normalize_kernel(normalize_args a) {
+  wait_for_previous();
   const int64_t r = row_of();
   if (r >= *a.rows) return;
   double sum = 0;
@@ -2257,6 +2365,7 @@ struct centre_args {
 };
 
 RS_KERNEL(pool_threads, 4) centre_kernel(centre_args a) {
+  wait_for_previous();
   const int b = block_x(), j = block_y() * pool_threads + thread_index();
   if (b >= *a.sequences || j >= a.n) return;
   const int n = a.cu[b + 1] - a.cu[b];
@@ -2269,6 +2378,7 @@ RS_KERNEL(pool_threads, 4) centre_kernel(centre_args a) {
 template <int N>
 RS_KERNEL(row_threads, 4)
 centre_distance_kernel(centre_args a) {
+  wait_for_previous();
   const int64_t r = row_of();
   if (r >= *a.rows) return;
   const int b = warp_sequence(a.cu, *a.sequences, static_cast<int>(r));
@@ -2301,6 +2411,7 @@ RS_DEVICE uint64_t mix_bits(uint64_t x) {  // splitmix64, as in rs.cpp
 
 RS_KERNEL(row_threads, 4)
 position_score_kernel(float *y, int64_t ldy, const int32_t *cu, const int32_t *sequences, bool random, uint64_t seed) {
+  wait_for_previous();
   const int b = block_x();
   if (b >= *sequences) return;
   const int n = cu[b + 1] - cu[b];
@@ -2338,6 +2449,7 @@ RS_DEVICE moments block_moments(const float *x, int64_t stride, int n, shared<do
 
 RS_KERNEL(row_threads, 4)
 standardize_kernel(const float *x, int64_t ldx, float *y, int64_t ldy, const int32_t *cu, const int32_t *sequences, float weight) {
+  wait_for_previous();
   const int b = block_x();
   if (b >= *sequences) return;
   const int begin = cu[b], n = cu[b + 1] - begin;
@@ -2398,6 +2510,7 @@ constexpr int drop_counts_at = drop_cached * 8, drop_warps_at = drop_counts_at +
 
 // budget: registers 64, shared 9264, spills 0
 RS_KERNEL(row_threads, 4) token_drop_kernel(drop_args a) {
+  wait_for_previous();
   const int b = block_x();
   if (b >= *a.sequences) return;
   const int begin = a.from[b], n = a.from[b + 1] - begin, to = a.to[b], all = a.to[b + 1] - to;
@@ -2548,6 +2661,7 @@ RS_DEVICE void copy_row(const float *from, float *to, int n) {
 template <int N>
 RS_KERNEL(row_threads, 4)
 token_gather_kernel(copy_args a) {
+  wait_for_previous();
   const int64_t r = row_of();
   if (r >= *a.rows) return;
   copy_row<N>(a.x + a.kept[r].before * a.ldx, a.y + r * a.ldy, a.n);
@@ -2556,6 +2670,7 @@ token_gather_kernel(copy_args a) {
 template <int N>
 RS_KERNEL(row_threads, 4)
 token_restore_kernel(copy_args a) {
+  wait_for_previous();
   const int64_t r = row_of();
   if (r >= *a.rows) return;
   const int kept = *a.kept_rows, at = warp_partition(0, kept, [&](int i) { return a.kept[i].before < r; });
@@ -2618,6 +2733,7 @@ struct assign_args {
 template <int N>
 RS_KERNEL(row_threads, 4)
 assign_factors_kernel(assign_args a) {
+  wait_for_previous();
   const int64_t r = row_of();
   if (r >= *a.kept_rows) return;
   const int row = a.kept[r].before;
@@ -2652,6 +2768,7 @@ struct likeness {
 template <int N>
 RS_KERNEL(row_threads, 2)
 token_assign_kernel(assign_args a) {
+  wait_for_previous();
   const int first = block_x() * assign_tile, last = smaller(first + assign_tile, *a.rows), t = thread_index();
   if (first >= last) return;
   const shared<piece<float, 4>> left = block_memory<piece<float, 4>>(0), right = block_memory<piece<float, 4>>(assign_keys_at);
@@ -2780,6 +2897,7 @@ struct merge_args {
 };
 
 RS_KERNEL(row_threads, 4) merge_weights_kernel(merge_args a) {
+  wait_for_previous();
   const int b = block_x();
   if (b >= *a.sequences) return;
   const int begin = a.from[b], n = a.from[b + 1] - begin, end = a.to[b + 1];
@@ -2801,6 +2919,7 @@ RS_KERNEL(row_threads, 4) merge_weights_kernel(merge_args a) {
 template <int N>
 RS_KERNEL(row_threads, 2)
 token_merge_kernel(merge_args a) {
+  wait_for_previous();
   constexpr int pieces = merge_columns / warp_size / N;
   const int64_t r = row_of();
   if (r >= *a.rows) return;
@@ -2888,6 +3007,7 @@ struct sizes_args {
 };
 
 RS_KERNEL(row_threads, 4) token_sizes_kernel(sizes_args a) {
+  wait_for_previous();
   const int64_t r = row_of();
   if (r >= *a.rows) return;
   const int j = static_cast<int>(r), b = warp_sequence(a.to, *a.sequences, j), lane = lane_of();

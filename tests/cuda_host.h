@@ -138,6 +138,7 @@ struct settings_type {
   size_t shared_limit = 163 * 1024;       // of a block
   int devices = 1;
   int capability = 80;  // of each
+  bool waits = true;    // every thread of a kernel calls wait_for_previous
 };
 
 // RS_CUDA_HOST="seed=3,check=0,threads=2"
@@ -336,7 +337,7 @@ struct async_copy {
 struct fiber {
   context at;
   int line = 0;  // of the last collective or barrier
-  bool returned = false;
+  bool returned = false, waited = false;
   int groups = 0;  // committed
   std::vector<async_copy> copies;
 };
@@ -838,6 +839,7 @@ inline void run_mma_16(const warp_state &warp) {
   if (!self.copies.empty()) {
     fault(w, "thread %d returns with a cp_async16, of line %d, that it did not wait for", w.thread, self.copies.front().line);
   }
+  if (settings.waits && !self.waited) fault(w, "thread %d returns without wait_for_previous", w.thread);
   if (w.waiting) {
     fault(w, "divergent barrier at line %d: thread %d waits, thread %d has returned", w.barrier_line, w.barrier_first, w.thread);
   }
@@ -1515,6 +1517,8 @@ inline int global_exchange_if(int *p, int old, int v) {
   return old;
 }
 
+// Kernels follow each other here; that none forgets it is what can be seen.
+inline void wait_for_previous() { cuda_host::current->fibers[static_cast<size_t>(cuda_host::current->thread)].waited = true; }
 inline void block_sync(int line = __builtin_LINE()) { cuda_host::sync_block(line); }
 inline void warp_sync(int line = __builtin_LINE()) {
   cuda_host::converge(cuda_host::collective::warp_sync, line, nullptr,
