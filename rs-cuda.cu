@@ -258,6 +258,13 @@ struct row_quant {  // an activation row as u8: x = scale (q - zero)
   float scale;
   int32_t zero;
 };
+// Quantized rows lie as linear_quantized wants them in shared memory, where it copies them in one piece: tiles of 128 rows by 64
+// columns, [rows / 128][Kp / 64][128][64], in which chunks of 16 bytes change places so that 8 rows at one column lie in different
+// banks: two rows of 64 bytes fill them.
+constexpr int q_rows = 128, q_columns = 64, q_tile = q_rows * q_columns;
+RS_DEVICE int q_chunk(int row, int chunk) { return row * q_columns + 16 * (chunk ^ (row >> 1 & 3)); }
+constexpr int64_t quantized_kp(int64_t cols) { return round_up(cols, q_columns); }
+constexpr int64_t quantized_bytes(int64_t rows, int64_t cols) { return round_up(rows, q_rows) * quantized_kp(cols); }
 
 // The first thing that went wrong in a run.  Zeros: nothing.
 struct run_fault {
@@ -352,9 +359,9 @@ struct op_call {
   int multiprocessors;
 
   // layer_norm and linear: what a quantized linear layer behind it needs of the result, or nullptr.
-  uint8_t *q;     // [rows][kp]
+  uint8_t *q;     // tiles of rows
   row_quant *rq;  // [rows]
-  int64_t kp;     // columns, rounded up to group_k
+  int64_t kp;     // columns, rounded up to q_columns
   // layer_norm: rs_shift of its first input, which is then not computed by itself, or nullptr.
   float *shift;
   int64_t shift_stride;
@@ -379,7 +386,7 @@ struct op_call {
 
 namespace {
 
-constexpr int step_k = 64;  // bytes of a row of x in a step
+constexpr int step_k = q_columns;  // bytes of a row of x in a step
 #ifdef RS_WGMMA
 constexpr bool has_wgmma = true;
 #else
@@ -517,90 +524,61 @@ RS_DEVICE void load_bias(const linear_end &e, int channel, float (&bias)[4]) {
 
 // ---- 8 and 4 bits
 
-// w as threads want it, by blocks of 32 channels and 32 values along K: the 16 bytes that a thread needs of w, lane by lane.  8 bits:
-// of the first mma, behind it of the second; 4 bits: the first has the low nibbles, the second the high ones.
+// w as threads want it: what a step has of 32 channels is a piece, in which lie, lane by lane, the 16 bytes that a thread needs of 32
+// values along K.  8 bits: of the first mma, behind it of the second; 4 bits: the first has the low nibbles, the second the high ones,
+// and behind both halves of the step come the multipliers of these two groups.
 struct quantized_weight {
-  const uint8_t *w;       // [Np / 32][Kp / 32][2 or 1][32 lanes][16]
-  const uint8_t *mult;    // w4: multipliers [Np / 32][Kp / 32][32]
+  const uint8_t *w;       // [Np / 128][Kp / 64][4] pieces
   const float *scale;     // [Np]
   const int32_t *colsum;  // [Np]
   int32_t blocks, kp;     // Np / 32
 };
+constexpr int block_channels = 128;
+template <bool Four>
+constexpr int piece_bytes = Four ? warp_channels * step_k / 2 + warp_channels * step_k / group_k : warp_channels * step_k;
 
 template <bool Four, int BM, int BN>
 struct linear_tile {
   static constexpr int stages = 3, warps_m = 2, warps_n = BN / 32, threads = warps_m * warps_n * warp_size;
   static constexpr int tokens = BM / warps_m, tiles = tokens / 8;   // of a warp
-  static constexpr int a_bytes = BM * step_k;                       // of a stage
-  static constexpr int b_bytes = BN * step_k / (Four ? 2 : 1);      // block by block
-  static constexpr int m_bytes = Four ? BN * step_k / group_k : 0;  // multipliers, block by block
-  static constexpr int stage_bytes = a_bytes + b_bytes + m_bytes;
+  static constexpr int a_bytes = BM * step_k;                                               // of a stage
+  static constexpr int b_bytes = BN / warp_channels * piece_bytes<Four>;  // the same of w
+  static constexpr int stage_bytes = a_bytes + b_bytes;
   static constexpr int quant_bytes = BM * static_cast<int>(sizeof(row_quant));
   static constexpr int bytes = quant_bytes + stages * stage_bytes;
   static constexpr int blocks = BM == 128 ? Four ? 1 : 2 : 4;  // of a multiprocessor: what registers allow
   static constexpr bool together = has_wgmma && BM == 128 && BN == 128 && !Four;  // products of four warps
 };
 
-// Chunks of 16 bytes change places so that what 8 threads read at a time lies in different banks: rows of x are 64 bytes, two of
-// them fill the banks, and ldmatrix reads 8 rows at one column.
-RS_DEVICE int a_chunk(int row, int chunk) { return row * step_k + 16 * (chunk ^ (row >> 1 & 3)); }
-
 // 4 signed bytes, 16 times the values of -8 to 7 that 4 nibbles (0 to 15) stand for: the low ones, shift 4, or the high ones, 0.
 RS_DEVICE uint32_t unpack_nibbles(uint32_t w, int shift) { return (w << shift & 0xf0f0f0f0u) ^ 0x80808080u; }
 
-// What a thread brings into each stage: chunks of 16 bytes, whose places in the stages and whose distances are constants, so that a
-// step costs little more than the copies themselves.
+// What a thread brings into each stage: every so-many-th chunk of 16 bytes of x, and of w.
 template <bool Four, int BM, int BN>
 struct step_loader {
   using tile = linear_tile<Four, BM, BN>;
-  static constexpr int a_rows = tile::threads / 4;                             // of x that all threads bring at once
-  static constexpr int chunks = step_k * warp_channels / (Four ? 2 : 1) / 16;  // of a block of w and a step
-  static constexpr int b_blocks = tile::threads / chunks;                      // of w that all threads bring at once
-  static constexpr int a_count = BM / a_rows, b_count = BN / warp_channels / b_blocks;
-  static constexpr int mult_chunks = Four ? BN * step_k / group_k / 16 : 0;  // 4 a block
-  const uint8_t *a, *b, *mult;
-  int a_stride, b_stride;  // from one chunk of a thread to the next
-  int a_there, b_there;    // how many of them there are
-  int kp;
+  static constexpr int once = tile::threads * 16;  // bytes that all threads bring at once
+  const uint8_t *a, *b;
 
-  RS_DEVICE step_loader(const uint8_t *q, int64_t first_row, int rows, const quantized_weight &w, int first_block) : kp(w.kp) {
-    const int thread = thread_index(), row = thread / 4, block = thread / chunks;
-    a = q + (first_row + row) * kp + a_from();
-    a_stride = a_rows * kp;
-    const int64_t rows_left = rows - first_row - row;
-    a_there = rows_left <= 0 ? 0 : rows_left > BM ? a_count : (static_cast<int>(rows_left) + a_rows - 1) / a_rows;
-    const int block_bytes = kp / group_k * (chunks * 8);
-    b = w.w + static_cast<int64_t>(first_block + block) * block_bytes + thread % chunks * 16;
-    b_stride = b_blocks * block_bytes;
-    const int blocks_left = w.blocks - first_block - block;
-    b_there = blocks_left <= 0 ? 0 : (blocks_left + b_blocks - 1) / b_blocks;
-    // Multipliers: two groups of 32 channels a block and step.
-    mult = nullptr;
-    if (thread < mult_chunks && first_block + thread / 4 < w.blocks)
-      mult = w.mult + static_cast<int64_t>(first_block + thread / 4) * kp + thread % 4 * 16;
+  // The tile's first row and block of w.
+  RS_DEVICE step_loader(const uint8_t *q, int first_row, const quantized_weight &w, int first_block) {
+    const int steps = w.kp / step_k, block = first_block / (block_channels / warp_channels);
+    a = q + (static_cast<int64_t>(first_row / q_rows) * steps * q_tile + first_row % q_rows * step_k + thread_index() * 16);
+    b = w.w + (static_cast<int64_t>(block) * steps * (block_channels / warp_channels) + first_block % (block_channels / warp_channels)) *
+                  piece_bytes<Four> +
+        thread_index() * 16;
   }
-  // Where along K, in bytes of x, this thread's chunks begin in a step.
-  RS_DEVICE static int a_from() { return thread_index() % 4 * 16; }
-  RS_DEVICE static int b_from() { return thread_index() % chunks / (chunks / 2) * group_k; }
-  RS_DEVICE static int mult_from() { return thread_index() % 4 / 2 * group_k; }
-
-  // Copies of no bytes read nothing, wherever they point.
-  RS_DEVICE void load_x(shared<uint8_t> stage, int step) const {
-    const bool there = step * step_k + a_from() < kp;
-    const shared<uint8_t> to = stage + a_chunk(thread_index() / 4, thread_index() % 4);
+  RS_DEVICE void load_x(shared<uint8_t> stage) {
     RS_UNROLL
-    for (int i = 0; i < a_count; i++)
-      cp_async16(to + i * a_rows * step_k, a + step * step_k + i * a_stride, i < a_there && there ? 16 : 0);
+    for (int i = 0; i < tile::a_bytes; i += once) cp_async16(stage + (thread_index() * 16 + i), a + i, 16);
+    a += q_tile;
   }
-  RS_DEVICE void load_w(shared<uint8_t> stage, int step) const {
-    const bool there = step * step_k + b_from() < kp;
-    const shared<uint8_t> to = stage + (tile::a_bytes + thread_index() * 16);
+  RS_DEVICE void load_w(shared<uint8_t> stage) {
     RS_UNROLL
-    for (int i = 0; i < b_count; i++)
-      cp_async16(to + i * tile::threads * 16, b + step * (chunks * 16) + i * b_stride, i < b_there && there ? 16 : 0);
-    if (Four && thread_index() < mult_chunks)
-      cp_async16(stage + (tile::a_bytes + tile::b_bytes + thread_index() * 16), mult + step * step_k,
-                 mult && step * step_k + mult_from() < kp ? 16 : 0);
+    for (int i = 0; i < tile::b_bytes; i += once)
+      if (i + once <= tile::b_bytes || i + thread_index() * 16 < tile::b_bytes)
+        cp_async16(stage + (tile::a_bytes + thread_index() * 16 + i), b + i, 16);
+    b += block_channels / warp_channels * piece_bytes<Four>;
   }
 };
 
@@ -614,9 +592,9 @@ struct fragment_places {
     fragment_places p;
     RS_UNROLL
     for (int half = 0; half < 2; half++)
-      p.x[half] = a_chunk(warp_m * Tile::tokens + lane / 16 * 8 + lane % 8, 2 * half + lane / 8 % 2);
-    p.w = Tile::a_bytes + warp_n * (four ? 1024 : 2048) + lane * 16;
-    p.mult = Tile::a_bytes + Tile::b_bytes + warp_n * 64 + thread_channel();
+      p.x[half] = q_chunk(warp_m * Tile::tokens + lane / 16 * 8 + lane % 8, 2 * half + lane / 8 % 2);
+    p.w = Tile::a_bytes + warp_n * (four ? piece_bytes<true> : piece_bytes<false>) + lane * 16;
+    p.mult = p.w - lane * 16 + warp_channels * step_k / 2 + thread_channel();
     return p;
   }
 };
@@ -680,36 +658,34 @@ template <bool Four, int BM, int BN>
 RS_KERNEL((linear_tile<Four, BM, BN>::threads), (linear_tile<Four, BM, BN>::blocks))
 linear_quantized(const int32_t *n_rows, const uint8_t *q, const row_quant *rq, quantized_weight w, linear_end e) {
   using tile = linear_tile<Four, BM, BN>;
-  const int rows = *n_rows, columns = (w.blocks * warp_channels + BN - 1) / BN, tiles = (rows + BM - 1) / BM * columns;
+  const int rows = *n_rows, columns = w.blocks * warp_channels / BN, tiles = (rows + BM - 1) / BM * columns;
   const shared<row_quant> quants = block_memory<row_quant>(0);
   const shared<uint8_t> stages = block_memory<uint8_t>(tile::quant_bytes);
-  const int warp_m = warp_of() / tile::warps_n, warp_n = warp_of() % tile::warps_n, steps = (w.kp + step_k - 1) / step_k;
+  const int warp_m = warp_of() / tile::warps_n, warp_n = warp_of() % tile::warps_n, steps = w.kp / step_k;
   const fragment_places places = fragment_places::of<tile>(warp_m, warp_n, Four);
-  const auto row_of_tile = [&](int i) { return static_cast<int64_t>(i / columns) * BM; };
+  const auto row_of_tile = [&](int i) { return i / columns * BM; };
   const auto block_of_tile = [&](int i) { return i % columns * (BN / warp_channels); };
   int here = 0;  // the stage whose turn it is
   const auto stage = [&](int ahead) {
     const int i = here + ahead;
     return stages + (i < tile::stages ? i : i - tile::stages) * tile::stage_bytes;
   };
-  const auto load_first_steps = [&](int i, bool first) {
-    const step_loader<Four, BM, BN> loader(q, row_of_tile(i), rows, w, block_of_tile(i));
+  const auto load_first_steps = [&](step_loader<Four, BM, BN> &loader, bool there, bool first) {
     // Weights are there from the start.
     RS_UNROLL
     for (int j = 0; j < tile::stages - 1; j++)
-      if (i < tiles && j < steps) loader.load_w(stage(j), j);
+      if (there && j < steps) loader.load_w(stage(j));
     if (first) wait_for_previous();
     RS_UNROLL
     for (int j = 0; j < tile::stages - 1; j++) {
-      if (i < tiles && j < steps) loader.load_x(stage(j), j);
+      if (there && j < steps) loader.load_x(stage(j));
       cp_async_commit();
     }
   };
-  load_first_steps(block_x(), true);
+  step_loader<Four, BM, BN> loader(q, row_of_tile(block_x()), w, block_of_tile(block_x()));
+  load_first_steps(loader, block_x() < tiles, true);
   for (int i = block_x(); i < tiles; i += grid_x()) {
-    const int64_t first_row = row_of_tile(i);
-    const int first_block = block_of_tile(i);
-    const step_loader<Four, BM, BN> loader(q, first_row, rows, w, first_block);
+    const int first_row = row_of_tile(i), first_block = block_of_tile(i);
     row_quant mine = {};  // of a row for each of the first BM threads
     if (thread_index() < BM && first_row + thread_index() < rows) mine = rq[first_row + thread_index()];
     int32_t acc[2][tile::tiles][4] = {};
@@ -719,10 +695,7 @@ linear_quantized(const int32_t *n_rows, const uint8_t *q, const row_quant *rq, q
       if (tile::together) fence_shared();
 #endif
       block_sync();  // step j is there for all, and all are done with the one before it, whose place is free
-      if (j + tile::stages - 1 < steps) {
-        loader.load_w(stage(tile::stages - 1), j + tile::stages - 1);
-        loader.load_x(stage(tile::stages - 1), j + tile::stages - 1);
-      }
+      if (j + tile::stages - 1 < steps) loader.load_w(stage(tile::stages - 1)), loader.load_x(stage(tile::stages - 1));
       cp_async_commit();
       if (j == 0 && thread_index() < BM) quants[thread_index()] = mine;
 #ifdef RS_WGMMA
@@ -733,16 +706,16 @@ linear_quantized(const int32_t *n_rows, const uint8_t *q, const row_quant *rq, q
       here = here + 1 == tile::stages ? 0 : here + 1;
     }
     if (steps == 1) block_sync();  // quants are there
-    load_first_steps(i + grid_x(), false);
+    const int next = i + grid_x();
+    loader = step_loader<Four, BM, BN>(q, row_of_tile(next), w, block_of_tile(next));
+    load_first_steps(loader, next < tiles, false);
     const int channel = (first_block + warp_n) * warp_channels + thread_channel();
     const bool wide = is_wide(e);
-    float scale[4] = {}, bias[4];
-    int32_t colsum[4] = {};
+    float scale[4], bias[4];
+    int32_t colsum[4];
     load_bias(e, channel, bias);
-    if (channel < w.blocks * warp_channels) {
-      RS_UNROLL
-      for (int j = 0; j < 4; j++) scale[j] = w.scale[channel + j], colsum[j] = w.colsum[channel + j];
-    }
+    RS_UNROLL
+    for (int j = 0; j < 4; j++) scale[j] = w.scale[channel + j], colsum[j] = w.colsum[channel + j];
     const bool whole = wide && first_row + BM <= rows && first_block * warp_channels + BN <= e.channels;
     const shared<row_quant> warp_quants = quants + warp_m * tile::tokens;
     store_tile<tile::tiles * 2>(first_row + warp_m * tile::tokens, rows, channel, whole, wide, e, [&](int token, float(&v)[4]) {
@@ -760,7 +733,7 @@ linear_quantized(const int32_t *n_rows, const uint8_t *q, const row_quant *rq, q
 template <bool Four, int BM, int BN>
 cudaError_t launch_quantized(const op_call &c, const quantized_weight &w, const linear_end &e) {
   using tile = linear_tile<Four, BM, BN>;
-  const int64_t tiles = ceil_div(w.blocks * warp_channels, BN) * ceil_div(c.out.capacity, BM);
+  const int64_t tiles = w.blocks * warp_channels / BN * ceil_div(c.out.capacity, BM);
   const auto grid = static_cast<unsigned>(std::min<int64_t>(tiles, int64_t{tile::blocks} * c.multiprocessors));
   return launch(c.stream, dim3(grid), tile::threads, tile::bytes, linear_quantized<Four, BM, BN>, c.out.rows,
                 static_cast<const uint8_t *>(c.q), static_cast<const row_quant *>(c.rq), w, e);
@@ -884,7 +857,7 @@ size_t linear_work(const backend_op &) { return 0; }
 
 cudaError_t linear_cuda(const op_call &c) {
   const backend_tensor &weight = c.op->in[1];
-  const int64_t n = weight.rows, np = round_up(n, warp_channels), kp = round_up(weight.cols, group_k);
+  const int64_t n = weight.rows;
   linear_end e = {};
   e.bias = c.in[2].f32();
   e.act = c.op->params.act;
@@ -892,21 +865,21 @@ cudaError_t linear_cuda(const op_call &c) {
   e.y = c.out.data, e.stride = c.out.stride;
   e.channels = static_cast<int32_t>(n);
   e.half = c.out.half;
-  if (kp > 1 << 24) return cudaErrorNotSupported;  // 64 rows of x are counted in 32 bits
   if (!is_quantized(weight.type)) {
     const device_value &x = c.in[0];
     const bool aligned = x.stride % 4 == 0 && reinterpret_cast<uintptr_t>(x.data) % 16 == 0;
-    const float_weight w = {static_cast<const uint4 *>(c.in[1].data), static_cast<int32_t>(np / warp_channels), static_cast<int32_t>(kp)};
+    const int64_t np = round_up(n, warp_channels), kp = round_up(weight.cols, group_k);
+    const float_weight w = {static_cast<const uint4 *>(c.in[1].data), static_cast<int32_t>(np / warp_channels),
+                            static_cast<int32_t>(kp)};
     const dim3 grid(static_cast<unsigned>(ceil_div(np, float_bn)), static_cast<unsigned>(ceil_div(c.out.capacity, float_bm)));
     return launch(c.stream, grid, float_threads, float_bytes, linear_float, c.out.rows, static_cast<const float *>(x.f32()),
                   x.stride, static_cast<int>(weight.cols), aligned, w, e);
   }
+  const int64_t np = round_up(n, block_channels), kp = quantized_kp(weight.cols);
   quantized_weight w = {};
   w.blocks = static_cast<int32_t>(np / warp_channels), w.kp = static_cast<int32_t>(kp);
   w.w = static_cast<const uint8_t *>(c.in[1].data);
-  const uint8_t *behind = w.w + np * kp / (weight.type == RS_W4 ? 2 : 1);
-  if (weight.type == RS_W4) w.mult = behind, behind += np * kp / group_k;
-  w.scale = reinterpret_cast<const float *>(behind);
+  w.scale = reinterpret_cast<const float *>(w.w + np / warp_channels * (kp / step_k) * (weight.type == RS_W4 ? piece_bytes<true> : piece_bytes<false>));
   w.colsum = reinterpret_cast<const int32_t *>(w.scale + np);
   // Large tiles read x and w less often; small ones make more blocks, which few rows need.
   const bool large = ceil_div(np, 128) * ceil_div(c.out.capacity, 128) >= c.multiprocessors;
@@ -1942,9 +1915,9 @@ RS_DEVICE row_quant quant_range(float low, float high) {  // NaN, where the row 
   return {scale, static_cast<int32_t>(rintf(-low / scale))};
 }
 
-// A row that a warp holds: q has kp columns, those behind the row's the zero point.
+// Row r, which a warp holds.  Columns behind the row's are the zero point.
 template <class R>
-RS_DEVICE void quantize_held(const R &row, int n, uint8_t *q, int kp, row_quant *rq) {
+RS_DEVICE void quantize_held(const R &row, int64_t r, int n, uint8_t *q, int kp, row_quant *rq) {
   float low = 0, high = 0;
   row.look(n, [&](int, const piece<float, R::width> &v) {
     for (int i = 0; i < R::width; i++) low = min_or_nan(low, v.v[i]), high = max_or_nan(high, v.v[i]);
@@ -1954,19 +1927,21 @@ RS_DEVICE void quantize_held(const R &row, int n, uint8_t *q, int kp, row_quant 
   const row_quant to = quant_range(low, high);
   const bool shows = to.scale != to.scale;  // zeros, whose scale says what they are
   const float inverse = shows ? 0 : 1 / to.scale, least = -static_cast<float>(to.zero), most = 255 + least;
-  uint8_t *mine = q + lane_of() * R::width;  // what j has more is a constant, where the row is in registers
   // In a float between 2^23 and 2^24, the last bit is 1: the sum is rounded as rint() would, and its last byte is the result.
   const float whole = 12582912;
+  const int in_tile = static_cast<int>(r % q_rows);
+  q += r / q_rows * (kp / q_columns) * q_tile;
+  const auto place = [&](int j) { return j / q_columns * q_tile + q_chunk(in_tile, j / 16 % 4) + j % 16; };
   row.look(n, [&](int j, const piece<float, R::width> &v) {
     piece<uint8_t, R::width> u;
     for (int i = 0; i < R::width; i++) {
       const float step = fminf(fmaxf(v.v[i] * inverse, least), most);  // NaN: the least, 0
       u.v[i] = static_cast<uint8_t>(float_to_bits(step + whole) + static_cast<uint32_t>(to.zero));
     }
-    store(mine + (j - lane_of() * R::width), u);
+    store(q + place(j), u);
   });
-  for (int j = n + lane_of(); j < kp; j += warp_size) q[j] = static_cast<uint8_t>(to.zero);
-  if (lane_of() == 0) *rq = to;
+  for (int j = n + lane_of(); j < kp; j += warp_size) q[place(j)] = static_cast<uint8_t>(to.zero);
+  if (lane_of() == 0) rq[r] = to;
 }
 
 struct norm_args {
@@ -2019,7 +1994,7 @@ RS_DEVICE void layer_norm_row(const norm_args &a, int64_t r, R &row) {
   });
   // Not before all of gamma and beta are on their way: to the compiler, a write may change them.
   if (a.y) row.look(a.n, [&](int j, const piece<float, N> &v) { store(a.y + r * a.ldy + j, v); });
-  if (a.q) quantize_held(row, a.n, a.q + r * a.kp, a.kp, a.rq + r);
+  if (a.q) quantize_held(row, r, a.n, a.q, a.kp, a.rq);
 }
 
 // budget: registers 128, shared 0, spills 0
@@ -2121,7 +2096,7 @@ quantize_registers(quantize_args a) {
   if (r >= *a.rows) return;
   row_in_registers<count, full> row;
   row.make(a.n, [&](int j) { return load<4>(a.x + r * a.ldx + j); });
-  quantize_held(row, a.n, a.q + r * a.kp, a.kp, a.rq + r);
+  quantize_held(row, r, a.n, a.q, a.kp, a.rq);
 }
 // budget: registers 64, shared 98304, spills 0
 template <int N>
@@ -2133,7 +2108,7 @@ quantize_shared(quantize_args a) {
   const int bytes = (a.n * 4 + 15) / 16 * 16;
   row_in_memory<shared<piece<float, N>>, N> row = {block_memory<piece<float, N>>(warp_of() * bytes)};
   row.make(a.n, [&](int j) { return load<N>(a.x + r * a.ldx + j); });
-  quantize_held(row, a.n, a.q + r * a.kp, a.kp, a.rq + r);
+  quantize_held(row, r, a.n, a.q, a.kp, a.rq);
 }
 template <int N>
 RS_KERNEL(row_threads, 4)
@@ -2142,7 +2117,7 @@ quantize_global(quantize_args a) {
   const int64_t r = row_of();
   if (r >= *a.rows) return;
   const row_in_memory<const piece<float, N> *, N> row = {reinterpret_cast<const piece<float, N> *>(a.x + r * a.ldx)};
-  quantize_held(row, a.n, a.q + r * a.kp, a.kp, a.rq + r);
+  quantize_held(row, r, a.n, a.q, a.kp, a.rq);
 }
 
 struct quantize_halves_args {
@@ -2163,13 +2138,13 @@ quantize_halves(quantize_halves_args a) {
   const int64_t r = row_of();
   if (r >= *a.rows) return;
   const halves_in_registers<count, full> row(a.n, a.x + r * a.ldx);
-  quantize_held(row, a.n, a.q + r * a.kp, a.kp, a.rq + r);
+  quantize_held(row, r, a.n, a.q, a.kp, a.rq);
 }
 RS_KERNEL(row_threads, 4) quantize_many_halves(quantize_halves_args a) {
   wait_for_previous();
   const int64_t r = row_of();
   if (r >= *a.rows) return;
-  quantize_held(halves_in_memory{a.x + r * a.ldx}, a.n, a.q + r * a.kp, a.kp, a.rq + r);
+  quantize_held(halves_in_memory{a.x + r * a.ldx}, r, a.n, a.q, a.kp, a.rq);
 }
 
 // What quantize_rows can read as f16.
@@ -3177,39 +3152,43 @@ std::vector<uint8_t> split_panels(rs_type type, const void *data, int64_t np, in
   return out;
 }
 
-// Panels of 8 and 4 bits with what is behind them (rs.cpp, section 5), as linear_quantized wants them.  Channels that fill up the
-// last block are zeros.
+// Panels of 8 and 4 bits with what is behind them (rs.cpp, section 5), as linear_quantized wants them.  What fills up steps and blocks
+// is zeros.
 std::vector<uint8_t> order_panels(rs_type type, const void *data, int64_t np, int64_t kp) {
   const bool four = type == RS_W4;
-  const int64_t to_np = round_up(np, warp_channels), groups = kp / group_k, row_words = four ? 8 : 16;
+  const int64_t to_np = round_up(np, block_channels), to_kp = quantized_kp(kp), groups = kp / group_k, row_words = four ? 8 : 16;
   const auto *panels = static_cast<const uint32_t *>(data);
   const auto *mult = reinterpret_cast<const uint8_t *>(panels + np * kp / (four ? 8 : 4));
   const uint8_t *behind = mult + (four ? np * groups : 0);
-  std::vector<uint8_t> out(static_cast<size_t>(to_np * kp / (four ? 2 : 1) + (four ? to_np * groups : 0) + to_np * 8));
-  auto *to = reinterpret_cast<uint32_t *>(out.data());
+  const int64_t pieces = to_np / warp_channels * (to_kp / step_k), bytes = four ? piece_bytes<true> : piece_bytes<false>;
+  std::vector<uint8_t> out(static_cast<size_t>(pieces * bytes + to_np * 8));
   // Of a channel, the bytes (nibbles, in the low half of each) of 4 values along K.
   const auto values = [&](int64_t n, int64_t k4) {
     const uint32_t none = four ? 0x08080808 : 0;
-    if (n >= np) return none;
+    if (n >= np || k4 >= kp / panel_k) return none;
     const uint32_t word = panels[(n / panel_n * (kp / panel_k) + k4) * row_words + (four ? n % 8 : n % panel_n)];
     return !four ? word : (n % panel_n < 8 ? word : word >> 4) & 0x0f0f0f0f;
   };
-  for (int64_t block = 0; block < to_np / warp_channels; block++)
-    for (int64_t group = 0; group < groups; group++)
+  constexpr int64_t in_block = block_channels / warp_channels;
+  for (int64_t piece = 0; piece < pieces; piece++) {
+    auto *to = reinterpret_cast<uint32_t *>(out.data() + piece * bytes);
+    const int64_t step = piece / in_block % (to_kp / step_k);
+    const int64_t channel = (piece / in_block / (to_kp / step_k) * in_block + piece % in_block) * warp_channels;
+    for (int64_t half = 0; half < 2; half++)
       for (int64_t m = 0; m < (four ? 1 : 2); m++)
         for (int64_t j = 0; j < warp_size * 4; j++) {
           const auto of = [&](int64_t mma) {
             const fragment_word word = word_of(mma, j / 4, j % 4);
-            return values(block * warp_channels + word.channel, group * 8 + word.k * 4 + j / 4 % 4);
+            return values(channel + word.channel, step * 16 + half * 8 + word.k * 4 + j / 4 % 4);
           };
           *to++ = four ? of(0) | of(1) << 4 : of(m);
         }
-  auto *at = reinterpret_cast<uint8_t *>(to);
-  if (four)
-    for (int64_t block = 0; block < to_np / warp_channels; block++)
-      for (int64_t group = 0; group < groups; group++)
-        for (int64_t n = block * warp_channels; n < (block + 1) * warp_channels; n++)
-          *at++ = n < np ? mult[(n / panel_n * groups + group) * panel_n + n % panel_n] : 0;
+    auto *at = reinterpret_cast<uint8_t *>(to);
+    for (int64_t group = step * 2; four && group < step * 2 + 2; group++)
+      for (int64_t n = channel; n < channel + warp_channels; n++)
+        *at++ = n < np && group < groups ? mult[(n / panel_n * groups + group) * panel_n + n % panel_n] : 0;
+  }
+  uint8_t *at = out.data() + pieces * bytes;
   memcpy(at, behind, static_cast<size_t>(np * 4));
   memcpy(at + to_np * 4, behind + np * 4, static_cast<size_t>(np * 4));
   return out;
@@ -3304,7 +3283,6 @@ struct card_session {
   }
 };
 
-size_t quantized_kp(const backend_tensor &x) { return static_cast<size_t>(round_up(x.cols, group_k)); }
 
 struct operator_row {
   size_t (*work)(const backend_op &op);
@@ -3381,9 +3359,8 @@ run_layout lay_out(const backend_run &r) {
       if (t.place == backend_place::result && halves.count(t.id) && halves[t.id]) t.type = RS_F16;
     l.scratch_bytes = std::max(l.scratch_bytes, operators[op.op].work(op));
     if (op.op != OP_LINEAR || !is_quantized(op.in[1].type)) continue;
-    const auto rows = static_cast<size_t>(op.in[0].rows);
-    l.q_bytes = std::max(l.q_bytes, rows * quantized_kp(op.in[0]));
-    l.quant_bytes = std::max(l.quant_bytes, rows * sizeof(row_quant));
+    l.q_bytes = std::max(l.q_bytes, static_cast<size_t>(quantized_bytes(op.in[0].rows, op.in[0].cols)));
+    l.quant_bytes = std::max(l.quant_bytes, static_cast<size_t>(op.in[0].rows) * sizeof(row_quant));
   }
   return l;
 }
@@ -3557,7 +3534,7 @@ struct call_maker {
   void give_quantized(op_call *c, const backend_tensor &x) const {
     c->q = reinterpret_cast<uint8_t *>(s.q.data);
     c->rq = reinterpret_cast<row_quant *>(s.quants.data);
-    c->kp = static_cast<int64_t>(quantized_kp(x));
+    c->kp = quantized_kp(x.cols);
   }
 
   rs_status make_linear(size_t i, op_call *c) {

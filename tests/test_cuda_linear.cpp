@@ -79,8 +79,8 @@ struct linear_test {
     call.call.in[0] = in.value();
     call.op.in[0].cols = c.k;
     call.out(out);
-    const int64_t kp = round_up(c.k, group_k);
-    on_device<uint8_t> q(static_cast<size_t>(c.capacity * kp), 0xee);
+    const int64_t kp = quantized_kp(c.k);
+    on_device<uint8_t> q(static_cast<size_t>(quantized_bytes(c.capacity, c.k)), 0xee);
     on_device<row_quant> rq(static_cast<size_t>(c.capacity));
     if (is_quantized(type)) {
       call.call.q = q.data(), call.call.rq = rq.data(), call.call.kp = kp;
