@@ -72,8 +72,8 @@ RS_DEVICE shared<T> block_memory(int offset) {
 RS_DEVICE int shared_add(shared<int> p, int v) { return atomicAdd(p.p, v); }               // the value before
 RS_DEVICE int global_exchange_if(int *p, int old, int v) { return atomicCAS(p, old, v); }  // the value before
 
-// Blocks of a kernel may be there before the kernel before it in the stream has ended (from compute capability 9.0 on); from here on
-// all that it wrote is to be seen, and so on back to the first.  Every thread of every kernel calls it before it touches what
+// Blocks of a kernel may be there before the kernel before it in the stream has ended (from compute capability 9.0 on); from here
+// on all that it wrote is to be seen, and so on back to the first.  Every thread of every kernel calls it before it touches what
 // another kernel wrote or reads.
 RS_DEVICE void wait_for_previous() {
 #if __CUDA_ARCH__ >= 900
@@ -135,11 +135,11 @@ RS_DEVICE void mma_bf16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&
 
 // Products of four warps at once, of compute capability 9.0 alone: the second factor is read from shared memory, by hardware beside
 // the warps' own accesses.  c [64][64] += a [64][32] s8 times b [32][64] u8, of which a warp has 16 rows, as mma_s8u8 has them:
-// c[i] are columns 8i to 8i + 7.  b: 64 columns, 64 bytes from one to the next, of which 32 from `b` on (the first or the second half
-// of them) are read; 16-byte chunk c of column r lies at c xor (r / 2 mod 4), from a multiple of 512 bytes on.
+// c[i] are columns 8i to 8i + 7.  b: 64 columns, 64 bytes from one to the next, of which 32 from `b` on (the first or the second
+// half of them) are read; 16-byte chunk c of column r lies at c xor (r / 2 mod 4), from a multiple of 512 bytes on.
 //
-// What cp_async16 and others wrote there is seen behind a fence_shared of who wrote it and a block_sync.  Between multiply_begin and
-// multiply_end no one touches a and c, and until multiply_end no one writes b.
+// What cp_async16 and others wrote there is seen behind a fence_shared of who wrote it and a block_sync.  Between multiply_begin
+// and multiply_end no one touches a and c, and until multiply_end no one writes b.
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define RS_WGMMA 1
 RS_DEVICE void fence_shared() { asm volatile("fence.proxy.async.shared::cta;" : : : "memory"); }
@@ -422,9 +422,7 @@ RS_DEVICE void load_residual(const linear_end &e, int64_t row, int channel, int 
 RS_DEVICE void store_halves(uint16_t *y, const float (&v)[4]) {
   *reinterpret_cast<uint2 *>(y) = make_uint2(pack_finite_f16(v[0], v[1]), pack_finite_f16(v[2], v[3]));
 }
-RS_DEVICE void store_floats(float *y, const float (&v)[4]) {
-  *reinterpret_cast<float4 *>(y) = make_float4(v[0], v[1], v[2], v[3]);
-}
+RS_DEVICE void store_floats(float *y, const float (&v)[4]) { *reinterpret_cast<float4 *>(y) = make_float4(v[0], v[1], v[2], v[3]); }
 RS_DEVICE void store_four(const linear_end &e, int64_t row, int channel, int count, bool wide, const float (&v)[4]) {
   const int64_t at = row * e.stride + channel;
   float *floats = static_cast<float *>(e.y) + at;
@@ -439,8 +437,8 @@ RS_DEVICE void store_four(const linear_end &e, int64_t row, int channel, int cou
 }
 
 constexpr int warp_channels = 32;
-RS_DEVICE int thread_channel() { return lane_of() / 4 * 4; }                               // the first of the thread's 4
-RS_DEVICE int thread_token(int i) { return i / 2 * 8 + lane_of() % 4 * 2 + i % 2; }        // its i-th of a warp's
+RS_DEVICE int thread_channel() { return lane_of() / 4 * 4; }                         // the first of the thread's 4
+RS_DEVICE int thread_token(int i) { return i / 2 * 8 + lane_of() % 4 * 2 + i % 2; }  // its i-th of a warp's
 // What a thread has of its i-th token; sums: of both mmas, by 8 tokens.
 template <class T, int Tiles>
 RS_DEVICE T thread_sum(const T (&sums)[2][Tiles][4], int i, int channel) {
@@ -457,7 +455,7 @@ RS_DEVICE void store_any_tile(int64_t first_row, int rows, int channel, bool wid
   for (int i = 0; i < Count; i++) values(i, all[i]);
   if (count <= 0) return;
   RS_NO_UNROLL
-      for (int i = 0; i < Count; i++) {
+  for (int i = 0; i < Count; i++) {
     const int64_t row = first_row + thread_token(i);
     if (row >= rows) continue;
     const bool whole = wide && count >= 4;
@@ -524,9 +522,9 @@ RS_DEVICE void load_bias(const linear_end &e, int channel, float (&bias)[4]) {
 
 // ---- 8 and 4 bits
 
-// w as threads want it: what a step has of 32 channels is a piece, in which lie, lane by lane, the 16 bytes that a thread needs of 32
-// values along K.  8 bits: of the first mma, behind it of the second; 4 bits: the first has the low nibbles, the second the high ones,
-// and behind both halves of the step come the multipliers of these two groups.
+// w as threads want it: what a step has of 32 channels is a piece, in which lie, lane by lane, the 16 bytes that a thread needs of
+// 32 values along K.  8 bits: of the first mma, behind it of the second; 4 bits: the first has the low nibbles, the second the high
+// ones, and behind both halves of the step come the multipliers of these two groups.
 struct quantized_weight {
   const uint8_t *w;       // [Np / 128][Kp / 64][4] pieces
   const float *scale;     // [Np]
@@ -535,18 +533,18 @@ struct quantized_weight {
 };
 constexpr int block_channels = 128;
 template <bool Four>
-constexpr int piece_bytes = Four ? warp_channels * step_k / 2 + warp_channels * step_k / group_k : warp_channels * step_k;
+constexpr int piece_bytes = Four ? warp_channels *step_k / 2 + warp_channels *step_k / group_k : warp_channels *step_k;
 
 template <bool Four, int BM, int BN>
 struct linear_tile {
   static constexpr int stages = 3, warps_m = 2, warps_n = BN / 32, threads = warps_m * warps_n * warp_size;
-  static constexpr int tokens = BM / warps_m, tiles = tokens / 8;   // of a warp
-  static constexpr int a_bytes = BM * step_k;                                               // of a stage
+  static constexpr int tokens = BM / warps_m, tiles = tokens / 8;         // of a warp
+  static constexpr int a_bytes = BM * step_k;                             // of a stage
   static constexpr int b_bytes = BN / warp_channels * piece_bytes<Four>;  // the same of w
   static constexpr int stage_bytes = a_bytes + b_bytes;
   static constexpr int quant_bytes = BM * static_cast<int>(sizeof(row_quant));
   static constexpr int bytes = quant_bytes + stages * stage_bytes;
-  static constexpr int blocks = BM == 128 ? Four ? 1 : 2 : 4;  // of a multiprocessor: what registers allow
+  static constexpr int blocks = BM == 128 ? Four ? 1 : 2 : 4;                     // of a multiprocessor: what registers allow
   static constexpr bool together = has_wgmma && BM == 128 && BN == 128 && !Four;  // products of four warps
 };
 
@@ -564,8 +562,9 @@ struct step_loader {
   RS_DEVICE step_loader(const uint8_t *q, int first_row, const quantized_weight &w, int first_block) {
     const int steps = w.kp / step_k, block = first_block / (block_channels / warp_channels);
     a = q + (static_cast<int64_t>(first_row / q_rows) * steps * q_tile + first_row % q_rows * step_k + thread_index() * 16);
-    b = w.w + (static_cast<int64_t>(block) * steps * (block_channels / warp_channels) + first_block % (block_channels / warp_channels)) *
-                  piece_bytes<Four> +
+    b = w.w +
+        (static_cast<int64_t>(block) * steps * (block_channels / warp_channels) + first_block % (block_channels / warp_channels)) *
+            piece_bytes<Four> +
         thread_index() * 16;
   }
   RS_DEVICE void load_x(shared<uint8_t> stage) {
@@ -593,7 +592,7 @@ struct fragment_places {
     RS_UNROLL
     for (int half = 0; half < 2; half++)
       p.x[half] = q_chunk(warp_m * Tile::tokens + lane / 16 * 8 + lane % 8, 2 * half + lane / 8 % 2);
-    p.w = Tile::a_bytes + warp_n * (four ? piece_bytes<true> : piece_bytes<false>) + lane * 16;
+    p.w = Tile::a_bytes + warp_n * (four ? piece_bytes<true> : piece_bytes<false>)+lane * 16;
     p.mult = p.w - lane * 16 + warp_channels * step_k / 2 + thread_channel();
     return p;
   }
@@ -636,8 +635,8 @@ RS_DEVICE void multiply_half(shared<uint8_t> stage, int half, const fragment_pla
   }
 }
 
-// acc += a step, by wgmma: the four warps of the same tokens have 128 channels.
 #ifdef RS_WGMMA
+// acc += a step, by wgmma: the four warps of the same tokens have 128 channels.
 RS_DEVICE void multiply_step(shared<uint8_t> stage, const fragment_places &at, int warp_m, int32_t (&acc)[2][8][4]) {
   uint32_t w[2][2][4];
   RS_UNROLL
@@ -652,8 +651,8 @@ RS_DEVICE void multiply_step(shared<uint8_t> stage, const fragment_places &at, i
 }
 #endif
 
-// budget: registers 192, shared 50176, spills 0
 // Blocks stay, and take every gridDim-th tile, whose first steps are on their way while the one before is stored.
+// budget: registers 240, shared 50176, spills 0
 template <bool Four, int BM, int BN>
 RS_KERNEL((linear_tile<Four, BM, BN>::threads), (linear_tile<Four, BM, BN>::blocks))
 linear_quantized(const int32_t *n_rows, const uint8_t *q, const row_quant *rq, quantized_weight w, linear_end e) {
@@ -879,7 +878,8 @@ cudaError_t linear_cuda(const op_call &c) {
   quantized_weight w = {};
   w.blocks = static_cast<int32_t>(np / warp_channels), w.kp = static_cast<int32_t>(kp);
   w.w = static_cast<const uint8_t *>(c.in[1].data);
-  w.scale = reinterpret_cast<const float *>(w.w + np / warp_channels * (kp / step_k) * (weight.type == RS_W4 ? piece_bytes<true> : piece_bytes<false>));
+  w.scale = reinterpret_cast<const float *>(w.w + np / warp_channels * (kp / step_k) *
+                                                      (weight.type == RS_W4 ? piece_bytes<true> : piece_bytes<false>));
   w.colsum = reinterpret_cast<const int32_t *>(w.scale + np);
   // Large tiles read x and w less often; small ones make more blocks, which few rows need.
   const bool large = ceil_div(np, 128) * ceil_div(c.out.capacity, 128) >= c.multiprocessors;
@@ -1060,9 +1060,12 @@ RS_DEVICE void store_pair(const attn_call &a, int64_t at, int left, float2 v) {
   else floats[1] = v.y;
 }
 
-// budget: registers 168, shared 33792, spills 0
+// budget: registers 200, shared 33792, spills 0
 template <int D, bool values>
-RS_KERNEL(attn_threads, D < 32 ? 5 : !values || D < 64 ? 4 : D <= 96 ? 3 : 2)
+RS_KERNEL(attn_threads, D < 32              ? 5
+                        : !values || D < 64 ? 4
+                        : D <= 96           ? 3
+                                            : 2)
 flash_attn_kernel(attn_call a) {
   wait_for_previous();
   constexpr int keys = attn_key_rows<D, values>, buffer = keys * D * (values ? 2 : 1);
@@ -2130,9 +2133,11 @@ struct quantize_halves_args {
   int kp;
 };
 
-// budget: registers 80, shared 0, spills 0
+// budget: registers 128, shared 0, spills 0
 template <int count, bool full>
-RS_KERNEL(row_threads, count > 12 ? 2 : count > 8 ? 3 : 4)
+RS_KERNEL(row_threads, count > 12  ? 2
+                       : count > 8 ? 3
+                                   : 4)
 quantize_halves(quantize_halves_args a) {
   wait_for_previous();
   const int64_t r = row_of();
@@ -2153,7 +2158,8 @@ bool quantizes_halves(int64_t cols, int64_t stride, int64_t first) { return cols
 // The cases of a switch over how many times all lanes read.
 #define RS_HALVES_IN(count) \
   case count: \
-    return launch_rows(c, x.capacity, a.n == count * 4 * warp_size ? quantize_halves<count, true> : quantize_halves<count, false>, a);
+    return launch_rows(c, x.capacity, a.n == count * 4 * warp_size ? quantize_halves<count, true> : quantize_halves<count, false>, \
+                       a);
 cudaError_t quantize_half_rows(const op_call &c, const device_value &x, uint8_t *q, row_quant *rq, int64_t kp) {
   if (!quantizes_halves(x.cols, x.stride, 0) || reinterpret_cast<uintptr_t>(x.data) % 8) return cudaErrorInvalidValue;
   const quantize_halves_args a = {x.f16(), x.stride, x.rows, static_cast<int>(x.cols), q, rq, static_cast<int>(kp)};
@@ -3121,8 +3127,8 @@ uint16_t bf16_of(float v) {  // to the nearest, of two the even one
   return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
-// Where a thread's i-th word (of 4) of the m-th mma of a block lies in w: channel, and how many words along K from the block's start
-// on.  A word is 4 values of 8 bits, or 2 of 16, of which linear_float pairs neighbours.
+// Where a thread's i-th word (of 4) of the m-th mma of a block lies in w: channel, and how many words along K from the block's
+// start on.  A word is 4 values of 8 bits, or 2 of 16, of which linear_float pairs neighbours.
 struct fragment_word {
   int64_t channel, k;
 };
@@ -3152,8 +3158,8 @@ std::vector<uint8_t> split_panels(rs_type type, const void *data, int64_t np, in
   return out;
 }
 
-// Panels of 8 and 4 bits with what is behind them (rs.cpp, section 5), as linear_quantized wants them.  What fills up steps and blocks
-// is zeros.
+// Panels of 8 and 4 bits with what is behind them (rs.cpp, section 5), as linear_quantized wants them.  What fills up steps and
+// blocks is zeros.
 std::vector<uint8_t> order_panels(rs_type type, const void *data, int64_t np, int64_t kp) {
   const bool four = type == RS_W4;
   const int64_t to_np = round_up(np, block_channels), to_kp = quantized_kp(kp), groups = kp / group_k, row_words = four ? 8 : 16;
@@ -3282,7 +3288,6 @@ struct card_session {
     if (stream) (void)cudaStreamDestroy(stream);
   }
 };
-
 
 struct operator_row {
   size_t (*work)(const backend_op &op);

@@ -7,7 +7,7 @@ stands above a kernel: the most registers of any of its instances on any archite
 asks for, and bytes that are spilled.  Fails where a kernel takes more than that or spills without a budget that says so, where a hot
 kernel has no budget, and where an architecture is missing in the binary.  Skips where there is no nvcc.
 
-  cuda_gate.py [--architectures "80-real|...|90"] [--flags "..."] [--library librs-cuda.so]
+  cuda_gate.py [--architectures "80-real|...|90-virtual"] [--flags "..."] [--library librs-cuda.so]
 """
 import argparse
 import collections
@@ -27,7 +27,7 @@ SOURCE = pathlib.Path(__file__).resolve().parent.parent
 
 # Where the time of a run goes: these have a budget.
 HOT = ("linear_quantized linear_float flash_attn_kernel attn_columns_kernel attn_halves_kernel attn_pool_kernel layer_norm_registers "
-       "layer_norm_shared quantize_registers quantize_shared token_drop_kernel token_gather_kernel token_assign_kernel "
+       "layer_norm_shared quantize_halves quantize_registers quantize_shared token_drop_kernel token_gather_kernel token_assign_kernel "
        "token_merge_kernel").split()
 
 # Of a multiprocessor, by compute capability: threads, blocks, bytes of shared memory (of which each block takes 1 KiB for itself).
@@ -40,7 +40,7 @@ REGISTERS = 65536
 # Of what is not here, the budget's own number counts.
 LAUNCHES = {
     "linear_quantized": ("tile::bytes, linear_quantized<Four, BM, BN>",
-                         lambda four, bm, bn: 3 * (bm * 64 + bn * 64 // (2 if four else 1) + (bn * 2 if four else 0))),
+                         lambda four, bm, bn: bm * 8 + 3 * (bm * 64 + bn // 32 * (1088 if four else 2048))),
     "linear_float": ("float_bytes, linear_float", lambda: 3 * (64 * 32 * 4 + 64 * 32 * 4)),
     "flash_attn_kernel": ("attn_shared<d, true>, flash_attn_kernel<d, true>",
                           lambda d, values: 2 * (4 * d + 4 if values else 2 * d + 8) * (32 if values and d > 64 else 64)),
@@ -48,6 +48,7 @@ LAUNCHES = {
     "attn_halves_kernel": ("256, 0, attn_halves_kernel", lambda: 0),
     "attn_pool_kernel": ("pool_shared, attn_pool_kernel", lambda: (32 + 8 * 128) * 4),
     "layer_norm_registers": ("RS_HELD_IN_REGISTERS(layer_norm_registers, rows)", lambda count, full: 0),
+    "quantize_halves": ("quantize_halves<count, true> : quantize_halves<count, false>", lambda count, full: 0),
     "quantize_registers": ("RS_HELD_IN_REGISTERS(quantize_registers, x.capacity)", lambda count, full: 0),
     # One row where it takes more than half of what a block gets as a rule: shared_most.
     "layer_norm_shared": ("plan.bytes,\n                  fours ? layer_norm_shared<4>", lambda n: 96 << 10),
@@ -188,7 +189,7 @@ def read_instances(report, cubin, architecture):
 
 def blocks_of(i, dynamic):
     """Blocks that a multiprocessor holds."""
-    machine = MACHINES[i.architecture]
+    machine = MACHINES[int(i.architecture.rstrip("a"))]
     warps = -(-i.threads // 32)
     per_warp = -(-i.registers * 32 // 256) * 256
     by_registers = REGISTERS // (per_warp * warps) if per_warp else machine.blocks
@@ -197,7 +198,7 @@ def blocks_of(i, dynamic):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--architectures", default="80-real|86-real|89-real|90", help="CMAKE_CUDA_ARCHITECTURES, with | between them")
+    parser.add_argument("--architectures", default="80-real|86-real|89-real|90a-real|90-virtual", help="CMAKE_CUDA_ARCHITECTURES, with | between them")
     parser.add_argument("--flags", default="-std=c++17|-O3|-DNDEBUG|-fmad=false", help="of nvcc, with | between them")
     parser.add_argument("--library", help="a librs-cuda.so that must hold code for all architectures")
     parser.add_argument("--jobs", type=int, default=2)
@@ -217,7 +218,7 @@ def main():
         print("no nvcc: kernels are not compiled" + ("" if wrong else ", skipped"))
         return 1 if wrong else 77
     wanted = options.architectures.split("|")
-    numbers = [int(re.match(r"\d+", a).group()) for a in wanted]
+    numbers = [re.match(r"\d+a?", a).group() for a in wanted if not a.endswith("-virtual")]
     # nvcc passes -Xcompiler on to a compiler that ptxas's numbers do not depend on.
     flags = [f for f in options.flags.split("|") if f]
     begin = time.monotonic()
@@ -259,7 +260,8 @@ def main():
     if options.library:
         held = fatbin_entries(pathlib.Path(options.library).read_bytes())
         print(f"\n{options.library} holds {', '.join(sorted(held))}")
-        for a, n in zip(wanted, numbers):
+        for a in wanted:
+            n = re.match(r"\d+", a).group()
             for kind in ("sm",) if a.endswith("-real") else ("compute",) if a.endswith("-virtual") else ("sm", "compute"):
                 if f"{kind}_{n}" not in held:
                     wrong.append(f"{options.library}: no {kind}_{n}")

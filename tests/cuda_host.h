@@ -320,13 +320,20 @@ enum class collective : uint8_t {
   ldmatrix_transposed,
   mma_s8u8,
   mma_f16,
-  mma_bf16
+  mma_bf16,
+  multiply_s8u8
 };
 inline const char *name_of(collective c) {
-  constexpr const char *names[] = {"warp_sync", "shuffle_xor", "shuffle", "ballot", "ldmatrix_x4", "ldmatrix_x4_transposed",
-                                   "mma_s8u8",  "mma_f16",     "mma_bf16"};
+  constexpr const char *names[] = {"warp_sync", "shuffle_xor", "shuffle",  "ballot",       "ldmatrix_x4", "ldmatrix_x4_transposed",
+                                   "mma_s8u8",  "mma_f16",     "mma_bf16", "multiply_s8u8"};
   return names[static_cast<int>(c)];
 }
+
+// What multiply_s8u8 adds to c once it is waited for.
+struct async_sums {
+  int32_t (*c)[4];
+  int32_t sum[8][4];
+};
 
 struct async_copy {
   unsigned char *to;
@@ -340,6 +347,10 @@ struct fiber {
   bool returned = false, waited = false;
   int groups = 0;  // committed
   std::vector<async_copy> copies;
+  // Of products that read shared memory by themselves.
+  bool begun = false, fenced = true;  // multiply_begin; fence_shared behind the last copy that landed
+  uint32_t landed = 0;                // epoch of that
+  std::vector<async_sums> sums;
 };
 
 struct warp_state {
@@ -607,6 +618,8 @@ inline void land(worker &w, const async_copy &c) {
   if (c.bytes > 0) std::memcpy(c.to, c.from, static_cast<size_t>(c.bytes));
   std::memset(c.to + c.bytes, 0, 16 - static_cast<size_t>(c.bytes));
   if (checking) note(w, touch::land, w.thread, c.to, 16, 16, c.line);
+  fiber &self = w.fibers[static_cast<size_t>(w.thread)];
+  self.fenced = false, self.landed = w.epoch;
 }
 
 // An index, and the line that it stands in.
@@ -783,6 +796,60 @@ inline void run_mma_s8u8(const warp_state &warp) {
   }
 }
 
+struct multiply_frame {
+  int32_t (*c)[4];
+  const uint32_t *a;
+  unsigned char *b;
+};
+
+// The 16 rows of a warp.  The sums are with async_sums until multiply_end; what lies in c till then is of no use.
+inline void run_multiply(worker &w, const warp_state &warp) {
+  const int first = w.thread & ~31;
+  const auto &f0 = *static_cast<const multiply_frame *>(warp.frame[0]);
+  const ptrdiff_t at = f0.b - w.memory;
+  if (at % 32 != 0 || at % 512 >= 64)
+    fault(w, "multiply_s8u8 at line %d: b begins at byte %td, not in a row of 512", warp.line, at);
+  if (checking) {
+    for (int i = 0; i < w.threads; ++i) {
+      const fiber &f = w.fibers[static_cast<size_t>(i)];
+      if (!f.fenced && f.landed != w.epoch)
+        fault(w, "multiply_s8u8 at line %d: a copy of thread %d has no fence_shared behind it", warp.line, i);
+    }
+  }
+  static thread_local uint8_t b[64][32];
+  for (int i = 0; i < 64; ++i)
+    for (int chunk = 0; chunk < 2; ++chunk) {
+      const ptrdiff_t plain = at + i * 64 + chunk * 16, place = plain ^ ((plain >> 7 & 3) << 4);
+      if (checking) note(w, touch::read, first, w.memory + place, 16, 16, warp.line);
+      std::memcpy(&b[i][chunk * 16], w.memory + place, 16);
+    }
+  int8_t a[16][32];
+  for (int lane = 0; lane < 32; ++lane) {
+    const auto &f = *static_cast<const multiply_frame *>(warp.frame[lane]);
+    if (f.b != f0.b) fault(w, "multiply_s8u8 at line %d: lanes differ in b", warp.line);
+    if (!w.fibers[static_cast<size_t>(first + lane)].begun) fault(w, "multiply_s8u8 at line %d: no multiply_begin", warp.line);
+    for (int i = 0; i < 4; ++i) std::memcpy(&a[lane / 4 + i % 2 * 8][lane % 4 * 4 + i / 2 * 16], &f.a[i], 4);
+  }
+  for (int lane = 0; lane < 32; ++lane) {
+    const auto &f = *static_cast<const multiply_frame *>(warp.frame[lane]);
+    std::vector<async_sums> &all = w.fibers[static_cast<size_t>(first + lane)].sums;
+    auto to = std::find_if(all.begin(), all.end(), [&](const async_sums &s) { return s.c == f.c; });
+    if (to == all.end()) {
+      async_sums fresh;
+      fresh.c = f.c;
+      std::memcpy(fresh.sum, f.c, sizeof(fresh.sum));
+      std::memset(f.c, 0xa5, sizeof(fresh.sum));
+      to = all.insert(all.end(), fresh);
+    }
+    for (int i = 0; i < 8; ++i)
+      for (int j = 0; j < 4; ++j) {
+        uint32_t sum = static_cast<uint32_t>(to->sum[i][j]);  // wraps
+        for (int k = 0; k < 32; ++k) sum += static_cast<uint32_t>(a[lane / 4 + j / 2 * 8][k] * b[i * 8 + lane % 4 * 2 + j % 2][k]);
+        to->sum[i][j] = static_cast<int32_t>(sum);
+      }
+  }
+}
+
 // Products are exact, and added in float in the order of k.  The card adds several at once, in an order and with roundings of its
 // own.
 template <float (*to_float)(uint16_t)>
@@ -839,6 +906,7 @@ inline void run_mma_16(const warp_state &warp) {
   if (!self.copies.empty()) {
     fault(w, "thread %d returns with a cp_async16, of line %d, that it did not wait for", w.thread, self.copies.front().line);
   }
+  if (!self.sums.empty()) fault(w, "thread %d returns with a multiply_s8u8 that it did not wait for", w.thread);
   if (settings.waits && !self.waited) fault(w, "thread %d returns without wait_for_previous", w.thread);
   if (w.waiting) {
     fault(w, "divergent barrier at line %d: thread %d waits, thread %d has returned", w.barrier_line, w.barrier_first, w.thread);
@@ -883,6 +951,8 @@ inline void begin_fiber(worker &w, int thread) {
   f.returned = false;
   f.groups = 0;
   f.copies.clear();
+  f.waited = f.begun = false, f.fenced = true;
+  f.sums.clear();
 }
 
 // False: w.text says why not.
@@ -1593,6 +1663,23 @@ inline void mma_bf16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[
     cuda_host::run_mma_16<cuda_host::bfloat_to_float>(warp);
   });
 }
+
+#ifdef RS_CUDA_HOST_WGMMA
+#define RS_WGMMA 1
+inline void fence_shared() { cuda_host::current->fibers[static_cast<size_t>(cuda_host::current->thread)].fenced = true; }
+inline void multiply_begin() { cuda_host::current->fibers[static_cast<size_t>(cuda_host::current->thread)].begun = true; }
+inline void multiply_end() {
+  cuda_host::fiber &self = cuda_host::current->fibers[static_cast<size_t>(cuda_host::current->thread)];
+  for (const cuda_host::async_sums &s : self.sums) std::memcpy(s.c, s.sum, sizeof(s.sum));
+  self.sums.clear();
+  self.begun = false;
+}
+inline void multiply_s8u8(int32_t (&c)[8][4], const uint32_t (&a)[4], shared<uint8_t> b, int line = __builtin_LINE()) {
+  cuda_host::multiply_frame f = {c, a, reinterpret_cast<unsigned char *>(b.p)};
+  cuda_host::converge(cuda_host::collective::multiply_s8u8, line, &f,
+                      [](cuda_host::worker &w, cuda_host::warp_state &warp) { cuda_host::run_multiply(w, warp); });
+}
+#endif
 
 // From here until the thread waited for it, nobody may touch the 16 bytes, which are copied only then.
 template <class T>

@@ -1,4 +1,5 @@
 // The shim that runs kernels on the CPU: that it finds what it promises to find, and nothing in what is right.
+#define RS_CUDA_HOST_WGMMA
 #include "tests/cuda_harness.h"
 
 #include <array>
@@ -8,6 +9,9 @@
 namespace {
 
 constexpr int block = 128;  // four warps
+
+// The kernels here follow no other.
+const bool no_waits = cuda_host::settings.waits = false;
 
 // A launch of one block of `block` threads.
 template <class... P, class... A>
@@ -510,20 +514,88 @@ TEST(cuda_host, products_of_integers_are_exact_and_wrap) {
   for_seeds(20, [&] {
     device_buffer<uint8_t> a(16 * 32), b(8 * 32);
     device_buffer<int32_t> c(16 * 8);
-    for (uint8_t &v : a) v = static_cast<uint8_t>(rng() % 3 ? rng() : 255);
-    for (uint8_t &v : b) v = static_cast<uint8_t>(rng() % 3 ? rng() : 128);
+    for (uint8_t &v : a) v = static_cast<uint8_t>(rng() % 3 ? rng() : 128);
+    for (uint8_t &v : b) v = static_cast<uint8_t>(rng() % 3 ? rng() : 255);
     for (int32_t &v : c) v = rng() % 2 ? std::numeric_limits<int32_t>::min() + 5 : static_cast<int32_t>(rng());
     std::vector<int32_t> wanted = c.values();
     for (size_t i = 0; i < 16; ++i) {
       for (size_t j = 0; j < 8; ++j) {
         int64_t sum = wanted[8 * i + j];
-        for (size_t k = 0; k < 32; ++k) sum += static_cast<int>(a[32 * i + k]) * static_cast<int8_t>(b[32 * j + k]);
+        for (size_t k = 0; k < 32; ++k) sum += static_cast<int8_t>(a[32 * i + k]) * static_cast<int>(b[32 * j + k]);
         wanted[8 * i + j] = static_cast<int32_t>(static_cast<uint32_t>(sum));
       }
     }
     expect_no_fault(launch(nullptr, 1, 32, 2048, product<uint8_t, int32_t>, a.data(), b.data(), c.data(), false));
     EXPECT_EQ(c.values(), wanted);
   });
+}
+
+// What may be wrong with a product of four warps.
+enum class spoilt { nothing, begin, end, early, fence, place };
+
+// c [64][64] += a [64][32] times b [32][64], whose 64 rows of 64 bytes are copied from `b` as they are to lie: the second half is
+// used.
+RS_KERNEL(block, 1) product_of_four_warps(spoilt how, const int8_t *a, const uint8_t *b, int32_t *c) {
+  const shared<uint8_t> bs = block_memory<uint8_t>(0);
+  const int i = thread_index(), row = i / 32 * 16 + i % 32 / 4, t = i % 4;
+  for (int chunk = i; chunk < 256; chunk += block) cp_async16(bs + chunk * 16, b + chunk * 16, 16);
+  cp_async_commit();
+  cp_async_wait<0>();
+  if (how != spoilt::fence) fence_shared();
+  block_sync();
+  uint32_t af[4];
+  for (int j = 0; j < 4; ++j) std::memcpy(&af[j], a + (row + j % 2 * 8) * 32 + t * 4 + j / 2 * 16, 4);
+  int32_t acc[8][4];
+  const auto at = [&](int j, int k) { return (row + k / 2 * 8) * 64 + j * 8 + t * 2 + k % 2; };
+  for (int j = 0; j < 8; ++j)
+    for (int k = 0; k < 4; ++k) acc[j][k] = c[at(j, k)];
+  if (how != spoilt::begin) multiply_begin();
+  multiply_s8u8(acc, af, bs + (how == spoilt::place ? 16 : 32));
+  if (how != spoilt::end && how != spoilt::early) multiply_end();
+  for (int j = 0; j < 8; ++j)
+    for (int k = 0; k < 4; ++k) c[at(j, k)] = acc[j][k];
+  if (how == spoilt::early) multiply_end();
+}
+
+TEST(cuda_host, products_of_four_warps) {
+  std::mt19937 rng(2);
+  for_seeds(20, [&] {
+    device_buffer<int8_t> a(64 * 32);
+    device_buffer<uint8_t> b(64 * 64);
+    device_buffer<int32_t> c(64 * 64);
+    for (int8_t &v : a) v = static_cast<int8_t>(rng());
+    for (uint8_t &v : b) v = static_cast<uint8_t>(rng());
+    for (int32_t &v : c) v = static_cast<int32_t>(rng());
+    const std::vector<int32_t> before = c.values();
+    std::vector<int32_t> wanted = before;
+    for (size_t i = 0; i < 64; ++i)
+      for (size_t j = 0; j < 64; ++j)
+        for (size_t k = 0; k < 32; ++k) {
+          const size_t chunk = (2 + k / 16) ^ (j / 2 % 4);
+          wanted[i * 64 + j] = static_cast<int32_t>(static_cast<uint32_t>(wanted[i * 64 + j]) +
+                                                    static_cast<uint32_t>(a[i * 32 + k] * b[j * 64 + chunk * 16 + k % 16]));
+        }
+    const auto with = [&](spoilt how) { return run(64 * 64, product_of_four_warps, how, a.data(), b.data(), c.data()); };
+    expect_no_fault(with(spoilt::nothing));
+    EXPECT_EQ(c.values(), wanted);
+    expect_fault(with(spoilt::begin), {"no multiply_begin"});
+    expect_fault(with(spoilt::end), {"multiply_s8u8 that it did not wait for"});
+    expect_fault(with(spoilt::fence), {"has no fence_shared behind it"});
+    expect_fault(with(spoilt::place), {"not in a row of 512"});
+    std::copy(before.begin(), before.end(), c.begin());
+    expect_no_fault(with(spoilt::early));
+    EXPECT_NE(c.values(), wanted);  // what is read before the end is of no use
+  });
+}
+
+RS_KERNEL(block, 1) follow(bool broken) {
+  if (!broken || thread_index() != 77) wait_for_previous();
+}
+
+TEST(cuda_host, a_kernel_that_does_not_wait_for_the_one_before_is_a_fault) {
+  cuda_host::settings.waits = true;
+  expect_found(0, {"thread 77 returns without wait_for_previous"}, follow);
+  cuda_host::settings.waits = false;
 }
 
 // int16_t stands for bf16.

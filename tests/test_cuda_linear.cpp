@@ -176,7 +176,8 @@ TEST_P(CudaLinear, ActivationsResidualsAndHalves) {
         for (int64_t j = 0; j < c.n; j++) {
           const uint32_t bits = half(i, j / 2) >> j % 2 * 16 & 0xffff;
           if (act == RS_ACT_GELU)
-            ASSERT_NEAR(half_value(static_cast<uint16_t>(bits)), out(i, j), 0x1p-11f * std::fabs(out(i, j)) + 7e-5f) << i << "," << j;
+            ASSERT_NEAR(half_value(static_cast<uint16_t>(bits)), out(i, j), 0x1p-11f * std::fabs(out(i, j)) + 7e-5f)
+                << i << "," << j;
           else ASSERT_EQ(bits, pack_f16(out(i, j), 0)) << i << "," << j;
         }
       half.expect_untouched();
