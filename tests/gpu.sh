@@ -147,7 +147,7 @@ if wants tests; then
     part "test_graph" on_card test_graph "add.*:gate.*:embed.*:pool.*" RS_DEVICE=cuda RS_CUDA_HOST=check=0
   else
     # What these say of devices is of the emulated one, and what they count is launches that are faults there.
-    part "test_cuda" on_card test_cuda "graph_on_a_card.*"
+    part "test_cuda" on_card test_cuda "graph_on_a_card.*:images_on_a_card.*"
     # What else can be asked of a card.  Its attention is of f16 and its products of floats have parts of bf16, so that tests which
     # want 1e-5 of it are left out: test_cuda_linear, test_cuda_attention and test_cuda_models have tolerances for that.  What is of
     # rows of the CPU's kernels (session.*) is run by ctest, without a card.
