@@ -60,7 +60,11 @@ build=$(cd "$build" && pwd)
 report=${RS_GPU_REPORT:-gpu-report.md}
 models=$build/test-models
 sources=${RS_GPU_MODELS:-$PWD/build/models} # of the models: as the hub has them
-[ "$mode" != use ] || sources=$build/models
+shared=${RS_SHARED:-$PWD/../shared}
+if [ "$mode" = use ]; then
+  sources=$build/models
+  shared=/nowhere # its answers are those of the weights as published, and it makes more models
+fi
 jobs=${JOBS:-$(nproc 2>/dev/null || echo 2)}
 card_library=${fake:-$build/librs-cuda.so}
 host_library=$build/tests/librs_cuda_host.so
@@ -193,15 +197,12 @@ missing() { # WHAT
 
 # ---------------------------------------------------------------- parts
 
-# RS_SHARED: no other models than these two are made.
 make_models() {
   local one
   for one in "$sources"/*/weights.rounded; do
     [ ! -e "$one" ] || [ -e "${one%/*}/model.safetensors" ] || python3 tests/gpu_models.py restore "${one%/*}" || return
   done
   if [ "$mode" = use ] && ! [ -e "$sources/all-MiniLM-L6-v2/model.safetensors" ]; then missing "no $sources/all-MiniLM-L6-v2"; return; fi
-  local shared=/nowhere
-  [ "$mode" = use ] || shared=${RS_SHARED:-$PWD/../shared}
   RS_SHARED=$shared RS_TEST_MODEL_DIR=$sources/all-MiniLM-L6-v2 RS_TEST_MODELS=$models RS_PROGRAM=$build/rs \
     limit python3 tests/make_models.py
 }
@@ -212,7 +213,7 @@ on_card() { # PROGRAM FILTER [VARIABLE=VALUE...]
   shift 2
   [ -x "$build/tests/$program" ] || { missing "no $build/tests/$program"; return; }
   # test_cuda* take the library that RS_CUDA_HOST_LIBRARY names, all others that of RS_CUDA_LIBRARY.
-  limit env RS_SOURCE_DIR="$PWD" RS_BUILD_DIR="$build" RS_PROGRAM="$build/rs" RS_TEST_MODELS="$models" \
+  limit env RS_SOURCE_DIR="$PWD" RS_BUILD_DIR="$build" RS_PROGRAM="$build/rs" RS_TEST_MODELS="$models" RS_SHARED="$shared" \
     RS_CUDA_LIBRARY="$card_library" RS_CUDA_HOST_LIBRARY="$card_library" "$@" \
     "$build/tests/$program" --gtest_brief=1 --gtest_filter="$filter"
 }
