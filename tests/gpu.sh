@@ -284,13 +284,14 @@ if wants tests; then
     # What these say of devices is of the emulated one, and what they count is launches that are faults there.
     part "test_cuda" 60 on_card test_cuda "graph_on_a_card.*:images_on_a_card.*"
     # What else can be asked of a card.  Its attention is of f16 and its products of floats have parts of bf16, so that tests which
-    # want 1e-5 of it are left out: test_cuda_linear, test_cuda_attention and test_cuda_models have tolerances for that.  What is of
+    # want 1e-4 of it, or less, are left out: test_cuda_linear, test_cuda_attention and test_cuda_models have tolerances for that.  What is of
     # rows of the CPU's kernels (session.*) is run by ctest, without a card.
     part "test_graph" 40 on_card test_graph "-linear.floats_match_f64:flash_attn.*:session.*" RS_DEVICE=cuda
-    part "test_drop" 40 on_card test_drop \
+    part "test_drop" 60 on_card test_drop \
       "-attn_colsum.matches_f64:token_sizes.count_in_attention_and_in_means:drop_tiny.every_score_and_mode_matches_f64" \
       RS_DEVICE=cuda
-    part "test_heads" 30 on_card test_heads "-heads.logits_match_bert_as_it_is_written_down" RS_DEVICE=cuda
+    part "test_heads" 30 on_card test_heads \
+      "-heads.logits_match_bert_as_it_is_written_down:answers.are_the_best_of_all_spans:answers.all_of_them_fit_in_a_list*" RS_DEVICE=cuda
     part "test_vision" 40 on_card test_vision \
       "-vision.every_family_gives_what_its_reference_does:vision.patches_of_any_size_are_embedded:vision.quantized_families_stay_near:vision.texts_of_clip*:vision_real.*" \
       RS_DEVICE=cuda
