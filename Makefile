@@ -107,7 +107,7 @@ uninstall: ## remove what the last install put there
 	xargs -d '\n' -I{} rm -fv "$(DESTDIR){}" < $(BUILD)/install_manifest.txt
 
 clean: ## remove all that was built; fetched models stay
-	rm -rf build-arm build-asan build-fuzz build-gpu build-lint
+	rm -rf build-arm build-asan build-fuzz build-gpu build-lint gpu
 	[ ! -d $(BUILD) ] || find $(BUILD) -mindepth 1 -maxdepth 1 ! -name models -exec rm -rf {} +
 
 distclean: clean ## remove the fetched models too

@@ -92,11 +92,20 @@ struct backend_level {
   int64_t tokens, capacity;
   const int32_t *cu;  // [sequences + 1]; of level 0: of the first input that is one
 };
+// An input that is not there yet: it is written to where the backend wants it, and nowhere else on the way.  An input of a graph
+// has a source in all of its runs, or in none.
+struct backend_source {
+  // Writes all rows to `to`, `part` at a time, and calls written(of, first, n) when one is there, on the thread that called.
+  void (*write)(const void *context, void *to, int64_t part, void (*written)(void *of, int64_t first, int64_t n), void *of);
+  const void *context;
+  int64_t rows;  // in all
+};
 struct backend_input {
   int32_t id;
   rs_type type;
-  const void *data;
+  const void *data;  // nullptr: `source` has it
   size_t bytes, capacity;
+  backend_source source;
 };
 struct backend_output {
   int32_t id;
@@ -150,7 +159,7 @@ struct backend {
   void (*close_session)(backend_session *session);
 };
 
-constexpr uint32_t backend_version = 1;
+constexpr uint32_t backend_version = 2;
 
 // The only symbol of a backend's library.
 extern "C" const backend *rs_backend_get(void);

@@ -3013,7 +3013,8 @@ cudaError_t token_sizes_cuda(const op_call &c) {
 //
 // A run is one copy to the device (what the caller binds, how many rows there are, cu_seqlens, where tiles of attention begin), the
 // launches of its operators, and copies of the outputs back; the host waits once, at the end.  Launches depend on capacities and
-// addresses alone, so a run of a known capacity is a recorded CUDA graph.
+// addresses alone, so a run of a known capacity is a recorded CUDA graph.  Pixels, which are much, go up before it, a part on its
+// way while the next one is written.
 
 namespace {
 
@@ -3237,7 +3238,9 @@ namespace {
 
 // Where things are in what a run copies to the device, and how large all memory is.
 struct run_layout {
-  size_t fault = 0, counts = 0, upload_bytes = 0, download_bytes = 0, q_bytes = 0, quant_bytes = 0, scratch_bytes = 0;
+  size_t fault = 0, counts = 0, q_bytes = 0, quant_bytes = 0, scratch_bytes = 0;
+  size_t recorded_bytes = 0;          // that the copy of a recorded run has
+  size_t upload_bytes = 0;            // with the inputs that have a source, which lie behind
   std::vector<size_t> starts, tiles;  // by level
   std::vector<int64_t> tile_capacity;
   std::map<int32_t, size_t> inputs;  // by tensor
@@ -3355,8 +3358,11 @@ run_layout lay_out(const backend_run &r) {
     l.tile_capacity.push_back(r.levels[i].capacity / attn_tile_rows + r.sequence_capacity);
     l.tiles.push_back(take(&at, static_cast<size_t>(l.tile_capacity[i]) * sizeof(attn_tile)));
   }
-  for (size_t i = 0; i < r.n_inputs; i++) l.inputs[r.inputs[i].id] = take(&at, r.inputs[i].capacity);
-  l.upload_bytes = at;
+  for (const bool from_source : {false, true}) {
+    for (size_t i = 0; i < r.n_inputs; i++)
+      if (!r.inputs[i].data == from_source) l.inputs[r.inputs[i].id] = take(&at, r.inputs[i].capacity);
+    (from_source ? l.upload_bytes : l.recorded_bytes) = at;
+  }
   std::map<int32_t, bool> halves = find_halves(r);
   for (size_t i = 0; i < r.n_ops; i++) {
     backend_op op = r.ops[i];
@@ -3370,7 +3376,7 @@ run_layout lay_out(const backend_run &r) {
   return l;
 }
 
-// What a run copies to the device.
+// What a run's one copy takes to the device.
 void fill_upload(const backend_run &r, const run_layout &l, char *to) {
   memset(to + l.fault, 0, sizeof(run_fault));
   auto *counts = reinterpret_cast<int32_t *>(to + l.counts);
@@ -3386,7 +3392,37 @@ void fill_upload(const backend_run &r, const run_layout &l, char *to) {
     }
     counts[1 + r.n_levels + i] = n;
   }
-  for (size_t i = 0; i < r.n_inputs; i++) memcpy(to + l.inputs.at(r.inputs[i].id), r.inputs[i].data, r.inputs[i].bytes);
+  for (size_t i = 0; i < r.n_inputs; i++)
+    if (r.inputs[i].data) memcpy(to + l.inputs.at(r.inputs[i].id), r.inputs[i].data, r.inputs[i].bytes);
+}
+
+// An input that has a source, on its way to the device.
+struct source_upload {
+  card_session &s;
+  size_t begin, row;  // of its rows: where the first is, bytes
+  cudaError_t status = cudaSuccess;
+
+  static void written(void *of, int64_t first, int64_t n) {
+    auto &u = *static_cast<source_upload *>(of);
+    const size_t at = u.begin + static_cast<size_t>(first) * u.row;
+    if (u.status == cudaSuccess)
+      u.status = cudaMemcpyAsync(u.s.upload.data + at, u.s.staging.data + at, static_cast<size_t>(n) * u.row,
+                                 cudaMemcpyHostToDevice, u.s.stream);
+  }
+};
+
+// A part of it is copied while the next one is written.
+constexpr size_t upload_part = 4 << 20;
+rs_status upload_sources(card_session &s, const backend_run &r, const run_layout &l, backend_error *error) {
+  for (size_t i = 0; i < r.n_inputs; i++) {
+    const backend_input &input = r.inputs[i];
+    if (input.data || input.source.rows == 0) continue;
+    source_upload u = {s, l.inputs.at(input.id), input.bytes / static_cast<size_t>(input.source.rows)};
+    const auto part = static_cast<int64_t>(std::max<size_t>(1, upload_part / u.row));
+    input.source.write(input.source.context, s.staging.data + u.begin, part, source_upload::written, &u);
+    RS_CUDA_CHECK(error, "copy to the device", u.status);
+  }
+  return RS_OK;
 }
 
 // Makes calls of operators: addresses, and what is done together.
@@ -3584,7 +3620,7 @@ rs_status launch_failed(backend_error *error, const op_call &c, cudaError_t e) {
 
 rs_status launch_all(card_session &s, const recorded_run &run, backend_error *error) {
   RS_CUDA_CHECK(error, "copy to the device",
-                cudaMemcpyAsync(s.upload.data, s.staging.data, run.layout.upload_bytes, cudaMemcpyHostToDevice, s.stream));
+                cudaMemcpyAsync(s.upload.data, s.staging.data, run.layout.recorded_bytes, cudaMemcpyHostToDevice, s.stream));
   for (const auto &call : run.calls) {
     const cudaError_t e = run_call(call);
     if (e != cudaSuccess) return launch_failed(error, call.second, e);
@@ -3602,7 +3638,7 @@ struct event_pair {
 
 rs_status launch_timed(card_session &s, const recorded_run &run, float *seconds, backend_error *error) {
   RS_CUDA_CHECK(error, "copy to the device",
-                cudaMemcpyAsync(s.upload.data, s.staging.data, run.layout.upload_bytes, cudaMemcpyHostToDevice, s.stream));
+                cudaMemcpyAsync(s.upload.data, s.staging.data, run.layout.recorded_bytes, cudaMemcpyHostToDevice, s.stream));
   event_pair events;
   RS_CUDA_CHECK(error, "events", cudaEventCreate(&events.begin));
   RS_CUDA_CHECK(error, "events", cudaEventCreate(&events.end));
@@ -3708,6 +3744,7 @@ rs_status run_graph(card_session &s, const backend_run &r, backend_error *error)
     run.calls = std::move(maker.calls);
     run.places = s.places;
   }
+  RS_TRY(upload_sources(s, r, run.layout, error));
   RS_TRY(r.seconds ? launch_timed(s, run, r.seconds, error) : launch_recorded(s, run, error));
   // Outputs are at the same places in every run of this capacity.
   size_t at = 0;

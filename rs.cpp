@@ -4655,6 +4655,44 @@ struct token_level {
   std::vector<int32_t> cu;  // [B + 1] starts; level 0 has those of the caller
 };
 
+// Rows of the input "pixels", a row a token: of a patch its pixels, of a token before the patches zeros.  They are made of images
+// [3, height, width] where a run wants to have them, by its threads.
+struct pixel_rows {
+  const rs_tensor *input = nullptr;  // nullptr: the graph has none, or it is bound
+  rs_image_shape shape = {};
+  int32_t patch = 0;
+  const float *const *images = nullptr;
+
+  void write(int64_t first, int64_t n, float *out) const {
+    switch (patch) {  // copies of a known length are a few moves, in place of a call
+      case 14:
+        return write_patches<14>(first, n, out);
+      case 16:
+        return write_patches<16>(first, n, out);
+      default:
+        return write_patches<0>(first, n, out);
+    }
+  }
+
+ private:
+  template <size_t known_patch>
+  void write_patches(int64_t first, int64_t n, float *out) const {
+    const size_t p = known_patch ? known_patch : static_cast<size_t>(patch), width = static_cast<size_t>(shape.width),
+                 plane = width * static_cast<size_t>(shape.height), columns = static_cast<size_t>(shape.columns);
+    for (int64_t row = first; row < first + n; row++) {
+      const int64_t token = row % shape.tokens - shape.prefix;
+      if (token < 0) {
+        out = std::fill_n(out, 3 * p * p, 0.0f);
+        continue;
+      }
+      const auto at = static_cast<size_t>(token);
+      const float *from = images[row / shape.tokens] + at / columns * p * width + at % columns * p;
+      for (size_t channel = 0; channel < 3; channel++)
+        for (size_t y = 0; y < p; y++, out += p) memcpy(out, from + channel * plane + y * width, p * 4);
+    }
+  }
+};
+
 // What a session keeps of a graph that it runs: sizes and places for the last (T, B).  Its vectors are made once a graph.
 struct graph_plan {
   const rs_graph *graph;
@@ -4664,7 +4702,8 @@ struct graph_plan {
   std::vector<value> values;    // by tensor id
   std::vector<size_t> offsets;  // in the arena, or in a block
   std::vector<size_t> bytes;
-  std::vector<void *> bound;    // memory of the caller's for inputs and outputs, or nullptr
+  std::vector<void *> bound;  // memory of the caller's for inputs and outputs, or nullptr
+  pixel_rows pixels;
   std::vector<op_run> ops;      // in order
   std::vector<int> live;        // while planning: tensors in the arena, by offset
   std::vector<size_t> profile;  // index into the session's profile, by op
@@ -4674,6 +4713,8 @@ struct graph_plan {
   int64_t tokens(const rs_tensor &t) const { return levels[static_cast<size_t>(t.level)].tokens; }
   int64_t block_rows(const rs_tensor &t) const { return levels[static_cast<size_t>(t.level)].block_rows; }
   bool in_block(const rs_tensor &t) const { return t.in_block && block_rows(t); }
+  // Is it for the plan to say where that is?
+  bool placed(const rs_tensor &t) const { return (t.kind == tensor_op || &t == pixels.input) && !bound[static_cast<size_t>(t.id)]; }
 };
 
 int64_t dim_at(int64_t dim, int64_t tokens, int64_t sequences) {
@@ -4728,7 +4769,7 @@ size_t plan_places(graph_plan &p, bool in_block) {
   p.live.clear();
   size_t most = 0;
   for (const auto &t : tensors) {
-    if (t->kind != tensor_op || p.bound[t->id] || p.in_block(*t) != in_block) continue;
+    if (!p.placed(*t) || p.in_block(*t) != in_block) continue;
     // Blocks are at different operators of a chain at one time, so a place in the arena is free when the stage is done.
     const auto over = [&](int id) {
       const int last = tensors[id]->last_use;
@@ -4863,6 +4904,7 @@ rs_status bind_inputs(graph_plan &p, const rs_binding *bindings, size_t n) {
   }
   for (const auto &t : p.graph->tensors) {
     if (t->kind != tensor_input) continue;
+    if (t.get() == p.pixels.input) continue;
     if (!p.bound[t->id]) return rs_fail(RS_ERR_ARGUMENT, "input '%s' is not bound", t->name.c_str());
     if (t->type == RS_I32 && t->rank == 1 && t->shape[0] == RS_DIM_CU_SEQLENS)
       RS_CHECK(check_cu_seqlens(*t, static_cast<const int32_t *>(p.bound[t->id]), p.levels[0].tokens, p.sequences));
@@ -4922,8 +4964,6 @@ void place(const lane &l, graph_plan &p, run_error *error) {
         v.data = static_cast<char *>(const_cast<void *>(t->data));
         break;
       case tensor_input:
-        v.data = static_cast<char *>(p.bound[t->id]);
-        break;
       case tensor_op:  // what is in a block: run_block moves it there
         v.data = p.bound[t->id] ? static_cast<char *>(p.bound[t->id]) : l.arena + p.offsets[t->id];
         break;
@@ -4965,6 +5005,12 @@ struct graph_runner {
   const worker me;
 
   void run() const {
+    if (p.pixels.input) {
+      const value &v = p.values[static_cast<size_t>(p.pixels.input->id)];
+      const worker::range mine = me.share(v.rows);
+      p.pixels.write(mine.begin, mine.end - mine.begin, reinterpret_cast<float *>(v.data) + mine.begin * v.stride);
+      me.barrier();
+    }
     for (const graph_stage &stage : p.graph->stages) {
       const token_level &level = p.levels[static_cast<size_t>(stage.level)];
       if (level.block_rows && stage.by_rows) {
@@ -5022,16 +5068,18 @@ struct run_request {
   int64_t tokens, sequences;
   const rs_binding *bindings;
   size_t n_bindings;
+  pixel_rows pixels = {};
 };
 
-// What a part of a batch binds: ids and type ids, or pixels; positions, cu_seqlens, vectors, and protect where tokens are dropped
-// with regard to it.
+// What a part of a batch binds: ids and type ids, or pixels that are there as rows; positions, cu_seqlens, vectors, and protect
+// where tokens are dropped with regard to it.
 using part_bindings = std::array<rs_binding, 7>;
 
 // Shapes, and what is bound.
 rs_status plan_request(graph_plan &p, const run_request &q) {
   p.sequences = q.sequences;
   p.levels[0].tokens = q.tokens;
+  p.pixels = q.pixels;
   plan_shapes(p);
   RS_CHECK(bind_inputs(p, q.bindings, q.n_bindings));
   plan_levels(p);
@@ -5096,6 +5144,20 @@ void count_calls(rs_session *s, graph_plan &p) {
   }
 }
 
+// All threads on one run.
+rs_status run_whole(rs_session *s, const run_request &q) {
+  lane *l = s->lanes[0].get();
+  graph_plan &p = *plan_of(l, q.graph);
+  if (s->device) return run_on_device(s, p, q);
+  RS_CHECK(make_plan(s, s->threads, p, q));
+  RS_CHECK(reserve_arena(s, l, arena_bytes_of(p, s->threads)));
+  run_error error;
+  place(*l, p, &error);
+  if (s->profile) count_calls(s, p);
+  run_team(s->threads, [&](const worker &me) { graph_runner{s, p, me}.run(); });
+  return error.taken ? rs_fail(error.status, "%s", error.text) : RS_OK;
+}
+
 }  // namespace
 
 rs_status rs_graph_run(rs_session *s, rs_graph *graph, int64_t tokens, int64_t sequences, const rs_binding *bindings,
@@ -5105,17 +5167,7 @@ rs_status rs_graph_run(rs_session *s, rs_graph *graph, int64_t tokens, int64_t s
     if (tokens < 0 || sequences < 0 || tokens > INT32_MAX || sequences > INT32_MAX)
       return rs_fail(RS_ERR_ARGUMENT, "%lld tokens, %lld sequences", static_cast<long long>(tokens),
                      static_cast<long long>(sequences));
-    lane *l = s->lanes[0].get();
-    graph_plan &p = *plan_of(l, graph);
-    const run_request request = {graph, tokens, sequences, bindings, n_bindings};
-    if (s->device) return run_on_device(s, p, request);
-    RS_CHECK(make_plan(s, s->threads, p, request));
-    RS_CHECK(reserve_arena(s, l, arena_bytes_of(p, s->threads)));
-    run_error error;
-    place(*l, p, &error);
-    if (s->profile) count_calls(s, p);
-    run_team(s->threads, [&](const worker &me) { graph_runner{s, p, me}.run(); });
-    return error.taken ? rs_fail(error.status, "%s", error.text) : RS_OK;
+    return run_whole(s, {graph, tokens, sequences, bindings, n_bindings});
   });
 }
 
@@ -5244,6 +5296,8 @@ struct device_session {
   std::vector<backend_output> outputs;
   std::vector<float> seconds;
   int32_t starts = -1;  // the input that is levels[0].cu
+  pixel_rows pixels;
+  int threads = 1;  // that write them
 
   ~device_session() {
     if (session) on->choice.b->close_session(session);
@@ -5305,6 +5359,24 @@ backend_tensor device_tensor(const graph_plan &p, const rs_tensor *t) {
   return d;
 }
 
+// What a backend calls for pixels: all threads write, each its share of a part.  One that is woken for less than a share would cost
+// more than it does.
+void write_pixels(const void *context, void *to, int64_t part, void (*written)(void *, int64_t, int64_t), void *of) {
+  constexpr int64_t least_share = 128 << 10;
+  const auto &d = *static_cast<const device_session *>(context);
+  const int64_t rows = d.levels[0].tokens, cols = d.pixels.input->shape[1];
+  const auto threads = std::clamp<int64_t>(std::min(part, rows) * cols * 4 / least_share, 1, d.threads);
+  run_team(static_cast<int>(threads), [&](const worker &me) {
+    for (int64_t first = 0; first < rows; first += part) {
+      const int64_t n = std::min(part, rows - first);
+      const worker::range mine = me.share(n);
+      d.pixels.write(first + mine.begin, mine.end - mine.begin, static_cast<float *>(to) + (first + mine.begin) * cols);
+      me.barrier();
+      if (me.thread == 0) written(of, first, n);
+    }
+  });
+}
+
 // What is bound, by the true numbers of tokens.
 void collect_bound(const graph_plan &p, device_session *d) {
   d->levels.clear(), d->inputs.clear(), d->outputs.clear();
@@ -5313,10 +5385,12 @@ void collect_bound(const graph_plan &p, device_session *d) {
   d->starts = -1;
   for (const auto &t : p.graph->tensors) {
     void *data = p.bound[t->id];
+    if (t.get() == p.pixels.input)
+      d->inputs.push_back({t->id, t->type, nullptr, p.bytes[t->id], 0, {write_pixels, d, p.tokens(*t)}});
     if (!data) continue;
     if (t->kind == tensor_op) d->outputs.push_back({t->id, data, p.bytes[t->id]});
     if (t->kind != tensor_input) continue;
-    d->inputs.push_back({t->id, t->type, data, p.bytes[t->id], 0});
+    d->inputs.push_back({t->id, t->type, data, p.bytes[t->id], 0, {}});
     if (t->type != RS_I32 || t->rank != 1 || t->shape[0] != RS_DIM_CU_SEQLENS || d->levels[0].cu) continue;
     d->levels[0].cu = static_cast<const int32_t *>(data);
     d->starts = t->id;
@@ -5326,6 +5400,7 @@ void collect_bound(const graph_plan &p, device_session *d) {
 // Places in the arena, for the capacity.  Results have one even where the caller reads them.
 void plan_capacity(graph_plan &p, int64_t sequences, const std::vector<backend_level> &levels) {
   p.sequences = sequences;
+  p.pixels = {};  // the backend has a place for them
   for (size_t i = 0; i < levels.size(); i++) p.levels[i].tokens = levels[i].capacity, p.levels[i].block_rows = 0;
   plan_shapes(p);
   for (const auto &t : p.graph->tensors)
@@ -5341,6 +5416,8 @@ rs_status run_on_device(rs_session *s, graph_plan &p, const run_request &q) {
     place(*s->lanes[0], p, nullptr);
     count_calls(s, p);
   }
+  d.pixels = q.pixels;
+  d.threads = s->threads;
   collect_bound(p, &d);
   backend_run run = {};
   run.sequence_capacity = sequence_capacity(q.sequences);
@@ -6550,8 +6627,9 @@ struct encoder {
   std::string prompted;  // prompt + text
   rs_tokens tokens, pair_tokens, wrapped;
   std::vector<int32_t> ids, type_ids, positions, cu_seqlens, protect;
-  std::vector<float> pixels;    // a row a token, [3 P P]
-  std::vector<float> prepared;  // [3, height, width] of an image that is not
+  std::vector<const float *> images;         // [3, height, width] of each that waits: the caller's, or
+  std::vector<std::vector<float>> prepared;  // of those that came as files or RGB; the first n_prepared are in use
+  size_t n_prepared = 0;
   std::vector<window> windows;
   std::vector<batch_part> parts;
   std::vector<int64_t> busy;
@@ -6802,7 +6880,7 @@ int32_t kept_tokens(const encoder_graph &g, int32_t protect, int32_t tokens, boo
 // Sequences as the inputs of an encoder's graph, and where its result goes.
 struct packed_sequences {
   int32_t *ids, *type_ids;  // of texts
-  float *pixels;            // of images
+  float *pixels;            // of images, as rows; nullptr where the run makes them
   int32_t *positions, *cu_seqlens, *protect;
   size_t tokens, sequences;
   float *result;
@@ -6816,7 +6894,7 @@ size_t bind_packed(const encoder_graph &g, const packed_sequences &p, part_bindi
   };
   bind(g.ids, p.ids, p.tokens * 4);
   bind(g.type_ids, p.type_ids, p.tokens * 4);
-  if (g.pixels) bind(g.pixels, p.pixels, p.tokens * static_cast<size_t>(g.pixels->shape[1]) * 4);
+  if (p.pixels) bind(g.pixels, p.pixels, p.tokens * static_cast<size_t>(g.pixels->shape[1]) * 4);
   bind(g.positions, p.positions, p.tokens * 4);
   bind(g.cu_seqlens, p.cu_seqlens, (p.sequences + 1) * 4);
   bind(g.result, p.result, p.floats * 4);
@@ -6824,16 +6902,29 @@ size_t bind_packed(const encoder_graph &g, const packed_sequences &p, part_bindi
   return n;
 }
 
-// The rows of "pixels" for an image [3, height, width].
-void pack_pixels(const rs_image_shape &shape, int32_t patch, const float *image, float *out) {
-  const auto p = static_cast<size_t>(patch), width = static_cast<size_t>(shape.width),
-             plane = width * static_cast<size_t>(shape.height);
-  std::fill_n(out, static_cast<size_t>(shape.prefix) * 3 * p * p, 0.0f);
-  out += static_cast<size_t>(shape.prefix) * 3 * p * p;
-  for (size_t row = 0; row < static_cast<size_t>(shape.rows); row++)
-    for (size_t column = 0; column < static_cast<size_t>(shape.columns); column++)
-      for (size_t channel = 0; channel < 3; channel++)
-        for (size_t y = 0; y < p; y++, out += p) memcpy(out, image + channel * plane + (row * p + y) * width + column * p, p * 4);
+// The rows of "pixels" of such images.
+pixel_rows rows_of(const rs_model &m, const encoder_graph &g, const float *const *images) {
+  if (!g.pixels) return {};
+  return {g.pixels, g.image->shape, m.shape.patch, images};
+}
+
+// The pixels of an image [3, height, width] as the model wants them: the caller's, or `prepared`.
+rs_status image_pixels(const rs_model *m, const rs_image_shape &shape, const rs_image &image, std::vector<float> *prepared,
+                       const float **pixels, rs_image_info *info) {
+  if (image.kind == RS_IMAGE_PIXELS) {
+    if (image.width != shape.width || image.height != shape.height)
+      return rs_fail(RS_ERR_ARGUMENT, "pixels of %dx%d, expected %dx%d", image.width, image.height, shape.width, shape.height);
+    if (!image.data) return rs_fail(RS_ERR_ARGUMENT, "pixels that are not there");
+    info->width = image.width, info->height = image.height;
+    *pixels = static_cast<const float *>(image.data);
+    return RS_OK;
+  }
+  prepared->resize(3 * static_cast<size_t>(shape.width) * static_cast<size_t>(shape.height));
+  int32_t size[2];
+  RS_CHECK(rs_image_prepare(m, &image, shape.width, shape.height, prepared->data(), prepared->size(), size));
+  info->width = size[0], info->height = size[1];
+  *pixels = prepared->data();
+  return RS_OK;
 }
 
 // Packs sequences, runs them in parts of the token budget, and joins the vectors of a text's windows.
@@ -6865,17 +6956,22 @@ class batch {
     return RS_OK;
   }
 
-  // An image [3, height, width] of the size of the settings.
-  rs_status add_image(window w, const float *pixels, int32_t *kept) {
+  rs_status add_image(size_t image, const rs_image &of, rs_image_info *info) {
+    const rs_image_shape &shape = graph->image->shape;
+    const window w = {image, shape.tokens, true, true};
     RS_CHECK(make_room(w));
-    const size_t at = e.pixels.size();
-    const int32_t patch = s->model->shape.patch;
-    e.pixels.resize(at + static_cast<size_t>(w.tokens) * pixel_row());
-    pack_pixels(graph->image->shape, patch, pixels, e.pixels.data() + at);
-    place(w, kept);
+    const float *pixels;
+    if (e.prepared.size() == e.n_prepared) e.prepared.emplace_back();
+    if (const rs_status status = image_pixels(s->model, shape, of, &e.prepared[e.n_prepared], &pixels, info)) {
+      e.failed = image;
+      return status;
+    }
+    e.n_prepared += of.kind != RS_IMAGE_PIXELS;
+    e.images.push_back(pixels);
+    info->tokens = shape.tokens;
+    place(w, &info->kept);
     return RS_OK;
   }
-  const rs_image_shape &image_shape() const { return graph->image->shape; }
 
   rs_status flush() {
     if (e.windows.empty()) return RS_OK;
@@ -6895,8 +6991,7 @@ class batch {
     } else {
       for (size_t i = 0; i < e.parts.size(); i++) {
         part_bindings bindings;
-        const run_request q = request(i, &bindings);
-        RS_CHECK(rs_graph_run(s, q.graph, q.tokens, q.sequences, q.bindings, q.n_bindings));
+        RS_CHECK(run_whole(s, request(i, &bindings)));
       }
     }
     size_t row = 0;
@@ -6910,9 +7005,10 @@ class batch {
   }
 
  private:
-  void clear() { e.ids.clear(), e.type_ids.clear(), e.pixels.clear(), e.positions.clear(), e.protect.clear(), e.windows.clear(); }
-
-  size_t pixel_row() const { return static_cast<size_t>(graph->pixels->shape[1]); }
+  void clear() {
+    e.ids.clear(), e.type_ids.clear(), e.images.clear(), e.positions.clear(), e.protect.clear(), e.windows.clear();
+    e.n_prepared = 0;
+  }
 
   rs_status make_room(const window &w) {
     return !e.windows.empty() && static_cast<int64_t>(e.positions.size()) + w.tokens > supply ? flush() : RS_OK;
@@ -6999,12 +7095,11 @@ class batch {
     const encoder_graph &g = whole ? *whole_graph : *graph;
     const size_t bound =
         bind_packed(g,
-                    {g.ids ? e.ids.data() + p.token : nullptr, g.type_ids ? e.type_ids.data() + p.token : nullptr,
-                     g.pixels ? e.pixels.data() + static_cast<size_t>(p.token) * pixel_row() : nullptr,
+                    {g.ids ? e.ids.data() + p.token : nullptr, g.type_ids ? e.type_ids.data() + p.token : nullptr, nullptr,
                      e.positions.data() + p.token, e.cu_seqlens.data() + p.begin + i, e.protect.data() + p.token,
                      static_cast<size_t>(p.tokens), n, e.vectors.data() + static_cast<size_t>(p.row) * width, rows * width},
                     bindings);
-    return {g.graph, p.tokens, static_cast<int64_t>(n), bindings->data(), bound};
+    return {g.graph, p.tokens, static_cast<int64_t>(n), bindings->data(), bound, rows_of(*s->model, g, e.images.data() + p.begin)};
   }
 
   rs_status deliver(const window &w, const float *x) {
@@ -7108,40 +7203,13 @@ rs_status add_windows(rs_session *s, const encode_settings &set, batch *b, size_
   return RS_OK;
 }
 
-// The pixels of an image as the batch wants them: the caller's, or e.prepared.
-rs_status image_pixels(rs_session *s, const rs_image_shape &shape, const rs_image &image, const float **pixels,
-                       rs_image_info *info) {
-  if (image.kind == RS_IMAGE_PIXELS) {
-    if (image.width != shape.width || image.height != shape.height)
-      return rs_fail(RS_ERR_ARGUMENT, "pixels of %dx%d, expected %dx%d", image.width, image.height, shape.width, shape.height);
-    if (!image.data) return rs_fail(RS_ERR_ARGUMENT, "pixels that are not there");
-    info->width = image.width, info->height = image.height;
-    *pixels = static_cast<const float *>(image.data);
-    return RS_OK;
-  }
-  std::vector<float> &out = s->encoder->prepared;
-  out.resize(3 * static_cast<size_t>(shape.width) * static_cast<size_t>(shape.height));
-  int32_t size[2];
-  RS_CHECK(rs_image_prepare(s->model, &image, shape.width, shape.height, out.data(), out.size(), size));
-  info->width = size[0], info->height = size[1];
-  *pixels = out.data();
-  return RS_OK;
-}
-
 rs_status run_images(rs_session *s, const encode_settings &set, const rs_image *images, size_t n, float *out, size_t capacity,
                      rs_image_info *infos) {
-  encoder &e = *s->encoder;
   batch b(s, set, out, capacity);
   RS_CHECK(b.open());
   for (size_t i = 0; i < n; i++) {
     rs_image_info info = {};
-    const float *pixels;
-    if (const rs_status status = image_pixels(s, b.image_shape(), images[i], &pixels, &info)) {
-      e.failed = i;
-      return status;
-    }
-    info.tokens = b.image_shape().tokens;
-    RS_CHECK(b.add_image({i, info.tokens, true, true}, pixels, &info.kept));
+    RS_CHECK(b.add_image(i, images[i], &info));
     if (infos) infos[i] = info;
   }
   return b.flush();
@@ -7282,7 +7350,7 @@ namespace {
 size_t live_bytes(const graph_plan &p, const rs_tensor &t) {
   size_t bytes = 0;
   for (const auto &x : p.graph->tensors) {
-    if (x->kind != tensor_op || p.bound[x->id] || p.in_block(*x) || x->id > t.id) continue;
+    if (!p.placed(*x) || p.in_block(*x) || x->id > t.id) continue;
     const int last = x->last_use;
     const bool live = last >= t.id || p.graph->tensors[static_cast<size_t>(last)]->stage == t.stage;
     if (live) bytes += round_up(p.bytes[x->id], align_data);
@@ -7345,17 +7413,17 @@ rs_status rs_plan(rs_session *s, const int32_t *lengths, size_t n, const rs_enco
     const size_t tokens = flags.size();
     std::vector<int32_t> zeros(tokens);
     std::vector<float> vectors(rows * static_cast<size_t>(set.width));
-    float pixels;  // a plan reads how many there are, not what they are
     part_bindings bindings;
     const size_t bound = bind_packed(
         *g,
-        {zeros.data(), zeros.data(), &pixels, zeros.data(), starts.data(), flags.data(), tokens, n, vectors.data(), vectors.size()},
+        {zeros.data(), zeros.data(), nullptr, zeros.data(), starts.data(), flags.data(), tokens, n, vectors.data(), vectors.size()},
         &bindings);
     lane l;
     graph_plan &p = *plan_of(&l, g->graph);
-    RS_CHECK(
-        make_plan(s, s->threads, p, {g->graph, static_cast<int64_t>(tokens), static_cast<int64_t>(n), bindings.data(), bound}));
-    place(l, p, nullptr);  // multiplications of attention depend on the starts
+    RS_CHECK(make_plan(s, s->threads, p,
+                       {g->graph, static_cast<int64_t>(tokens), static_cast<int64_t>(n), bindings.data(), bound,
+                        rows_of(*s->model, *g, nullptr)}));  // how many there are counts, not what they are
+    place(l, p, nullptr);                                    // multiplications of attention depend on the starts
     sum_plan(p, all_layers, layers);
     *arena_bytes = arena_bytes_of(p, s->threads);
     return RS_OK;
@@ -7421,8 +7489,8 @@ void read_step(const trace_graph::step &from, const std::vector<int32_t> &kept, 
   *positions = std::move(next);
 }
 
-// pixels: of an image, a row a token.
-rs_status trace_sequence(rs_session *s, const trace_graph &g, float *pixels, rs_trace *t) {
+// image: its pixels, or nullptr for a text.
+rs_status trace_sequence(rs_session *s, const trace_graph &g, const float *image, rs_trace *t) {
   const size_t n = t->n;
   std::vector<int32_t> positions(n), flags(n), starts = {0, static_cast<int32_t>(n)};
   std::iota(positions.begin(), positions.end(), 0);
@@ -7435,7 +7503,7 @@ rs_status trace_sequence(rs_session *s, const trace_graph &g, float *pixels, rs_
   std::vector<float> result((g.e.pooling == RS_POOL_NONE ? kept : 1) * static_cast<size_t>(g.e.result->shape[1]));
   part_bindings bound;
   const size_t n_bound = bind_packed(g.e,
-                                     {t->tokens.ids.data(), t->tokens.type_ids.data(), pixels, positions.data(), starts.data(),
+                                     {t->tokens.ids.data(), t->tokens.type_ids.data(), nullptr, positions.data(), starts.data(),
                                       flags.data(), n, 1, result.data(), result.size()},
                                      &bound);
   std::vector<rs_binding> bindings(bound.begin(), bound.begin() + static_cast<std::ptrdiff_t>(n_bound));
@@ -7455,7 +7523,8 @@ rs_status trace_sequence(rs_session *s, const trace_graph &g, float *pixels, rs_
     at = left;
   }
   const forget_at_end forget(s, g.e.graph);
-  RS_CHECK(rs_graph_run(s, g.e.graph, static_cast<int64_t>(n), 1, bindings.data(), bindings.size()));
+  RS_CHECK(
+      run_whole(s, {g.e.graph, static_cast<int64_t>(n), 1, bindings.data(), bindings.size(), rows_of(*s->model, g.e, &image)}));
   for (size_t i = 0; i < g.steps.size(); i++) read_step(g.steps[i], rows[i], assign[i], &positions, &t->steps[i]);
   t->kept = std::move(positions);
   return RS_OK;
@@ -7500,12 +7569,11 @@ rs_status rs_trace_image(rs_session *s, const rs_image *image, const rs_encode_p
     RS_CHECK(g.build(s->model, set));
     const rs_image_shape &shape = g.e.image->shape;
     rs_image_info info;
+    std::vector<float> prepared;
     const float *pixels;
-    RS_CHECK(image_pixels(s, shape, *image, &pixels, &info));
+    RS_CHECK(image_pixels(s->model, shape, *image, &prepared, &pixels, &info));
     t->n = t->pair = static_cast<size_t>(shape.tokens);
-    std::vector<float> rows(t->n * static_cast<size_t>(g.e.pixels->shape[1]));
-    pack_pixels(shape, s->model->shape.patch, pixels, rows.data());
-    RS_CHECK(trace_sequence(s, g, rows.data(), t.get()));
+    RS_CHECK(trace_sequence(s, g, pixels, t.get()));
     *out = t.release();
     return RS_OK;
   });
@@ -7859,15 +7927,16 @@ rs_status calibrate_images(rs_session *s, const rs_image *images, size_t n, rs_c
   const forget_at_end forget(s, g.e.graph);
   const rs_image_shape &shape = g.e.image->shape;
   const auto tokens = static_cast<size_t>(shape.tokens), row = static_cast<size_t>(g.e.pixels->shape[1]);
+  std::vector<float> prepared;
   for (size_t i = 0; i < n; i++) {
     const float *pixels;
     rs_image_info info;
-    if (const rs_status status = image_pixels(s, shape, images[i], &pixels, &info)) {
+    if (const rs_status status = image_pixels(s->model, shape, images[i], &prepared, &pixels, &info)) {
       s->encoder->failed = i;
       return status;
     }
     g.pixels.resize((g.positions.size() + tokens) * row);
-    pack_pixels(shape, s->model->shape.patch, pixels, g.pixels.data() + g.positions.size() * row);
+    rows_of(*s->model, g.e, &pixels).write(0, shape.tokens, g.pixels.data() + g.positions.size() * row);
     g.end_sequence(tokens);
     if (static_cast<int64_t>(g.positions.size()) >= s->max_batch_tokens) RS_CHECK(g.run(s, c));
   }

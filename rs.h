@@ -247,7 +247,8 @@ typedef struct rs_session_params {
   bool profile;                  /* time every operator: rs_session_profile_at.  Threads are then in latency mode */
   rs_thread_mode thread_mode;
   const char *device; /* of a session without a model: as rs_load_params.device; of one with a model, NULL or where that is.  On a
-                         card, max_batch_tokens is 32768 by default, and threads and thread_mode are of no meaning */
+                         card, max_batch_tokens is 32768 by default, threads are those that lay out the pixels of images, and
+                         thread_mode is of no meaning */
 } rs_session_params;
 
 /* model may be NULL for a session that runs graphs without a weight file. */

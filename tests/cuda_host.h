@@ -135,6 +135,7 @@ struct settings_type {
   bool check = true;     // shared memory and what lies around allocations.  Off: much faster
   unsigned threads = 0;  // CPUs that take blocks.  0: all
   size_t memory_limit = size_t(4) << 30;  // of the device
+  size_t pinned_limit = size_t(4) << 30;  // of an allocation of page-locked memory
   size_t shared_limit = 163 * 1024;       // of a block
   int devices = 1;
   int capability = 80;  // of each
@@ -158,6 +159,7 @@ inline settings_type settings_of_environment() {
     if (name == "check") s.check = v != 0;
     if (name == "threads") s.threads = static_cast<unsigned>(v);
     if (name == "memory_limit") s.memory_limit = v;
+    if (name == "pinned_limit") s.pinned_limit = v;
     if (name == "shared_limit") s.shared_limit = v;
     if (name == "devices") s.devices = static_cast<int>(v);
     if (name == "capability") s.capability = static_cast<int>(v);
@@ -1382,6 +1384,7 @@ cudaError_t cudaMallocHost(T **out, size_t bytes) {
   using namespace cuda_host;
   *out = nullptr;
   if (forbidden()) return failed(cudaErrorStreamCaptureUnsupported);
+  if (bytes > settings.pinned_limit) return failed(cudaErrorMemoryAllocation);
   const size_t all = (std::max<size_t>(bytes, 1) + 255) / 256 * 256;
   void *p = std::aligned_alloc(256, all);
   if (!p) return failed(cudaErrorMemoryAllocation);

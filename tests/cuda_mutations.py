@@ -53,6 +53,7 @@ NORM = ("test_cuda_rows", "Orders/Rows.LayerNorm/1")
 QUANTIZE_HALVES = ("test_cuda_rows", "Orders/Rows.QuantizeOfHalves/1")
 QUANTIZE = ("test_cuda_rows", "Orders/Rows.QuantizeHasTheBitsOfTheReference/1")
 POOL = ("test_cuda_rows", "Orders/Sequences.Pool/1")
+SOURCES = ("test_cuda_backend", "CudaBackend.RowsOfASourceGoUpInParts")
 STANDARDIZE = ("test_cuda_rows", "Orders/Sequences.Standardize/*")
 
 MUTATIONS = [
@@ -196,6 +197,17 @@ MUTATIONS = [
              ("[[block_sync();]]\n        for (int column = 0; column < assign_k / 4; column++) {", ";")),
     mutation("token_assign: of equal ones the last", MERGE, ("(other == like && [[place < at]]))", "place > at")),
     mutation("token_merge: its own row twice", MERGE, ("if ([[own >= base && own < base + warp_size]]) mask &=", "false")),
+
+    # ---- the host's part
+    mutation("sources: every part in the first one's place", SOURCES,
+             ("at = u.begin + [[static_cast<size_t>(first) * u.row]];", "size_t(0)")),
+    mutation("sources: a row of a part is not copied", SOURCES, ("[[static_cast<size_t>(n) * u.row]],", "static_cast<size_t>(n - 1) * u.row")),
+    mutation("sources: parts of half as many rows", SOURCES, ("std::max<size_t>(1, [[upload_part / u.row]])", "upload_part / u.row / 2")),
+    mutation("sources: in the place of another input", SOURCES, ("u = {s, [[l.inputs.at(input.id)]],", "l.inputs.begin()->second + 256")),
+    mutation("sources: written once, when the run is recorded", SOURCES,
+             ("[[RS_TRY(upload_sources(s, r, run.layout, error));]]", "if (!run.exec) RS_TRY(upload_sources(s, r, run.layout, error));")),
+    mutation("sources: the copy of a run has what lies before them only in part", SOURCES,
+             ("(from_source ? l.upload_bytes : l.recorded_bytes) = [[at]];", "from_source ? at : at - at / 4")),
 ]
 
 

@@ -3,6 +3,7 @@
 #include "cli_util.h"
 #include "cuda_device.h"
 #include "graph_harness.h"
+#include "tiny_dinov2.h"
 
 #include <set>
 
@@ -81,6 +82,17 @@ TEST(device, info_says_where_a_model_runs) {
   const run_result r = rs_with({"RS_CUDA_LIBRARY=" + host_library()}, {"info", "-m", model, "--device", "auto"});
   EXPECT_EQ(r.code, 0) << r;
   EXPECT_NE(r.out.find("cuda:0"), std::string::npos) << r;
+}
+
+TEST(device, no_page_locked_memory_is_an_error) {
+  temp_dir dir;
+  ASSERT_EQ(tiny_dinov2().convert(dir / "image.rsw", "q8"), RS_OK) << rs_last_error();
+  write_file(dir / "a.ppm", pnm_image(40, 30, 1));
+  const strings embed = {"embed", "-m", dir / "image.rsw", "--device", "cuda", dir / "a.ppm"};
+  const std::string library = "RS_CUDA_LIBRARY=" + host_library();
+  EXPECT_EQ(rs_with({library}, embed).code, 0);
+  expect_failure(rs_with({library, "RS_CUDA_HOST=pinned_limit=1000"}, embed), 1, "bytes of page-locked memory for inputs");
+  expect_failure(rs_with({library, "RS_CUDA_HOST=memory_limit=60000"}, embed), 1, "bytes for");
 }
 
 // ------------------------------------------------------------------------------------------------ graphs
@@ -443,6 +455,77 @@ TEST(graph_on_a_card, empty_runs) {
     nothing.reserve(1);
     EXPECT_EQ(b.run(card.s, c, empty, in), b.run(card.s, c, empty, in));
   }
+}
+
+// ------------------------------------------------------------------------------------------------ images
+
+rs_session *image_session(const rs_model *model, int32_t threads, int32_t tokens) {
+  auto p = sized<rs_session_params>();
+  p.threads = threads, p.max_batch_tokens = tokens;
+  rs_session *s = nullptr;
+  EXPECT_EQ(rs_session_create(model, &p, &s), RS_OK) << rs_last_error();
+  return s;
+}
+
+// Pixels are written where the card copies from, by one thread or several, whatever the batch: all at once, in parts of few images,
+// each alone.
+TEST(images_on_a_card, do_not_depend_on_the_batch_or_the_threads) {
+  temp_dir dir;
+  for (const int64_t patch : {8, 14, 16}) {
+    SCOPED_TRACE(patch);
+    tiny_dinov2 tiny;
+    tiny.layers = 1, tiny.patch = patch, tiny.side = 4 * patch;
+    ASSERT_EQ(tiny.convert(dir / "image.rsw", "f32"), RS_OK) << rs_last_error();
+    const loaded_on card(dir / "image.rsw", "cuda"), cpu(dir / "image.rsw", "cpu");
+    const auto side = static_cast<int32_t>(tiny.side);
+    const size_t dim = static_cast<size_t>(tiny.hidden), n = 14, floats = static_cast<size_t>(3 * side * side);
+    const vec pixels = normal(5 * floats, 3);
+    const std::string file = pnm_image(50, 40, 1), other = pnm_image(60, 70, 2);
+    std::vector<rs_image> images;
+    for (size_t i = 0; i < n; i++) {
+      images.push_back({RS_IMAGE_PIXELS, pixels.data() + i % 5 * floats, 0, side, side});
+      if (i % 3 == 1) images.back() = {RS_IMAGE_FILE, i % 2 ? file.data() : other.data(), i % 2 ? file.size() : other.size(), 0, 0};
+    }
+    const auto encode = [&](rs_session *s, size_t first, size_t count) {
+      vec out(count * dim);
+      EXPECT_EQ(rs_encode_images(s, images.data() + first, count, nullptr, out.data(), out.size(), nullptr), RS_OK)
+          << rs_last_error();
+      return out;
+    };
+    vec alone;
+    for (size_t i = 0; i < n; i++) {
+      const vec one = encode(card.session, i, 1);
+      alone.insert(alone.end(), one.begin(), one.end());
+    }
+    EXPECT_GE(worst_cosine(alone, encode(cpu.session, 0, n), dim), 0.9999);
+    for (const int32_t threads : {1, 3})
+      for (const int32_t tokens : {0, 40}) {
+        rs_session *s = image_session(card.model, threads, tokens);
+        for (int i = 0; i < 3; i++) EXPECT_EQ(encode(s, 0, n), alone) << threads << " threads, " << tokens << " tokens";
+        rs_session_free(s);
+      }
+  }
+}
+
+// An image of another size is its own fault, and the session goes on.
+TEST(images_on_a_card, of_another_size_are_refused) {
+  temp_dir dir;
+  ASSERT_EQ(tiny_dinov2().convert(dir / "image.rsw", "q8"), RS_OK) << rs_last_error();
+  const loaded_on card(dir / "image.rsw", "cuda");
+  const vec pixels = normal(3 * 48 * 48, 3);
+  const rs_image good = {RS_IMAGE_PIXELS, pixels.data(), 0, 32, 32}, wide = {RS_IMAGE_PIXELS, pixels.data(), 0, 48, 32},
+                 none = {RS_IMAGE_PIXELS, nullptr, 0, 32, 32};
+  const auto p = sized<rs_encode_params>();
+  vec first(32), out(3 * 32);
+  ASSERT_EQ(rs_encode_images(card.session, &good, 1, &p, first.data(), first.size(), nullptr), RS_OK) << rs_last_error();
+  for (const rs_image &bad : {wide, none}) {
+    const rs_image images[] = {good, good, bad};
+    EXPECT_EQ(rs_encode_images(card.session, images, 3, &p, out.data(), out.size(), nullptr), RS_ERR_ARGUMENT);
+    EXPECT_EQ(rs_encode_failed(card.session), 2u);
+  }
+  const rs_image images[] = {good, good, good};
+  ASSERT_EQ(rs_encode_images(card.session, images, 3, &p, out.data(), out.size(), nullptr), RS_OK) << rs_last_error();
+  for (size_t i = 0; i < 3; i++) EXPECT_EQ(row(out, i, 32), first);
 }
 
 }  // namespace

@@ -6,14 +6,16 @@
 
 namespace {
 
-// y = x + x of [tokens, cols], n_tokens of a capacity.
+// y = x + x of [tokens, cols], n_tokens of a capacity; or x + z, x by a source.
 struct sum_graph {
+  using ranges = std::vector<std::pair<int64_t, int64_t>>;
   backend_op op = {};
   backend_level level = {};
-  backend_input input = {};
+  backend_input inputs[2] = {};
   backend_output output = {};
   backend_run run = {};
-  std::vector<float> x, y;
+  std::vector<float> x, z, y;
+  mutable ranges parts;  // that the source wrote: first row, rows
 
   sum_graph(uint64_t graph, int64_t tokens, int64_t capacity, int64_t cols)
       : x(normal_values(static_cast<size_t>(tokens * cols), 1)), y(x.size()) {
@@ -25,25 +27,43 @@ struct sum_graph {
     t.place = backend_place::result, t.id = 1, t.output = true, t.name = "y";
     op.out = t;
     level = {tokens, capacity, nullptr};
-    input = {0, RS_F32, x.data(), x.size() * 4, static_cast<size_t>(capacity * cols) * 4};
+    inputs[0] = {0, RS_F32, x.data(), x.size() * 4, static_cast<size_t>(capacity * cols) * 4, {}};
     output = {1, y.data(), y.size() * 4};
     run.graph = graph;
     run.ops = &op, run.n_ops = 1;
     run.sequence_capacity = 1;
     run.levels = &level, run.n_levels = 1;
-    run.inputs = &input, run.n_inputs = 1;
+    run.inputs = inputs, run.n_inputs = 1;
     run.outputs = &output, run.n_outputs = 1;
     run.starts = -1;
-    run.arena_bytes = input.capacity;
+    run.arena_bytes = inputs[0].capacity;
   }
   sum_graph(const sum_graph &) = delete;
+
+  void use_source() {
+    z = normal_values(x.size(), 2);
+    inputs[1] = inputs[0];
+    inputs[1].id = op.in[1].id = 2, inputs[1].data = z.data();
+    inputs[0].data = nullptr, inputs[0].source = {write_rows, this, level.tokens};
+    run.n_inputs = 2;
+  }
+  static void write_rows(const void *context, void *to, int64_t part, void (*written)(void *, int64_t, int64_t), void *of) {
+    const auto &g = *static_cast<const sum_graph *>(context);
+    for (int64_t first = 0; first < g.level.tokens; first += part) {
+      const int64_t n = std::min(part, g.level.tokens - first), at = first * g.op.out.cols;
+      memcpy(static_cast<float *>(to) + at, g.x.data() + at, static_cast<size_t>(n * g.op.out.cols) * 4);
+      written(of, first, n);
+      g.parts.emplace_back(first, n);
+    }
+  }
 
   rs_status go(backend_session *s, backend_error *error) {
     std::fill(y.begin(), y.end(), 0.0f);
     return cuda_backend.run(s, &run, error);
   }
   void expect_sum() const {
-    for (size_t i = 0; i < y.size(); i++) ASSERT_EQ(y[i], x[i] + x[i]) << i;
+    const std::vector<float> &other = run.n_inputs == 2 ? z : x;
+    for (size_t i = 0; i < y.size(); i++) ASSERT_EQ(y[i], x[i] + other[i]) << i;
   }
 };
 
@@ -83,7 +103,7 @@ TEST(CudaBackend, ARunThatFoundNoMemoryLeavesNoStaleAddresses) {
   size_t unused = 0, all = 0;
   ASSERT_EQ(cudaMemGetInfo(&unused, &all), cudaSuccess);
   // Room for what is copied and for results; not for 256 KiB of rows in 8 bits.
-  cuda_host::settings.memory_limit = all - unused + large.input.capacity + large.run.arena_bytes + 50000;
+  cuda_host::settings.memory_limit = all - unused + large.inputs[0].capacity + large.run.arena_bytes + 50000;
   EXPECT_EQ(large.go(o.session, &o.error), RS_ERR_MEMORY);
   EXPECT_NE(std::string(o.error.text).find("262144 bytes for quantized activations"), std::string::npos) << o.error.text;
   cuda_host::settings.memory_limit = all;
@@ -114,6 +134,57 @@ TEST(CudaBackend, RecordsAreByCapacityAndBounded) {
   for (const auto &run : s.recorded) EXPECT_NE(run->graph, 7u);
   cuda_backend.forget_graph(o.session, 100);
   EXPECT_EQ(s.recorded.size(), most_recorded - 1);
+}
+
+// Its rows go to the card in parts, of as many rows as fit or of one, and are new in each run: the first, the one that is recorded,
+// and those that replay it.
+TEST(CudaBackend, RowsOfASourceGoUpInParts) {
+  const keep_settings kept;
+  cuda_host::settings.check = false;
+  constexpr int64_t part = upload_part;
+  struct {
+    int64_t tokens, capacity, cols;
+    sum_graph::ranges parts;
+  } const cases[] = {
+      {2 * part / 4096 + 7, 2 * part / 4096 + 64, 1024, {{0, part / 4096}, {part / 4096, part / 4096}, {2 * part / 4096, 7}}},
+      {part / 4096, 2 * part / 4096, 1024, {{0, part / 4096}}},
+      {3, 4, part / 4 + 4, {{0, 1}, {1, 1}, {2, 1}}},
+      {0, 64, 16, {}}};
+  opened o;
+  for (const auto &c : cases) {
+    SCOPED_TRACE(c.tokens);
+    sum_graph g(static_cast<uint64_t>(c.tokens) + 1, c.tokens, c.capacity, c.cols);
+    g.use_source();
+    for (int i = 0; i < 4; i++) {
+      for (float &v : g.x) v += 1;
+      g.parts.clear();
+      ASSERT_EQ(g.go(o.session, &o.error), RS_OK) << o.error.text;
+      g.expect_sum();
+      EXPECT_EQ(g.parts, c.parts) << i;
+    }
+  }
+}
+
+TEST(CudaBackend, ASourceIsNotAskedWhereThereIsNoMemory) {
+  const keep_settings kept;
+  opened o;
+  sum_graph g(1, 60, 64, 16);
+  g.use_source();
+  const auto refused = [&](const char *part) {
+    EXPECT_EQ(g.go(o.session, &o.error), RS_ERR_MEMORY);
+    EXPECT_NE(std::string(o.error.text).find(part), std::string::npos) << o.error.text;
+    EXPECT_EQ(g.parts.size(), 0u);
+  };
+  cuda_host::settings.memory_limit = 5000;
+  refused("bytes for inputs");
+  cuda_host::settings.memory_limit = kept.before.memory_limit;
+  cuda_host::settings.pinned_limit = 5000;
+  refused("bytes of page-locked memory for inputs");
+  cuda_host::settings.pinned_limit = kept.before.pinned_limit;
+  for (int i = 0; i < 3; i++) {
+    ASSERT_EQ(g.go(o.session, &o.error), RS_OK) << o.error.text;
+    g.expect_sum();
+  }
 }
 
 TEST(CudaBackend, MoreTokensThanAGridHasAreAnError) {

@@ -3,6 +3,7 @@
 #include "../tools/safetensors.h"
 #include "cli_util.h"
 #include "tiny_bert.h"
+#include "tiny_dinov2.h"
 
 #include <algorithm>
 #include <cmath>
@@ -286,6 +287,74 @@ TEST(vision, an_image_does_not_depend_on_its_neighbours_or_the_threads) {
           rs_drop_free(drop);
         }
     }
+}
+
+// Files among pixels: what is prepared of one stays until it has run, in whichever part of the batch that is.
+TEST(vision, files_and_pixels_in_one_batch) {
+  temp_dir dir;
+  const std::string path = converted(dir, "vit", "f32");
+  auto expected = read_arrays(fixture("vit") + "/expected.safetensors");
+  const array &pixels = expected["pixels.32x32"];
+  std::vector<std::string> files;
+  for (unsigned i = 0; i < 6; i++) files.push_back(pnm_image(30 + static_cast<int>(i), 40, i));
+  std::vector<rs_image> images;
+  for (size_t i = 0; i < 17; i++) {
+    const std::string &file = files[i % files.size()];
+    images.push_back(i % 4 == 2 ? pixels_of(pixels, i % 2) : rs_image{RS_IMAGE_FILE, file.data(), file.size(), 0, 0});
+  }
+  const rs_encode_params p = params_of(RS_POOL_CLS);
+  image_model one(path, 1);
+  floats alone;
+  for (const rs_image &image : images) {
+    const floats v = one.encode({image}, p, 32);
+    alone.insert(alone.end(), v.begin(), v.end());
+  }
+  for (const auto &[threads, tokens, mode] : {std::tuple(1, 0, RS_THREADS_AUTO),
+                                              {1, 40, RS_THREADS_LATENCY},
+                                              {3, 60, RS_THREADS_LATENCY},
+                                              {3, 20, RS_THREADS_THROUGHPUT}}) {
+    image_model m(path, threads, tokens, mode);
+    for (int i = 0; i < 2; i++) EXPECT_EQ(m.encode(images, p, alone.size()), alone) << threads << " threads, " << tokens;
+  }
+}
+
+// The states in front of the first layer: a convolution whose stride is its size, and positions.
+TEST(vision, patches_of_any_size_are_embedded) {
+  temp_dir dir;
+  for (const int64_t patch : {4, 14, 16, 18}) {
+    SCOPED_TRACE(patch);
+    tiny_dinov2 tiny;
+    tiny.layers = 1, tiny.patch = patch, tiny.side = 3 * patch;
+    ASSERT_EQ(tiny.convert(dir / "m.rsw"), RS_OK) << rs_last_error();
+    const auto side = static_cast<size_t>(tiny.side), p = static_cast<size_t>(patch), c = static_cast<size_t>(tiny.hidden);
+    floats images(2 * 3 * side * side);
+    std::mt19937 rng(5);
+    for (float &v : images) v = std::normal_distribution<float>()(rng);
+    const floats &w = tiny.weights["embeddings.patch_embeddings.projection.weight"],
+                 &b = tiny.weights["embeddings.patch_embeddings.projection.bias"],
+                 &position = tiny.weights["embeddings.position_embeddings"];
+    image_model m(dir / "m.rsw", 2);
+    rs_encode_params params = params_of(RS_POOL_NONE);
+    params.layer_plus_one = 1;
+    std::vector<rs_image> both;
+    for (size_t i = 0; i < 2; i++)
+      both.push_back(
+          {RS_IMAGE_PIXELS, images.data() + i * 3 * side * side, 0, static_cast<int32_t>(side), static_cast<int32_t>(side)});
+    const floats got = m.encode(both, params, 2 * 10 * c);
+    floats wanted;
+    for (size_t image = 0; image < 2; image++)
+      for (size_t token = 0; token < 10; token++)
+        for (size_t k = 0; k < c; k++) {
+          double sum = position[token * c + k] + (token ? b[k] : tiny.weights["embeddings.cls_token"][k]);
+          for (size_t channel = 0; token && channel < 3; channel++)
+            for (size_t y = 0; y < p; y++)
+              for (size_t x = 0; x < p; x++)
+                sum += double(w[((k * 3 + channel) * p + y) * p + x]) *
+                       images[((image * 3 + channel) * side + (token - 1) / 3 * p + y) * side + (token - 1) % 3 * p + x];
+          wanted.push_back(static_cast<float>(sum));
+        }
+    EXPECT_LE(relative_error(got, wanted), f32_error);
+  }
 }
 
 TEST(vision, tokens_before_the_patches_never_leave) {
