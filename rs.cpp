@@ -29,14 +29,18 @@
 // Tiles of R rows by P panels of 16 channels; what is left over takes a tile of fewer rows or panels.  Each element
 // is a chain over k in order, whatever the tile.
 template <int R, int P, class Load>
-RS_TARGET void float_rows(const float *a, size_t lda, int rows, Load load_b, size_t stride, size_t k, float *c, size_t ldc,
-                          bool add) {
+RS_TARGET void float_rows(const float *a, size_t lda, int rows, Load load_b, Load next, size_t stride, size_t k, float *c,
+                          size_t ldc, bool add) {
   constexpr int width = panel_n / lanes;
-  for (; rows >= R; rows -= R, a += R * lda, c += R * ldc) {
+  for (int ahead = 0; rows >= R; rows -= R, a += R * lda, c += R * ldc) {
     vf acc[R][P * width];
     for (int r = 0; r < R; r++)
       for (int h = 0; h < P * width; h++) acc[r][h] = add ? load(c + r * ldc + h * lanes) : set1(0);
+    // The first tiles fetch a panel each of the part that comes next.  Behind the last that does no harm.
+    const auto *fetch = next.b + static_cast<size_t>(ahead) * stride;
+    if (ahead < P - 1) ahead++;
     for (size_t i = 0; i < k; i++) {
+      __builtin_prefetch(fetch + i * panel_n);
       vf b[P * width];
       for (int h = 0; h < P * width; h++) b[h] = load_b(h / width * stride + i * panel_n + h % width * lanes);
 #pragma GCC unroll 8
@@ -49,7 +53,7 @@ RS_TARGET void float_rows(const float *a, size_t lda, int rows, Load load_b, siz
       for (int h = 0; h < P * width; h++) store(c + r * ldc + h * lanes, acc[r][h]);
   }
   if constexpr (R > 1)
-    if (rows) float_rows<R - 1, P>(a, lda, rows, load_b, stride, k, c, ldc, add);
+    if (rows) float_rows<R - 1, P>(a, lda, rows, load_b, next, stride, k, c, ldc, add);
 }
 // K goes by in parts, so that the panels' part stays in L1 while the rows go by.
 template <int P, class Load>
@@ -58,8 +62,9 @@ RS_TARGET void float_panels(const float *a, size_t lda, int rows, Load load_b, s
   constexpr size_t part = l1_steps / P;
   for (; panels >= P; panels -= P, load_b.b += P * stride, c += P * panel_n)
     for (size_t i = 0; i == 0 || i < k; i += part)
-      float_rows<float_tile_rows, P>(a + i, lda, rows, Load{load_b.b + i * panel_n}, stride, std::min(part, k - i), c, ldc,
-                                     add || i > 0);
+      float_rows<float_tile_rows, P>(a + i, lda, rows, Load{load_b.b + i * panel_n},
+                                     Load{load_b.b + (i + part < k ? (i + part) * panel_n : P * stride)}, stride,
+                                     std::min(part, k - i), c, ldc, add || i > 0);
   if constexpr (P > 1)
     if (panels) float_panels<P - 1>(a, lda, rows, load_b, stride, panels, k, c, ldc, add);
 }
