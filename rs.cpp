@@ -86,28 +86,40 @@ void f16_panels(const float *a, size_t lda, int rows, const uint16_t *b, size_t 
   float_panels<float_tile_panels>(a, lda, rows, load_f16{b}, stride, panels, k, c, ldc, false);
 }
 
-RS_TARGET row_quant quantize(const float *x, size_t k, size_t kp, uint8_t *q) {
-  vf low = set1(0), high = set1(0);
-  bool nan = false;
+RS_TARGET row_quant row_range(const float *x, size_t k) {
+  vf low[2] = {set1(-0.0f), set1(-0.0f)}, high[2] = {set1(0), set1(0)};
   size_t i = 0;
-  for (; i + lanes <= k; i += lanes) {
-    const vf v = load(x + i);
-    low = min(low, v), high = max(high, v);
-    nan |= any_nan(v);
-  }
-  float lo = -largest(sub(set1(0), low)), hi = largest(high);
+  for (; i + 2 * lanes <= k; i += 2 * lanes)
+    for (int j = 0; j < 2; j++) widen(low[j], high[j], load(x + i + j * lanes));
+  widen(low[0], high[0], low[1]);
+  widen(low[0], high[0], high[1]);
+  bool nan = any_nan(low[0]) || any_nan(high[0]);
+  float lo = -largest(sub(set1(0), low[0])), hi = largest(high[0]);
   for (; i < k; i++) lo = std::min(lo, x[i]), hi = std::max(hi, x[i]), nan |= std::isnan(x[i]);
-  const row_quant rq = nan ? row_quant{NAN, 0} : quant_range(lo, hi);
+  return nan ? row_quant{NAN, 0} : quant_range(lo, hi);
+}
+RS_TARGET void quantize_row(const float *x, size_t k, size_t kp, row_quant rq, uint8_t *q) {
   if (std::isnan(rq.scale)) {
     memset(q, 0, kp);
-    return rq;
+    return;
   }
-  const float inverse = 1 / rq.scale;
-  for (i = 0; i + lanes <= k; i += lanes)
-    store_u8(q + i, min(max(mul(load(x + i), set1(inverse)), set1(-256)), set1(256)), rq.zero);
+  const float inverse = 1 / rq.scale;  // so that no product is beyond 255
+  size_t i = 0;
+  for (; i + 4 * lanes <= k; i += 4 * lanes) {
+    vf v[4];
+    for (int j = 0; j < 4; j++) v[j] = mul(load(x + i + j * lanes), set1(inverse));
+    store_u8(q + i, v, rq.zero);
+  }
   for (; i < k; i++) q[i] = quantize_one(x[i], inverse, rq.zero);
-  memset(q + k, rq.zero, kp - k);
-  return rq;
+  if (kp > k) memset(q + k, rq.zero, kp - k);
+}
+// Some rows at a time, so that nothing waits for what follows from one's range.
+RS_TARGET void quantize(const float *x, size_t ldx, int64_t rows, size_t k, size_t kp, row_quant *rq, uint8_t *q) {
+  for (int64_t n; rows > 0; rows -= n, x += n * ldx, rq += n, q += n * kp) {
+    n = std::min<int64_t>(rows, 4);
+    for (int64_t r = 0; r < n; r++) rq[r] = row_range(x + r * ldx, k);
+    for (int64_t r = 0; r < n; r++) quantize_row(x + r * ldx, k, kp, rq[r], q + r * kp);
+  }
 }
 
 // Elementary functions.  The ULP stated are the largest found over the floats of all exponents, which tests/test_ulp.cpp holds them
@@ -211,29 +223,43 @@ RS_TARGET void finish_f32_as(const float *bias, int rows, float *y, size_t ldy) 
 void finish(const int32_t *acc, int rows, const row_quant *rq, const channel_block &c, rs_activation act, float *y, size_t ldy) {
   RS_FOR_ACTIVATION(act, finish_as, acc, rows, rq, c, y, ldy)
 }
-void finish_f32(const float *bias, int rows, rs_activation act, float *y,
-                size_t ldy){RS_FOR_ACTIVATION(act, finish_f32_as, bias, rows, y, ldy)}
+void finish_f32(const float *bias, int rows, rs_activation act, float *y, size_t ldy) {
+  RS_FOR_ACTIVATION(act, finish_f32_as, bias, rows, y, ldy)
+}
+
+// Sums over a row in four chains, so that none waits for the addition before: f(i, chain) for every register of it.  Returns where
+// what fills no register begins.
+template <class F>
+RS_INLINE size_t in_chains(size_t n, F f) {
+  size_t i = 0;
+  for (; i + 4 * lanes <= n; i += 4 * lanes)
+    for (size_t j = 0; j < 4; j++) f(i + j * lanes, j);
+  for (; i + lanes <= n; i += lanes) f(i, 0);
+  return i;
+}
+RS_INLINE float sum_chains(const vf *x) { return sum(add(add(x[0], x[1]), add(x[2], x[3]))); }
 
 RS_TARGET
-    void layer_norm(const float *x, const float *residual, const float *gamma, const float *beta, float eps, size_t n, float *y) {
-  vf total = set1(0), squares = set1(0);
+void layer_norm(const float *x, const float *residual, const float *gamma, const float *beta, float eps, size_t n, float *y) {
+  vf total[4] = {set1(0), set1(0), set1(0), set1(0)}, squares[4] = {set1(0), set1(0), set1(0), set1(0)};
   float tail = 0;
-  size_t i = 0;
-  for (; i + lanes <= n; i += lanes) {
-    const vf v = residual ? add(load(x + i), load(residual + i)) : load(x + i);
-    store(y + i, v);
-    total = add(total, v);
-  }
+  size_t i = in_chains(
+      n, [&](size_t at, size_t chain) __attribute__((always_inline)) RS_TARGET {
+        const vf v = residual ? add(load(x + at), load(residual + at)) : load(x + at);
+        store(y + at, v);
+        total[chain] = add(total[chain], v);
+      });
   for (; i < n; i++) tail += y[i] = residual ? x[i] + residual[i] : x[i];
-  const float mean = (sum(total) + tail) / static_cast<float>(n);
+  const float mean = (sum_chains(total) + tail) / static_cast<float>(n);
   const vf m = set1(mean);
   tail = 0;
-  for (i = 0; i + lanes <= n; i += lanes) {
-    const vf v = sub(load(y + i), m);
-    squares = fma(v, v, squares);
-  }
+  i = in_chains(
+      n, [&](size_t at, size_t chain) __attribute__((always_inline)) RS_TARGET {
+        const vf v = sub(load(y + at), m);
+        squares[chain] = fma(v, v, squares[chain]);
+      });
   for (; i < n; i++) tail += (y[i] - mean) * (y[i] - mean);
-  const float factor = 1 / std::sqrt((sum(squares) + tail) / static_cast<float>(n) + eps);
+  const float factor = 1 / std::sqrt((sum_chains(squares) + tail) / static_cast<float>(n) + eps);
   for (i = 0; i + lanes <= n; i += lanes)
     store(y + i, fma(mul(sub(load(y + i), m), set1(factor)), load(gamma + i), load(beta + i)));
   for (; i < n; i++) y[i] = (y[i] - mean) * factor * gamma[i] + beta[i];
@@ -1587,8 +1613,8 @@ struct kernel_row {
   // The same for w4 panels and their multipliers [kp / 32][16].
   void (*w4_panels)(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const uint8_t *mult, int panels, int32_t *acc);
 
-  // x [k] to q [kp], the padding filled with the zero point (any value would do: the weights there are zero).
-  row_quant (*quantize)(const float *x, size_t k, size_t kp, uint8_t *q);
+  // x [rows][k] to q [rows][kp], the padding filled with the zero point (any value would do: the weights there are zero).
+  void (*quantize)(const float *x, size_t ldx, int64_t rows, size_t k, size_t kp, row_quant *rq, uint8_t *q);
   // y [rows][ldy] = act((acc - zero colsum) (row scale x channel scale) + bias), 16 channels: what follows an integer product.
   void (*finish)(const int32_t *acc, int rows, const row_quant *rq, const channel_block &c, rs_activation act, float *y,
                  size_t ldy);
@@ -1673,7 +1699,7 @@ uint8_t quantize_one(float x, float inverse, int32_t zero) {
   return static_cast<uint8_t>(std::min(std::max(static_cast<int32_t>(v) + zero, 0), 255));
 }
 
-row_quant quantize_scalar(const float *x, size_t k, size_t kp, uint8_t *q) {
+row_quant quantize_row_scalar(const float *x, size_t k, size_t kp, uint8_t *q) {
   float low = 0, high = 0;
   bool nan = false;
   for (size_t i = 0; i < k; i++) low = std::min(low, x[i]), high = std::max(high, x[i]), nan |= std::isnan(x[i]);
@@ -1686,6 +1712,9 @@ row_quant quantize_scalar(const float *x, size_t k, size_t kp, uint8_t *q) {
   for (size_t i = 0; i < k; i++) q[i] = quantize_one(x[i], inverse, rq.zero);
   memset(q + k, rq.zero, kp - k);
   return rq;
+}
+void quantize_scalar(const float *x, size_t ldx, int64_t rows, size_t k, size_t kp, row_quant *rq, uint8_t *q) {
+  for (; rows > 0; rows--, x += ldx, q += kp) *rq++ = quantize_row_scalar(x, k, kp, q);
 }
 
 float activate_one(rs_activation act, float x) {
@@ -1861,6 +1890,12 @@ RS_INLINE vf scale2(vf p, vf n) {
   return mul(mul(p, pow2(half)), pow2(sub(cut, half)));
 }
 RS_INLINE bool any_nan(vf x) { return _mm256_movemask_ps(_mm256_cmp_ps(x, x, _CMP_UNORD_Q)) != 0; }
+// low <= -0 and 0 <= high, the range of what was seen so far, to take in x, of which NaN stays.  As integers: floats of a sign are
+// in the order of their bits, NaN last.
+RS_INLINE void widen(vf &low, vf &high, vf x) {
+  low = _mm256_castsi256_ps(_mm256_max_epu32(_mm256_castps_si256(low), _mm256_castps_si256(x)));
+  high = _mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(high), _mm256_castps_si256(x)));
+}
 RS_INLINE float largest(vf x) {
   __m128 m = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
   m = _mm_max_ps(m, _mm_movehl_ps(m, m));
@@ -1877,11 +1912,14 @@ RS_INLINE vf centred(const int32_t *acc, int32_t zero, const int32_t *colsum) {
       _mm256_mullo_epi32(_mm256_set1_epi32(zero), _mm256_loadu_si256(reinterpret_cast<const __m256i *>(colsum)));
   return _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(acc)), correction));
 }
-// Rounded, plus zero, cut to 0 … 255.  |x| <= 256.
-RS_INLINE void store_u8(uint8_t *q, vf x, int32_t zero) {
-  const __m256i v = _mm256_add_epi32(_mm256_cvtps_epi32(x), _mm256_set1_epi32(zero));
-  const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
-  _mm_storel_epi64(reinterpret_cast<__m128i *>(q), _mm_packus_epi16(words, words));
+// Four registers of x rounded, plus zero, cut to 0 … 255.  |x| <= 256.
+RS_INLINE void store_u8(uint8_t *q, const vf *x, int32_t zero) {
+  const __m256i add = _mm256_set1_epi16(static_cast<int16_t>(zero));
+  const __m256i a = _mm256_packs_epi32(_mm256_cvtps_epi32(x[0]), _mm256_cvtps_epi32(x[1]));
+  const __m256i b = _mm256_packs_epi32(_mm256_cvtps_epi32(x[2]), _mm256_cvtps_epi32(x[3]));
+  // Either half of `bytes` is four values of each of the registers.
+  const __m256i bytes = _mm256_packus_epi16(_mm256_add_epi16(a, add), _mm256_add_epi16(b, add));
+  _mm256_storeu_si256(reinterpret_cast<__m256i *>(q), _mm256_permutevar8x32_epi32(bytes, _mm256_set_epi32(7, 3, 6, 2, 5, 1, 4, 0)));
 }
 // To the compiler, x is changed and read here: what rs_measure_peak times must be computed, and neither once for all steps nor once
 // for all chains.
@@ -1997,15 +2035,24 @@ RS_INLINE vf round(vf x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_
 RS_INLINE vf if_less(vf a, vf b, vf yes, vf no) { return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), no, yes); }
 RS_INLINE vf scale2(vf p, vf n) { return _mm512_scalef_ps(p, n); }
 RS_INLINE bool any_nan(vf x) { return _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q) != 0; }
+RS_INLINE void widen(vf &low, vf &high, vf x) {
+  low = _mm512_castsi512_ps(_mm512_max_epu32(_mm512_castps_si512(low), _mm512_castps_si512(x)));
+  high = _mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(high), _mm512_castps_si512(x)));
+}
 RS_INLINE float largest(vf x) { return _mm512_reduce_max_ps(x); }
 RS_INLINE float sum(vf x) { return _mm512_reduce_add_ps(x); }
 RS_INLINE vf centred(const int32_t *acc, int32_t zero, const int32_t *colsum) {
   const __m512i correction = _mm512_mullo_epi32(_mm512_set1_epi32(zero), _mm512_loadu_si512(colsum));
   return _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_loadu_si512(acc), correction));
 }
-RS_INLINE void store_u8(uint8_t *q, vf x, int32_t zero) {
-  const __m512i v = _mm512_add_epi32(_mm512_cvtps_epi32(x), _mm512_set1_epi32(zero));
-  _mm_storeu_si128(reinterpret_cast<__m128i *>(q), _mm512_cvtusepi32_epi8(_mm512_max_epi32(v, _mm512_setzero_si512())));
+RS_INLINE void store_u8(uint8_t *q, const vf *x, int32_t zero) {
+  const __m512i add = _mm512_set1_epi16(static_cast<int16_t>(zero));
+  const __m512i a = _mm512_packs_epi32(_mm512_cvtps_epi32(x[0]), _mm512_cvtps_epi32(x[1]));
+  const __m512i b = _mm512_packs_epi32(_mm512_cvtps_epi32(x[2]), _mm512_cvtps_epi32(x[3]));
+  // Each 128 bits of `bytes` are four values of each of the registers.
+  const __m512i bytes = _mm512_packus_epi16(_mm512_add_epi16(a, add), _mm512_add_epi16(b, add));
+  const __m512i order = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
+  _mm512_storeu_si512(q, _mm512_permutexvar_epi32(order, bytes));
 }
 template <class V>
 RS_INLINE void hide(V &x) {
@@ -2755,16 +2802,19 @@ RS_INLINE vf scale2(vf p, vf n) {
   return mul(mul(p, pow2(half)), pow2(sub(cut, half)));
 }
 RS_INLINE bool any_nan(vf x) { return vminvq_u32(vceqq_f32(x, x)) == 0; }
+RS_INLINE void widen(vf &low, vf &high, vf x) {
+  low = vreinterpretq_f32_u32(vmaxq_u32(vreinterpretq_u32_f32(low), vreinterpretq_u32_f32(x)));
+  high = vreinterpretq_f32_s32(vmaxq_s32(vreinterpretq_s32_f32(high), vreinterpretq_s32_f32(x)));
+}
 RS_INLINE float largest(vf x) { return vmaxvq_f32(x); }
 RS_INLINE float sum(vf x) { return vaddvq_f32(x); }
 RS_INLINE vf centred(const int32_t *acc, int32_t zero, const int32_t *colsum) {
   return vcvtq_f32_s32(vmlsq_n_s32(vld1q_s32(acc), vld1q_s32(colsum), zero));
 }
-RS_INLINE void store_u8(uint8_t *q, vf x, int32_t zero) {
-  const int32x4_t v = vaddq_s32(vcvtnq_s32_f32(x), vdupq_n_s32(zero));
-  const uint16x4_t words = vqmovun_s32(v);
-  const uint8x8_t bytes = vqmovn_u16(vcombine_u16(words, words));
-  vst1_lane_u32(reinterpret_cast<uint32_t *>(q), vreinterpret_u32_u8(bytes), 0);
+RS_INLINE void store_u8(uint8_t *q, const vf *x, int32_t zero) {
+  uint16x4_t words[4];
+  for (int i = 0; i < 4; i++) words[i] = vqmovun_s32(vaddq_s32(vcvtnq_s32_f32(x[i]), vdupq_n_s32(zero)));
+  vst1q_u8(q, vcombine_u8(vqmovn_u16(vcombine_u16(words[0], words[1])), vqmovn_u16(vcombine_u16(words[2], words[3]))));
 }
 // To the compiler, x is changed and read here: see avx2.
 template <class V>
@@ -3490,8 +3540,8 @@ void linear_cpu(const op_run &r, const worker &me) {
   const bool quantized = is_quantized(r.t->src[1]->type);
   if (quantized) {
     const auto [begin, end] = me.share(r.out.rows);
-    for (int64_t i = begin; i < end; i++)
-      x.rq[i] = r.kernels->quantize(r.f32(0) + i * r.in[0].stride, m.k, m.kp(), x.q + static_cast<size_t>(i) * m.kp());
+    r.kernels->quantize(r.f32(0) + begin * r.in[0].stride, static_cast<size_t>(r.in[0].stride), end - begin, m.k, m.kp(),
+                        x.rq + begin, x.q + static_cast<size_t>(begin) * m.kp());
     me.barrier();
   }
   const float *bias = r.t->src[2] ? r.f32(2) : nullptr;
