@@ -2129,7 +2129,7 @@ size_t attn_steps(size_t d) { return static_cast<size_t>(ceil_div(static_cast<in
 size_t attn_value_tiles(size_t d) { return round_up(d, panel_n) / panel_n; }
 
 // 16 rows of 16 pairs become columns.
-RS_TARGET void transpose_pairs(const __m512i *rows, uint16_t *to) {
+__attribute__((always_inline)) RS_TARGET inline void transpose_pairs(const __m512i *rows, uint16_t *to) {
   __m512i t[16], u[16];
   for (int i = 0; i < 16; i += 2) {
     t[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
@@ -2192,11 +2192,15 @@ inline __mmask16 columns_of(size_t d, size_t c) {
   return static_cast<__mmask16>(left >= 16 ? 0xffff : (1u << left) - 1);
 }
 
-// 32 floats from x as bf16; those behind n are zero.
-__attribute__((always_inline)) RS_TARGET inline __m512i round_32(const float *x, size_t n) {
-  const __mmask32 valid = n >= 32 ? ~0u : (1u << n) - 1;
-  const __m512 a = _mm512_maskz_loadu_ps(static_cast<__mmask16>(valid), x);
-  const __m512 b = _mm512_maskz_loadu_ps(static_cast<__mmask16>(valid >> 16), x + 16);
+// Which of the 32 columns from 32 step on there are.
+struct step_columns {
+  __mmask16 low, high;
+  step_columns(size_t d, size_t step) : low(columns_of(d, 2 * step)), high(d > 32 * step + 16 ? columns_of(d, 2 * step + 1) : 0) {}
+};
+
+// 32 floats from x as bf16; those that are not there are zero.
+__attribute__((always_inline)) RS_TARGET inline __m512i round_32(const float *x, step_columns valid) {
+  const __m512 a = _mm512_maskz_loadu_ps(valid.low, x), b = _mm512_maskz_loadu_ps(valid.high, x + 16);
   return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(b, a));
 }
 
@@ -2208,14 +2212,17 @@ __attribute__((always_inline)) RS_TARGET inline __m512i round_pairs(__m512 a, __
 }
 
 RS_TARGET void attn_pack_queries(const attn_problem &p, const attn_memory &m) {
-  for (int64_t i = 0; i < p.queries; i += 16)
-    for (size_t step = 0; step < attn_steps(p.d); step++) {
+  for (size_t step = 0; step < attn_steps(p.d); step++) {
+    const step_columns valid(p.d, step);
+    const float *q = p.q + 32 * step;
+    for (int64_t i = 0; i < p.queries; i += 16) {
       __m512i rows[16];
-      for (int64_t j = 0; j < 16; j++)
-        rows[j] = i + j < p.queries ? round_32(p.q + (i + j) * p.ldq + static_cast<int64_t>(32 * step), p.d - 32 * step)
-                                    : _mm512_setzero_si512();
+#pragma GCC unroll 16
+      for (int64_t j = 0; j < 16; j++)  // where there are no queries, the last one again: nobody reads what becomes of them
+        rows[j] = round_32(q + std::min(i + j, p.queries - 1) * p.ldq, valid);
       transpose_pairs(rows, m.queries + static_cast<size_t>(i) / 16 * m.query_stride + step * tile_values);
     }
+  }
   // The second half of the last group, where there are no queries.
   if (ceil_div(p.queries, 16) % 2)
     memset(m.queries + static_cast<size_t>(ceil_div(p.queries, 16)) * m.query_stride, 0, m.query_stride * 2);
@@ -2225,24 +2232,26 @@ RS_TARGET void attn_pack_queries(const attn_problem &p, const attn_memory &m) {
 RS_TARGET void attn_pack_block(const attn_problem &p, const attn_memory &m, int64_t first, int n) {
   const size_t steps = attn_steps(p.d);
   const int padded = static_cast<int>(round_up(static_cast<size_t>(n), 32));
-  for (int key = 0; key < padded; key++)
-    for (size_t step = 0; step < steps; step++) {
+  for (size_t step = 0; step < steps; step++) {
+    const step_columns valid(p.d, step);
+    const float *k = p.k + first * p.ldk + static_cast<int64_t>(32 * step);
+    for (int key = 0; key < padded; key++, k += p.ldk) {
       uint16_t *to = m.keys + (static_cast<size_t>(key / 16) * steps + step) * tile_values + key % 16 * 32;
-      _mm512_storeu_si512(to, key < n ? round_32(p.k + (first + key) * p.ldk + static_cast<int64_t>(32 * step), p.d - 32 * step)
-                                      : _mm512_setzero_si512());
+      _mm512_storeu_si512(to, key < n ? round_32(k, valid) : _mm512_setzero_si512());
     }
+  }
   uint16_t *tile = m.values;
   for (size_t c = 0; c < attn_value_tiles(p.d); c++) {
     const __mmask16 valid = columns_of(p.d, c);
     for (int key = 0; key < attn_keys; key += 32, tile += tile_values) {
       if (key >= padded) continue;
       __m512i rows[16];
+#pragma GCC unroll 16
       for (int j = 0; j < 16; j++) {
         const int at = key + 2 * j;
         const float *v = p.v + (first + at) * p.ldv + static_cast<int64_t>(c * panel_n);
-        const __m512 a = at < n ? _mm512_maskz_loadu_ps(valid, v) : _mm512_setzero_ps();
-        const __m512 b = at + 1 < n ? _mm512_maskz_loadu_ps(valid, v + p.ldv) : _mm512_setzero_ps();
-        rows[j] = round_pairs(a, b);
+        rows[j] =
+            round_pairs(_mm512_maskz_loadu_ps(at < n ? valid : 0, v), _mm512_maskz_loadu_ps(at + 1 < n ? valid : 0, v + p.ldv));
       }
       transpose_pairs(rows, tile);
     }
@@ -2261,6 +2270,16 @@ __attribute__((always_inline)) RS_TARGET inline __m512 power_of_two(__m512 x) {
   return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(y), _mm512_slli_epi32(_mm512_castps_si512(t), 23)));
 }
 
+// 2^x where vscalefps is fast and no products of tiles are made beside: x = r + f, r whole, 0 <= f < 1; degree 3, error as above.
+// What is too small becomes 0; NaN stays.
+__attribute__((always_inline)) RS_TARGET inline __m512 scaled_power_of_two(__m512 x) {
+  const __m512 f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+  __m512 y = _mm512_fmadd_ps(_mm512_set1_ps(0.0780245215f), f, _mm512_set1_ps(0.226067156f));
+  y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(0.695833564f));
+  y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(0.999925196f));
+  return _mm512_scalef_ps(y, x);
+}
+
 // Which of 16 queries see a key, where query 0 of them is at place `query`.
 inline __mmask16 attn_visible(int64_t query, int64_t key) {
   const int64_t hidden = key - query;  // so many of the first do not
@@ -2273,7 +2292,7 @@ template <bool Causal>
 RS_TARGET void attn_largest(const attn_memory &m, float factor, size_t tile, int64_t query, int64_t key, int n, const float *logs) {
   float *scores = m.scores[tile / 2 % 2] + tile % 2 * attn_keys * panel_n;
   const __m512 a = _mm512_set1_ps(factor), none = _mm512_set1_ps(-1e30f);
-  __m512 largest = none, other = none;
+  __m512 largest = none;
   if (Causal || logs) {
     for (int i = 0; i < n; i++) {
       __m512 s = _mm512_load_ps(scores + i * panel_n);
@@ -2282,13 +2301,12 @@ RS_TARGET void attn_largest(const attn_memory &m, float factor, size_t tile, int
       largest = _mm512_max_ps(largest, logs ? _mm512_add_ps(s, _mm512_set1_ps(logs[i])) : s);
     }
   } else {
+    __m512 chain[4] = {none, none, none, none};
     int i = 0;
-    for (; i + 2 <= n; i += 2) {
-      largest = _mm512_max_ps(largest, _mm512_load_ps(scores + i * panel_n));
-      other = _mm512_max_ps(other, _mm512_load_ps(scores + (i + 1) * panel_n));
-    }
-    if (i < n) largest = _mm512_max_ps(largest, _mm512_load_ps(scores + i * panel_n));
-    largest = _mm512_mul_ps(_mm512_max_ps(largest, other), a);
+    for (; i + 4 <= n; i += 4)
+      for (int j = 0; j < 4; j++) chain[j] = _mm512_max_ps(chain[j], _mm512_load_ps(scores + (i + j) * panel_n));
+    for (; i < n; i++) chain[0] = _mm512_max_ps(chain[0], _mm512_load_ps(scores + i * panel_n));
+    largest = _mm512_mul_ps(_mm512_max_ps(_mm512_max_ps(chain[0], chain[1]), _mm512_max_ps(chain[2], chain[3])), a);
   }
   float *most = m.most + tile * panel_n, *total = m.total + tile * panel_n;
   if (key == 0) {
@@ -2310,7 +2328,7 @@ RS_TARGET void attn_largest(const attn_memory &m, float factor, size_t tile, int
 
 // Weights of 16 queries for keys [begin, end) of the block, begin a multiple of 32; zero up to the next one.  Sizes of 1 give the
 // same bits as none.
-template <bool Sized, bool Causal>
+template <bool Scaled, bool Sized, bool Causal>
 RS_TARGET inline void attn_weights(const attn_memory &m, float factor, size_t tile, int begin, int end, const float *logs,
                                    int64_t query, int64_t key) {
   const float *scores = m.scores[tile / 2 % 2] + tile % 2 * attn_keys * panel_n;
@@ -2318,7 +2336,8 @@ RS_TARGET inline void attn_weights(const attn_memory &m, float factor, size_t ti
   const __m512 a = _mm512_set1_ps(factor), most = _mm512_sub_ps(_mm512_setzero_ps(), _mm512_load_ps(m.most + tile * panel_n));
   const auto weight = [&](int i) __attribute__((always_inline)) RS_TARGET {
     const __m512 b = Sized ? _mm512_add_ps(most, _mm512_set1_ps(logs[i])) : most;
-    const __m512 e = power_of_two(_mm512_fmadd_ps(_mm512_load_ps(scores + i * panel_n), a, b));
+    const __m512 x = _mm512_fmadd_ps(_mm512_load_ps(scores + i * panel_n), a, b);
+    const __m512 e = Scaled ? scaled_power_of_two(x) : power_of_two(x);
     return Causal ? _mm512_maskz_mov_ps(attn_visible(query, key + i), e) : e;
   };
   __m512 even = _mm512_load_ps(m.total + tile * panel_n), odd = _mm512_setzero_ps();
@@ -2335,10 +2354,11 @@ RS_TARGET inline void attn_weights(const attn_memory &m, float factor, size_t ti
 
 // The kernels above for a problem.
 RS_TARGET auto choose_largest(const attn_problem &p) { return p.causal ? attn_largest<true> : attn_largest<false>; }
+template <bool Scaled>
 RS_TARGET auto choose_weights(const attn_problem &p, const float *logs) {
-  return p.causal ? logs ? attn_weights<true, true> : attn_weights<false, true>
-         : logs ? attn_weights<true, false>
-                  : attn_weights<false, false>;
+  return p.causal ? logs ? attn_weights<Scaled, true, true> : attn_weights<Scaled, false, true>
+         : logs ? attn_weights<Scaled, true, false>
+                  : attn_weights<Scaled, false, false>;
 }
 
 RS_TARGET void attn_write(const attn_problem &p, const attn_memory &m) {
@@ -2349,6 +2369,7 @@ RS_TARGET void attn_write(const attn_problem &p, const attn_memory &m) {
     for (size_t c = 0; c < attn_value_tiles(p.d); c++) {
       const float *from = m.out + tile * m.out_stride + c * panel_n * panel_n;
       __m512i columns[16];
+#pragma GCC unroll 16
       for (int j = 0; j < 16; j++) columns[j] = _mm512_castps_si512(_mm512_mul_ps(_mm512_load_ps(from + j * panel_n), inverse));
       transpose_pairs(columns, reinterpret_cast<uint16_t *>(rows));
       const __mmask16 valid = columns_of(p.d, c);
@@ -2401,7 +2422,7 @@ RS_TARGET void pair_products(const uint16_t *a, const uint16_t *b, size_t b_next
 RS_TARGET void attn_block(const attn_problem &p, const attn_memory &m, int64_t key, int n, const float *logs) {
   const float factor = p.scale * log2_e;
   const auto largest = choose_largest(p);
-  const auto weigh = choose_weights(p, logs);
+  const auto weigh = choose_weights<true>(p, logs);
   const size_t steps = attn_steps(p.d), tiles = round_up(static_cast<size_t>(p.queries), panel_n) / panel_n;
   for (size_t first = 0; first < tiles; first += 2) {
     const size_t end = std::min(first + 2, tiles);
@@ -2718,7 +2739,7 @@ RS_TARGET void attn_block(const attn_problem &p, const attn_memory &m, int64_t k
   const size_t columns = attn_value_tiles(p.d);
   const float factor = p.scale * log2_e;
   const auto largest = choose_largest(p);
-  const auto weigh = choose_weights(p, logs);
+  const auto weigh = choose_weights<false>(p, logs);
   const auto place = [&](size_t tile) { return p.first_query + static_cast<int64_t>(16 * tile); };
   for (int i = 0; i < n; i += 32) attn_scores(m, p.d, 0, i);
   for (size_t group = 0; group <= groups; group++) {
