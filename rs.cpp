@@ -86,6 +86,7 @@ void f16_panels(const float *a, size_t lda, int rows, const uint16_t *b, size_t 
   float_panels<float_tile_panels>(a, lda, rows, load_f16{b}, stride, panels, k, c, ldc, false);
 }
 
+// How a row is quantized, by its smallest and its largest value.
 RS_TARGET row_quant row_range(const float *x, size_t k) {
   vf low[2] = {set1(-0.0f), set1(-0.0f)}, high[2] = {set1(0), set1(0)};
   size_t i = 0;
@@ -141,17 +142,14 @@ RS_INLINE vf exp(vf x) {
   return if_less(x, set1(-87.33654f), set1(0), scale2(p, n));
 }
 
-// erf(x) = x P(x^2) / Q(x^2), both of degree 5, minimax on [0, 4] (relative error 2.5e-8), constant beyond.  5.9 ULP.
-RS_INLINE vf erf(vf x) {
-  x = min(set1(4), max(set1(-4), x));  // this order of operands lets NaN through
+// The normal distribution function less 1/2, half of erf(x / sqrt 2): x P(x^2) / Q(x^2), both of degree 5, minimax on [0, sqrt 32]
+// (relative error 2.5e-8), 1/2 exactly from 5.6 on.
+RS_INLINE vf normal(vf x) {
+  x = min(set1(5.6f), max(set1(-5.6f), x));  // this order of operands lets NaN through
   const vf t = mul(x, x);
-  vf p = set1(1.98679501e-06f), q = set1(3.74201424e-05f);
-  p = fma(p, t, set1(0.000284562803f)), q = fma(q, t, set1(0.00118554277f));
-  p = fma(p, t, set1(0.00388323168f)), q = fma(q, t, set1(0.0152070278f));
-  p = fma(p, t, set1(0.0531014003f)), q = fma(q, t, set1(0.115348943f));
-  p = fma(p, t, set1(0.19354253f)), q = fma(q, t, set1(0.504855158f));
-  p = fma(p, t, set1(1.12837914f)), q = fma(q, t, set1(1));
-  return div(mul(x, p), q);
+  vf p = set1(normal_p[5]), q = add(t, set1(normal_q[4]));
+  for (int i = 4; i > 0; i--) p = fma(p, t, set1(normal_p[i])), q = fma(q, t, set1(normal_q[i - 1]));
+  return div(mul(x, fma(p, t, set1(normal_p[0]))), q);
 }
 
 // tanh(x) = 1 - 2 / (e^2x + 1); near 0, where that cancels, x - x^3/3 + 2 x^5/15 - 17 x^7/315.  7.3 ULP for x >= 0, 10.2 for x < 0,
@@ -174,7 +172,7 @@ RS_INLINE vf activate_one(rs_activation act, vf x) {
   const vf half = mul(set1(0.5f), x);
   switch (act) {
     case RS_ACT_GELU:
-      return fma(half, erf(mul(x, set1(0.70710678f))), half);
+      return mul(x, add(set1(0.5f), normal(x)));
     case RS_ACT_GELU_TANH: {
       const vf cube = mul(mul(x, x), x), inner = mul(set1(0.79788456f), fma(set1(0.044715f), cube, x));
       return fma(half, tanh(inner), half);
@@ -193,20 +191,25 @@ RS_INLINE vf activate_one(rs_activation act, vf x) {
   return x;
 }
 
-template <rs_activation act>
-RS_TARGET void finish_as(const int32_t *acc, int rows, const row_quant *rq, const channel_block &c, float *y, size_t ldy) {
+// Of P panels, whose sums lie `stride` apart, side by side: what belongs to a row is loaded once.
+template <rs_activation act, int P>
+RS_TARGET void finish_as(std::integral_constant<int, P>, const int32_t *acc, size_t stride, int rows, const linear_result &to) {
   constexpr int width = panel_n / lanes;
-  vf scale[width], bias[width];
-  for (int h = 0; h < width; h++) {
-    scale[h] = load(c.scale + h * lanes);
-    bias[h] = c.bias ? load(c.bias + h * lanes) : set1(0);
+  const row_quant *rq = to.rq;
+  float *y = to.y;
+  vf scale[P * width], bias[P * width];
+  for (int h = 0; h < P * width; h++) {
+    scale[h] = load(to.scale + h * lanes);
+    bias[h] = to.bias ? load(to.bias + h * lanes) : set1(0);
   }
-  for (int r = 0; r < rows; r++, acc += panel_n, y += ldy)
-    for (int h = 0; h < width; h++) {
+  for (int r = 0; r < rows; r++, acc += panel_n, y += to.ldy)
+#pragma GCC unroll 6
+    for (int h = 0; h < P * width; h++) {
       // Multiply, then add: a fused operation would round otherwise than the scalar row.
-      vf v = mul(centred(acc + h * lanes, rq[r].zero, c.colsum + h * lanes), mul(set1(rq[r].scale), scale[h]));
-      if (c.bias) v = add(v, bias[h]);
-      store(y + h * lanes, activate_one(act, v));
+      const int32_t *sum = acc + static_cast<size_t>(h / width) * stride + h % width * lanes;
+      vf v = mul(centred(sum, rq[r].zero, to.colsum + h * lanes), mul(set1(rq[r].scale), scale[h]));
+      if (to.bias) v = add(v, bias[h]);
+      store(y + h * lanes, act == RS_ACT_GELU ? RS_NOISY_GELU(v) : activate_one(act, v));
     }
 }
 
@@ -220,8 +223,15 @@ RS_TARGET void finish_f32_as(const float *bias, int rows, float *y, size_t ldy) 
 }
 
 // The activation is chosen once a panel.
-void finish(const int32_t *acc, int rows, const row_quant *rq, const channel_block &c, rs_activation act, float *y, size_t ldy) {
-  RS_FOR_ACTIVATION(act, finish_as, acc, rows, rq, c, y, ldy)
+void finish(const int32_t *acc, int rows, const linear_result &to) {
+  const std::integral_constant<int, 1> one;
+  RS_FOR_ACTIVATION(to.act, finish_as, one, acc, 0, rows, to)
+}
+// Side by side where that is faster, and common.
+template <int P>
+void finish_panels(const int32_t *acc, size_t stride, int rows, const linear_result &to) {
+  if (P == 3 && to.act == RS_ACT_GELU) return finish_as<RS_ACT_GELU>(std::integral_constant<int, P>(), acc, stride, rows, to);
+  for (int p = 0; p < P; p++) finish(acc + static_cast<size_t>(p) * stride, rows, to.from(0, p));
 }
 void finish_f32(const float *bias, int rows, rs_activation act, float *y, size_t ldy) {
   RS_FOR_ACTIVATION(act, finish_f32_as, bias, rows, y, ldy)
@@ -339,11 +349,13 @@ RS_TARGET double f32_peak(size_t steps) {
 //
 // Compiled like the part above, against `vi`, an integer register, of which a panel's step takes panel_width.
 
-// acc [panels][acc_rows][16] from tiles of R rows by P panels.
+// Tiles of R rows by P panels: sums to acc [P][acc_stride], or, of a whole tile without an activation, what becomes of them to y.
+// That takes few operations where the sums are in registers; an activation is faster over all rows at once.
 template <int R, int P>
-RS_TARGET void w8_rows(const uint8_t *a, size_t kp, int rows, const int8_t *w, int32_t *acc_out, size_t acc_stride) {
+RS_TARGET void w8_rows(const uint8_t *a, size_t kp, int rows, const int8_t *w, int32_t *acc_out, size_t acc_stride,
+                       linear_result to) {
   constexpr int width = P * panel_width, lanes = panel_n / panel_width;
-  for (int ahead = P; rows >= R; rows -= R, a += R * kp, acc_out += R * panel_n) {
+  for (int ahead = P; rows >= R; rows -= R, a += R * kp, acc_out += R * panel_n, to = to.from(R, 0)) {
     vi acc[R][width];
     for (int r = 0; r < R; r++)
       for (int h = 0; h < width; h++) acc[r][h] = zero_int();
@@ -361,22 +373,39 @@ RS_TARGET void w8_rows(const uint8_t *a, size_t kp, int rows, const int8_t *w, i
         for (int h = 0; h < width; h++) acc[r][h] = dot(acc[r][h], x, b[h]);
       }
     }
+    if (R == w8_tile_rows && P == w8_tile_panels && to.act == RS_ACT_NONE) {  // as finish does it
+#pragma GCC unroll 8
+      for (int h = 0; h < width; h++) {
+        const vf scale = load(to.scale + h * lanes), bias = to.bias ? load(to.bias + h * lanes) : set1(0);
+        const vi colsum = load_int(to.colsum + h * lanes);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++) {
+          const vf v = mul(centred(acc[r][h], to.rq[r].zero, colsum), mul(set1(to.rq[r].scale), scale));
+          store(to.y + r * to.ldy + h * lanes, to.bias ? add(v, bias) : v);
+        }
+      }
+      continue;
+    }
     for (int r = 0; r < R; r++)
       for (int h = 0; h < width; h++)
         store_int(acc_out + static_cast<size_t>(h / panel_width) * acc_stride + r * panel_n + h % panel_width * lanes, acc[r][h]);
   }
   if constexpr (R > 1)
-    if (rows) w8_rows<R - 1, P>(a, kp, rows, w, acc_out, acc_stride);
+    if (rows) w8_rows<R - 1, P>(a, kp, rows, w, acc_out, acc_stride, to);
 }
-template <int R, int P>
-RS_TARGET void w8_tiles(const uint8_t *a, size_t kp, int rows, const int8_t *w, int panels, int32_t *acc) {
-  const size_t stride = acc_panel(rows);
-  for (; panels >= P; panels -= P, w += P * kp * panel_n, acc += P * stride) w8_rows<R, P>(a, kp, rows, w, acc, stride);
+template <int P>
+RS_TARGET void w8_tiles(const uint8_t *a, size_t kp, int rows, const int8_t *w, int panels, linear_result to) {
+  alignas(align_data) int32_t acc[P * acc_panel(product_rows)];
+  const int done = P == w8_tile_panels && to.act == RS_ACT_NONE ? rows / w8_tile_rows * w8_tile_rows : 0;
+  for (; panels >= P; panels -= P, w += P * kp * panel_n, to = to.from(0, P)) {
+    w8_rows<w8_tile_rows, P>(a, kp, rows, w, acc, acc_panel(rows), to);
+    finish_panels<P>(acc + done * panel_n, acc_panel(rows), rows - done, to.from(done, 0));
+  }
   if constexpr (P > 1)
-    if (panels) w8_tiles<R, P - 1>(a, kp, rows, w, panels, acc);
+    if (panels) w8_tiles<P - 1>(a, kp, rows, w, panels, to);
 }
-void w8_panels(const uint8_t *a, size_t kp, int rows, const int8_t *w, int panels, int32_t *acc) {
-  w8_tiles<w8_tile_rows, w8_tile_panels>(a, kp, rows, w, panels, acc);
+void w8_panels(const uint8_t *a, size_t kp, int rows, const int8_t *w, int panels, const linear_result &to) {
+  w8_tiles<w8_tile_panels>(a, kp, rows, w, panels, to);
 }
 
 // A part of one panel's steps, nibbles to bytes.
@@ -423,20 +452,23 @@ RS_TARGET void w4_rows(const uint8_t *a, size_t kp, size_t n, int rows, const in
     if (rows) w4_rows<R - 1, P>(a, kp, n, rows, w, mult, first, acc_out, acc_stride);
 }
 template <int P>
-RS_TARGET void w4_tiles(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const uint8_t *mult, int panels, int32_t *acc) {
+RS_TARGET void w4_tiles(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const uint8_t *mult, int panels,
+                        linear_result to) {
   alignas(align_data) int8_t bytes[P * w4_part * panel_n];
-  const size_t stride = acc_panel(rows);
-  for (; panels >= P; panels -= P, w += P * kp * panel_n / 2, mult += P * kp / group_k * panel_n, acc += P * stride)
+  alignas(align_data) int32_t acc[P * acc_panel(product_rows)];
+  for (; panels >= P; panels -= P, w += P * kp * panel_n / 2, mult += P * kp / group_k * panel_n, to = to.from(0, P)) {
     for (size_t k = 0; k < kp; k += w4_part) {
       const size_t n = std::min(w4_part, kp - k);
       for (size_t p = 0; p < P; p++) w4_bytes(w + p * kp * panel_n / 2 + k * 8, n, bytes + p * w4_part * panel_n);
-      w4_rows<w4_tile_rows, P>(a + k, kp, n, rows, bytes, mult + k / group_k * panel_n, k == 0, acc, stride);
+      w4_rows<w4_tile_rows, P>(a + k, kp, n, rows, bytes, mult + k / group_k * panel_n, k == 0, acc, acc_panel(rows));
     }
+    finish_panels<P>(acc, acc_panel(rows), rows, to);
+  }
   if constexpr (P > 1)
-    if (panels) w4_tiles<P - 1>(a, kp, rows, w, mult, panels, acc);
+    if (panels) w4_tiles<P - 1>(a, kp, rows, w, mult, panels, to);
 }
-void w4_panels(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const uint8_t *mult, int panels, int32_t *acc) {
-  w4_tiles<w4_tile_panels>(a, kp, rows, w, mult, panels, acc);
+void w4_panels(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const uint8_t *mult, int panels, const linear_result &to) {
+  w4_tiles<w4_tile_panels>(a, kp, rows, w, mult, panels, to);
 }
 
 // For rs_measure_peak: what a tile needs in any case, on registers.
@@ -1569,11 +1601,22 @@ constexpr size_t acc_panel(int rows) { return round_up(static_cast<size_t>(rows)
 constexpr size_t l1_steps = 384;  // steps of an f32 panel that take 24 KiB
 constexpr size_t w4_part = 512;   // inputs of a w4 panel that are unpacked at a time: 8 KiB as bytes
 
-struct channel_block {  // what belongs to the 16 channels of a panel of quantized weights
-  const float *scale;
+// What becomes of the sums of an integer product: y = act((sum - zero colsum) (row scale x channel scale) + bias).
+struct linear_result {
+  const row_quant *rq;  // of the rows
+  const float *scale;   // of the channels, like the next two
   const int32_t *colsum;
   const float *bias;  // or nullptr
+  rs_activation act;
+  float *y;
+  size_t ldy;
+  linear_result from(int row, int panel) const {
+    const int channel = panel * panel_n;
+    return {rq + row, scale + channel, colsum + channel, bias ? bias + channel : nullptr, act, y + row * ldy + channel, ldy};
+  }
 };
+
+constexpr int linear_group = 3;  // panels of an integer product: their weights and their sums stay in L1
 
 // Attention of one head of some queries of a sequence, for q, k and v that are quantized layers' results, where the ISA has
 // something faster than f32 for what is noisy anyway.
@@ -1607,17 +1650,15 @@ struct kernel_row {
                      size_t ldc, bool add);
   void (*f16_panels)(const float *a, size_t lda, int rows, const uint16_t *b, size_t stride, int panels, size_t k, float *c,
                      size_t ldc);
-  // acc, acc_panel(rows) values a panel: [rows][16] = sum over k of a [rows][kp] u8 times a w8 panel.  A kernel may read rows of
-  // `a`, and write rows of `acc`, up to the next multiple of 16: there is memory, of no meaning.
-  void (*w8_panels)(const uint8_t *a, size_t kp, int rows, const int8_t *w, int panels, int32_t *acc);
+  // What becomes of the sums over k of a [rows][kp] u8 times w8 panels, at most linear_group of them.  A kernel may read rows of
+  // `a` up to the next multiple of 16: there is memory, of no meaning.
+  void (*w8_panels)(const uint8_t *a, size_t kp, int rows, const int8_t *w, int panels, const linear_result &to);
   // The same for w4 panels and their multipliers [kp / 32][16].
-  void (*w4_panels)(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const uint8_t *mult, int panels, int32_t *acc);
+  void (*w4_panels)(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const uint8_t *mult, int panels,
+                    const linear_result &to);
 
   // x [rows][k] to q [rows][kp], the padding filled with the zero point (any value would do: the weights there are zero).
   void (*quantize)(const float *x, size_t ldx, int64_t rows, size_t k, size_t kp, row_quant *rq, uint8_t *q);
-  // y [rows][ldy] = act((acc - zero colsum) (row scale x channel scale) + bias), 16 channels: what follows an integer product.
-  void (*finish)(const int32_t *acc, int rows, const row_quant *rq, const channel_block &c, rs_activation act, float *y,
-                 size_t ldy);
   // y [rows][ldy] = act(y + bias), 16 channels, in place: what follows a product of floats.  bias may be nullptr.
   void (*finish_f32)(const float *bias, int rows, rs_activation act, float *y, size_t ldy);
 
@@ -1637,6 +1678,22 @@ struct kernel_row {
   // enough to hide their latency.  Returns the multiply-accumulates that this is worth.
   double (*peak)(rs_type type, size_t steps);
 };
+
+// For rows of kernels that make all sums of a call, acc_panel(rows) a panel and [rows][16] in it, before anything becomes of them.
+// They may write rows up to the next multiple of 16.
+template <auto sums, auto finish>
+void w8_in_steps(const uint8_t *a, size_t kp, int rows, const int8_t *w, int panels, const linear_result &to) {
+  alignas(align_data) int32_t acc[linear_group * acc_panel(product_rows)];
+  sums(a, kp, rows, w, panels, acc);
+  for (int p = 0; p < panels; p++) finish(acc + static_cast<size_t>(p) * acc_panel(rows), rows, to.from(0, p));
+}
+template <auto sums, auto finish>
+void w4_in_steps(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const uint8_t *mult, int panels,
+                 const linear_result &to) {
+  alignas(align_data) int32_t acc[linear_group * acc_panel(product_rows)];
+  sums(a, kp, rows, w, mult, panels, acc);
+  for (int p = 0; p < panels; p++) finish(acc + static_cast<size_t>(p) * acc_panel(rows), rows, to.from(0, p));
+}
 
 void f32_panels_scalar(const float *a, size_t lda, int rows, const float *b, size_t stride, int panels, size_t k, float *c,
                        size_t ldc, bool add) {
@@ -1737,14 +1794,13 @@ float activate_one(rs_activation act, float x) {
   return x;
 }
 
-void finish_scalar(const int32_t *acc, int rows, const row_quant *rq, const channel_block &c, rs_activation act, float *y,
-                   size_t ldy) {
+void finish_scalar(const int32_t *acc, int rows, const linear_result &to) {
   for (int r = 0; r < rows; r++)
     for (int j = 0; j < panel_n; j++) {
       const uint32_t centred =
-          static_cast<uint32_t>(acc[r * panel_n + j]) - static_cast<uint32_t>(rq[r].zero) * static_cast<uint32_t>(c.colsum[j]);
-      const float v = static_cast<float>(static_cast<int32_t>(centred)) * (rq[r].scale * c.scale[j]);
-      y[r * ldy + j] = activate_one(act, c.bias ? v + c.bias[j] : v);
+          static_cast<uint32_t>(acc[r * panel_n + j]) - static_cast<uint32_t>(to.rq[r].zero) * static_cast<uint32_t>(to.colsum[j]);
+      const float v = static_cast<float>(static_cast<int32_t>(centred)) * (to.rq[r].scale * to.scale[j]);
+      to.y[r * to.ldy + j] = activate_one(to.act, to.bias ? v + to.bias[j] : v);
     }
 }
 
@@ -1815,6 +1871,38 @@ double peak_scalar(rs_type type, size_t steps) {
   return static_cast<double>(steps) * rows * k * panel_n;
 }
 
+// gelu's rational function: see `normal` among the vector kernels.  Q ends with t^5; the last bits are such that gelu's error is
+// least.
+constexpr float normal_p[] = {341157.25f,          29258.087890625f,   4013.70556640625f,
+                              146.75836181640625f, 5.377216339111328f, 0.01877174898982048f};
+constexpr float normal_q[] = {855154.3125f, 215864.578125f, 24660.28515625f, 1625.544677734375f, 63.36388397216797f};
+
+// The same for |x| in 32 parts by their parabolas, of f in -1/2 … 1/2 about k / scale, through the function at three points.  From
+// the last on it is 1/2.  Error 8e-6.
+struct normal_parts {
+  static constexpr float scale = 6.4f;
+  alignas(align_data) float c[3][32] = {};
+  constexpr normal_parts() {
+    constexpr double f = 0.4330127018922193;  // sqrt(3) / 4, of Chebyshev
+    for (int k = 0; k < 31; k++) {
+      const double low = value(k - f), middle = value(k), high = value(k + f);
+      c[0][k] = static_cast<float>(middle);
+      c[1][k] = static_cast<float>((high - low) / (2 * f));
+      c[2][k] = static_cast<float>((high + low - 2 * middle) / (2 * f * f));
+    }
+    c[0][31] = 0.5f;
+  }
+
+ private:
+  static constexpr double value(double at) {
+    const double x = at / static_cast<double>(scale), t = x * x;
+    double p = static_cast<double>(normal_p[5]), q = 1;
+    for (int i = 4; i >= 0; i--) p = p * t + static_cast<double>(normal_p[i]), q = q * t + static_cast<double>(normal_q[i]);
+    return x * p / q;
+  }
+};
+constexpr normal_parts normal_table;
+
 bool always() { return true; }
 
 // Call f<act>(...) of the activation that `act` is.
@@ -1837,9 +1925,19 @@ bool always() { return true; }
   }
 
 constexpr kernel_row scalar_row = {
-    "scalar",         always,          f32_panels_scalar, f16_panels_scalar, w8_panels_scalar,
-    w4_panels_scalar, quantize_scalar, finish_scalar,     finish_f32_scalar, layer_norm_scalar,
-    shift_scalar,     softmax_scalar,  nullptr,           peak_scalar,
+    "scalar",
+    always,
+    f32_panels_scalar,
+    f16_panels_scalar,
+    w8_in_steps<w8_panels_scalar, finish_scalar>,
+    w4_in_steps<w4_panels_scalar, finish_scalar>,
+    quantize_scalar,
+    finish_f32_scalar,
+    layer_norm_scalar,
+    shift_scalar,
+    softmax_scalar,
+    nullptr,
+    peak_scalar,
 };
 
 }  // namespace
@@ -1863,6 +1961,7 @@ bool available() { return cpu().avx2 && cpu().fma && cpu().f16c; }
 
 #define RS_TARGET RS_AVX2
 #define RS_INLINE RS_AVX2 inline __attribute__((always_inline))
+#define RS_NOISY_GELU(x) activate_one(RS_ACT_GELU, x)
 using vf = __m256;
 constexpr int lanes = 8;
 constexpr int float_tile_rows = 6, float_tile_panels = 1;  // 12 sums, two of b, one of a: of 16 registers
@@ -1907,10 +2006,12 @@ RS_INLINE float sum(vf x) {
   return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
 }
 // acc - zero colsum, as floats.
+RS_INLINE vf centred(__m256i acc, int32_t zero, __m256i colsum) {
+  return _mm256_cvtepi32_ps(_mm256_sub_epi32(acc, _mm256_mullo_epi32(_mm256_set1_epi32(zero), colsum)));
+}
 RS_INLINE vf centred(const int32_t *acc, int32_t zero, const int32_t *colsum) {
-  const __m256i correction =
-      _mm256_mullo_epi32(_mm256_set1_epi32(zero), _mm256_loadu_si256(reinterpret_cast<const __m256i *>(colsum)));
-  return _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(acc)), correction));
+  return centred(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(acc)), zero,
+                 _mm256_loadu_si256(reinterpret_cast<const __m256i *>(colsum)));
 }
 // Four registers of x rounded, plus zero, cut to 0 … 255.  |x| <= 256.
 RS_INLINE void store_u8(uint8_t *q, const vf *x, int32_t zero) {
@@ -1966,11 +2067,12 @@ RS_INLINE vi group_add(vi acc, vi sum, vi m) { return _mm256_add_epi32(acc, _mm2
 #include "rs.cpp"  // NOLINT(bugprone-suspicious-include)
 #undef RS_INTEGER_PART
 
-constexpr kernel_row row = {"avx2", available,  f32_panels, f16_panels, w8_panels, w4_panels, quantize,
-                            finish, finish_f32, layer_norm, shift,      softmax,   nullptr,   peak};
+constexpr kernel_row row = {"avx2",     available,  f32_panels, f16_panels, w8_panels, w4_panels, quantize,
+                            finish_f32, layer_norm, shift,      softmax,    nullptr,   peak};
 
 #undef RS_TARGET
 #undef RS_INLINE
+#undef RS_NOISY_GELU
 
 }  // namespace avx2
 
@@ -1982,7 +2084,8 @@ bool available() { return avx2::available() && cpu().avxvnni; }
 
 #define RS_TARGET __attribute__((target("avx2,fma,f16c,avxvnni")))
 #define RS_INLINE RS_TARGET inline __attribute__((always_inline))
-using avx2::broadcast4, avx2::f32_peak, avx2::hide, avx2::load_int, avx2::panel_width, avx2::store_int, avx2::unpack_step, avx2::vi,
+using avx2::broadcast4, avx2::f32_peak, avx2::finish, avx2::finish_panels, avx2::vf, avx2::load, avx2::set1, avx2::mul, avx2::add,
+    avx2::centred, avx2::store, avx2::hide, avx2::load_int, avx2::panel_width, avx2::store_int, avx2::unpack_step, avx2::vi,
     avx2::zero_int;
 constexpr int w8_tile_rows = 6, w8_tile_panels = 1;  // 12 sums
 constexpr int w4_tile_rows = 6, w4_tile_panels = 1, w4_unroll = 8, peak_chains = 12;
@@ -1998,9 +2101,9 @@ RS_INLINE vi group_add(vi acc, vi sum, vi m) { return _mm256_add_epi32(acc, _mm2
 #include "rs.cpp"  // NOLINT(bugprone-suspicious-include)
 #undef RS_INTEGER_PART
 
-constexpr kernel_row row = {"avxvnni",      available,    avx2::f32_panels, avx2::f16_panels, w8_panels,   w4_panels,
-                            avx2::quantize, avx2::finish, avx2::finish_f32, avx2::layer_norm, avx2::shift, avx2::softmax,
-                            nullptr,        peak};
+constexpr kernel_row row = {
+    "avxvnni",        available,        avx2::f32_panels, avx2::f16_panels, w8_panels, w4_panels, avx2::quantize,
+    avx2::finish_f32, avx2::layer_norm, avx2::shift,      avx2::softmax,    nullptr,   peak};
 
 #undef RS_TARGET
 #undef RS_INLINE
@@ -2015,6 +2118,7 @@ bool available() { return avx2::available() && cpu().avx512vnni; }
 
 #define RS_TARGET __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")))
 #define RS_INLINE RS_TARGET inline __attribute__((always_inline))
+#define RS_NOISY_GELU noisy_gelu
 using vf = __m512;
 constexpr int lanes = 16;
 constexpr int float_tile_rows = 8, float_tile_panels = 3;  // 24 sums, three of b, one of a: of 32 registers
@@ -2041,9 +2145,11 @@ RS_INLINE void widen(vf &low, vf &high, vf x) {
 }
 RS_INLINE float largest(vf x) { return _mm512_reduce_max_ps(x); }
 RS_INLINE float sum(vf x) { return _mm512_reduce_add_ps(x); }
+RS_INLINE vf centred(__m512i acc, int32_t zero, __m512i colsum) {
+  return _mm512_cvtepi32_ps(_mm512_sub_epi32(acc, _mm512_mullo_epi32(_mm512_set1_epi32(zero), colsum)));
+}
 RS_INLINE vf centred(const int32_t *acc, int32_t zero, const int32_t *colsum) {
-  const __m512i correction = _mm512_mullo_epi32(_mm512_set1_epi32(zero), _mm512_loadu_si512(colsum));
-  return _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_loadu_si512(acc), correction));
+  return centred(_mm512_loadu_si512(acc), zero, _mm512_loadu_si512(colsum));
 }
 RS_INLINE void store_u8(uint8_t *q, const vf *x, int32_t zero) {
   const __m512i add = _mm512_set1_epi16(static_cast<int16_t>(zero));
@@ -2057,6 +2163,16 @@ RS_INLINE void store_u8(uint8_t *q, const vf *x, int32_t zero) {
 template <class V>
 RS_INLINE void hide(V &x) {
   __asm__ volatile("" : "+v"(x));
+}
+// gelu to 8e-6 of x: of quantized layers, whose noise is more.  Three quarters of the time of the exact one.
+RS_INLINE vf noisy_gelu(vf x) {
+  const vf rounding = set1(12582912.0f);  // 1.5 * 2^23: what is added to it is rounded to a whole number, its last bits
+  const vf size = _mm512_abs_ps(x), u = min(set1(31), mul(size, set1(normal_parts::scale)));  // NaN stays
+  const vf t = add(u, rounding), f = sub(u, sub(t, rounding));
+  const auto c = [&](int i) __attribute__((always_inline)) RS_TARGET {
+    return _mm512_permutex2var_ps(load(normal_table.c[i]), _mm512_castps_si512(t), load(normal_table.c[i] + 16));
+  };
+  return fma(size, fma(fma(c(2), f, c(1)), f, c(0)), mul(set1(0.5f), x));
 }
 
 #define RS_VECTOR_PART
@@ -2097,10 +2213,11 @@ RS_INLINE vi group_add(vi acc, vi sum, vi m) { return _mm512_add_epi32(acc, _mm5
 #undef RS_INTEGER_PART
 
 constexpr kernel_row row = {"avx512vnni", available,  f32_panels, f16_panels, w8_panels, w4_panels, quantize,
-                            finish,       finish_f32, layer_norm, shift,      softmax,   nullptr,   peak};
+                            finish_f32,   layer_norm, shift,      softmax,    nullptr,   peak};
 
 #undef RS_TARGET
 #undef RS_INLINE
+#undef RS_NOISY_GELU
 
 }  // namespace avx512vnni
 
@@ -2469,7 +2586,6 @@ constexpr kernel_row row = {"avx512bf16",
                             avx512vnni::w8_panels,
                             avx512vnni::w4_panels,
                             avx512vnni::quantize,
-                            avx512vnni::finish,
                             avx512vnni::finish_f32,
                             avx512vnni::layer_norm,
                             avx512vnni::shift,
@@ -2770,10 +2886,9 @@ constexpr kernel_row row = {"amx",
                             available,
                             avx512vnni::f32_panels,
                             avx512vnni::f16_panels,
-                            w8_panels,
-                            w4_panels,
+                            w8_in_steps<w8_panels, avx512vnni::finish>,
+                            w4_in_steps<w4_panels, avx512vnni::finish>,
                             avx512vnni::quantize,
-                            avx512vnni::finish,
                             avx512vnni::finish_f32,
                             avx512vnni::layer_norm,
                             avx512vnni::shift,
@@ -2799,6 +2914,7 @@ bool available() { return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0; }
 
 #define RS_TARGET __attribute__((target("arch=armv8.2-a+dotprod")))
 #define RS_INLINE RS_TARGET inline __attribute__((always_inline))
+#define RS_NOISY_GELU(x) activate_one(RS_ACT_GELU, x)
 using vf = float32x4_t;
 constexpr int lanes = 4;
 constexpr int float_tile_rows = 6, float_tile_panels = 1;  // 24 sums, four of b, one of a: of 32 registers
@@ -2970,11 +3086,23 @@ double peak(rs_type type, size_t steps) {
   return type == RS_W8 ? w8_peak(steps) : type == RS_W4 ? w4_peak(steps) : f32_peak(steps);
 }
 
-constexpr kernel_row row = {"neon", available,  f32_panels, f16_panels, w8_panels, w4_panels, quantize,
-                            finish, finish_f32, layer_norm, shift,      softmax,   nullptr,   peak};
+constexpr kernel_row row = {"neon",
+                            available,
+                            f32_panels,
+                            f16_panels,
+                            w8_in_steps<w8_panels, finish>,
+                            w4_in_steps<w4_panels, finish>,
+                            quantize,
+                            finish_f32,
+                            layer_norm,
+                            shift,
+                            softmax,
+                            nullptr,
+                            peak};
 
 #undef RS_TARGET
 #undef RS_INLINE
+#undef RS_NOISY_GELU
 
 }  // namespace neon
 
@@ -3473,7 +3601,7 @@ void add_cpu(const op_run &r, const worker &me) {
 // in L1 while the tiles of the block go by.  Quantized weights: every row of x is quantized once, then all threads meet.
 
 constexpr int64_t linear_block_rows = product_rows;
-constexpr int linear_group = 3, linear_float_group = 24;  // panels a product: what its sums take stays in L1, or in L2
+constexpr int linear_float_group = 24;  // panels a product of floats: what its sums take stays in L2
 
 bool is_quantized(rs_type type) { return type == RS_W8 || type == RS_W4; }
 
@@ -3534,24 +3662,18 @@ void linear_quantized_panels(const op_run &r, matrix m, const quantized_rows &x,
                              const float *bias, float *y, size_t ldy) {
   const kernel_row &k = *r.kernels;
   const rs_tensor &w = *r.t->src[1];
-  alignas(align_data) int32_t acc[linear_group * acc_panel(linear_block_rows)];
   const uint8_t *a = x.q + static_cast<size_t>(i) * m.kp();
   const auto at = static_cast<size_t>(p);
-  channel_block c = {nullptr, nullptr, bias};
+  linear_result to = {};
+  to.rq = x.rq + i, to.bias = bias, to.act = r.t->params.act, to.y = y, to.ldy = ldy;
   if (w.type == RS_W8) {
     const w8_panels weights(w.data, m);
-    k.w8_panels(a, m.kp(), rows, weights.w + at * panel_n * m.kp(), panels, acc);
-    c.scale = weights.scale + at * panel_n, c.colsum = weights.colsum + at * panel_n;
+    to.scale = weights.scale + at * panel_n, to.colsum = weights.colsum + at * panel_n;
+    k.w8_panels(a, m.kp(), rows, weights.w + at * panel_n * m.kp(), panels, to);
   } else {
     const w4_panels weights(w.data, m);
-    k.w4_panels(a, m.kp(), rows, weights.w + at * panel_n * m.kp() / 2, weights.mult + at * panel_n * m.kp() / group_k, panels,
-                acc);
-    c.scale = weights.scale + at * panel_n, c.colsum = weights.colsum + at * panel_n;
-  }
-  for (int q = 0; q < panels; q++) {
-    k.finish(acc + static_cast<size_t>(q) * acc_panel(rows), rows, x.rq + i, c, r.t->params.act, y + q * panel_n, ldy);
-    c.scale += panel_n, c.colsum += panel_n;
-    if (bias) c.bias += panel_n;
+    to.scale = weights.scale + at * panel_n, to.colsum = weights.colsum + at * panel_n;
+    k.w4_panels(a, m.kp(), rows, weights.w + at * panel_n * m.kp() / 2, weights.mult + at * panel_n * m.kp() / group_k, panels, to);
   }
 }
 
