@@ -29,14 +29,18 @@
 // Tiles of R rows by P panels of 16 channels; what is left over takes a tile of fewer rows or panels.  Each element
 // is a chain over k in order, whatever the tile.
 template <int R, int P, class Load>
-RS_TARGET void float_rows(const float *a, size_t lda, int rows, Load load_b, size_t stride, size_t k, float *c, size_t ldc,
-                          bool add) {
+RS_TARGET void float_rows(const float *a, size_t lda, int rows, Load load_b, Load next, size_t stride, size_t k, float *c,
+                          size_t ldc, bool add) {
   constexpr int width = panel_n / lanes;
-  for (; rows >= R; rows -= R, a += R * lda, c += R * ldc) {
+  for (int ahead = 0; rows >= R; rows -= R, a += R * lda, c += R * ldc) {
     vf acc[R][P * width];
     for (int r = 0; r < R; r++)
       for (int h = 0; h < P * width; h++) acc[r][h] = add ? load(c + r * ldc + h * lanes) : set1(0);
+    // The first tiles fetch a panel each of the part that comes next.  Behind the last that does no harm.
+    const auto *fetch = next.b + static_cast<size_t>(ahead) * stride;
+    if (ahead < P - 1) ahead++;
     for (size_t i = 0; i < k; i++) {
+      __builtin_prefetch(fetch + i * panel_n);
       vf b[P * width];
       for (int h = 0; h < P * width; h++) b[h] = load_b(h / width * stride + i * panel_n + h % width * lanes);
 #pragma GCC unroll 8
@@ -49,7 +53,7 @@ RS_TARGET void float_rows(const float *a, size_t lda, int rows, Load load_b, siz
       for (int h = 0; h < P * width; h++) store(c + r * ldc + h * lanes, acc[r][h]);
   }
   if constexpr (R > 1)
-    if (rows) float_rows<R - 1, P>(a, lda, rows, load_b, stride, k, c, ldc, add);
+    if (rows) float_rows<R - 1, P>(a, lda, rows, load_b, next, stride, k, c, ldc, add);
 }
 // K goes by in parts, so that the panels' part stays in L1 while the rows go by.
 template <int P, class Load>
@@ -58,8 +62,9 @@ RS_TARGET void float_panels(const float *a, size_t lda, int rows, Load load_b, s
   constexpr size_t part = l1_steps / P;
   for (; panels >= P; panels -= P, load_b.b += P * stride, c += P * panel_n)
     for (size_t i = 0; i == 0 || i < k; i += part)
-      float_rows<float_tile_rows, P>(a + i, lda, rows, Load{load_b.b + i * panel_n}, stride, std::min(part, k - i), c, ldc,
-                                     add || i > 0);
+      float_rows<float_tile_rows, P>(a + i, lda, rows, Load{load_b.b + i * panel_n},
+                                     Load{load_b.b + (i + part < k ? (i + part) * panel_n : P * stride)}, stride,
+                                     std::min(part, k - i), c, ldc, add || i > 0);
   if constexpr (P > 1)
     if (panels) float_panels<P - 1>(a, lda, rows, load_b, stride, panels, k, c, ldc, add);
 }
@@ -81,28 +86,41 @@ void f16_panels(const float *a, size_t lda, int rows, const uint16_t *b, size_t 
   float_panels<float_tile_panels>(a, lda, rows, load_f16{b}, stride, panels, k, c, ldc, false);
 }
 
-RS_TARGET row_quant quantize(const float *x, size_t k, size_t kp, uint8_t *q) {
-  vf low = set1(0), high = set1(0);
-  bool nan = false;
+// How a row is quantized, by its smallest and its largest value.
+RS_TARGET row_quant row_range(const float *x, size_t k) {
+  vf low[2] = {set1(-0.0f), set1(-0.0f)}, high[2] = {set1(0), set1(0)};
   size_t i = 0;
-  for (; i + lanes <= k; i += lanes) {
-    const vf v = load(x + i);
-    low = min(low, v), high = max(high, v);
-    nan |= any_nan(v);
-  }
-  float lo = -largest(sub(set1(0), low)), hi = largest(high);
+  for (; i + 2 * lanes <= k; i += 2 * lanes)
+    for (int j = 0; j < 2; j++) widen(low[j], high[j], load(x + i + j * lanes));
+  widen(low[0], high[0], low[1]);
+  widen(low[0], high[0], high[1]);
+  bool nan = any_nan(low[0]) || any_nan(high[0]);
+  float lo = -largest(sub(set1(0), low[0])), hi = largest(high[0]);
   for (; i < k; i++) lo = std::min(lo, x[i]), hi = std::max(hi, x[i]), nan |= std::isnan(x[i]);
-  const row_quant rq = nan ? row_quant{NAN, 0} : quant_range(lo, hi);
+  return nan ? row_quant{NAN, 0} : quant_range(lo, hi);
+}
+RS_TARGET void quantize_row(const float *x, size_t k, size_t kp, row_quant rq, uint8_t *q) {
   if (std::isnan(rq.scale)) {
     memset(q, 0, kp);
-    return rq;
+    return;
   }
-  const float inverse = 1 / rq.scale;
-  for (i = 0; i + lanes <= k; i += lanes)
-    store_u8(q + i, min(max(mul(load(x + i), set1(inverse)), set1(-256)), set1(256)), rq.zero);
+  const float inverse = 1 / rq.scale;  // so that no product is beyond 255
+  size_t i = 0;
+  for (; i + 4 * lanes <= k; i += 4 * lanes) {
+    vf v[4];
+    for (int j = 0; j < 4; j++) v[j] = mul(load(x + i + j * lanes), set1(inverse));
+    store_u8(q + i, v, rq.zero);
+  }
   for (; i < k; i++) q[i] = quantize_one(x[i], inverse, rq.zero);
-  memset(q + k, rq.zero, kp - k);
-  return rq;
+  if (kp > k) memset(q + k, rq.zero, kp - k);
+}
+// Some rows at a time, so that nothing waits for what follows from one's range.
+RS_TARGET void quantize(const float *x, size_t ldx, int64_t rows, size_t k, size_t kp, row_quant *rq, uint8_t *q) {
+  for (int64_t n; rows > 0; rows -= n, x += n * ldx, rq += n, q += n * kp) {
+    n = std::min<int64_t>(rows, 4);
+    for (int64_t r = 0; r < n; r++) rq[r] = row_range(x + r * ldx, k);
+    for (int64_t r = 0; r < n; r++) quantize_row(x + r * ldx, k, kp, rq[r], q + r * kp);
+  }
 }
 
 // Elementary functions.  The ULP stated are the largest found over the floats of all exponents, which tests/test_ulp.cpp holds them
@@ -124,17 +142,14 @@ RS_INLINE vf exp(vf x) {
   return if_less(x, set1(-87.33654f), set1(0), scale2(p, n));
 }
 
-// erf(x) = x P(x^2) / Q(x^2), both of degree 5, minimax on [0, 4] (relative error 2.5e-8), constant beyond.  5.9 ULP.
-RS_INLINE vf erf(vf x) {
-  x = min(set1(4), max(set1(-4), x));  // this order of operands lets NaN through
+// The normal distribution function less 1/2, half of erf(x / sqrt 2): x P(x^2) / Q(x^2), both of degree 5, minimax on [0, sqrt 32]
+// (relative error 2.5e-8), 1/2 exactly from 5.6 on.
+RS_INLINE vf normal(vf x) {
+  x = min(set1(5.6f), max(set1(-5.6f), x));  // this order of operands lets NaN through
   const vf t = mul(x, x);
-  vf p = set1(1.98679501e-06f), q = set1(3.74201424e-05f);
-  p = fma(p, t, set1(0.000284562803f)), q = fma(q, t, set1(0.00118554277f));
-  p = fma(p, t, set1(0.00388323168f)), q = fma(q, t, set1(0.0152070278f));
-  p = fma(p, t, set1(0.0531014003f)), q = fma(q, t, set1(0.115348943f));
-  p = fma(p, t, set1(0.19354253f)), q = fma(q, t, set1(0.504855158f));
-  p = fma(p, t, set1(1.12837914f)), q = fma(q, t, set1(1));
-  return div(mul(x, p), q);
+  vf p = set1(normal_p[5]), q = add(t, set1(normal_q[4]));
+  for (int i = 4; i > 0; i--) p = fma(p, t, set1(normal_p[i])), q = fma(q, t, set1(normal_q[i - 1]));
+  return div(mul(x, fma(p, t, set1(normal_p[0]))), q);
 }
 
 // tanh(x) = 1 - 2 / (e^2x + 1); near 0, where that cancels, x - x^3/3 + 2 x^5/15 - 17 x^7/315.  7.3 ULP for x >= 0, 10.2 for x < 0,
@@ -157,7 +172,7 @@ RS_INLINE vf activate_one(rs_activation act, vf x) {
   const vf half = mul(set1(0.5f), x);
   switch (act) {
     case RS_ACT_GELU:
-      return fma(half, erf(mul(x, set1(0.70710678f))), half);
+      return mul(x, add(set1(0.5f), normal(x)));
     case RS_ACT_GELU_TANH: {
       const vf cube = mul(mul(x, x), x), inner = mul(set1(0.79788456f), fma(set1(0.044715f), cube, x));
       return fma(half, tanh(inner), half);
@@ -176,20 +191,25 @@ RS_INLINE vf activate_one(rs_activation act, vf x) {
   return x;
 }
 
-template <rs_activation act>
-RS_TARGET void finish_as(const int32_t *acc, int rows, const row_quant *rq, const channel_block &c, float *y, size_t ldy) {
+// Of P panels, whose sums lie `stride` apart, side by side: what belongs to a row is loaded once.
+template <rs_activation act, int P>
+RS_TARGET void finish_as(std::integral_constant<int, P>, const int32_t *acc, size_t stride, int rows, const linear_result &to) {
   constexpr int width = panel_n / lanes;
-  vf scale[width], bias[width];
-  for (int h = 0; h < width; h++) {
-    scale[h] = load(c.scale + h * lanes);
-    bias[h] = c.bias ? load(c.bias + h * lanes) : set1(0);
+  const row_quant *rq = to.rq;
+  float *y = to.y;
+  vf scale[P * width], bias[P * width];
+  for (int h = 0; h < P * width; h++) {
+    scale[h] = load(to.scale + h * lanes);
+    bias[h] = to.bias ? load(to.bias + h * lanes) : set1(0);
   }
-  for (int r = 0; r < rows; r++, acc += panel_n, y += ldy)
-    for (int h = 0; h < width; h++) {
+  for (int r = 0; r < rows; r++, acc += panel_n, y += to.ldy)
+#pragma GCC unroll 6
+    for (int h = 0; h < P * width; h++) {
       // Multiply, then add: a fused operation would round otherwise than the scalar row.
-      vf v = mul(centred(acc + h * lanes, rq[r].zero, c.colsum + h * lanes), mul(set1(rq[r].scale), scale[h]));
-      if (c.bias) v = add(v, bias[h]);
-      store(y + h * lanes, activate_one(act, v));
+      const int32_t *sum = acc + static_cast<size_t>(h / width) * stride + h % width * lanes;
+      vf v = mul(centred(sum, rq[r].zero, to.colsum + h * lanes), mul(set1(rq[r].scale), scale[h]));
+      if (to.bias) v = add(v, bias[h]);
+      store(y + h * lanes, act == RS_ACT_GELU ? RS_NOISY_GELU(v) : activate_one(act, v));
     }
 }
 
@@ -203,32 +223,53 @@ RS_TARGET void finish_f32_as(const float *bias, int rows, float *y, size_t ldy) 
 }
 
 // The activation is chosen once a panel.
-void finish(const int32_t *acc, int rows, const row_quant *rq, const channel_block &c, rs_activation act, float *y, size_t ldy) {
-  RS_FOR_ACTIVATION(act, finish_as, acc, rows, rq, c, y, ldy)
+void finish(const int32_t *acc, int rows, const linear_result &to) {
+  const std::integral_constant<int, 1> one;
+  RS_FOR_ACTIVATION(to.act, finish_as, one, acc, 0, rows, to)
 }
-void finish_f32(const float *bias, int rows, rs_activation act, float *y,
-                size_t ldy){RS_FOR_ACTIVATION(act, finish_f32_as, bias, rows, y, ldy)}
+// Side by side where that is faster, and common.
+template <int P>
+void finish_panels(const int32_t *acc, size_t stride, int rows, const linear_result &to) {
+  if (P == 3 && to.act == RS_ACT_GELU) return finish_as<RS_ACT_GELU>(std::integral_constant<int, P>(), acc, stride, rows, to);
+  for (int p = 0; p < P; p++) finish(acc + static_cast<size_t>(p) * stride, rows, to.from(0, p));
+}
+void finish_f32(const float *bias, int rows, rs_activation act, float *y, size_t ldy) {
+  RS_FOR_ACTIVATION(act, finish_f32_as, bias, rows, y, ldy)
+}
+
+// Sums over a row in four chains, so that none waits for the addition before: f(i, chain) for every register of it.  Returns where
+// what fills no register begins.
+template <class F>
+RS_INLINE size_t in_chains(size_t n, F f) {
+  size_t i = 0;
+  for (; i + 4 * lanes <= n; i += 4 * lanes)
+    for (size_t j = 0; j < 4; j++) f(i + j * lanes, j);
+  for (; i + lanes <= n; i += lanes) f(i, 0);
+  return i;
+}
+RS_INLINE float sum_chains(const vf *x) { return sum(add(add(x[0], x[1]), add(x[2], x[3]))); }
 
 RS_TARGET
-    void layer_norm(const float *x, const float *residual, const float *gamma, const float *beta, float eps, size_t n, float *y) {
-  vf total = set1(0), squares = set1(0);
+void layer_norm(const float *x, const float *residual, const float *gamma, const float *beta, float eps, size_t n, float *y) {
+  vf total[4] = {set1(0), set1(0), set1(0), set1(0)}, squares[4] = {set1(0), set1(0), set1(0), set1(0)};
   float tail = 0;
-  size_t i = 0;
-  for (; i + lanes <= n; i += lanes) {
-    const vf v = residual ? add(load(x + i), load(residual + i)) : load(x + i);
-    store(y + i, v);
-    total = add(total, v);
-  }
+  size_t i = in_chains(
+      n, [&](size_t at, size_t chain) __attribute__((always_inline)) RS_TARGET {
+        const vf v = residual ? add(load(x + at), load(residual + at)) : load(x + at);
+        store(y + at, v);
+        total[chain] = add(total[chain], v);
+      });
   for (; i < n; i++) tail += y[i] = residual ? x[i] + residual[i] : x[i];
-  const float mean = (sum(total) + tail) / static_cast<float>(n);
+  const float mean = (sum_chains(total) + tail) / static_cast<float>(n);
   const vf m = set1(mean);
   tail = 0;
-  for (i = 0; i + lanes <= n; i += lanes) {
-    const vf v = sub(load(y + i), m);
-    squares = fma(v, v, squares);
-  }
+  i = in_chains(
+      n, [&](size_t at, size_t chain) __attribute__((always_inline)) RS_TARGET {
+        const vf v = sub(load(y + at), m);
+        squares[chain] = fma(v, v, squares[chain]);
+      });
   for (; i < n; i++) tail += (y[i] - mean) * (y[i] - mean);
-  const float factor = 1 / std::sqrt((sum(squares) + tail) / static_cast<float>(n) + eps);
+  const float factor = 1 / std::sqrt((sum_chains(squares) + tail) / static_cast<float>(n) + eps);
   for (i = 0; i + lanes <= n; i += lanes)
     store(y + i, fma(mul(sub(load(y + i), m), set1(factor)), load(gamma + i), load(beta + i)));
   for (; i < n; i++) y[i] = (y[i] - mean) * factor * gamma[i] + beta[i];
@@ -308,11 +349,13 @@ RS_TARGET double f32_peak(size_t steps) {
 //
 // Compiled like the part above, against `vi`, an integer register, of which a panel's step takes panel_width.
 
-// acc [panels][acc_rows][16] from tiles of R rows by P panels.
+// Tiles of R rows by P panels: sums to acc [P][acc_stride], or, of a whole tile without an activation, what becomes of them to y.
+// That takes few operations where the sums are in registers; an activation is faster over all rows at once.
 template <int R, int P>
-RS_TARGET void w8_rows(const uint8_t *a, size_t kp, int rows, const int8_t *w, int32_t *acc_out, size_t acc_stride) {
+RS_TARGET void w8_rows(const uint8_t *a, size_t kp, int rows, const int8_t *w, int32_t *acc_out, size_t acc_stride,
+                       linear_result to) {
   constexpr int width = P * panel_width, lanes = panel_n / panel_width;
-  for (int ahead = P; rows >= R; rows -= R, a += R * kp, acc_out += R * panel_n) {
+  for (int ahead = P; rows >= R; rows -= R, a += R * kp, acc_out += R * panel_n, to = to.from(R, 0)) {
     vi acc[R][width];
     for (int r = 0; r < R; r++)
       for (int h = 0; h < width; h++) acc[r][h] = zero_int();
@@ -330,22 +373,39 @@ RS_TARGET void w8_rows(const uint8_t *a, size_t kp, int rows, const int8_t *w, i
         for (int h = 0; h < width; h++) acc[r][h] = dot(acc[r][h], x, b[h]);
       }
     }
+    if (R == w8_tile_rows && P == w8_tile_panels && to.act == RS_ACT_NONE) {  // as finish does it
+#pragma GCC unroll 8
+      for (int h = 0; h < width; h++) {
+        const vf scale = load(to.scale + h * lanes), bias = to.bias ? load(to.bias + h * lanes) : set1(0);
+        const vi colsum = load_int(to.colsum + h * lanes);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++) {
+          const vf v = mul(centred(acc[r][h], to.rq[r].zero, colsum), mul(set1(to.rq[r].scale), scale));
+          store(to.y + r * to.ldy + h * lanes, to.bias ? add(v, bias) : v);
+        }
+      }
+      continue;
+    }
     for (int r = 0; r < R; r++)
       for (int h = 0; h < width; h++)
         store_int(acc_out + static_cast<size_t>(h / panel_width) * acc_stride + r * panel_n + h % panel_width * lanes, acc[r][h]);
   }
   if constexpr (R > 1)
-    if (rows) w8_rows<R - 1, P>(a, kp, rows, w, acc_out, acc_stride);
+    if (rows) w8_rows<R - 1, P>(a, kp, rows, w, acc_out, acc_stride, to);
 }
-template <int R, int P>
-RS_TARGET void w8_tiles(const uint8_t *a, size_t kp, int rows, const int8_t *w, int panels, int32_t *acc) {
-  const size_t stride = acc_panel(rows);
-  for (; panels >= P; panels -= P, w += P * kp * panel_n, acc += P * stride) w8_rows<R, P>(a, kp, rows, w, acc, stride);
+template <int P>
+RS_TARGET void w8_tiles(const uint8_t *a, size_t kp, int rows, const int8_t *w, int panels, linear_result to) {
+  alignas(align_data) int32_t acc[P * acc_panel(product_rows)];
+  const int done = P == w8_tile_panels && to.act == RS_ACT_NONE ? rows / w8_tile_rows * w8_tile_rows : 0;
+  for (; panels >= P; panels -= P, w += P * kp * panel_n, to = to.from(0, P)) {
+    w8_rows<w8_tile_rows, P>(a, kp, rows, w, acc, acc_panel(rows), to);
+    finish_panels<P>(acc + done * panel_n, acc_panel(rows), rows - done, to.from(done, 0));
+  }
   if constexpr (P > 1)
-    if (panels) w8_tiles<R, P - 1>(a, kp, rows, w, panels, acc);
+    if (panels) w8_tiles<P - 1>(a, kp, rows, w, panels, to);
 }
-void w8_panels(const uint8_t *a, size_t kp, int rows, const int8_t *w, int panels, int32_t *acc) {
-  w8_tiles<w8_tile_rows, w8_tile_panels>(a, kp, rows, w, panels, acc);
+void w8_panels(const uint8_t *a, size_t kp, int rows, const int8_t *w, int panels, const linear_result &to) {
+  w8_tiles<w8_tile_panels>(a, kp, rows, w, panels, to);
 }
 
 // A part of one panel's steps, nibbles to bytes.
@@ -392,20 +452,23 @@ RS_TARGET void w4_rows(const uint8_t *a, size_t kp, size_t n, int rows, const in
     if (rows) w4_rows<R - 1, P>(a, kp, n, rows, w, mult, first, acc_out, acc_stride);
 }
 template <int P>
-RS_TARGET void w4_tiles(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const uint8_t *mult, int panels, int32_t *acc) {
+RS_TARGET void w4_tiles(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const uint8_t *mult, int panels,
+                        linear_result to) {
   alignas(align_data) int8_t bytes[P * w4_part * panel_n];
-  const size_t stride = acc_panel(rows);
-  for (; panels >= P; panels -= P, w += P * kp * panel_n / 2, mult += P * kp / group_k * panel_n, acc += P * stride)
+  alignas(align_data) int32_t acc[P * acc_panel(product_rows)];
+  for (; panels >= P; panels -= P, w += P * kp * panel_n / 2, mult += P * kp / group_k * panel_n, to = to.from(0, P)) {
     for (size_t k = 0; k < kp; k += w4_part) {
       const size_t n = std::min(w4_part, kp - k);
       for (size_t p = 0; p < P; p++) w4_bytes(w + p * kp * panel_n / 2 + k * 8, n, bytes + p * w4_part * panel_n);
-      w4_rows<w4_tile_rows, P>(a + k, kp, n, rows, bytes, mult + k / group_k * panel_n, k == 0, acc, stride);
+      w4_rows<w4_tile_rows, P>(a + k, kp, n, rows, bytes, mult + k / group_k * panel_n, k == 0, acc, acc_panel(rows));
     }
+    finish_panels<P>(acc, acc_panel(rows), rows, to);
+  }
   if constexpr (P > 1)
-    if (panels) w4_tiles<P - 1>(a, kp, rows, w, mult, panels, acc);
+    if (panels) w4_tiles<P - 1>(a, kp, rows, w, mult, panels, to);
 }
-void w4_panels(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const uint8_t *mult, int panels, int32_t *acc) {
-  w4_tiles<w4_tile_panels>(a, kp, rows, w, mult, panels, acc);
+void w4_panels(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const uint8_t *mult, int panels, const linear_result &to) {
+  w4_tiles<w4_tile_panels>(a, kp, rows, w, mult, panels, to);
 }
 
 // For rs_measure_peak: what a tile needs in any case, on registers.
@@ -1538,11 +1601,22 @@ constexpr size_t acc_panel(int rows) { return round_up(static_cast<size_t>(rows)
 constexpr size_t l1_steps = 384;  // steps of an f32 panel that take 24 KiB
 constexpr size_t w4_part = 512;   // inputs of a w4 panel that are unpacked at a time: 8 KiB as bytes
 
-struct channel_block {  // what belongs to the 16 channels of a panel of quantized weights
-  const float *scale;
+// What becomes of the sums of an integer product: y = act((sum - zero colsum) (row scale x channel scale) + bias).
+struct linear_result {
+  const row_quant *rq;  // of the rows
+  const float *scale;   // of the channels, like the next two
   const int32_t *colsum;
   const float *bias;  // or nullptr
+  rs_activation act;
+  float *y;
+  size_t ldy;
+  linear_result from(int row, int panel) const {
+    const int channel = panel * panel_n;
+    return {rq + row, scale + channel, colsum + channel, bias ? bias + channel : nullptr, act, y + row * ldy + channel, ldy};
+  }
 };
+
+constexpr int linear_group = 3;  // panels of an integer product: their weights and their sums stay in L1
 
 // Attention of one head of some queries of a sequence, for q, k and v that are quantized layers' results, where the ISA has
 // something faster than f32 for what is noisy anyway.
@@ -1576,17 +1650,15 @@ struct kernel_row {
                      size_t ldc, bool add);
   void (*f16_panels)(const float *a, size_t lda, int rows, const uint16_t *b, size_t stride, int panels, size_t k, float *c,
                      size_t ldc);
-  // acc, acc_panel(rows) values a panel: [rows][16] = sum over k of a [rows][kp] u8 times a w8 panel.  A kernel may read rows of
-  // `a`, and write rows of `acc`, up to the next multiple of 16: there is memory, of no meaning.
-  void (*w8_panels)(const uint8_t *a, size_t kp, int rows, const int8_t *w, int panels, int32_t *acc);
+  // What becomes of the sums over k of a [rows][kp] u8 times w8 panels, at most linear_group of them.  A kernel may read rows of
+  // `a` up to the next multiple of 16: there is memory, of no meaning.
+  void (*w8_panels)(const uint8_t *a, size_t kp, int rows, const int8_t *w, int panels, const linear_result &to);
   // The same for w4 panels and their multipliers [kp / 32][16].
-  void (*w4_panels)(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const uint8_t *mult, int panels, int32_t *acc);
+  void (*w4_panels)(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const uint8_t *mult, int panels,
+                    const linear_result &to);
 
-  // x [k] to q [kp], the padding filled with the zero point (any value would do: the weights there are zero).
-  row_quant (*quantize)(const float *x, size_t k, size_t kp, uint8_t *q);
-  // y [rows][ldy] = act((acc - zero colsum) (row scale x channel scale) + bias), 16 channels: what follows an integer product.
-  void (*finish)(const int32_t *acc, int rows, const row_quant *rq, const channel_block &c, rs_activation act, float *y,
-                 size_t ldy);
+  // x [rows][k] to q [rows][kp], the padding filled with the zero point (any value would do: the weights there are zero).
+  void (*quantize)(const float *x, size_t ldx, int64_t rows, size_t k, size_t kp, row_quant *rq, uint8_t *q);
   // y [rows][ldy] = act(y + bias), 16 channels, in place: what follows a product of floats.  bias may be nullptr.
   void (*finish_f32)(const float *bias, int rows, rs_activation act, float *y, size_t ldy);
 
@@ -1606,6 +1678,22 @@ struct kernel_row {
   // enough to hide their latency.  Returns the multiply-accumulates that this is worth.
   double (*peak)(rs_type type, size_t steps);
 };
+
+// For rows of kernels that make all sums of a call, acc_panel(rows) a panel and [rows][16] in it, before anything becomes of them.
+// They may write rows up to the next multiple of 16.
+template <auto sums, auto finish>
+void w8_in_steps(const uint8_t *a, size_t kp, int rows, const int8_t *w, int panels, const linear_result &to) {
+  alignas(align_data) int32_t acc[linear_group * acc_panel(product_rows)];
+  sums(a, kp, rows, w, panels, acc);
+  for (int p = 0; p < panels; p++) finish(acc + static_cast<size_t>(p) * acc_panel(rows), rows, to.from(0, p));
+}
+template <auto sums, auto finish>
+void w4_in_steps(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const uint8_t *mult, int panels,
+                 const linear_result &to) {
+  alignas(align_data) int32_t acc[linear_group * acc_panel(product_rows)];
+  sums(a, kp, rows, w, mult, panels, acc);
+  for (int p = 0; p < panels; p++) finish(acc + static_cast<size_t>(p) * acc_panel(rows), rows, to.from(0, p));
+}
 
 void f32_panels_scalar(const float *a, size_t lda, int rows, const float *b, size_t stride, int panels, size_t k, float *c,
                        size_t ldc, bool add) {
@@ -1668,7 +1756,7 @@ uint8_t quantize_one(float x, float inverse, int32_t zero) {
   return static_cast<uint8_t>(std::min(std::max(static_cast<int32_t>(v) + zero, 0), 255));
 }
 
-row_quant quantize_scalar(const float *x, size_t k, size_t kp, uint8_t *q) {
+row_quant quantize_row_scalar(const float *x, size_t k, size_t kp, uint8_t *q) {
   float low = 0, high = 0;
   bool nan = false;
   for (size_t i = 0; i < k; i++) low = std::min(low, x[i]), high = std::max(high, x[i]), nan |= std::isnan(x[i]);
@@ -1681,6 +1769,9 @@ row_quant quantize_scalar(const float *x, size_t k, size_t kp, uint8_t *q) {
   for (size_t i = 0; i < k; i++) q[i] = quantize_one(x[i], inverse, rq.zero);
   memset(q + k, rq.zero, kp - k);
   return rq;
+}
+void quantize_scalar(const float *x, size_t ldx, int64_t rows, size_t k, size_t kp, row_quant *rq, uint8_t *q) {
+  for (; rows > 0; rows--, x += ldx, q += kp) *rq++ = quantize_row_scalar(x, k, kp, q);
 }
 
 float activate_one(rs_activation act, float x) {
@@ -1703,14 +1794,13 @@ float activate_one(rs_activation act, float x) {
   return x;
 }
 
-void finish_scalar(const int32_t *acc, int rows, const row_quant *rq, const channel_block &c, rs_activation act, float *y,
-                   size_t ldy) {
+void finish_scalar(const int32_t *acc, int rows, const linear_result &to) {
   for (int r = 0; r < rows; r++)
     for (int j = 0; j < panel_n; j++) {
       const uint32_t centred =
-          static_cast<uint32_t>(acc[r * panel_n + j]) - static_cast<uint32_t>(rq[r].zero) * static_cast<uint32_t>(c.colsum[j]);
-      const float v = static_cast<float>(static_cast<int32_t>(centred)) * (rq[r].scale * c.scale[j]);
-      y[r * ldy + j] = activate_one(act, c.bias ? v + c.bias[j] : v);
+          static_cast<uint32_t>(acc[r * panel_n + j]) - static_cast<uint32_t>(to.rq[r].zero) * static_cast<uint32_t>(to.colsum[j]);
+      const float v = static_cast<float>(static_cast<int32_t>(centred)) * (to.rq[r].scale * to.scale[j]);
+      to.y[r * to.ldy + j] = activate_one(to.act, to.bias ? v + to.bias[j] : v);
     }
 }
 
@@ -1781,6 +1871,38 @@ double peak_scalar(rs_type type, size_t steps) {
   return static_cast<double>(steps) * rows * k * panel_n;
 }
 
+// gelu's rational function: see `normal` among the vector kernels.  Q ends with t^5; the last bits are such that gelu's error is
+// least.
+constexpr float normal_p[] = {341157.25f,          29258.087890625f,   4013.70556640625f,
+                              146.75836181640625f, 5.377216339111328f, 0.01877174898982048f};
+constexpr float normal_q[] = {855154.3125f, 215864.578125f, 24660.28515625f, 1625.544677734375f, 63.36388397216797f};
+
+// The same for |x| in 32 parts by their parabolas, of f in -1/2 … 1/2 about k / scale, through the function at three points.  From
+// the last on it is 1/2.  Error 8e-6.
+struct normal_parts {
+  static constexpr float scale = 6.4f;
+  alignas(align_data) float c[3][32] = {};
+  constexpr normal_parts() {
+    constexpr double f = 0.4330127018922193;  // sqrt(3) / 4, of Chebyshev
+    for (int k = 0; k < 31; k++) {
+      const double low = value(k - f), middle = value(k), high = value(k + f);
+      c[0][k] = static_cast<float>(middle);
+      c[1][k] = static_cast<float>((high - low) / (2 * f));
+      c[2][k] = static_cast<float>((high + low - 2 * middle) / (2 * f * f));
+    }
+    c[0][31] = 0.5f;
+  }
+
+ private:
+  static constexpr double value(double at) {
+    const double x = at / static_cast<double>(scale), t = x * x;
+    double p = static_cast<double>(normal_p[5]), q = 1;
+    for (int i = 4; i >= 0; i--) p = p * t + static_cast<double>(normal_p[i]), q = q * t + static_cast<double>(normal_q[i]);
+    return x * p / q;
+  }
+};
+constexpr normal_parts normal_table;
+
 bool always() { return true; }
 
 // Call f<act>(...) of the activation that `act` is.
@@ -1803,9 +1925,19 @@ bool always() { return true; }
   }
 
 constexpr kernel_row scalar_row = {
-    "scalar",         always,          f32_panels_scalar, f16_panels_scalar, w8_panels_scalar,
-    w4_panels_scalar, quantize_scalar, finish_scalar,     finish_f32_scalar, layer_norm_scalar,
-    shift_scalar,     softmax_scalar,  nullptr,           peak_scalar,
+    "scalar",
+    always,
+    f32_panels_scalar,
+    f16_panels_scalar,
+    w8_in_steps<w8_panels_scalar, finish_scalar>,
+    w4_in_steps<w4_panels_scalar, finish_scalar>,
+    quantize_scalar,
+    finish_f32_scalar,
+    layer_norm_scalar,
+    shift_scalar,
+    softmax_scalar,
+    nullptr,
+    peak_scalar,
 };
 
 }  // namespace
@@ -1829,6 +1961,7 @@ bool available() { return cpu().avx2 && cpu().fma && cpu().f16c; }
 
 #define RS_TARGET RS_AVX2
 #define RS_INLINE RS_AVX2 inline __attribute__((always_inline))
+#define RS_NOISY_GELU(x) activate_one(RS_ACT_GELU, x)
 using vf = __m256;
 constexpr int lanes = 8;
 constexpr int float_tile_rows = 6, float_tile_panels = 1;  // 12 sums, two of b, one of a: of 16 registers
@@ -1856,6 +1989,12 @@ RS_INLINE vf scale2(vf p, vf n) {
   return mul(mul(p, pow2(half)), pow2(sub(cut, half)));
 }
 RS_INLINE bool any_nan(vf x) { return _mm256_movemask_ps(_mm256_cmp_ps(x, x, _CMP_UNORD_Q)) != 0; }
+// low <= -0 and 0 <= high, the range of what was seen so far, to take in x, of which NaN stays.  As integers: floats of a sign are
+// in the order of their bits, NaN last.
+RS_INLINE void widen(vf &low, vf &high, vf x) {
+  low = _mm256_castsi256_ps(_mm256_max_epu32(_mm256_castps_si256(low), _mm256_castps_si256(x)));
+  high = _mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(high), _mm256_castps_si256(x)));
+}
 RS_INLINE float largest(vf x) {
   __m128 m = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
   m = _mm_max_ps(m, _mm_movehl_ps(m, m));
@@ -1867,16 +2006,21 @@ RS_INLINE float sum(vf x) {
   return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
 }
 // acc - zero colsum, as floats.
-RS_INLINE vf centred(const int32_t *acc, int32_t zero, const int32_t *colsum) {
-  const __m256i correction =
-      _mm256_mullo_epi32(_mm256_set1_epi32(zero), _mm256_loadu_si256(reinterpret_cast<const __m256i *>(colsum)));
-  return _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(acc)), correction));
+RS_INLINE vf centred(__m256i acc, int32_t zero, __m256i colsum) {
+  return _mm256_cvtepi32_ps(_mm256_sub_epi32(acc, _mm256_mullo_epi32(_mm256_set1_epi32(zero), colsum)));
 }
-// Rounded, plus zero, cut to 0 … 255.  |x| <= 256.
-RS_INLINE void store_u8(uint8_t *q, vf x, int32_t zero) {
-  const __m256i v = _mm256_add_epi32(_mm256_cvtps_epi32(x), _mm256_set1_epi32(zero));
-  const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
-  _mm_storel_epi64(reinterpret_cast<__m128i *>(q), _mm_packus_epi16(words, words));
+RS_INLINE vf centred(const int32_t *acc, int32_t zero, const int32_t *colsum) {
+  return centred(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(acc)), zero,
+                 _mm256_loadu_si256(reinterpret_cast<const __m256i *>(colsum)));
+}
+// Four registers of x rounded, plus zero, cut to 0 … 255.  |x| <= 256.
+RS_INLINE void store_u8(uint8_t *q, const vf *x, int32_t zero) {
+  const __m256i add = _mm256_set1_epi16(static_cast<int16_t>(zero));
+  const __m256i a = _mm256_packs_epi32(_mm256_cvtps_epi32(x[0]), _mm256_cvtps_epi32(x[1]));
+  const __m256i b = _mm256_packs_epi32(_mm256_cvtps_epi32(x[2]), _mm256_cvtps_epi32(x[3]));
+  // Either half of `bytes` is four values of each of the registers.
+  const __m256i bytes = _mm256_packus_epi16(_mm256_add_epi16(a, add), _mm256_add_epi16(b, add));
+  _mm256_storeu_si256(reinterpret_cast<__m256i *>(q), _mm256_permutevar8x32_epi32(bytes, _mm256_set_epi32(7, 3, 6, 2, 5, 1, 4, 0)));
 }
 // To the compiler, x is changed and read here: what rs_measure_peak times must be computed, and neither once for all steps nor once
 // for all chains.
@@ -1923,11 +2067,12 @@ RS_INLINE vi group_add(vi acc, vi sum, vi m) { return _mm256_add_epi32(acc, _mm2
 #include "rs.cpp"  // NOLINT(bugprone-suspicious-include)
 #undef RS_INTEGER_PART
 
-constexpr kernel_row row = {"avx2", available,  f32_panels, f16_panels, w8_panels, w4_panels, quantize,
-                            finish, finish_f32, layer_norm, shift,      softmax,   nullptr,   peak};
+constexpr kernel_row row = {"avx2",     available,  f32_panels, f16_panels, w8_panels, w4_panels, quantize,
+                            finish_f32, layer_norm, shift,      softmax,    nullptr,   peak};
 
 #undef RS_TARGET
 #undef RS_INLINE
+#undef RS_NOISY_GELU
 
 }  // namespace avx2
 
@@ -1939,7 +2084,8 @@ bool available() { return avx2::available() && cpu().avxvnni; }
 
 #define RS_TARGET __attribute__((target("avx2,fma,f16c,avxvnni")))
 #define RS_INLINE RS_TARGET inline __attribute__((always_inline))
-using avx2::broadcast4, avx2::f32_peak, avx2::hide, avx2::load_int, avx2::panel_width, avx2::store_int, avx2::unpack_step, avx2::vi,
+using avx2::broadcast4, avx2::f32_peak, avx2::finish, avx2::finish_panels, avx2::vf, avx2::load, avx2::set1, avx2::mul, avx2::add,
+    avx2::centred, avx2::store, avx2::hide, avx2::load_int, avx2::panel_width, avx2::store_int, avx2::unpack_step, avx2::vi,
     avx2::zero_int;
 constexpr int w8_tile_rows = 6, w8_tile_panels = 1;  // 12 sums
 constexpr int w4_tile_rows = 6, w4_tile_panels = 1, w4_unroll = 8, peak_chains = 12;
@@ -1955,9 +2101,9 @@ RS_INLINE vi group_add(vi acc, vi sum, vi m) { return _mm256_add_epi32(acc, _mm2
 #include "rs.cpp"  // NOLINT(bugprone-suspicious-include)
 #undef RS_INTEGER_PART
 
-constexpr kernel_row row = {"avxvnni",      available,    avx2::f32_panels, avx2::f16_panels, w8_panels,   w4_panels,
-                            avx2::quantize, avx2::finish, avx2::finish_f32, avx2::layer_norm, avx2::shift, avx2::softmax,
-                            nullptr,        peak};
+constexpr kernel_row row = {
+    "avxvnni",        available,        avx2::f32_panels, avx2::f16_panels, w8_panels, w4_panels, avx2::quantize,
+    avx2::finish_f32, avx2::layer_norm, avx2::shift,      avx2::softmax,    nullptr,   peak};
 
 #undef RS_TARGET
 #undef RS_INLINE
@@ -1972,6 +2118,7 @@ bool available() { return avx2::available() && cpu().avx512vnni; }
 
 #define RS_TARGET __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")))
 #define RS_INLINE RS_TARGET inline __attribute__((always_inline))
+#define RS_NOISY_GELU noisy_gelu
 using vf = __m512;
 constexpr int lanes = 16;
 constexpr int float_tile_rows = 8, float_tile_panels = 3;  // 24 sums, three of b, one of a: of 32 registers
@@ -1992,19 +2139,40 @@ RS_INLINE vf round(vf x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_
 RS_INLINE vf if_less(vf a, vf b, vf yes, vf no) { return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), no, yes); }
 RS_INLINE vf scale2(vf p, vf n) { return _mm512_scalef_ps(p, n); }
 RS_INLINE bool any_nan(vf x) { return _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q) != 0; }
+RS_INLINE void widen(vf &low, vf &high, vf x) {
+  low = _mm512_castsi512_ps(_mm512_max_epu32(_mm512_castps_si512(low), _mm512_castps_si512(x)));
+  high = _mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(high), _mm512_castps_si512(x)));
+}
 RS_INLINE float largest(vf x) { return _mm512_reduce_max_ps(x); }
 RS_INLINE float sum(vf x) { return _mm512_reduce_add_ps(x); }
-RS_INLINE vf centred(const int32_t *acc, int32_t zero, const int32_t *colsum) {
-  const __m512i correction = _mm512_mullo_epi32(_mm512_set1_epi32(zero), _mm512_loadu_si512(colsum));
-  return _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_loadu_si512(acc), correction));
+RS_INLINE vf centred(__m512i acc, int32_t zero, __m512i colsum) {
+  return _mm512_cvtepi32_ps(_mm512_sub_epi32(acc, _mm512_mullo_epi32(_mm512_set1_epi32(zero), colsum)));
 }
-RS_INLINE void store_u8(uint8_t *q, vf x, int32_t zero) {
-  const __m512i v = _mm512_add_epi32(_mm512_cvtps_epi32(x), _mm512_set1_epi32(zero));
-  _mm_storeu_si128(reinterpret_cast<__m128i *>(q), _mm512_cvtusepi32_epi8(_mm512_max_epi32(v, _mm512_setzero_si512())));
+RS_INLINE vf centred(const int32_t *acc, int32_t zero, const int32_t *colsum) {
+  return centred(_mm512_loadu_si512(acc), zero, _mm512_loadu_si512(colsum));
+}
+RS_INLINE void store_u8(uint8_t *q, const vf *x, int32_t zero) {
+  const __m512i add = _mm512_set1_epi16(static_cast<int16_t>(zero));
+  const __m512i a = _mm512_packs_epi32(_mm512_cvtps_epi32(x[0]), _mm512_cvtps_epi32(x[1]));
+  const __m512i b = _mm512_packs_epi32(_mm512_cvtps_epi32(x[2]), _mm512_cvtps_epi32(x[3]));
+  // Each 128 bits of `bytes` are four values of each of the registers.
+  const __m512i bytes = _mm512_packus_epi16(_mm512_add_epi16(a, add), _mm512_add_epi16(b, add));
+  const __m512i order = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
+  _mm512_storeu_si512(q, _mm512_permutexvar_epi32(order, bytes));
 }
 template <class V>
 RS_INLINE void hide(V &x) {
   __asm__ volatile("" : "+v"(x));
+}
+// gelu to 8e-6 of x: of quantized layers, whose noise is more.  Three quarters of the time of the exact one.
+RS_INLINE vf noisy_gelu(vf x) {
+  const vf rounding = set1(12582912.0f);  // 1.5 * 2^23: what is added to it is rounded to a whole number, its last bits
+  const vf size = _mm512_abs_ps(x), u = min(set1(31), mul(size, set1(normal_parts::scale)));  // NaN stays
+  const vf t = add(u, rounding), f = sub(u, sub(t, rounding));
+  const auto c = [&](int i) __attribute__((always_inline)) RS_TARGET {
+    return _mm512_permutex2var_ps(load(normal_table.c[i]), _mm512_castps_si512(t), load(normal_table.c[i] + 16));
+  };
+  return fma(size, fma(fma(c(2), f, c(1)), f, c(0)), mul(set1(0.5f), x));
 }
 
 #define RS_VECTOR_PART
@@ -2045,10 +2213,11 @@ RS_INLINE vi group_add(vi acc, vi sum, vi m) { return _mm512_add_epi32(acc, _mm5
 #undef RS_INTEGER_PART
 
 constexpr kernel_row row = {"avx512vnni", available,  f32_panels, f16_panels, w8_panels, w4_panels, quantize,
-                            finish,       finish_f32, layer_norm, shift,      softmax,   nullptr,   peak};
+                            finish_f32,   layer_norm, shift,      softmax,    nullptr,   peak};
 
 #undef RS_TARGET
 #undef RS_INLINE
+#undef RS_NOISY_GELU
 
 }  // namespace avx512vnni
 
@@ -2077,7 +2246,7 @@ size_t attn_steps(size_t d) { return static_cast<size_t>(ceil_div(static_cast<in
 size_t attn_value_tiles(size_t d) { return round_up(d, panel_n) / panel_n; }
 
 // 16 rows of 16 pairs become columns.
-RS_TARGET void transpose_pairs(const __m512i *rows, uint16_t *to) {
+__attribute__((always_inline)) RS_TARGET inline void transpose_pairs(const __m512i *rows, uint16_t *to) {
   __m512i t[16], u[16];
   for (int i = 0; i < 16; i += 2) {
     t[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
@@ -2140,11 +2309,15 @@ inline __mmask16 columns_of(size_t d, size_t c) {
   return static_cast<__mmask16>(left >= 16 ? 0xffff : (1u << left) - 1);
 }
 
-// 32 floats from x as bf16; those behind n are zero.
-__attribute__((always_inline)) RS_TARGET inline __m512i round_32(const float *x, size_t n) {
-  const __mmask32 valid = n >= 32 ? ~0u : (1u << n) - 1;
-  const __m512 a = _mm512_maskz_loadu_ps(static_cast<__mmask16>(valid), x);
-  const __m512 b = _mm512_maskz_loadu_ps(static_cast<__mmask16>(valid >> 16), x + 16);
+// Which of the 32 columns from 32 step on there are.
+struct step_columns {
+  __mmask16 low, high;
+  step_columns(size_t d, size_t step) : low(columns_of(d, 2 * step)), high(d > 32 * step + 16 ? columns_of(d, 2 * step + 1) : 0) {}
+};
+
+// 32 floats from x as bf16; those that are not there are zero.
+__attribute__((always_inline)) RS_TARGET inline __m512i round_32(const float *x, step_columns valid) {
+  const __m512 a = _mm512_maskz_loadu_ps(valid.low, x), b = _mm512_maskz_loadu_ps(valid.high, x + 16);
   return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(b, a));
 }
 
@@ -2156,14 +2329,17 @@ __attribute__((always_inline)) RS_TARGET inline __m512i round_pairs(__m512 a, __
 }
 
 RS_TARGET void attn_pack_queries(const attn_problem &p, const attn_memory &m) {
-  for (int64_t i = 0; i < p.queries; i += 16)
-    for (size_t step = 0; step < attn_steps(p.d); step++) {
+  for (size_t step = 0; step < attn_steps(p.d); step++) {
+    const step_columns valid(p.d, step);
+    const float *q = p.q + 32 * step;
+    for (int64_t i = 0; i < p.queries; i += 16) {
       __m512i rows[16];
-      for (int64_t j = 0; j < 16; j++)
-        rows[j] = i + j < p.queries ? round_32(p.q + (i + j) * p.ldq + static_cast<int64_t>(32 * step), p.d - 32 * step)
-                                    : _mm512_setzero_si512();
+#pragma GCC unroll 16
+      for (int64_t j = 0; j < 16; j++)  // where there are no queries, the last one again: nobody reads what becomes of them
+        rows[j] = round_32(q + std::min(i + j, p.queries - 1) * p.ldq, valid);
       transpose_pairs(rows, m.queries + static_cast<size_t>(i) / 16 * m.query_stride + step * tile_values);
     }
+  }
   // The second half of the last group, where there are no queries.
   if (ceil_div(p.queries, 16) % 2)
     memset(m.queries + static_cast<size_t>(ceil_div(p.queries, 16)) * m.query_stride, 0, m.query_stride * 2);
@@ -2173,24 +2349,26 @@ RS_TARGET void attn_pack_queries(const attn_problem &p, const attn_memory &m) {
 RS_TARGET void attn_pack_block(const attn_problem &p, const attn_memory &m, int64_t first, int n) {
   const size_t steps = attn_steps(p.d);
   const int padded = static_cast<int>(round_up(static_cast<size_t>(n), 32));
-  for (int key = 0; key < padded; key++)
-    for (size_t step = 0; step < steps; step++) {
+  for (size_t step = 0; step < steps; step++) {
+    const step_columns valid(p.d, step);
+    const float *k = p.k + first * p.ldk + static_cast<int64_t>(32 * step);
+    for (int key = 0; key < padded; key++, k += p.ldk) {
       uint16_t *to = m.keys + (static_cast<size_t>(key / 16) * steps + step) * tile_values + key % 16 * 32;
-      _mm512_storeu_si512(to, key < n ? round_32(p.k + (first + key) * p.ldk + static_cast<int64_t>(32 * step), p.d - 32 * step)
-                                      : _mm512_setzero_si512());
+      _mm512_storeu_si512(to, key < n ? round_32(k, valid) : _mm512_setzero_si512());
     }
+  }
   uint16_t *tile = m.values;
   for (size_t c = 0; c < attn_value_tiles(p.d); c++) {
     const __mmask16 valid = columns_of(p.d, c);
     for (int key = 0; key < attn_keys; key += 32, tile += tile_values) {
       if (key >= padded) continue;
       __m512i rows[16];
+#pragma GCC unroll 16
       for (int j = 0; j < 16; j++) {
         const int at = key + 2 * j;
         const float *v = p.v + (first + at) * p.ldv + static_cast<int64_t>(c * panel_n);
-        const __m512 a = at < n ? _mm512_maskz_loadu_ps(valid, v) : _mm512_setzero_ps();
-        const __m512 b = at + 1 < n ? _mm512_maskz_loadu_ps(valid, v + p.ldv) : _mm512_setzero_ps();
-        rows[j] = round_pairs(a, b);
+        rows[j] =
+            round_pairs(_mm512_maskz_loadu_ps(at < n ? valid : 0, v), _mm512_maskz_loadu_ps(at + 1 < n ? valid : 0, v + p.ldv));
       }
       transpose_pairs(rows, tile);
     }
@@ -2209,6 +2387,16 @@ __attribute__((always_inline)) RS_TARGET inline __m512 power_of_two(__m512 x) {
   return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(y), _mm512_slli_epi32(_mm512_castps_si512(t), 23)));
 }
 
+// 2^x where vscalefps is fast and no products of tiles are made beside: x = r + f, r whole, 0 <= f < 1; degree 3, error as above.
+// What is too small becomes 0; NaN stays.
+__attribute__((always_inline)) RS_TARGET inline __m512 scaled_power_of_two(__m512 x) {
+  const __m512 f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+  __m512 y = _mm512_fmadd_ps(_mm512_set1_ps(0.0780245215f), f, _mm512_set1_ps(0.226067156f));
+  y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(0.695833564f));
+  y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(0.999925196f));
+  return _mm512_scalef_ps(y, x);
+}
+
 // Which of 16 queries see a key, where query 0 of them is at place `query`.
 inline __mmask16 attn_visible(int64_t query, int64_t key) {
   const int64_t hidden = key - query;  // so many of the first do not
@@ -2221,7 +2409,7 @@ template <bool Causal>
 RS_TARGET void attn_largest(const attn_memory &m, float factor, size_t tile, int64_t query, int64_t key, int n, const float *logs) {
   float *scores = m.scores[tile / 2 % 2] + tile % 2 * attn_keys * panel_n;
   const __m512 a = _mm512_set1_ps(factor), none = _mm512_set1_ps(-1e30f);
-  __m512 largest = none, other = none;
+  __m512 largest = none;
   if (Causal || logs) {
     for (int i = 0; i < n; i++) {
       __m512 s = _mm512_load_ps(scores + i * panel_n);
@@ -2230,13 +2418,12 @@ RS_TARGET void attn_largest(const attn_memory &m, float factor, size_t tile, int
       largest = _mm512_max_ps(largest, logs ? _mm512_add_ps(s, _mm512_set1_ps(logs[i])) : s);
     }
   } else {
+    __m512 chain[4] = {none, none, none, none};
     int i = 0;
-    for (; i + 2 <= n; i += 2) {
-      largest = _mm512_max_ps(largest, _mm512_load_ps(scores + i * panel_n));
-      other = _mm512_max_ps(other, _mm512_load_ps(scores + (i + 1) * panel_n));
-    }
-    if (i < n) largest = _mm512_max_ps(largest, _mm512_load_ps(scores + i * panel_n));
-    largest = _mm512_mul_ps(_mm512_max_ps(largest, other), a);
+    for (; i + 4 <= n; i += 4)
+      for (int j = 0; j < 4; j++) chain[j] = _mm512_max_ps(chain[j], _mm512_load_ps(scores + (i + j) * panel_n));
+    for (; i < n; i++) chain[0] = _mm512_max_ps(chain[0], _mm512_load_ps(scores + i * panel_n));
+    largest = _mm512_mul_ps(_mm512_max_ps(_mm512_max_ps(chain[0], chain[1]), _mm512_max_ps(chain[2], chain[3])), a);
   }
   float *most = m.most + tile * panel_n, *total = m.total + tile * panel_n;
   if (key == 0) {
@@ -2258,7 +2445,7 @@ RS_TARGET void attn_largest(const attn_memory &m, float factor, size_t tile, int
 
 // Weights of 16 queries for keys [begin, end) of the block, begin a multiple of 32; zero up to the next one.  Sizes of 1 give the
 // same bits as none.
-template <bool Sized, bool Causal>
+template <bool Scaled, bool Sized, bool Causal>
 RS_TARGET inline void attn_weights(const attn_memory &m, float factor, size_t tile, int begin, int end, const float *logs,
                                    int64_t query, int64_t key) {
   const float *scores = m.scores[tile / 2 % 2] + tile % 2 * attn_keys * panel_n;
@@ -2266,7 +2453,8 @@ RS_TARGET inline void attn_weights(const attn_memory &m, float factor, size_t ti
   const __m512 a = _mm512_set1_ps(factor), most = _mm512_sub_ps(_mm512_setzero_ps(), _mm512_load_ps(m.most + tile * panel_n));
   const auto weight = [&](int i) __attribute__((always_inline)) RS_TARGET {
     const __m512 b = Sized ? _mm512_add_ps(most, _mm512_set1_ps(logs[i])) : most;
-    const __m512 e = power_of_two(_mm512_fmadd_ps(_mm512_load_ps(scores + i * panel_n), a, b));
+    const __m512 x = _mm512_fmadd_ps(_mm512_load_ps(scores + i * panel_n), a, b);
+    const __m512 e = Scaled ? scaled_power_of_two(x) : power_of_two(x);
     return Causal ? _mm512_maskz_mov_ps(attn_visible(query, key + i), e) : e;
   };
   __m512 even = _mm512_load_ps(m.total + tile * panel_n), odd = _mm512_setzero_ps();
@@ -2283,10 +2471,11 @@ RS_TARGET inline void attn_weights(const attn_memory &m, float factor, size_t ti
 
 // The kernels above for a problem.
 RS_TARGET auto choose_largest(const attn_problem &p) { return p.causal ? attn_largest<true> : attn_largest<false>; }
+template <bool Scaled>
 RS_TARGET auto choose_weights(const attn_problem &p, const float *logs) {
-  return p.causal ? logs ? attn_weights<true, true> : attn_weights<false, true>
-         : logs ? attn_weights<true, false>
-                  : attn_weights<false, false>;
+  return p.causal ? logs ? attn_weights<Scaled, true, true> : attn_weights<Scaled, false, true>
+         : logs ? attn_weights<Scaled, true, false>
+                  : attn_weights<Scaled, false, false>;
 }
 
 RS_TARGET void attn_write(const attn_problem &p, const attn_memory &m) {
@@ -2297,6 +2486,7 @@ RS_TARGET void attn_write(const attn_problem &p, const attn_memory &m) {
     for (size_t c = 0; c < attn_value_tiles(p.d); c++) {
       const float *from = m.out + tile * m.out_stride + c * panel_n * panel_n;
       __m512i columns[16];
+#pragma GCC unroll 16
       for (int j = 0; j < 16; j++) columns[j] = _mm512_castps_si512(_mm512_mul_ps(_mm512_load_ps(from + j * panel_n), inverse));
       transpose_pairs(columns, reinterpret_cast<uint16_t *>(rows));
       const __mmask16 valid = columns_of(p.d, c);
@@ -2349,7 +2539,7 @@ RS_TARGET void pair_products(const uint16_t *a, const uint16_t *b, size_t b_next
 RS_TARGET void attn_block(const attn_problem &p, const attn_memory &m, int64_t key, int n, const float *logs) {
   const float factor = p.scale * log2_e;
   const auto largest = choose_largest(p);
-  const auto weigh = choose_weights(p, logs);
+  const auto weigh = choose_weights<true>(p, logs);
   const size_t steps = attn_steps(p.d), tiles = round_up(static_cast<size_t>(p.queries), panel_n) / panel_n;
   for (size_t first = 0; first < tiles; first += 2) {
     const size_t end = std::min(first + 2, tiles);
@@ -2396,7 +2586,6 @@ constexpr kernel_row row = {"avx512bf16",
                             avx512vnni::w8_panels,
                             avx512vnni::w4_panels,
                             avx512vnni::quantize,
-                            avx512vnni::finish,
                             avx512vnni::finish_f32,
                             avx512vnni::layer_norm,
                             avx512vnni::shift,
@@ -2666,7 +2855,7 @@ RS_TARGET void attn_block(const attn_problem &p, const attn_memory &m, int64_t k
   const size_t columns = attn_value_tiles(p.d);
   const float factor = p.scale * log2_e;
   const auto largest = choose_largest(p);
-  const auto weigh = choose_weights(p, logs);
+  const auto weigh = choose_weights<false>(p, logs);
   const auto place = [&](size_t tile) { return p.first_query + static_cast<int64_t>(16 * tile); };
   for (int i = 0; i < n; i += 32) attn_scores(m, p.d, 0, i);
   for (size_t group = 0; group <= groups; group++) {
@@ -2697,10 +2886,9 @@ constexpr kernel_row row = {"amx",
                             available,
                             avx512vnni::f32_panels,
                             avx512vnni::f16_panels,
-                            w8_panels,
-                            w4_panels,
+                            w8_in_steps<w8_panels, avx512vnni::finish>,
+                            w4_in_steps<w4_panels, avx512vnni::finish>,
                             avx512vnni::quantize,
-                            avx512vnni::finish,
                             avx512vnni::finish_f32,
                             avx512vnni::layer_norm,
                             avx512vnni::shift,
@@ -2726,6 +2914,7 @@ bool available() { return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0; }
 
 #define RS_TARGET __attribute__((target("arch=armv8.2-a+dotprod")))
 #define RS_INLINE RS_TARGET inline __attribute__((always_inline))
+#define RS_NOISY_GELU(x) activate_one(RS_ACT_GELU, x)
 using vf = float32x4_t;
 constexpr int lanes = 4;
 constexpr int float_tile_rows = 6, float_tile_panels = 1;  // 24 sums, four of b, one of a: of 32 registers
@@ -2750,16 +2939,19 @@ RS_INLINE vf scale2(vf p, vf n) {
   return mul(mul(p, pow2(half)), pow2(sub(cut, half)));
 }
 RS_INLINE bool any_nan(vf x) { return vminvq_u32(vceqq_f32(x, x)) == 0; }
+RS_INLINE void widen(vf &low, vf &high, vf x) {
+  low = vreinterpretq_f32_u32(vmaxq_u32(vreinterpretq_u32_f32(low), vreinterpretq_u32_f32(x)));
+  high = vreinterpretq_f32_s32(vmaxq_s32(vreinterpretq_s32_f32(high), vreinterpretq_s32_f32(x)));
+}
 RS_INLINE float largest(vf x) { return vmaxvq_f32(x); }
 RS_INLINE float sum(vf x) { return vaddvq_f32(x); }
 RS_INLINE vf centred(const int32_t *acc, int32_t zero, const int32_t *colsum) {
   return vcvtq_f32_s32(vmlsq_n_s32(vld1q_s32(acc), vld1q_s32(colsum), zero));
 }
-RS_INLINE void store_u8(uint8_t *q, vf x, int32_t zero) {
-  const int32x4_t v = vaddq_s32(vcvtnq_s32_f32(x), vdupq_n_s32(zero));
-  const uint16x4_t words = vqmovun_s32(v);
-  const uint8x8_t bytes = vqmovn_u16(vcombine_u16(words, words));
-  vst1_lane_u32(reinterpret_cast<uint32_t *>(q), vreinterpret_u32_u8(bytes), 0);
+RS_INLINE void store_u8(uint8_t *q, const vf *x, int32_t zero) {
+  uint16x4_t words[4];
+  for (int i = 0; i < 4; i++) words[i] = vqmovun_s32(vaddq_s32(vcvtnq_s32_f32(x[i]), vdupq_n_s32(zero)));
+  vst1q_u8(q, vcombine_u8(vqmovn_u16(vcombine_u16(words[0], words[1])), vqmovn_u16(vcombine_u16(words[2], words[3]))));
 }
 // To the compiler, x is changed and read here: see avx2.
 template <class V>
@@ -2894,11 +3086,23 @@ double peak(rs_type type, size_t steps) {
   return type == RS_W8 ? w8_peak(steps) : type == RS_W4 ? w4_peak(steps) : f32_peak(steps);
 }
 
-constexpr kernel_row row = {"neon", available,  f32_panels, f16_panels, w8_panels, w4_panels, quantize,
-                            finish, finish_f32, layer_norm, shift,      softmax,   nullptr,   peak};
+constexpr kernel_row row = {"neon",
+                            available,
+                            f32_panels,
+                            f16_panels,
+                            w8_in_steps<w8_panels, finish>,
+                            w4_in_steps<w4_panels, finish>,
+                            quantize,
+                            finish_f32,
+                            layer_norm,
+                            shift,
+                            softmax,
+                            nullptr,
+                            peak};
 
 #undef RS_TARGET
 #undef RS_INLINE
+#undef RS_NOISY_GELU
 
 }  // namespace neon
 
@@ -3397,7 +3601,7 @@ void add_cpu(const op_run &r, const worker &me) {
 // in L1 while the tiles of the block go by.  Quantized weights: every row of x is quantized once, then all threads meet.
 
 constexpr int64_t linear_block_rows = product_rows;
-constexpr int linear_group = 3, linear_float_group = 24;  // panels a product: what its sums take stays in L1, or in L2
+constexpr int linear_float_group = 24;  // panels a product of floats: what its sums take stays in L2
 
 bool is_quantized(rs_type type) { return type == RS_W8 || type == RS_W4; }
 
@@ -3458,24 +3662,18 @@ void linear_quantized_panels(const op_run &r, matrix m, const quantized_rows &x,
                              const float *bias, float *y, size_t ldy) {
   const kernel_row &k = *r.kernels;
   const rs_tensor &w = *r.t->src[1];
-  alignas(align_data) int32_t acc[linear_group * acc_panel(linear_block_rows)];
   const uint8_t *a = x.q + static_cast<size_t>(i) * m.kp();
   const auto at = static_cast<size_t>(p);
-  channel_block c = {nullptr, nullptr, bias};
+  linear_result to = {};
+  to.rq = x.rq + i, to.bias = bias, to.act = r.t->params.act, to.y = y, to.ldy = ldy;
   if (w.type == RS_W8) {
     const w8_panels weights(w.data, m);
-    k.w8_panels(a, m.kp(), rows, weights.w + at * panel_n * m.kp(), panels, acc);
-    c.scale = weights.scale + at * panel_n, c.colsum = weights.colsum + at * panel_n;
+    to.scale = weights.scale + at * panel_n, to.colsum = weights.colsum + at * panel_n;
+    k.w8_panels(a, m.kp(), rows, weights.w + at * panel_n * m.kp(), panels, to);
   } else {
     const w4_panels weights(w.data, m);
-    k.w4_panels(a, m.kp(), rows, weights.w + at * panel_n * m.kp() / 2, weights.mult + at * panel_n * m.kp() / group_k, panels,
-                acc);
-    c.scale = weights.scale + at * panel_n, c.colsum = weights.colsum + at * panel_n;
-  }
-  for (int q = 0; q < panels; q++) {
-    k.finish(acc + static_cast<size_t>(q) * acc_panel(rows), rows, x.rq + i, c, r.t->params.act, y + q * panel_n, ldy);
-    c.scale += panel_n, c.colsum += panel_n;
-    if (bias) c.bias += panel_n;
+    to.scale = weights.scale + at * panel_n, to.colsum = weights.colsum + at * panel_n;
+    k.w4_panels(a, m.kp(), rows, weights.w + at * panel_n * m.kp() / 2, weights.mult + at * panel_n * m.kp() / group_k, panels, to);
   }
 }
 
@@ -3485,8 +3683,8 @@ void linear_cpu(const op_run &r, const worker &me) {
   const bool quantized = is_quantized(r.t->src[1]->type);
   if (quantized) {
     const auto [begin, end] = me.share(r.out.rows);
-    for (int64_t i = begin; i < end; i++)
-      x.rq[i] = r.kernels->quantize(r.f32(0) + i * r.in[0].stride, m.k, m.kp(), x.q + static_cast<size_t>(i) * m.kp());
+    r.kernels->quantize(r.f32(0) + begin * r.in[0].stride, static_cast<size_t>(r.in[0].stride), end - begin, m.k, m.kp(),
+                        x.rq + begin, x.q + static_cast<size_t>(begin) * m.kp());
     me.barrier();
   }
   const float *bias = r.t->src[2] ? r.f32(2) : nullptr;

@@ -84,6 +84,23 @@ TEST(linear, quantized_error_is_that_of_its_bits) {
   }
 }
 
+// An activation may be coarser behind quantized weights than behind floats, but not than this.
+TEST(linear, gelu_of_quantized_layers_is_right_to_five_digits) {
+  const int64_t t = 67, n = 100, k = 384;
+  vec x = normal(t * k, 14);
+  const vec w = normal(n * k, 15), bias = normal(n, 16);
+  for (size_t i = 0; i < x.size(); i++) x[i] *= i % 3 ? 0.1f : 1e-3f;  // results of up to 6 or so
+  x[5] = 1e6f;                                                         // and a row of large ones
+  for (const std::string &isa : isas())
+    for (rs_type type : {RS_W8, RS_W4}) {
+      const vec v = run_linear(isa, type, x, w, bias, t, n, k), y = run_linear(isa, type, x, w, bias, t, n, k, RS_ACT_GELU);
+      for (size_t i = 0; i < v.size(); i++) {
+        const double exact = v[i] / 2.0 * std::erfc(-v[i] / std::sqrt(2.0));
+        ASSERT_NEAR(y[i], exact, 1e-5 * std::fabs(v[i])) << isa << " " << rs_type_name(type) << " gelu(" << v[i] << ")";
+      }
+    }
+}
+
 TEST(linear, a_row_does_not_depend_on_its_neighbours_or_the_threads) {
   const int64_t t = 61, n = 50, k = 100;
   const vec x = normal(t * k, 9), w = normal(n * k, 10), bias = normal(n, 11);
