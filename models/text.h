@@ -45,8 +45,11 @@ struct rs_tokenizer_spec {
   bool clean_text = true, chinese_chars = true, strip_accents = true, lowercase = true;
   // BPE.
   std::vector<int64_t> merges;  // ids of the left and the right token, pair after pair, by rank
-  std::string suffix = "</w>";  // of a token that ends a word
-  bool split_special = false;   // "<|startoftext|>" and "<|endoftext|>" are words where they are in the normalised text
+  std::string suffix = "</w>";  // of a token that ends a word, as CLIP has it; "": words are those of GPT-2
+  bool split_special = false;   // of CLIP: "<|startoftext|>" and "<|endoftext|>" are words where they are in the normalised text
+  // Of GPT-2: characters are composed; a text that begins without a space gets one; places leave out spaces around a token; a word
+  // that is a token is that, whatever its merges make of it.
+  bool compose = false, prefix_space = false, trim_spans = false, ignore_merges = false;
   // Both.
   std::vector<int64_t> added_ids, added_flags;
   std::vector<int64_t> single, single_types;  // the template: ids, -1 for the text, with their type ids
