@@ -492,6 +492,7 @@ double peak(rs_type type, size_t steps) {
 #include <cstdlib>
 #include <cstring>
 #include <ctime>
+#include <map>
 #include <memory>
 #include <new>
 #include <numeric>
@@ -6033,13 +6034,12 @@ struct rs_writer {
   uint64_t at = sizeof(file_header);
   uint32_t crc = 0;
   std::vector<uint32_t> crcs;
-  std::vector<file_tensor> tensors;
+  std::vector<file_tensor> tensors;  // by name
   struct entry {
-    std::string key;
     rs_meta_kind kind;
     std::string value;
   };
-  std::vector<entry> meta;
+  std::map<std::string, entry> meta;
 
   ~rs_writer() {
     if (fd >= 0) close(fd);
@@ -6087,11 +6087,10 @@ rs_status set_meta(rs_writer *w, const char *key, rs_meta_kind kind, std::string
   const size_t n = strlen(key);
   if (!is_printable(key, n) || n > max_key)
     return rs_fail(RS_ERR_ARGUMENT, "metadata key '%s': expected 1 to %zu printable characters", key, max_key);
-  for (rs_writer::entry &e : w->meta)
-    if (e.key == key) return rs_fail(RS_ERR_ARGUMENT, "metadata '%s' is set twice", key);
+  if (w->meta.count(key)) return rs_fail(RS_ERR_ARGUMENT, "metadata '%s' is set twice", key);
   if (w->meta.size() == max_entries)
     return rs_fail(RS_ERR_LIMIT, "more than %llu metadata keys", static_cast<unsigned long long>(max_entries));
-  w->meta.push_back({key, kind, std::move(value)});
+  w->meta[key] = {kind, std::move(value)};
   return RS_OK;
 }
 
@@ -6102,12 +6101,12 @@ std::string bytes_of(const T *values, size_t n) {
 
 size_t text_length(const rs_text &t) { return t.length == RS_NUL_TERMINATED ? strlen(t.data) : t.length; }
 
-std::string serialize_meta(const std::vector<rs_writer::entry> &meta) {
+std::string serialize_meta(const std::map<std::string, rs_writer::entry> &meta) {
   std::string out;
-  for (const auto &e : meta) {
-    const file_meta h = {static_cast<uint32_t>(e.key.size()), static_cast<uint32_t>(e.kind), e.value.size()};
-    out += bytes_of(&h, 1) + e.key;
-    out.append(round_up(e.key.size() + 1, 8) - e.key.size(), '\0');
+  for (const auto &[key, e] : meta) {
+    const file_meta h = {static_cast<uint32_t>(key.size()), static_cast<uint32_t>(e.kind), e.value.size()};
+    out += bytes_of(&h, 1) + key;
+    out.append(round_up(key.size() + 1, 8) - key.size(), '\0');
     out += e.value;
     out.append(round_up(e.value.size(), 8) - e.value.size(), '\0');
   }
@@ -6201,7 +6200,9 @@ rs_status rs_writer_add(rs_writer *w, const char *name, rs_type type, rs_layout 
     for (int i = 0; i < rank; i++) t.shape[i] = static_cast<uint64_t>(shape[i]);
     t.offset = w->at, t.bytes = bytes;
     RS_CHECK(write_data(w, data, bytes));
-    w->tensors.push_back(t);
+    const auto place =
+        std::find_if(w->tensors.begin(), w->tensors.end(), [&](const file_tensor &other) { return strcmp(other.name, name) > 0; });
+    w->tensors.insert(place, t);
     return RS_OK;
   });
 }
@@ -6214,9 +6215,7 @@ rs_status rs_writer_copy(rs_writer *w, const rs_model *model) {
       memcpy(&h, p, sizeof h);
       const char *value = p + sizeof h + round_up(uint64_t{h.key_bytes} + 1, 8);
       p = value + round_up(h.value_bytes, 8);
-      const bool set_before =
-          std::any_of(w->meta.begin(), w->meta.end(), [&](const rs_writer::entry &e) { return e.key == m.key; });
-      if (!set_before) RS_CHECK(set_meta(w, m.key, m.kind, std::string(value, h.value_bytes)));
+      if (!w->meta.count(m.key)) RS_CHECK(set_meta(w, m.key, m.kind, std::string(value, h.value_bytes)));
     }
     std::vector<const rs_tensor_info *> order;  // as the file has them: tables last
     for (const rs_tensor_info &t : model->tensors) order.push_back(&t);
@@ -6236,8 +6235,6 @@ rs_status rs_writer_finish(rs_writer *w) {
     h.data_offset = sizeof h;
     h.data_size = w->at - sizeof h;
     if (h.data_size % crc_block) w->crcs.push_back(w->crc);
-    std::sort(w->meta.begin(), w->meta.end(), [](const auto &a, const auto &b) { return a.key < b.key; });
-    std::sort(w->tensors.begin(), w->tensors.end(), [](const auto &a, const auto &b) { return strcmp(a.name, b.name) < 0; });
     h.meta_count = static_cast<uint32_t>(w->meta.size());
     h.tensor_count = static_cast<uint32_t>(w->tensors.size());
     // Everything behind the data in one piece; it begins at the first multiple of 64 behind them.
