@@ -3650,8 +3650,6 @@ rs_status expect_heads(const rs_tensor &op, const rs_tensor &x) {
 
 rs_status expect_attention(const rs_tensor &op, const rs_tensor &q, const rs_tensor *sizes) {
   RS_CHECK(expect_heads(op, q));
-  if (op.params.window < 0)
-    return rs_fail(RS_ERR_ARGUMENT, "%s: a window of %d places, expected at least 1", op_rows[op.op].name, op.params.window);
   if (!(op.params.scale > 0) || !std::isfinite(op.params.scale))
     return rs_fail(RS_ERR_ARGUMENT, "%s: scale %g, expected a positive one", op_rows[op.op].name,
                    static_cast<double>(op.params.scale));
@@ -4683,8 +4681,13 @@ op_params attention_params(int heads, float scale, bool causal) {
   p.causal = causal;
   return p;
 }
-// 0, which says that there is none, is not among the widths of a window.
-int window_param(int window) { return window ? window : -1; }
+rs_tensor *add_windowed(rs_graph *g, op_code op, op_params p, int window, std::initializer_list<rs_tensor *> src,
+                        unsigned optional) {
+  if (g && g->status == RS_OK && window < 1)  // 0, in op_params, says that there is none
+    return graph_fail(g, rs_fail(RS_ERR_ARGUMENT, "%s: a window of %d places, expected at least 1", op_rows[op].name, window));
+  p.window = window;
+  return add_op(g, op, p, src, optional);
+}
 }  // namespace
 rs_tensor *rs_flash_attn(rs_graph *g, rs_tensor *q, rs_tensor *k, rs_tensor *v, rs_tensor *cu_seqlens, rs_tensor *sizes, int heads,
                          float scale) {
@@ -4696,9 +4699,7 @@ rs_tensor *rs_flash_attn_causal(rs_graph *g, rs_tensor *q, rs_tensor *k, rs_tens
 }
 rs_tensor *rs_flash_attn_window(rs_graph *g, rs_tensor *q, rs_tensor *k, rs_tensor *v, rs_tensor *cu_seqlens, rs_tensor *sizes,
                                 int heads, float scale, int window) {
-  op_params p = attention_params(heads, scale, false);
-  p.window = window_param(window);
-  return add_op(g, OP_FLASH_ATTN, p, {q, k, v, cu_seqlens, sizes}, 1u << 4);
+  return add_windowed(g, OP_FLASH_ATTN, attention_params(heads, scale, false), window, {q, k, v, cu_seqlens, sizes}, 1u << 4);
 }
 rs_tensor *rs_rope_table(rs_graph *g, rs_tensor *positions, rs_tensor *frequencies) {
   return add_op(g, OP_ROPE_TABLE, {}, {positions, frequencies});
@@ -4742,8 +4743,7 @@ rs_tensor *rs_attn_colsum_window(rs_graph *g, rs_tensor *q, rs_tensor *k, rs_ten
                                  float scale, bool class_only, int window) {
   op_params p = attention_params(heads, scale, false);
   p.first_only = class_only;
-  p.window = window_param(window);
-  return add_op(g, OP_ATTN_COLSUM, p, {q, k, cu_seqlens, sizes}, 1u << 3);
+  return add_windowed(g, OP_ATTN_COLSUM, p, window, {q, k, cu_seqlens, sizes}, 1u << 3);
 }
 rs_tensor *rs_position_score(rs_graph *g, rs_tensor *cu_seqlens, bool random, uint64_t seed) {
   op_params p = {};
