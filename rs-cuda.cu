@@ -2069,7 +2069,7 @@ cudaError_t rope_table_cuda(const op_call &c) {
 
 struct rope_args {
   const float *x, *table;
-  float *y;
+  void *y;  // f32, or f16 where only attention reads it
   int64_t ldx, ldt, ldy;
   const int32_t *rows;
   int n, d, half;
@@ -2077,7 +2077,7 @@ struct rope_args {
 
 // Products and sums are not fused, so that the bits are the CPU's.
 // budget: registers 48, shared 0, spills 0
-template <int N>
+template <int N, class T>
 RS_KERNEL(row_threads, 4)
 rope_kernel(rope_args a) {
   const int64_t r = row_of();
@@ -2095,18 +2095,26 @@ rope_kernel(rope_args a) {
         v.v[i] = second ? kept + turned : kept - turned;
       }
     }
-    store(a.y + r * a.ldy + j, v);
+    T *y = static_cast<T *>(a.y) + r * a.ldy + j;
+    if constexpr (sizeof(T) == 4) {
+      store(y, v);
+    } else {
+      piece<uint16_t, N> halves;
+      for (int i = 0; i < N; i++) halves.v[i] = static_cast<uint16_t>(pack_f16(within_f16(v.v[i]), 0));
+      store(y, halves);
+    }
   }
 }
 
 size_t rope_work(const backend_op &) { return 0; }
 cudaError_t rope_cuda(const op_call &c) {
   const int64_t half = c.in[1].cols / 2, d = c.out.cols / c.op->params.heads;
-  const rope_args a = {c.in[0].f32(),       c.in[1].f32(),         c.out.f32(), c.in[0].stride,
-                       c.in[1].stride,      c.out.stride,          c.out.rows,  static_cast<int>(c.out.cols),
+  const rope_args a = {c.in[0].f32(),       c.in[1].f32(),         c.out.data, c.in[0].stride,
+                       c.in[1].stride,      c.out.stride,          c.out.rows, static_cast<int>(c.out.cols),
                        static_cast<int>(d), static_cast<int>(half)};
   const bool fours = half % 4 == 0 && d % 4 == 0 && by_fours(c.out.cols, {&c.out, &c.in[0], &c.in[1]});
-  return launch_rows(c, c.out.capacity, fours ? rope_kernel<4> : rope_kernel<1>, a);
+  if (c.out.half) return launch_rows(c, c.out.capacity, fours ? rope_kernel<4, uint16_t> : rope_kernel<1, uint16_t>, a);
+  return launch_rows(c, c.out.capacity, fours ? rope_kernel<4, float> : rope_kernel<1, float>, a);
 }
 
 // ---- pool
@@ -3144,7 +3152,8 @@ bool attention_only(const backend_run &r, int32_t id) {
 std::map<int32_t, bool> find_halves(const backend_run &r) {
   std::map<int32_t, bool> halves;
   for (size_t i = 0; i < r.n_ops; i++)
-    if (r.ops[i].op == OP_LINEAR) halves[r.ops[i].out.id] = !r.ops[i].out.output && attention_only(r, r.ops[i].out.id);
+    if (r.ops[i].op == OP_LINEAR || r.ops[i].op == OP_ROPE)
+      halves[r.ops[i].out.id] = !r.ops[i].out.output && attention_only(r, r.ops[i].out.id);
   // Column sums take q and k of one kind.
   for (bool changed = true; changed;) {
     changed = false;

@@ -178,6 +178,7 @@ MUTATIONS = [
     mutation("rope: the second half turned the other way", ROPE, ("v.v[i] = [[second ? kept + turned : kept - turned]];", "kept - turned")),
     mutation("rope: columns behind the angles are turned", ROPE, ("if ([[angle < a.half]]) {\n      const bool second", "angle <= a.half")),
     mutation("rope: halves of another head", ROPE, ("column = [[j % a.d]], angle", "j % (2 * a.d)")),
+    mutation("rope: halves beyond f16 become infinite", ROPE, ("pack_f16([[within_f16(v.v[i])]], 0));\n      store(y", "v.v[i]")),
     # ---- token dropping
     mutation("token_drop: of equal scores the last", DROP, ("static_cast<uint64_t>([[INT32_MAX - position]]);", "position")),
     mutation("token_drop: two zeros", DROP, ("[[score += 0.0f;]]  // one zero", ";")),

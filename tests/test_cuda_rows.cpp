@@ -277,6 +277,19 @@ TEST_P(Rows, RopeHasTheBitsOfTheCpu) {
           else if (j < 2 * s.half) expected = at(j) * table(i, j - s.half) + at(j - s.half) * table(i, j);
           ASSERT_TRUE(same_bits(y(i, head * s.d + j), expected)) << i << " " << j;
         }
+    // The same as f16, as attention reads it; what is beyond becomes the largest that there is.
+    x(1, 0) = 1e6f, table(1, 0) = 1, x(1, s.half) = 0;
+    const on_device<uint16_t> halves(static_cast<size_t>(capacity * s.stride), 0xdead);
+    RUN(c, rope);
+    c.out({halves.data() + s.first, rows.data(), capacity, cols, s.stride, true});
+    RUN(c, rope);
+    for (int64_t i = 0; i < capacity; i++)
+      for (int64_t j = 0; j < s.stride; j++) {
+        const uint16_t got = halves[static_cast<size_t>(i * s.stride + j)];
+        if (i >= rows[0] || j < s.first || j >= s.first + cols) ASSERT_EQ(got, 0xdead) << i << " " << j;
+        else
+          ASSERT_EQ(got, static_cast<uint16_t>(pack_f16(std::clamp(y(i, j - s.first), -65504.0f, 65504.0f), 0))) << i << " " << j;
+      }
   }
 }
 
