@@ -1922,9 +1922,6 @@ void rs_tokenizer_free(rs_tokenizer *t) { delete t; }
 
 namespace {
 
-// A character that a token writes, in the alphabet of bytes, for whitespace of ASCII.
-bool is_written_space(char32_t c) { return c == 0x120 || (c >= 0x109 && c <= 0x10D); }
-
 // As the reference does it: a place loses as many characters as its token has spaces on that side, written as GPT-2 does, or as
 // they are in the text in case of an added token.  The one that a text was given at its beginning counts as none.
 void trim_spans(const rs_tokenizer &t, std::string_view text, size_t first, rs_tokens *tokens) {
@@ -2003,16 +2000,38 @@ size_t rs_tokenizer_template(const rs_tokenizer *t, const rs_tokens &a, size_t a
   return pair_begin;
 }
 
+namespace {
+
+// What the character is that bytes begin with; of one that is cut off, a letter.
+bpe_class first_class(std::string_view bytes) {
+  const auto lead = static_cast<uint8_t>(bytes[0]);
+  const size_t n = lead < 0x80 ? 1 : lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : 4;
+  const char *p = bytes.data();
+  return valid_utf8_prefix(bytes.substr(0, n)) == n ? bpe_class_of(decode(p)) : bpe_class::letter;
+}
+
+// Of GPT-2: words are runs of one kind of characters, of which both tokens may have a part only.
+bool same_word(const char *left, const char *right) {
+  const byte_alphabet alphabet;
+  std::vector<char> a, b;
+  if (!alphabet.bytes_of(left, &a) || !alphabet.bytes_of(right, &b) || a.empty() || b.empty()) return false;
+  const auto inside = [](char byte) { return (static_cast<uint8_t>(byte) & 0xC0) == 0x80; };
+  if (inside(b[0])) return true;
+  size_t last = a.size() - 1;
+  while (last > 0 && inside(a[last])) last--;
+  const bpe_class of = first_class({a.data() + last, a.size() - last});
+  return of != bpe_class::space && of == first_class({b.data(), b.size()});
+}
+
+}  // namespace
+
 bool rs_tokenizer_continues(const rs_tokenizer *t, int32_t before, int32_t id) {
   const char *const token = rs_tokenizer_token(t, id), *const left = rs_tokenizer_token(t, before);
   if (!token || !left) return false;
   if (t->kind == tokenizer_kind::wordpiece)
     return !t->prefix.empty() && !strncmp(token, t->prefix.c_str(), t->prefix.size()) && token[t->prefix.size()];
   if (t->added[static_cast<size_t>(before)] || t->added[static_cast<size_t>(id)]) return false;
-  if (t->gpt2) {
-    const char *first = token, *last = left + strlen(left);
-    return *first && *left && !is_written_space(decode(first)) && !is_written_space(decode_back(last));
-  }
+  if (t->gpt2) return same_word(left, token);
   const size_t length = strlen(left), suffix = t->suffix.size();
   return length < suffix || memcmp(left + length - suffix, t->suffix.data(), suffix) != 0;
 }

@@ -78,7 +78,8 @@ size_t rs_tokenizer_template(const rs_tokenizer *t, const rs_tokens &a, size_t a
 
 size_t rs_tokenizer_special(const rs_tokenizer *t, bool pair);     // how many tokens the template adds
 bool rs_tokenizer_in_template(const rs_tokenizer *t, int32_t id);  // is it one of those?
-// Whether token `id` continues the word that the token before it is of: "##ing", or one behind a token without "</w>".
+// Whether token `id` continues the word that the token before it is of: "##ing", one behind a token without "</w>", or, of GPT-2,
+// one that begins with what the other ends with: letters, digits, or neither.
 bool rs_tokenizer_continues(const rs_tokenizer *t, int32_t before, int32_t id);
 size_t rs_tokenizer_vocab(const rs_tokenizer *t);
 const char *rs_tokenizer_token(const rs_tokenizer *t, int32_t id);  // nullptr when out of range

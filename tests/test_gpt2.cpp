@@ -158,6 +158,11 @@ TEST(Gpt2, Continues) {
   EXPECT_EQ(continues("xyz"), "11");
   EXPECT_EQ(continues("x y"), "00");
   EXPECT_EQ(continues("x\ny"), "00");
+  EXPECT_EQ(continues("x,y"), "00");
+  EXPECT_EQ(continues("x12"), "01");
+  EXPECT_EQ(continues("#!x"), "10");
+  EXPECT_EQ(continues("\u4E2D\u6587x"), "111111");  // of three bytes each
+  EXPECT_EQ(continues("\u3002x"), "0");
   EXPECT_EQ(continues("x[MASK]y"), "00");
 }
 
