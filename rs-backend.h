@@ -19,6 +19,8 @@
   X(FLASH_ATTN, flash_attn, 5, false, true) \
   X(ATTN_POOL, attn_pool, 5, false, true) \
   X(GATE, gate, 1, true, true) \
+  X(ROPE_TABLE, rope_table, 2, true, true) \
+  X(ROPE, rope, 2, true, true) \
   X(POOL, pool, 3, false, true) \
   X(L2_NORMALIZE, l2_normalize, 1, true, true) \
   X(SHIFT, shift, 2, true, true) \
@@ -47,6 +49,7 @@ struct op_params {  // each operator uses its own
   rs_pooling pooling;
   float eps, scale, weight;
   int heads;
+  int window;  // of attention: how far from a query the keys are that it sees; 0: any
   rs_distance distance;
   bool first_only, random, causal;
   int skip;

@@ -218,6 +218,7 @@ RS_DEVICE float min_or_nan(float a, float b) {
 }
 RS_DEVICE float bits_to_float(uint32_t v) { return __uint_as_float(v); }
 RS_DEVICE uint32_t float_to_bits(float v) { return __float_as_uint(v); }
+RS_DEVICE int low_bits(double v) { return __double2loint(v); }
 
 // Threads are of one block; shared: bytes of its memory.
 template <class... P, class... A>
@@ -1265,7 +1266,7 @@ attn_call make_attn_call(const op_call &c, const device_value &cu, const device_
   a.sizes = sizes.f32(), a.size_stride = sizes.stride;
   a.tokens = c.in[0].capacity;
   a.d = static_cast<int>(c.in[0].cols / p.heads), a.heads = p.heads;
-  a.behind = a.ahead = INT_MAX / 2;  // all
+  a.behind = p.window ? std::min(p.window, INT_MAX / 2) : INT_MAX / 2, a.ahead = p.causal ? 0 : a.behind;
   a.scale = p.scale * log2_e, a.factor = a.scale > 0 ? a.scale : 1;
   return a;
 }
@@ -1276,8 +1277,7 @@ size_t flash_attn_work(const backend_op &op) {
   return bytes;
 }
 
-// Keys farther than window from a query, on either side, are not seen; 0: all are.
-cudaError_t launch_flash_attn(const op_call &c, int window) {
+cudaError_t flash_attn_cuda(const op_call &c) {
   attn_call a = make_attn_call(c, c.in[3], c.in[4]);
   if (a.d > attn_most_d) return cudaErrorNotSupported;
   if (!c.tile_capacity) return cudaSuccess;
@@ -1286,7 +1286,6 @@ cudaError_t launch_flash_attn(const op_call &c, int window) {
   const cudaError_t status = give_halves(c, 3, x, scratch);
   if (status != cudaSuccess) return status;
   a.q = x[0], a.k = x[1], a.v = x[2];
-  a.behind = window > 0 ? std::min(window, a.behind) : a.behind, a.ahead = c.op->params.causal ? 0 : a.behind;
   a.out = c.out.data, a.out_stride = c.out.stride, a.half_out = c.out.half;
   a.pairs = a.d % 2 == 0 && a.out_stride % 2 == 0 && reinterpret_cast<uintptr_t>(a.out) % (a.half_out ? 4 : 8) == 0;
   const dim3 grid(static_cast<unsigned>(c.tile_capacity), static_cast<unsigned>(c.op->params.heads));
@@ -1295,8 +1294,6 @@ cudaError_t launch_flash_attn(const op_call &c, int window) {
     return launch(c.stream, grid, attn_threads, attn_shared<d, true>, flash_attn_kernel<d, true>, a);
   });
 }
-
-cudaError_t flash_attn_cuda(const op_call &c) { return launch_flash_attn(c, 0); }
 
 // ---- attention of one query: attn_pool, and attn_colsum of class tokens
 //
@@ -1406,7 +1403,8 @@ cudaError_t attn_pool_cuda(const op_call &c) {
 //
 // What a key gets is a column of weights, which are known when the softmax of their rows is: flash_attn without values finds what
 // that divides by, then a block takes 64 keys of a head and goes through the queries, as flash_attn does through keys, with the
-// sides of the product changed: the sum over queries stays in a register.  What heads add up to is summed in their order.
+// sides of the product changed: the sum over queries stays in a register.  What heads add up to is summed in their order.  Queries
+// that see none of the 64 keys are left out.
 
 // grid.y: head.  part: [heads][tokens].
 // budget: registers 128, shared 33792, spills 0
@@ -1418,7 +1416,8 @@ attn_columns_kernel(attn_call a, float *part) {
   if (block_x() >= *a.n_tiles) return;
   const attn_tile tile = a.tiles[block_x()];
   const int head = block_y(), lane = lane_of(), t = lane % 4;
-  const int begin = a.cu[tile.sequence], n = a.cu[tile.sequence + 1] - begin;
+  const int begin = a.cu[tile.sequence], n = a.cu[tile.sequence + 1] - begin, last = smaller(n, tile.first + rows) - 1;
+  const int first_query = larger(0, tile.first - a.ahead) / rows * rows, end = smaller(n - 1, last + a.behind) + 1;
   const shared<uint16_t> tiles = block_memory<uint16_t>(0);
   const shared<attn_sum> sums = block_memory<attn_sum>(2 * buffer * 2);
 
@@ -1433,7 +1432,7 @@ attn_columns_kernel(attn_call a, float *part) {
   };
   copy(1, a.k, tile.first);
   cp_async_commit();
-  copy_queries(0, 0);
+  copy_queries(first_query, 0);
   cp_async_commit();
   cp_async_wait<1>();
   block_sync();
@@ -1444,18 +1443,21 @@ attn_columns_kernel(attn_call a, float *part) {
   for (int j = 0; j < 2; j++)
     if (a.sizes && row + 8 * j < n) log[j] = log_size(a, begin + row + 8 * j);
 
-  for (int query = 0, at = 0; query < n; query += rows, at ^= 1) {
+  for (int query = first_query, at = 0; query < end; query += rows, at ^= 1) {
     cp_async_wait<0>();
     block_sync();
-    if (query + rows < n) copy_queries(query + rows, at ^ 1);
+    if (query + rows < end) copy_queries(query + rows, at ^ 1);
     cp_async_commit();
     if (warp_first >= n) continue;
+    const bool all_seen = warp_first + 15 - query <= a.ahead && query + rows - 1 - warp_first <= a.behind;
     float s[rows / 8][4];
     find_scores<D, rows>(s, k, tiles + at * buffer);
     for (int i = 0; i < rows / 8; i++)
       for (int c = 0; c < 2; c++) {
         const attn_sum sum = sums[at * rows + 8 * i + 2 * t + c];
         for (int j = 0; j < 2; j++) {
+          const int from_there = row + 8 * j - (query + 8 * i + 2 * t + c);
+          if (!all_seen && (from_there < -a.behind || from_there > a.ahead)) continue;
           // Not above 0: were a sum of products other than before, scores of 10^10 would differ by more than 2^x can take.
           const float x = fminf(fused(s[i][2 * j + c], a.scale, log[j]) - sum.most, 0);
           total[j] = fused(power_of_two(x), sum.inverse, total[j]);
@@ -1472,17 +1474,18 @@ attn_columns_kernel(attn_call a, float *part) {
 template <class T>
 RS_KERNEL(one_query_threads, 4)
 attn_first_kernel(const T *q, const T *k, int64_t q_stride, int64_t k_stride, const int32_t *cu, float_rows sizes,
-                  const int32_t *sequences, int d, float scale, int heads, float *part, int64_t tokens) {
+                  const int32_t *sequences, int d, float scale, int ahead, int heads, float *part, int64_t tokens) {
   wait_for_previous();
   if (block_x() >= *sequences) return;
   const int64_t begin = cu[block_x()], first = static_cast<int64_t>(block_y()) * d;
   const int n = static_cast<int>(cu[block_x() + 1] - begin);
   if (n == 0) return;
+  const int seen = smaller(n - 1, ahead) + 1;
   float *w = part + block_y() * tokens + begin;
   sizes.data = sizes.data ? sizes.data + begin * sizes.stride : nullptr;
-  const float inverse = find_weights(q + begin * q_stride + first, k + begin * k_stride + first, k_stride, sizes, n, d, scale, w,
+  const float inverse = find_weights(q + begin * q_stride + first, k + begin * k_stride + first, k_stride, sizes, seen, d, scale, w,
                                      block_memory<float>(0));
-  for (int i = thread_index(); i < n; i += one_query_threads) w[i] *= inverse / static_cast<float>(heads);
+  for (int i = thread_index(); i < n; i += one_query_threads) w[i] = i < seen ? w[i] * (inverse / static_cast<float>(heads)) : 0;
 }
 
 RS_KERNEL(256, 4)
@@ -1512,7 +1515,7 @@ cudaError_t launch_attn_first(const op_call &c, float *part) {
   const auto start = [&](auto kernel, auto from_q, auto from_k) {
     return launch(c.stream, grid, one_query_threads, warp_size * 4, kernel, from_q, from_k, q.stride, k.stride, c.in[2].i32(),
                   float_rows{c.in[3].f32(), c.in[3].stride}, c.sequences, static_cast<int>(q.cols / p.heads), p.scale * log2_e,
-                  p.heads, part, q.capacity);
+                  make_attn_call(c, c.in[2], c.in[3]).ahead, p.heads, part, q.capacity);
   };
   if (q.half != k.half) return cudaErrorInvalidValue;
   using halves = const uint16_t *;
@@ -2224,6 +2227,97 @@ cudaError_t gate_cuda(const op_call &c) {
   const gate_args a = {c.in[0].f32(),   c.out.f32(), c.in[0].stride, c.out.stride, c.out.rows, static_cast<int>(c.out.cols),
                        c.op->params.act};
   return launch_rows(c, c.out.capacity, by_fours(c.out.cols, {&c.out, &c.in[0]}) ? gate_kernel<4> : gate_kernel<1>, a);
+}
+
+// ---- rope_table
+
+struct rope_table_args {
+  const int32_t *positions, *rows;
+  const float *frequencies;
+  float *y;
+  int64_t ldy;
+  int half;
+};
+
+// As cos_sin of rs.cpp, to the bit.
+RS_DEVICE void cos_sin(float x, float *cosine, float *sine) {
+  const double whole = 0x1.8p52, shifted = x * 0.63661977236758134 + whole, turns = shifted - whole;
+  const int quarter = low_bits(shifted);
+  const double r = (x - turns * 0x1.921fb54p+0) - turns * 0x1.10b4611a62633p-30, t = r * r;
+  const double s = r + r * t * (-1.0 / 6 + t * (1.0 / 120 + t * (-1.0 / 5040 + t * (1.0 / 362880 - t / 39916800))));
+  const double c = 1 + t * (-0.5 + t * (1.0 / 24 + t * (-1.0 / 720 + t * (1.0 / 40320 + t * (-1.0 / 3628800 + t / 479001600)))));
+  const float a = static_cast<float>(quarter & 1 ? s : c), b = static_cast<float>(quarter & 1 ? c : s);
+  *cosine = (quarter + 1) & 2 ? -a : a;
+  *sine = quarter & 2 ? -b : b;
+}
+
+// budget: registers 64, shared 0, spills 0
+RS_KERNEL(row_threads, 4) rope_table_kernel(rope_table_args a) {
+  wait_for_previous();
+  const int64_t r = row_of();
+  if (r >= *a.rows) return;
+  float *y = a.y + r * a.ldy;
+  for (int j = lane_of(); j < a.half; j += warp_size)
+    cos_sin(static_cast<float>(a.positions[r]) * a.frequencies[j], y + j, y + a.half + j);
+}
+
+size_t rope_table_work(const backend_op &) { return 0; }
+cudaError_t rope_table_cuda(const op_call &c) {
+  const rope_table_args a = {c.in[0].i32(), c.out.rows, c.in[1].f32(), c.out.f32(), c.out.stride, static_cast<int>(c.out.cols / 2)};
+  return launch_rows(c, c.out.capacity, rope_table_kernel, a);
+}
+
+// ---- rope
+
+struct rope_args {
+  const float *x, *table;
+  void *y;  // f32, or f16 where only attention reads it
+  int64_t ldx, ldt, ldy;
+  const int32_t *rows;
+  int n, d, half;
+};
+
+// Products and sums are not fused, so that the bits are the CPU's.
+// budget: registers 48, shared 0, spills 0
+template <int N, class T>
+RS_KERNEL(row_threads, 4)
+rope_kernel(rope_args a) {
+  wait_for_previous();
+  const int64_t r = row_of();
+  if (r >= *a.rows) return;
+  const float *x = a.x + r * a.ldx, *table = a.table + r * a.ldt;
+  for (int j = lane_of() * N; j < a.n; j += warp_size * N) {
+    const int column = j % a.d, angle = column < a.half ? column : column - a.half;
+    piece<float, N> v = load<N>(x + j);
+    if (angle < a.half) {
+      const bool second = column >= a.half;
+      const piece<float, N> other = load<N>(second ? x + j - a.half : x + j + a.half);
+      const piece<float, N> c = load<N>(table + angle), s = load<N>(table + a.half + angle);
+      for (int i = 0; i < N; i++) {
+        const float kept = v.v[i] * c.v[i], turned = other.v[i] * s.v[i];
+        v.v[i] = second ? kept + turned : kept - turned;
+      }
+    }
+    T *y = static_cast<T *>(a.y) + r * a.ldy + j;
+    if constexpr (sizeof(T) == 4) {
+      store(y, v);
+    } else {
+      piece<uint16_t, N> halves;
+      for (int i = 0; i < N; i++) halves.v[i] = static_cast<uint16_t>(pack_f16(within_f16(v.v[i]), 0));
+      store(y, halves);
+    }
+  }
+}
+
+size_t rope_work(const backend_op &) { return 0; }
+cudaError_t rope_cuda(const op_call &c) {
+  const int64_t half = c.in[1].cols / 2, d = c.out.cols / c.op->params.heads;
+  const rope_args a = {c.in[0].f32(),       c.in[1].f32(),         c.out.data, c.in[0].stride,
+                       c.in[1].stride,      c.out.stride,          c.out.rows, static_cast<int>(c.out.cols),
+                       static_cast<int>(d), static_cast<int>(half)};
+  const bool fours = half % 4 == 0 && d % 4 == 0 && by_fours(c.out.cols, {&c.out, &c.in[0], &c.in[1]});
+  if (c.out.half) return launch_rows(c, c.out.capacity, fours ? rope_kernel<4, uint16_t> : rope_kernel<1, uint16_t>, a);
+  return launch_rows(c, c.out.capacity, fours ? rope_kernel<4, float> : rope_kernel<1, float>, a);
 }
 
 // ---- pool
@@ -3330,7 +3424,7 @@ bool halves_do(const backend_run &r, int32_t id) {
 std::map<int32_t, bool> find_halves(const backend_run &r) {
   std::map<int32_t, bool> halves;
   for (size_t i = 0; i < r.n_ops; i++)
-    if (r.ops[i].op == OP_LINEAR || r.ops[i].op == OP_FLASH_ATTN)
+    if (r.ops[i].op == OP_LINEAR || r.ops[i].op == OP_ROPE || r.ops[i].op == OP_FLASH_ATTN)
       halves[r.ops[i].out.id] = !r.ops[i].out.output && halves_do(r, r.ops[i].out.id);
   // Column sums take q and k of one kind.
   for (bool changed = true; changed;) {

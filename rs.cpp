@@ -328,6 +328,20 @@ RS_TARGET void softmax(float *scores, size_t ld, int rows, size_t n, float scale
   }
 }
 
+// Products and sums, not fused ones: the same bits in every row of kernels.
+RS_TARGET void rope(const float *x, const float *table, size_t heads, size_t d, size_t half, float *y) {
+  const float *cosines = table, *sines = table + half;
+  for (size_t head = 0; head < heads; head++, x += d, y += d) {
+    size_t i = 0;
+    for (; i + lanes <= half; i += lanes) {
+      const vf a = load(x + i), b = load(x + half + i), c = load(cosines + i), s = load(sines + i);
+      store(y + i, sub(mul(a, c), mul(b, s)));
+      store(y + half + i, add(mul(b, c), mul(a, s)));
+    }
+    rotate_rest(x, table, i, d, half, y);
+  }
+}
+
 // For rs_measure_peak: chains of fused multiply-adds, as many as there are registers for.
 RS_TARGET double f32_peak(size_t steps) {
   constexpr int chains = lanes == 8 ? 12 : 24;
@@ -541,6 +555,7 @@ double peak(rs_type type, size_t steps) {
 #include <cstdlib>
 #include <cstring>
 #include <ctime>
+#include <map>
 #include <memory>
 #include <new>
 #include <numeric>
@@ -1624,10 +1639,11 @@ constexpr int attn_keys = 128, attn_rows = 64, attn_most_d = 128;
 struct attn_problem {
   const float *q, *k, *v;  // rows of d; of the first query, and of the first key of the sequence
   int64_t ldq, ldk, ldv;
-  int64_t first_query, queries, keys;  // first_query: its place in the sequence, a multiple of 16
-  size_t d;                            // at most attn_most_d
+  int64_t first_query, queries;  // first_query: its place in the sequence, a multiple of 16
+  int64_t first_key, keys;       // places of the first key that any of them sees, rounded down to attn_keys, and behind the last
+  int64_t behind, ahead;         // how far from a query the keys are that it sees
+  size_t d;                      // at most attn_most_d
   float scale;
-  bool causal;
   const float *sizes;  // of the keys, or nullptr
   int64_t ld_sizes;
   float *out;
@@ -1672,6 +1688,8 @@ struct kernel_row {
   // exp(old m - m), by which what was made of earlier blocks has to be multiplied.  total: the sum of all.
   void (*softmax)(float *scores, size_t ld, int rows, size_t n, float scale, bool first, float *most, float *total,
                   float *correction);
+  // rs_rope of a row of heads of d columns: cosines [half], sines [half] of the row.
+  void (*rope)(const float *x, const float *table, size_t heads, size_t d, size_t half, float *y);
   const attn_kernels *coarse_attn;  // for q, k, v of quantized layers; nullptr: as for others
 
   // `steps` times the instructions that products with weights of that type (F32, W8, W4) cannot do without, on registers, in chains
@@ -1853,6 +1871,19 @@ void softmax_scalar(float *scores, size_t ld, int rows, size_t n, float scale, b
   }
 }
 
+// A head of rs_rope from column i < half on: of both halves, and all behind them.
+__attribute__((noinline)) void rotate_rest(const float *x, const float *table, size_t i, size_t d, size_t half, float *y) {
+  for (; i < half; i++) {
+    const float a = x[i], b = x[half + i], c = table[i], s = table[half + i];
+    y[i] = a * c - b * s;
+    y[half + i] = b * c + a * s;
+  }
+  for (i = 2 * half; i < d; i++) y[i] = x[i];
+}
+void rope_scalar(const float *x, const float *table, size_t heads, size_t d, size_t half, float *y) {
+  for (size_t head = 0; head < heads; head++, x += d, y += d) rotate_rest(x, table, 0, d, half, y);
+}
+
 // The compiler chooses the instructions of this row, so its kernels themselves are measured, on data in L1.
 double peak_scalar(rs_type type, size_t steps) {
   constexpr int rows = 4, k = 2 * group_k;
@@ -1936,6 +1967,7 @@ constexpr kernel_row scalar_row = {
     layer_norm_scalar,
     shift_scalar,
     softmax_scalar,
+    rope_scalar,
     nullptr,
     peak_scalar,
 };
@@ -2068,7 +2100,7 @@ RS_INLINE vi group_add(vi acc, vi sum, vi m) { return _mm256_add_epi32(acc, _mm2
 #undef RS_INTEGER_PART
 
 constexpr kernel_row row = {"avx2",     available,  f32_panels, f16_panels, w8_panels, w4_panels, quantize,
-                            finish_f32, layer_norm, shift,      softmax,    nullptr,   peak};
+                            finish_f32, layer_norm, shift,      softmax,    rope,      nullptr,   peak};
 
 #undef RS_TARGET
 #undef RS_INLINE
@@ -2102,8 +2134,8 @@ RS_INLINE vi group_add(vi acc, vi sum, vi m) { return _mm256_add_epi32(acc, _mm2
 #undef RS_INTEGER_PART
 
 constexpr kernel_row row = {
-    "avxvnni",        available,        avx2::f32_panels, avx2::f16_panels, w8_panels, w4_panels, avx2::quantize,
-    avx2::finish_f32, avx2::layer_norm, avx2::shift,      avx2::softmax,    nullptr,   peak};
+    "avxvnni",        available,        avx2::f32_panels, avx2::f16_panels, w8_panels,  w4_panels, avx2::quantize,
+    avx2::finish_f32, avx2::layer_norm, avx2::shift,      avx2::softmax,    avx2::rope, nullptr,   peak};
 
 #undef RS_TARGET
 #undef RS_INLINE
@@ -2213,7 +2245,7 @@ RS_INLINE vi group_add(vi acc, vi sum, vi m) { return _mm512_add_epi32(acc, _mm5
 #undef RS_INTEGER_PART
 
 constexpr kernel_row row = {"avx512vnni", available,  f32_panels, f16_panels, w8_panels, w4_panels, quantize,
-                            finish_f32,   layer_norm, shift,      softmax,    nullptr,   peak};
+                            finish_f32,   layer_norm, shift,      softmax,    rope,      nullptr,   peak};
 
 #undef RS_TARGET
 #undef RS_INLINE
@@ -2397,36 +2429,56 @@ __attribute__((always_inline)) RS_TARGET inline __m512 scaled_power_of_two(__m51
   return _mm512_scalef_ps(y, x);
 }
 
-// Which of 16 queries see a key, where query 0 of them is at place `query`.
-inline __mmask16 attn_visible(int64_t query, int64_t key) {
-  const int64_t hidden = key - query;  // so many of the first do not
-  return static_cast<__mmask16>(hidden <= 0 ? 0xffff : hidden >= 16 ? 0 : 0xffffu << hidden);
+// What a group of queries sees of a block of keys: those of [begin, end), of which begin is a multiple of 32.  What it leaves out
+// weighs nothing, so where a group begins does not show in the result.
+struct attn_part {
+  int begin, end;
+  bool first;  // nothing was seen before
+};
+inline attn_part attn_seen(const attn_problem &p, size_t group, int64_t key, int n) {
+  const int64_t query = p.first_query + static_cast<int64_t>(group) * attn_group, from = std::max<int64_t>(0, query - p.behind),
+                to = query + attn_group + p.ahead;
+  return {static_cast<int>(std::clamp<int64_t>(from - key, 0, n) / 32 * 32), static_cast<int>(std::clamp<int64_t>(to - key, 0, n)),
+          from >= key};
 }
 
-// The largest scores of 16 queries in a block of n keys, and what these do to the sums so far.  query, key: places of the first of
-// them in the sequence; logs: of sizes, in powers of two, or nullptr.
-template <bool Causal>
-RS_TARGET void attn_largest(const attn_memory &m, float factor, size_t tile, int64_t query, int64_t key, int n, const float *logs) {
+// Do 16 queries from place `query` on see all keys from `key` on to behind `end`?
+inline bool attn_sees_all(const attn_problem &p, int64_t query, int64_t key, int64_t end) {
+  return key >= query + 15 - p.behind && end - 1 <= query + p.ahead;
+}
+// Which of them see a key.
+RS_TARGET inline __mmask16 attn_visible(const attn_problem &p, int64_t query, int64_t key) {
+  const __m512i places = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  const __m512i distance =
+      _mm512_sub_epi32(_mm512_set1_epi32(static_cast<int>(key - query + p.behind)), places);  // 0: the farthest
+  return _mm512_cmple_epu32_mask(distance, _mm512_set1_epi32(static_cast<int>(p.behind + p.ahead)));
+}
+
+// The largest scores of 16 queries among keys [begin, end) of a block, and what these do to the sums so far.  query, key: places of
+// the first query, and of the block, in the sequence; logs: of sizes, in powers of two, or nullptr.
+template <bool Masked>
+RS_TARGET void attn_largest(const attn_problem &p, const attn_memory &m, float factor, size_t tile, int64_t query, int64_t key,
+                            attn_part part, const float *logs) {
   float *scores = m.scores[tile / 2 % 2] + tile % 2 * attn_keys * panel_n;
   const __m512 a = _mm512_set1_ps(factor), none = _mm512_set1_ps(-1e30f);
   __m512 largest = none;
-  if (Causal || logs) {
-    for (int i = 0; i < n; i++) {
+  if (Masked || logs) {
+    for (int i = part.begin; i < part.end; i++) {
       __m512 s = _mm512_load_ps(scores + i * panel_n);
-      if (Causal) s = _mm512_mask_mov_ps(none, attn_visible(query, key + i), s);
+      if (Masked) s = _mm512_mask_mov_ps(none, attn_visible(p, query, key + i), s);
       s = _mm512_mul_ps(s, a);
       largest = _mm512_max_ps(largest, logs ? _mm512_add_ps(s, _mm512_set1_ps(logs[i])) : s);
     }
   } else {
     __m512 chain[4] = {none, none, none, none};
-    int i = 0;
-    for (; i + 4 <= n; i += 4)
+    int i = part.begin;
+    for (; i + 4 <= part.end; i += 4)
       for (int j = 0; j < 4; j++) chain[j] = _mm512_max_ps(chain[j], _mm512_load_ps(scores + (i + j) * panel_n));
-    for (; i < n; i++) chain[0] = _mm512_max_ps(chain[0], _mm512_load_ps(scores + i * panel_n));
+    for (; i < part.end; i++) chain[0] = _mm512_max_ps(chain[0], _mm512_load_ps(scores + i * panel_n));
     largest = _mm512_mul_ps(_mm512_max_ps(_mm512_max_ps(chain[0], chain[1]), _mm512_max_ps(chain[2], chain[3])), a);
   }
   float *most = m.most + tile * panel_n, *total = m.total + tile * panel_n;
-  if (key == 0) {
+  if (part.first) {
     _mm512_store_ps(most, largest);
     _mm512_store_ps(total, _mm512_setzero_ps());
     return;
@@ -2445,9 +2497,9 @@ RS_TARGET void attn_largest(const attn_memory &m, float factor, size_t tile, int
 
 // Weights of 16 queries for keys [begin, end) of the block, begin a multiple of 32; zero up to the next one.  Sizes of 1 give the
 // same bits as none.
-template <bool Scaled, bool Sized, bool Causal>
-RS_TARGET inline void attn_weights(const attn_memory &m, float factor, size_t tile, int begin, int end, const float *logs,
-                                   int64_t query, int64_t key) {
+template <bool Scaled, bool Sized, bool Masked>
+RS_TARGET inline void attn_weights(const attn_problem &p, const attn_memory &m, float factor, size_t tile, int begin, int end,
+                                   const float *logs, int64_t query, int64_t key) {
   const float *scores = m.scores[tile / 2 % 2] + tile % 2 * attn_keys * panel_n;
   uint16_t *weights = m.weights[tile / 2 % 2] + tile % 2 * attn_keys * panel_n;
   const __m512 a = _mm512_set1_ps(factor), most = _mm512_sub_ps(_mm512_setzero_ps(), _mm512_load_ps(m.most + tile * panel_n));
@@ -2455,7 +2507,7 @@ RS_TARGET inline void attn_weights(const attn_memory &m, float factor, size_t ti
     const __m512 b = Sized ? _mm512_add_ps(most, _mm512_set1_ps(logs[i])) : most;
     const __m512 x = _mm512_fmadd_ps(_mm512_load_ps(scores + i * panel_n), a, b);
     const __m512 e = Scaled ? scaled_power_of_two(x) : power_of_two(x);
-    return Causal ? _mm512_maskz_mov_ps(attn_visible(query, key + i), e) : e;
+    return Masked ? _mm512_maskz_mov_ps(attn_visible(p, query, key + i), e) : e;
   };
   __m512 even = _mm512_load_ps(m.total + tile * panel_n), odd = _mm512_setzero_ps();
   for (int i = begin; i < begin + 32; i += 2) {
@@ -2469,13 +2521,22 @@ RS_TARGET inline void attn_weights(const attn_memory &m, float factor, size_t ti
   _mm512_store_ps(m.total + tile * panel_n, _mm512_add_ps(even, odd));
 }
 
-// The kernels above for a problem.
-RS_TARGET auto choose_largest(const attn_problem &p) { return p.causal ? attn_largest<true> : attn_largest<false>; }
+// The kernels above for a tile of queries.  Not inline: four kernels would be, wherever one is called.
+__attribute__((noinline)) RS_TARGET void find_largest(const attn_problem &p, const attn_memory &m, size_t tile, int64_t key,
+                                                      attn_part part, const float *logs) {
+  const int64_t query = p.first_query + static_cast<int64_t>(16 * tile);
+  const auto find = attn_sees_all(p, query, key + part.begin, key + part.end) ? attn_largest<false> : attn_largest<true>;
+  find(p, m, p.scale * log2_e, tile, query, key, part, logs);
+}
 template <bool Scaled>
-RS_TARGET auto choose_weights(const attn_problem &p, const float *logs) {
-  return p.causal ? logs ? attn_weights<Scaled, true, true> : attn_weights<Scaled, false, true>
-         : logs ? attn_weights<Scaled, true, false>
-                  : attn_weights<Scaled, false, false>;
+__attribute__((noinline)) RS_TARGET void find_weights(const attn_problem &p, const attn_memory &m, size_t tile, int64_t key,
+                                                      int begin, int end, const float *logs) {
+  const int64_t query = p.first_query + static_cast<int64_t>(16 * tile);
+  const auto weigh = attn_sees_all(p, query, key + begin, key + std::min(begin + 32, end))
+                         ? logs ? attn_weights<Scaled, true, false> : attn_weights<Scaled, false, false>
+                     : logs ? attn_weights<Scaled, true, true>
+                            : attn_weights<Scaled, false, true>;
+  weigh(p, m, p.scale * log2_e, tile, begin, end, logs, query, key);
 }
 
 RS_TARGET void attn_write(const attn_problem &p, const attn_memory &m) {
@@ -2496,12 +2557,12 @@ RS_TARGET void attn_write(const attn_problem &p, const attn_memory &m) {
   }
 }
 
-// All keys, a block after the other, each for all queries.
+// All keys, a block after the other, each for all queries that see some of it.
 using block_kernel = void(const attn_problem &p, const attn_memory &m, int64_t key, int n, const float *logs);
 RS_TARGET void attend(const attn_problem &p, const attn_memory &m, block_kernel *block) {
   alignas(64) float logs[attn_keys];
   attn_pack_queries(p, m);
-  for (int64_t key = 0; key < p.keys; key += attn_keys) {
+  for (int64_t key = p.first_key; key < p.keys; key += attn_keys) {
     const int n = static_cast<int>(std::min<int64_t>(attn_keys, p.keys - key));
     attn_pack_block(p, m, key, n);
     for (int i = 0; p.sizes && i < n; i++) logs[i] = std::log2(p.sizes[(key + i) * p.ld_sizes]);
@@ -2537,24 +2598,23 @@ RS_TARGET void pair_products(const uint16_t *a, const uint16_t *b, size_t b_next
 }
 
 RS_TARGET void attn_block(const attn_problem &p, const attn_memory &m, int64_t key, int n, const float *logs) {
-  const float factor = p.scale * log2_e;
-  const auto largest = choose_largest(p);
-  const auto weigh = choose_weights<true>(p, logs);
   const size_t steps = attn_steps(p.d), tiles = round_up(static_cast<size_t>(p.queries), panel_n) / panel_n;
   for (size_t first = 0; first < tiles; first += 2) {
+    const attn_part part = attn_seen(p, first / 2, key, n);
+    if (part.begin >= part.end) continue;
     const size_t end = std::min(first + 2, tiles);
     const auto multiply = end - first > 1 ? pair_products<2> : pair_products<1>;
-    for (int i = 0; i < n; i += 16)
+    for (int i = part.begin; i < part.end; i += 16)
       multiply(m.keys + static_cast<size_t>(i / 16) * steps * tile_values, m.queries + first * m.query_stride, m.query_stride,
                (p.d + 1) / 2, m.scores[0] + i * panel_n, attn_keys * panel_n, false);
     for (size_t tile = first; tile < end; tile++) {
-      const int64_t query = p.first_query + static_cast<int64_t>(16 * tile);
-      largest(m, factor, tile, query, key, n, logs);
-      for (int i = 0; i < n; i += 32) weigh(m, factor, tile, i, n, logs, query, key);
+      find_largest(p, m, tile, key, part, logs);
+      for (int i = part.begin; i < part.end; i += 32) find_weights<true>(p, m, tile, key, i, part.end, logs);
     }
+    const auto begin = static_cast<size_t>(part.begin), pairs = (static_cast<size_t>(part.end) - begin + 1) / 2;
     for (size_t c = 0; c < attn_value_tiles(p.d); c++)
-      multiply(m.values + c * (attn_keys / 32) * tile_values, m.weights[0], attn_keys * panel_n, static_cast<size_t>(n + 1) / 2,
-               m.out + first * m.out_stride + c * panel_n * panel_n, m.out_stride, key > 0);
+      multiply(m.values + (c * attn_keys + begin) / 32 * tile_values, m.weights[0] + begin * panel_n, attn_keys * panel_n, pairs,
+               m.out + first * m.out_stride + c * panel_n * panel_n, m.out_stride, !part.first);
   }
 }
 
@@ -2590,6 +2650,7 @@ constexpr kernel_row row = {"avx512bf16",
                             avx512vnni::layer_norm,
                             avx512vnni::shift,
                             avx512vnni::softmax,
+                            avx512vnni::rope,
                             &attention,
                             peak};
 
@@ -2784,8 +2845,8 @@ double peak(rs_type type, size_t steps) { return type == RS_F32 ? avx512vnni::f3
 
 // ---- attention by tiles
 
-using avx512bf16::attn_group, avx512bf16::attn_memory, avx512bf16::attn_steps, avx512bf16::attn_value_tiles,
-    avx512bf16::choose_largest, avx512bf16::choose_weights, avx512bf16::log2_e, avx512bf16::tile_values;
+using avx512bf16::attn_group, avx512bf16::attn_memory, avx512bf16::attn_part, avx512bf16::attn_seen, avx512bf16::attn_steps,
+    avx512bf16::attn_value_tiles, avx512bf16::find_largest, avx512bf16::find_weights, avx512bf16::tile_values;
 
 // Scores of 32 keys from `key` on, of the block, for 32 queries.
 RS_TARGET inline void attn_scores(const attn_memory &m, size_t d, size_t group, int key) {
@@ -2813,13 +2874,13 @@ RS_TARGET inline void attn_scores(const attn_memory &m, size_t d, size_t group, 
   _tile_stored(3, other + 16 * panel_n, 64);
 }
 
-// Two columns of tiles of the group's sums of values, from column c on, by the weights of a block of n keys.
-RS_TARGET inline void attn_mix(const attn_memory &m, size_t d, size_t group, size_t c, int n, bool add) {
+// Two columns of tiles of the group's sums of values, from column c on, by the weights of what it sees of a block of keys.
+RS_TARGET inline void attn_mix(const attn_memory &m, size_t d, size_t group, size_t c, attn_part part) {
   const size_t next = attn_keys / 32 * tile_values;
   float *out0 = m.out + 2 * group * m.out_stride + c * panel_n * panel_n, *out1 = out0 + m.out_stride;
   const bool two = attn_value_tiles(d) - c > 1;
-  const uint16_t *v = m.values + c * next;
-  if (add) {
+  const uint16_t *v = m.values + c * next + static_cast<size_t>(part.begin) / 32 * tile_values;
+  if (!part.first) {
     _tile_loadd(0, out0, 64);
     _tile_loadd(1, out1, 64);
     if (two) _tile_loadd(2, out0 + panel_n * panel_n, 64);
@@ -2830,7 +2891,7 @@ RS_TARGET inline void attn_mix(const attn_memory &m, size_t d, size_t group, siz
     _tile_zero(2);
     _tile_zero(3);
   }
-  for (int key = 0; key < n; key += 32, v += tile_values) {
+  for (int key = part.begin; key < part.end; key += 32, v += tile_values) {
     const uint16_t *w = m.weights[group % 2] + key * panel_n;
     _tile_loadd(4, v, 64);
     _tile_loadd(6, w, 64);
@@ -2848,28 +2909,31 @@ RS_TARGET inline void attn_mix(const attn_memory &m, size_t d, size_t group, siz
   if (two) _tile_stored(3, out1 + panel_n * panel_n, 64);
 }
 
-// All queries, a group after the other, for a block of n keys.  While the vector units make the weights of a group, the tiles have
-// the scores of the next one and the values of the one before: what they wait for is then never far away.
+// All queries that see some of a block of n keys, a group after the other.  While the vector units make the weights of a group, the
+// tiles have the scores of the next one and the values of the one before: what they wait for is then never far away.
 RS_TARGET void attn_block(const attn_problem &p, const attn_memory &m, int64_t key, int n, const float *logs) {
   const auto groups = static_cast<size_t>(ceil_div(p.queries, attn_group));
   const size_t columns = attn_value_tiles(p.d);
-  const float factor = p.scale * log2_e;
-  const auto largest = choose_largest(p);
-  const auto weigh = choose_weights<false>(p, logs);
-  const auto place = [&](size_t tile) { return p.first_query + static_cast<int64_t>(16 * tile); };
-  for (int i = 0; i < n; i += 32) attn_scores(m, p.d, 0, i);
-  for (size_t group = 0; group <= groups; group++) {
-    size_t c = 0;
-    if (group < groups) {
-      for (size_t tile = 2 * group; tile < 2 * group + 2; tile++) largest(m, factor, tile, place(tile), key, n, logs);
-      for (int i = 0; i < n; i += 32) {
-        if (group + 1 < groups) attn_scores(m, p.d, group + 1, i);
-        weigh(m, factor, 2 * group, i, n, logs, place(2 * group), key);
-        if (group > 0 && c < columns) attn_mix(m, p.d, group - 1, c, n, key > 0), c += 2;
-        weigh(m, factor, 2 * group + 1, i, n, logs, place(2 * group + 1), key);
-      }
+  size_t group = 0;
+  attn_part before = {}, now = attn_seen(p, group, key, n);
+  while (now.begin >= now.end && ++group < groups) now = attn_seen(p, group, key, n);
+  if (group == groups) return;
+  for (int i = now.begin; i < now.end; i += 32) attn_scores(m, p.d, group, i);
+  for (bool mixes = false; mixes || now.begin < now.end; group++) {
+    const attn_part next = group + 1 < groups ? attn_seen(p, group + 1, key, n) : attn_part{};
+    int ahead = next.begin;  // of the next group's scores
+    size_t c = mixes ? 0 : columns;
+    for (size_t tile = 2 * group; now.begin < now.end && tile < 2 * group + 2; tile++) find_largest(p, m, tile, key, now, logs);
+    for (int i = now.begin; i < now.end; i += 32) {
+      if (ahead < next.end) attn_scores(m, p.d, group + 1, ahead), ahead += 32;
+      find_weights<false>(p, m, 2 * group, key, i, now.end, logs);
+      if (c < columns) attn_mix(m, p.d, group - 1, c, before), c += 2;
+      find_weights<false>(p, m, 2 * group + 1, key, i, now.end, logs);
     }
-    for (; group > 0 && c < columns; c += 2) attn_mix(m, p.d, group - 1, c, n, key > 0);
+    for (; ahead < next.end; ahead += 32) attn_scores(m, p.d, group + 1, ahead);
+    for (; c < columns; c += 2) attn_mix(m, p.d, group - 1, c, before);
+    mixes = now.begin < now.end;
+    before = now, now = next;
   }
 }
 
@@ -2893,6 +2957,7 @@ constexpr kernel_row row = {"amx",
                             avx512vnni::layer_norm,
                             avx512vnni::shift,
                             avx512vnni::softmax,
+                            avx512vnni::rope,
                             &attention,
                             peak};
 
@@ -3097,6 +3162,7 @@ constexpr kernel_row row = {"neon",
                             layer_norm,
                             shift,
                             softmax,
+                            rope,
                             nullptr,
                             peak};
 
@@ -3749,11 +3815,41 @@ void layer_norm_cpu(const op_run &r, const worker &me) {
 // A unit is one head of some queries of one sequence.  Keys and values go by in blocks, packed once for all queries of the unit;
 // queries go by in parts of attn_rows, whose scores stay in L1.  Blocks are counted from the start of the sequence: the order of
 // all sums depends on the sequence alone.  The softmax is online; a sequence of one block is an ordinary softmax.
+//
+// What no query of a part sees, behind it (causal) or out of its window, is not computed; what some of them do not see weighs 0
+// there, which changes no sum.  So a result does not depend on how queries were parted.
 
-rs_status expect_heads(const rs_tensor &op, const rs_tensor &q, const rs_tensor *sizes) {
-  if (op.params.heads < 1 || q.shape[1] % op.params.heads)
-    return rs_fail(RS_ERR_ARGUMENT, "%s: %d heads do not divide %lld columns", op_rows[op.op].name, op.params.heads,
-                   static_cast<long long>(q.shape[1]));
+struct attn_reach {  // how far from a query the keys are that it sees
+  int64_t behind, ahead;
+};
+attn_reach reach_of(const op_params &p) {
+  const int64_t either = std::min(p.window ? p.window : INT32_MAX, INT32_MAX / 2);  // twice that fits in 32 bits
+  return {either, p.causal ? 0 : either};
+}
+
+// How many pairs of a query and a key that it sees there are in all sequences, or of their first queries only.
+double seen_pairs(const op_params &p, const int32_t *cu, int64_t sequences) {
+  const attn_reach reach = reach_of(p);
+  const auto one_side = [](int64_t n, int64_t most) {  // the sum of min(i, most)
+    const int64_t ramp = std::min(n, most + 1);
+    return ramp * (ramp - 1) / 2 + (n - ramp) * most;
+  };
+  int64_t pairs = 0;
+  for (int64_t b = 0; cu && b < sequences; b++) {
+    const int64_t n = cu[b + 1] - cu[b];
+    pairs += p.first_only ? std::min(n, reach.ahead + 1) : n + one_side(n, reach.behind) + one_side(n, reach.ahead);
+  }
+  return static_cast<double>(pairs);
+}
+
+rs_status expect_heads(const rs_tensor &op, const rs_tensor &x) {
+  if (op.params.heads >= 1 && x.shape[1] % op.params.heads == 0) return RS_OK;
+  return rs_fail(RS_ERR_ARGUMENT, "%s: %d heads do not divide %lld columns", op_rows[op.op].name, op.params.heads,
+                 static_cast<long long>(x.shape[1]));
+}
+
+rs_status expect_attention(const rs_tensor &op, const rs_tensor &q, const rs_tensor *sizes) {
+  RS_CHECK(expect_heads(op, q));
   if (!(op.params.scale > 0) || !std::isfinite(op.params.scale))
     return rs_fail(RS_ERR_ARGUMENT, "%s: scale %g, expected a positive one", op_rows[op.op].name,
                    static_cast<double>(op.params.scale));
@@ -3770,7 +3866,7 @@ rs_status flash_attn_infer(rs_tensor &out) {
                      shape_text(2, out.src[i]->shape).c_str());
   }
   RS_CHECK(expect_i32(out, *out.src[3], "cu_seqlens", RS_DIM_CU_SEQLENS));
-  RS_CHECK(expect_heads(out, q, out.src[4]));
+  RS_CHECK(expect_attention(out, q, out.src[4]));
   return result_like(out, q);
 }
 
@@ -3781,6 +3877,7 @@ size_t head_size(const op_run &r) { return static_cast<size_t>(r.out.cols / r.t-
 // Are the values of t results of a layer with quantized weights, so that they carry its noise?
 bool from_quantized(const rs_tensor &t) {
   const rs_tensor &made = *storage_of(&t);
+  if (made.kind == tensor_op && made.op == OP_ROPE) return from_quantized(*made.src[0]);  // which only turns it
   return made.kind == tensor_op && made.op == OP_LINEAR && is_quantized(made.src[1]->type);
 }
 
@@ -3819,9 +3916,7 @@ struct attn_scratch : scratch_parts {
 
 work_bytes flash_attn_work(const op_run &r) { return {0, attn_scratch(nullptr, r).bytes}; }
 op_macs flash_attn_macs(const op_run &r) {
-  double pairs = 0;
-  if (const int32_t *cu = r.i32(3))
-    for (int64_t b = 0; b + 1 < r.in[3].cols; b++) pairs += static_cast<double>(cu[b + 1] - cu[b]) * (cu[b + 1] - cu[b]);
+  const double pairs = seen_pairs(r.t->params, r.i32(3), r.in[3].cols - 1);
   return {2 * pairs * static_cast<double>(r.out.cols), coarse_kernels(r) ? RS_BF16 : RS_F32};
 }
 
@@ -3871,11 +3966,26 @@ void add_to_rows(float *scores, size_t ld, int rows, int n, const float *x) {
     for (int j = 0; j < n; j++) scores[j] += x[j];
 }
 
-// A query does not see keys behind its own place.  Finite, since exp of the kernels is of finite numbers; what is left of it is 0.
-constexpr float masked_score = -1e30f;
-void mask_later_keys(float *scores, size_t ld, int rows, int n, int64_t query, int64_t key) {
-  for (int i = 0; i < rows; i++, scores += ld)
-    for (int64_t j = std::max<int64_t>(0, query + i + 1 - key); j < n; j++) scores[j] = masked_score;
+// Scores of keys that a query does not see, of n keys from place `key` on.  Finite, since exp of the kernels is of finite numbers;
+// what is left of it is 0.  Where a query sees none of a block that others see, all of its weights there are exp(0) until it sees
+// one: a power of two times any scale is exact, so that nothing is left of the difference, and what they came to is then multiplied
+// by 0.
+constexpr float masked_score = -0x1p100f;
+void mask_unseen_keys(float *scores, size_t ld, int rows, int n, int64_t query, int64_t key, attn_reach reach) {
+  for (int i = 0; i < rows; i++, scores += ld, query++) {
+    const int64_t begin = std::clamp<int64_t>(query - reach.behind - key, 0, n),
+                  end = std::clamp<int64_t>(query + reach.ahead + 1 - key, begin, n);
+    std::fill(scores, scores + begin, masked_score);
+    std::fill(scores + end, scores + n, masked_score);
+  }
+}
+
+// Places of the keys that queries [begin, end) of a sequence of n see, the first rounded down to a multiple of `step`.
+struct attn_range {
+  int64_t begin, end;
+};
+attn_range seen_keys(int64_t begin, int64_t end, int64_t n, attn_reach reach, int64_t step) {
+  return {std::max<int64_t>(0, begin - reach.behind) / step * step, std::min(n, end + reach.ahead)};
 }
 
 void attn_coarse_unit(const op_run &r, const attn_kernels &coarse, char *scratch, int64_t head, int64_t seq_begin, int64_t seq_end,
@@ -3887,8 +3997,10 @@ void attn_coarse_unit(const op_run &r, const attn_kernels &coarse, char *scratch
   p.ldq = r.in[0].stride, p.ldk = r.in[1].stride, p.ldv = r.in[2].stride;
   p.first_query = query_begin - seq_begin;
   p.queries = query_end - query_begin;
-  p.causal = r.t->params.causal;
-  p.keys = (p.causal ? query_end : seq_end) - seq_begin;
+  const attn_reach reach = reach_of(r.t->params);
+  const attn_range keys = seen_keys(p.first_query, query_end - seq_begin, seq_end - seq_begin, reach, attn_keys);
+  p.first_key = keys.begin, p.keys = keys.end;
+  p.behind = reach.behind, p.ahead = reach.ahead;
   p.d = static_cast<size_t>(d);
   p.scale = r.t->params.scale;
   if (r.t->src[4]) p.sizes = r.f32(4) + seq_begin * r.in[4].stride, p.ld_sizes = r.in[4].stride;
@@ -3906,28 +4018,39 @@ void attn_unit(const op_run &r, const attn_scratch &s, int64_t head, int64_t seq
   const size_t d = head_size(r);
   const int64_t column = head * static_cast<int64_t>(d);
   const auto ldq = static_cast<size_t>(r.in[0].stride);
-  const int64_t keys_end = r.t->params.causal ? query_end : seq_end;
-  for (int64_t key = seq_begin; key < keys_end; key += attn_keys) {
-    const int n = static_cast<int>(std::min<int64_t>(attn_keys, seq_end - key));
-    const int key_panels = static_cast<int>(ceil_div(n, panel_n)), value_panels = static_cast<int>(s.dp / panel_n);
-    const float *from_k = r.f32(1) + key * r.in[1].stride + column, *from_v = r.f32(2) + key * r.in[2].stride + column;
-    const bool first = key == seq_begin;
-    if (r.t->src[4]) find_log_sizes(r.in[4], key, n, r.t->params.scale, s.log_sizes);
-    pack_keys(from_k, r.in[1].stride, n, d, s.keys);
-    pack_values(from_v, r.in[2].stride, n, d, s.dp, s.values);
-    for (int64_t query = query_begin; query < query_end; query += attn_rows) {
-      const int rows = static_cast<int>(std::min<int64_t>(attn_rows, query_end - query));
-      const int64_t at = query - query_begin;
-      const float *q = r.f32(0) + query * r.in[0].stride + column;
-      float *out = s.out + at * static_cast<int64_t>(s.dp), *correction = s.correction;
-      k.f32_panels(q, ldq, rows, s.keys, d * panel_n, key_panels, d, s.scores, attn_keys, false);
-      if (r.t->src[4]) add_to_rows(s.scores, attn_keys, rows, n, s.log_sizes);
-      if (r.t->params.causal) mask_later_keys(s.scores, attn_keys, rows, n, query, key);
-      k.softmax(s.scores, attn_keys, rows, static_cast<size_t>(n), r.t->params.scale, first, s.most + at, s.total + at, correction);
+  const attn_reach reach = reach_of(r.t->params);
+  // Places of queries and keys are in the sequence.
+  const int64_t n_keys = seq_end - seq_begin, first_query = query_begin - seq_begin, queries_end = query_end - seq_begin;
+  const attn_range all = seen_keys(first_query, queries_end, n_keys, reach, attn_keys);
+  for (int64_t key = all.begin; key < all.end; key += attn_keys) {
+    const int64_t n = std::min<int64_t>(attn_keys, all.end - key), at_key = seq_begin + key;
+    const int value_panels = static_cast<int>(s.dp / panel_n);
+    if (r.t->src[4]) find_log_sizes(r.in[4], at_key, static_cast<int>(n), r.t->params.scale, s.log_sizes);
+    pack_keys(r.f32(1) + at_key * r.in[1].stride + column, r.in[1].stride, n, d, s.keys);
+    pack_values(r.f32(2) + at_key * r.in[2].stride + column, r.in[2].stride, n, d, s.dp, s.values);
+    for (int64_t query = first_query; query < queries_end; query += attn_rows) {
+      const int rows = static_cast<int>(std::min<int64_t>(attn_rows, queries_end - query));
+      // Of whole panels: softmax then adds what lies in them as it would among all.
+      const attn_range seen = seen_keys(query, query + rows, n_keys, reach, panel_n);
+      const int64_t begin = std::max(seen.begin - key, int64_t(0)), end = std::min(seen.end - key, n);
+      if (begin >= end) continue;
+      const bool first = seen.begin >= key;
+      const int64_t at = query - first_query;
+      const auto skipped = static_cast<size_t>(begin);
+      const int some = static_cast<int>(end - begin);
+      const float *q = r.f32(0) + (seq_begin + query) * r.in[0].stride + column;
+      float *out = s.out + at * static_cast<int64_t>(s.dp), *correction = s.correction, *scores = s.scores + begin;
+      k.f32_panels(q, ldq, rows, s.keys + skipped * d, d * panel_n, static_cast<int>(ceil_div(some, panel_n)), d, scores, attn_keys,
+                   false);
+      if (r.t->src[4]) add_to_rows(scores, attn_keys, rows, some, s.log_sizes + begin);
+      if (seen.begin < query + rows - 1 - reach.behind || seen.end > query + reach.ahead + 1)
+        mask_unseen_keys(scores, attn_keys, rows, some, query, key + begin, reach);
+      k.softmax(scores, attn_keys, rows, static_cast<size_t>(some), r.t->params.scale, first, s.most + at, s.total + at,
+                correction);
       for (int i = 0; !first && i < rows; i++)
         for (size_t j = 0; j < s.dp; j++) out[static_cast<size_t>(i) * s.dp + j] *= correction[i];
-      k.f32_panels(s.scores, attn_keys, rows, s.values, attn_keys * panel_n, value_panels, static_cast<size_t>(n), out, s.dp,
-                   !first);
+      k.f32_panels(scores, attn_keys, rows, s.values + skipped * panel_n, attn_keys * panel_n, value_panels,
+                   static_cast<size_t>(some), out, s.dp, !first);
     }
   }
   for (int64_t i = 0; i < query_end - query_begin; i++) {
@@ -3977,7 +4100,7 @@ rs_status attn_pool_infer(rs_tensor &out) {
                    shape_text(2, v.shape).c_str());
   RS_CHECK(expect_f32_vector(out, *out.src[0], "query", k.shape[1]));
   RS_CHECK(expect_i32(out, *out.src[3], "cu_seqlens", RS_DIM_CU_SEQLENS));
-  RS_CHECK(expect_heads(out, k, out.src[4]));
+  RS_CHECK(expect_attention(out, k, out.src[4]));
   out.level = k.level;
   const int64_t shape[] = {RS_DIM_SEQUENCES, k.shape[1]};
   return set_shape(&out, 2, shape);
@@ -4046,6 +4169,64 @@ void gate_cpu(const op_run &r, const worker &me) {
     }
     for (j = 0; j < f; j++) y[j] *= x[f + j];
   }
+}
+
+// ---- rope_table: cos and sin of position times frequency
+
+rs_status rope_table_infer(rs_tensor &out) {
+  const rs_tensor &frequencies = *out.src[1];
+  RS_CHECK(expect_i32(out, *out.src[0], "positions", RS_DIM_TOKENS));
+  RS_CHECK(expect_f32_vector(out, frequencies, "frequencies", frequencies.rank == 1 ? frequencies.shape[0] : 1));
+  const int64_t shape[] = {RS_DIM_TOKENS, 2 * frequencies.shape[0]};
+  return set_shape(&out, 2, shape);
+}
+
+// By series in f64, with an error below 2^-36 where |x| < 2^24: what is rounded to f32 is then the same on every machine and
+// device. Pi / 2 has two parts, of which the first times a whole number below 2^24 is exact.
+void cos_sin(float x, float *cosine, float *sine) {
+  const double whole = 0x1.8p52, shifted = x * 0.63661977236758134 + whole, turns = shifted - whole;  // rounded: quarters of a turn
+  int64_t quarter;
+  memcpy(&quarter, &shifted, sizeof quarter);
+  const double r = (x - turns * 0x1.921fb54p+0) - turns * 0x1.10b4611a62633p-30, t = r * r;
+  const double s = r + r * t * (-1.0 / 6 + t * (1.0 / 120 + t * (-1.0 / 5040 + t * (1.0 / 362880 - t / 39916800))));
+  const double c = 1 + t * (-0.5 + t * (1.0 / 24 + t * (-1.0 / 720 + t * (1.0 / 40320 + t * (-1.0 / 3628800 + t / 479001600)))));
+  const auto a = static_cast<float>(quarter & 1 ? s : c), b = static_cast<float>(quarter & 1 ? c : s);
+  *cosine = (quarter + 1) & 2 ? -a : a;
+  *sine = quarter & 2 ? -b : b;
+}
+
+work_bytes rope_table_work(const op_run &) { return {0, 0}; }
+op_macs rope_table_macs(const op_run &) { return {0, RS_F32}; }
+void rope_table_cpu(const op_run &r, const worker &me) {
+  const auto [begin, end] = me.share(r.out.rows);
+  const int64_t half = r.out.cols / 2;
+  for (int64_t i = begin; i < end; i++) {
+    float *y = r.result() + i * r.out.stride;
+    for (int64_t j = 0; j < half; j++) cos_sin(static_cast<float>(r.i32(0)[i]) * r.f32(1)[j], y + j, y + half + j);
+  }
+}
+
+// ---- rope: pairs of columns of each head, turned by the angles of their token
+
+rs_status rope_infer(rs_tensor &out) {
+  const rs_tensor &x = *out.src[0], &table = *out.src[1];
+  RS_CHECK(expect_f32_matrix(out, x, "x"));
+  RS_CHECK(expect_f32_matrix(out, table, "table"));
+  RS_CHECK(expect_heads(out, x));
+  if (table.shape[0] != x.shape[0] || table.shape[1] % 2 || table.shape[1] > x.shape[1] / out.params.heads)
+    return rs_fail(RS_ERR_ARGUMENT, "rope: '%s' %s by '%s' %s: expected a row of at most %lld columns a token, two for each angle",
+                   x.name.c_str(), shape_text(2, x.shape).c_str(), table.name.c_str(), shape_text(2, table.shape).c_str(),
+                   static_cast<long long>(x.shape[1] / out.params.heads));
+  return result_like(out, x);
+}
+work_bytes rope_work(const op_run &) { return {0, 0}; }
+op_macs rope_macs(const op_run &) { return {0, RS_F32}; }
+void rope_cpu(const op_run &r, const worker &me) {
+  const auto [begin, end] = me.share(r.out.rows);
+  const auto heads = static_cast<size_t>(r.t->params.heads);
+  for (int64_t i = begin; i < end; i++)
+    r.kernels->rope(r.f32(0) + i * r.in[0].stride, r.f32(1) + i * r.in[1].stride, heads, static_cast<size_t>(r.out.cols) / heads,
+                    static_cast<size_t>(r.in[1].cols / 2), r.result() + i * r.out.stride);
 }
 
 // ---- pool: [T, C] -> [B, C]
@@ -4181,7 +4362,7 @@ rs_status attn_colsum_infer(rs_tensor &out) {
     return rs_fail(RS_ERR_ARGUMENT, "attn_colsum: q %s and k %s differ", shape_text(2, q.shape).c_str(),
                    shape_text(2, k.shape).c_str());
   RS_CHECK(expect_i32(out, *out.src[2], "cu_seqlens", RS_DIM_CU_SEQLENS));
-  RS_CHECK(expect_heads(out, q, out.src[3]));
+  RS_CHECK(expect_attention(out, q, out.src[3]));
   return result_scores(out);
 }
 
@@ -4201,19 +4382,14 @@ struct colsum_scratch : scratch_parts {  // for the longest sequence that the to
 };
 work_bytes attn_colsum_work(const op_run &r) { return {0, colsum_scratch(nullptr, r).bytes}; }
 op_macs attn_colsum_macs(const op_run &r) {
-  double pairs = 0;
-  if (const int32_t *cu = r.i32(2))
-    for (int64_t b = 0; b + 1 < r.in[2].cols; b++) {
-      const double n = cu[b + 1] - cu[b];
-      pairs += r.t->params.first_only ? n : n * n;
-    }
-  return {pairs * static_cast<double>(r.in[0].cols), RS_F32};
+  return {seen_pairs(r.t->params, r.i32(2), r.in[2].cols - 1) * static_cast<double>(r.in[0].cols), RS_F32};
 }
 
 void attn_colsum_sequence(const op_run &r, const colsum_scratch &s, int64_t begin, int64_t end) {
   const int64_t n = end - begin, queries = r.t->params.first_only ? 1 : n, heads = r.t->params.heads;
   const auto d = static_cast<size_t>(r.in[0].cols / heads), ld = round_up(static_cast<size_t>(n), panel_n);
   const float scale = r.t->params.scale;
+  const attn_reach reach = reach_of(r.t->params);
   float *sums = r.result() + begin * r.out.stride;
   for (int64_t j = 0; j < n; j++) sums[j * r.out.stride] = 0;
   if (r.t->src[3]) find_log_sizes(r.in[3], begin, static_cast<int>(n), scale, s.log_sizes);
@@ -4222,15 +4398,19 @@ void attn_colsum_sequence(const op_run &r, const colsum_scratch &s, int64_t begi
     pack_keys(r.f32(1) + begin * r.in[1].stride + column, r.in[1].stride, n, d, s.keys);
     for (int64_t query = 0; query < queries; query += attn_rows) {
       const int rows = static_cast<int>(std::min<int64_t>(attn_rows, queries - query));
-      r.kernels->f32_panels(r.f32(0) + (begin + query) * r.in[0].stride + column, static_cast<size_t>(r.in[0].stride), rows, s.keys,
-                            d * panel_n, static_cast<int>(ld / panel_n), d, s.scores, ld, false);
-      if (r.t->src[3]) add_to_rows(s.scores, ld, rows, static_cast<int>(n), s.log_sizes);
+      const attn_range seen = seen_keys(query, query + rows, n, reach, panel_n);
+      const int some = static_cast<int>(seen.end - seen.begin);
+      r.kernels->f32_panels(r.f32(0) + (begin + query) * r.in[0].stride + column, static_cast<size_t>(r.in[0].stride), rows,
+                            s.keys + static_cast<size_t>(seen.begin) * d, d * panel_n, static_cast<int>(ceil_div(some, panel_n)), d,
+                            s.scores, ld, false);
+      if (r.t->src[3]) add_to_rows(s.scores, ld, rows, some, s.log_sizes + seen.begin);
+      if (r.t->params.window) mask_unseen_keys(s.scores, ld, rows, some, query, seen.begin, reach);
       float *total = s.rows + attn_rows;
-      r.kernels->softmax(s.scores, ld, rows, static_cast<size_t>(n), scale, true, s.rows, total, total + attn_rows);
+      r.kernels->softmax(s.scores, ld, rows, static_cast<size_t>(some), scale, true, s.rows, total, total + attn_rows);
       for (int i = 0; i < rows; i++) {
         const float weight = 1 / (total[i] * static_cast<float>(heads) * static_cast<float>(queries));
         const float *row = s.scores + static_cast<size_t>(i) * ld;
-        for (int64_t j = 0; j < n; j++) sums[j * r.out.stride] += row[j] * weight;
+        for (int64_t j = 0; j < some; j++) sums[(seen.begin + j) * r.out.stride] += row[j] * weight;
       }
     }
   }
@@ -4701,6 +4881,13 @@ op_params attention_params(int heads, float scale, bool causal) {
   p.causal = causal;
   return p;
 }
+rs_tensor *add_windowed(rs_graph *g, op_code op, op_params p, int window, std::initializer_list<rs_tensor *> src,
+                        unsigned optional) {
+  if (g && g->status == RS_OK && window < 1)  // 0, in op_params, says that there is none
+    return graph_fail(g, rs_fail(RS_ERR_ARGUMENT, "%s: a window of %d places, expected at least 1", op_rows[op].name, window));
+  p.window = window;
+  return add_op(g, op, p, src, optional);
+}
 }  // namespace
 rs_tensor *rs_flash_attn(rs_graph *g, rs_tensor *q, rs_tensor *k, rs_tensor *v, rs_tensor *cu_seqlens, rs_tensor *sizes, int heads,
                          float scale) {
@@ -4709,6 +4896,18 @@ rs_tensor *rs_flash_attn(rs_graph *g, rs_tensor *q, rs_tensor *k, rs_tensor *v, 
 rs_tensor *rs_flash_attn_causal(rs_graph *g, rs_tensor *q, rs_tensor *k, rs_tensor *v, rs_tensor *cu_seqlens, rs_tensor *sizes,
                                 int heads, float scale) {
   return add_op(g, OP_FLASH_ATTN, attention_params(heads, scale, true), {q, k, v, cu_seqlens, sizes}, 1u << 4);
+}
+rs_tensor *rs_flash_attn_window(rs_graph *g, rs_tensor *q, rs_tensor *k, rs_tensor *v, rs_tensor *cu_seqlens, rs_tensor *sizes,
+                                int heads, float scale, int window) {
+  return add_windowed(g, OP_FLASH_ATTN, attention_params(heads, scale, false), window, {q, k, v, cu_seqlens, sizes}, 1u << 4);
+}
+rs_tensor *rs_rope_table(rs_graph *g, rs_tensor *positions, rs_tensor *frequencies) {
+  return add_op(g, OP_ROPE_TABLE, {}, {positions, frequencies});
+}
+rs_tensor *rs_rope(rs_graph *g, rs_tensor *x, rs_tensor *table, int heads) {
+  op_params p = {};
+  p.heads = heads;
+  return add_op(g, OP_ROPE, p, {x, table});
 }
 rs_tensor *rs_attn_pool(rs_graph *g, rs_tensor *query, rs_tensor *k, rs_tensor *v, rs_tensor *cu_seqlens, rs_tensor *sizes,
                         int heads, float scale) {
@@ -4736,11 +4935,15 @@ rs_tensor *rs_centre_distance(rs_graph *g, rs_tensor *x, rs_tensor *cu_seqlens) 
 }
 rs_tensor *rs_attn_colsum(rs_graph *g, rs_tensor *q, rs_tensor *k, rs_tensor *cu_seqlens, rs_tensor *sizes, int heads, float scale,
                           bool class_only) {
-  op_params p = {};
-  p.heads = heads;
-  p.scale = scale;
+  op_params p = attention_params(heads, scale, false);
   p.first_only = class_only;
   return add_op(g, OP_ATTN_COLSUM, p, {q, k, cu_seqlens, sizes}, 1u << 3);
+}
+rs_tensor *rs_attn_colsum_window(rs_graph *g, rs_tensor *q, rs_tensor *k, rs_tensor *cu_seqlens, rs_tensor *sizes, int heads,
+                                 float scale, bool class_only, int window) {
+  op_params p = attention_params(heads, scale, false);
+  p.first_only = class_only;
+  return add_windowed(g, OP_ATTN_COLSUM, p, window, {q, k, cu_seqlens, sizes}, 1u << 3);
 }
 rs_tensor *rs_position_score(rs_graph *g, rs_tensor *cu_seqlens, bool random, uint64_t seed) {
   op_params p = {};
@@ -6108,13 +6311,12 @@ struct rs_writer {
   uint64_t at = sizeof(file_header);
   uint32_t crc = 0;
   std::vector<uint32_t> crcs;
-  std::vector<file_tensor> tensors;
+  std::vector<file_tensor> tensors;  // by name
   struct entry {
-    std::string key;
     rs_meta_kind kind;
     std::string value;
   };
-  std::vector<entry> meta;
+  std::map<std::string, entry> meta;
 
   ~rs_writer() {
     if (fd >= 0) close(fd);
@@ -6162,11 +6364,10 @@ rs_status set_meta(rs_writer *w, const char *key, rs_meta_kind kind, std::string
   const size_t n = strlen(key);
   if (!is_printable(key, n) || n > max_key)
     return rs_fail(RS_ERR_ARGUMENT, "metadata key '%s': expected 1 to %zu printable characters", key, max_key);
-  for (rs_writer::entry &e : w->meta)
-    if (e.key == key) return rs_fail(RS_ERR_ARGUMENT, "metadata '%s' is set twice", key);
+  if (w->meta.count(key)) return rs_fail(RS_ERR_ARGUMENT, "metadata '%s' is set twice", key);
   if (w->meta.size() == max_entries)
     return rs_fail(RS_ERR_LIMIT, "more than %llu metadata keys", static_cast<unsigned long long>(max_entries));
-  w->meta.push_back({key, kind, std::move(value)});
+  w->meta[key] = {kind, std::move(value)};
   return RS_OK;
 }
 
@@ -6177,12 +6378,12 @@ std::string bytes_of(const T *values, size_t n) {
 
 size_t text_length(const rs_text &t) { return t.length == RS_NUL_TERMINATED ? strlen(t.data) : t.length; }
 
-std::string serialize_meta(const std::vector<rs_writer::entry> &meta) {
+std::string serialize_meta(const std::map<std::string, rs_writer::entry> &meta) {
   std::string out;
-  for (const auto &e : meta) {
-    const file_meta h = {static_cast<uint32_t>(e.key.size()), static_cast<uint32_t>(e.kind), e.value.size()};
-    out += bytes_of(&h, 1) + e.key;
-    out.append(round_up(e.key.size() + 1, 8) - e.key.size(), '\0');
+  for (const auto &[key, e] : meta) {
+    const file_meta h = {static_cast<uint32_t>(key.size()), static_cast<uint32_t>(e.kind), e.value.size()};
+    out += bytes_of(&h, 1) + key;
+    out.append(round_up(key.size() + 1, 8) - key.size(), '\0');
     out += e.value;
     out.append(round_up(e.value.size(), 8) - e.value.size(), '\0');
   }
@@ -6276,7 +6477,9 @@ rs_status rs_writer_add(rs_writer *w, const char *name, rs_type type, rs_layout 
     for (int i = 0; i < rank; i++) t.shape[i] = static_cast<uint64_t>(shape[i]);
     t.offset = w->at, t.bytes = bytes;
     RS_CHECK(write_data(w, data, bytes));
-    w->tensors.push_back(t);
+    const auto place =
+        std::find_if(w->tensors.begin(), w->tensors.end(), [&](const file_tensor &other) { return strcmp(other.name, name) > 0; });
+    w->tensors.insert(place, t);
     return RS_OK;
   });
 }
@@ -6289,9 +6492,7 @@ rs_status rs_writer_copy(rs_writer *w, const rs_model *model) {
       memcpy(&h, p, sizeof h);
       const char *value = p + sizeof h + round_up(uint64_t{h.key_bytes} + 1, 8);
       p = value + round_up(h.value_bytes, 8);
-      const bool set_before =
-          std::any_of(w->meta.begin(), w->meta.end(), [&](const rs_writer::entry &e) { return e.key == m.key; });
-      if (!set_before) RS_CHECK(set_meta(w, m.key, m.kind, std::string(value, h.value_bytes)));
+      if (!w->meta.count(m.key)) RS_CHECK(set_meta(w, m.key, m.kind, std::string(value, h.value_bytes)));
     }
     std::vector<const rs_tensor_info *> order;  // as the file has them: tables last
     for (const rs_tensor_info &t : model->tensors) order.push_back(&t);
@@ -6311,8 +6512,6 @@ rs_status rs_writer_finish(rs_writer *w) {
     h.data_offset = sizeof h;
     h.data_size = w->at - sizeof h;
     if (h.data_size % crc_block) w->crcs.push_back(w->crc);
-    std::sort(w->meta.begin(), w->meta.end(), [](const auto &a, const auto &b) { return a.key < b.key; });
-    std::sort(w->tensors.begin(), w->tensors.end(), [](const auto &a, const auto &b) { return strcmp(a.name, b.name) < 0; });
     h.meta_count = static_cast<uint32_t>(w->meta.size());
     h.tensor_count = static_cast<uint32_t>(w->tensors.size());
     // Everything behind the data in one piece; it begins at the first multiple of 64 behind them.

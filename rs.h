@@ -598,6 +598,17 @@ RS_API rs_tensor *rs_flash_attn(rs_graph *g, rs_tensor *q, rs_tensor *k, rs_tens
 /* The same where a query sees keys up to its own place only. */
 RS_API rs_tensor *rs_flash_attn_causal(rs_graph *g, rs_tensor *q, rs_tensor *k, rs_tensor *v, rs_tensor *cu_seqlens,
                                        rs_tensor *sizes, int heads, float scale);
+/* The same where a query sees keys at most `window` >= 1 places from its own, on either side (sliding window: arXiv 2004.05150).
+ * Time falls with the window.  Behind a drop, places are those among the tokens that are left. */
+RS_API rs_tensor *rs_flash_attn_window(rs_graph *g, rs_tensor *q, rs_tensor *k, rs_tensor *v, rs_tensor *cu_seqlens,
+                                       rs_tensor *sizes, int heads, float scale, int window);
+/* Rotary position embedding (RoPE: arXiv 2104.09864).  The table: cos, then sin, of f32(position) * frequency, itself rounded to
+ * f32: positions [T] i32; frequencies [F], a weight: theta^(-2i / D) as a rule -> [T, 2F].  A row is of a token: tokens that a drop
+ * leaves are rotated by the rows that rs_token_gather takes. */
+RS_API rs_tensor *rs_rope_table(rs_graph *g, rs_tensor *positions, rs_tensor *frequencies);
+/* Each head's column i < F and column F + i, (a, b), become (a cos - b sin, b cos + a sin); columns from 2F on stay.  x: [T, H*D],
+ * D >= 2F; table: [T, 2F]. */
+RS_API rs_tensor *rs_rope(rs_graph *g, rs_tensor *x, rs_tensor *table, int heads);
 /* Attention of one query, the same for every sequence: query [H*D], a weight; k, v: [T, H*D] -> [B, H*D].  An empty sequence gives
  * zeros. */
 RS_API rs_tensor *rs_attn_pool(rs_graph *g, rs_tensor *query, rs_tensor *k, rs_tensor *v, rs_tensor *cu_seqlens, rs_tensor *sizes,
@@ -621,6 +632,9 @@ RS_API rs_tensor *rs_centre_distance(rs_graph *g, rs_tensor *x, rs_tensor *cu_se
  * class_only).  One more pass over q k^T, in blocks of queries.  q, k: [T, H*D]; sizes as for rs_flash_attn -> [T, 1]. */
 RS_API rs_tensor *rs_attn_colsum(rs_graph *g, rs_tensor *q, rs_tensor *k, rs_tensor *cu_seqlens, rs_tensor *sizes, int heads,
                                  float scale, bool class_only);
+/* The same of rs_flash_attn_window.  class_only: a key that the first query does not see has 0. */
+RS_API rs_tensor *rs_attn_colsum_window(rs_graph *g, rs_tensor *q, rs_tensor *k, rs_tensor *cu_seqlens, rs_tensor *sizes, int heads,
+                                        float scale, bool class_only, int window);
 /* A score by position alone: -i, or a random number that depends on seed, i and the length. */
 RS_API rs_tensor *rs_position_score(rs_graph *g, rs_tensor *cu_seqlens, bool random, uint64_t seed);
 /* weight (x - mean) / deviation over each sequence (0 where all are equal): x [T, 1] -> [T, 1]. */

@@ -1,4 +1,5 @@
-// BERT (Devlin et al., arXiv 1810.04805): a post-norm encoder with learned absolute positions and token types.
+// BERT (Devlin et al., arXiv 1810.04805) and RoBERTa (Liu et al., arXiv 1907.11692): a post-norm encoder with learned absolute
+// positions and token types.
 //
 //   x = LN(word[id] + position[i] + type[t])
 //   each layer:  h = LN(x + attn(x));  x = LN(h + W2 act(W1 h))
@@ -11,6 +12,8 @@
 //   pooler.{weight [C,C], bias}  where published
 //   classifier.{weight [labels,C], bias}  of a head: labels of a text by tanh(pooler [CLS]), of each token by its state, or, with
 //   two of them, how much each token begins and ends an answer
+// RoBERTa counts positions from the id of its padding on; rows of the table before that are left out, so that they begin at 0 here,
+// too.  A "<pad>" that stands in a text, which it would not count, is a token like any other.
 #include "parts.h"
 
 #include <cmath>
@@ -24,6 +27,7 @@ namespace {
 
 struct bert_settings {
   int64_t hidden, intermediate, layers, heads, vocab, positions, types;
+  int64_t first_position;  // of the published table
   double eps;
   rs_activation act;
 };
@@ -32,7 +36,9 @@ struct bert_settings {
 
 rs_status convert_settings(rs_importer &in, bert_settings *s) {
   int64_t pad;
-  const char *act;
+  const char *act, *type;
+  RS_TRY(in.config_str("model_type", &type));
+  const bool roberta = !strcmp(type, "roberta");
   RS_TRY(in.config_i64("hidden_size", &s->hidden, 1, 65536));
   RS_TRY(in.config_i64("intermediate_size", &s->intermediate, 1, 65536));
   RS_TRY(in.config_i64("num_hidden_layers", &s->layers, 1, 1024));
@@ -40,7 +46,7 @@ rs_status convert_settings(rs_importer &in, bert_settings *s) {
   RS_TRY(in.config_i64("vocab_size", &s->vocab, 1, INT32_MAX));
   RS_TRY(in.config_i64("max_position_embeddings", &s->positions, 1, INT32_MAX));
   RS_TRY(in.config_i64("type_vocab_size", &s->types, 1, INT32_MAX, 2));
-  RS_TRY(in.config_i64("pad_token_id", &pad, 0, s->vocab - 1, 0));
+  RS_TRY(in.config_i64("pad_token_id", &pad, 0, s->vocab - 1, roberta ? 1 : 0));
   RS_TRY(in.config_f64("layer_norm_eps", &s->eps, 1e-12));
   RS_TRY(in.config_str("hidden_act", &act, "gelu"));
   RS_TRY(find_activation(act, &s->act));
@@ -50,6 +56,11 @@ rs_status convert_settings(rs_importer &in, bert_settings *s) {
   if (s->hidden % s->heads)
     return rs_fail(RS_ERR_FORMAT, "config.json: %lld heads do not divide hidden_size %lld", static_cast<long long>(s->heads),
                    static_cast<long long>(s->hidden));
+  s->first_position = roberta ? pad + 1 : 0;
+  s->positions -= s->first_position;
+  if (s->positions < 1)
+    return rs_fail(RS_ERR_FORMAT, "config.json: 'max_position_embeddings' is %lld, of which the first %lld are of no token",
+                   static_cast<long long>(s->positions + s->first_position), static_cast<long long>(s->first_position));
 
   rs_writer *w = in.writer();
   RS_TRY(rs_writer_set_i64(w, "bert.hidden_size", s->hidden));
@@ -85,8 +96,11 @@ rs_status convert_layer(rs_importer &in, const bert_settings &s, const std::stri
 rs_status convert_head(rs_importer &in, const bert_settings &s, const std::string &root) {
   const char *architecture;
   RS_TRY(in.config_str("architectures.0", &architecture, ""));
-  const std::string pooler = root + "pooler.dense.";
-  const bool spans = in.has("qa_outputs.weight"), classifier = in.has("classifier.weight"), pooled = in.has(pooler + "weight");
+  // RoBERTa's classifier has its pooler inside.
+  const bool inside = in.has("classifier.out_proj.weight");
+  const std::string pooler = inside ? "classifier.dense." : root + "pooler.dense.",
+                    last = inside ? "classifier.out_proj." : "classifier.";
+  const bool spans = in.has("qa_outputs.weight"), classifier = in.has(last + "weight"), pooled = in.has(pooler + "weight");
   const bool tokens = classifier && (!strcmp(architecture, "BertForTokenClassification") || !pooled);
   if (spans && classifier)
     return rs_fail(RS_ERR_UNSUPPORTED, "both 'qa_outputs.weight' and 'classifier.weight' are there; rs takes one head");
@@ -100,7 +114,7 @@ rs_status convert_head(rs_importer &in, const bert_settings &s, const std::strin
   }
   if (!spans && !classifier) return RS_OK;
   rs_writer *w = in.writer();
-  const std::string from = spans ? "qa_outputs." : "classifier.";
+  const std::string from = spans ? "qa_outputs." : last;
   const int64_t labels = spans ? 2 : in.dim(from + "weight", 0);
   const char *activation = "softmax";
   if (spans) {
@@ -125,7 +139,11 @@ rs_status bert_convert(rs_importer &in) {
   bert_settings s = {};
   RS_TRY(convert_settings(in, &s));
   // Published from the bare model, or with a head on top, which puts a prefix in front.
-  const std::string root = in.has("bert.embeddings.word_embeddings.weight") ? "bert." : "", embeddings = root + "embeddings.";
+  const std::string table = "embeddings.word_embeddings.weight",
+                    root = in.has("bert." + table)      ? "bert."
+                           : in.has("roberta." + table) ? "roberta."
+                                                        : "",
+                    embeddings = root + "embeddings.";
   // Checkpoints that were converted from TensorFlow name the parameters of a LayerNorm otherwise.
   if (in.has(embeddings + "LayerNorm.gamma"))
     return rs_fail(RS_ERR_UNSUPPORTED,
@@ -137,10 +155,15 @@ rs_status bert_convert(rs_importer &in) {
   for (int64_t i = 0; i < s.layers; i++)
     RS_TRY(convert_layer(in, s, root + "encoder.layer." + std::to_string(i) + ".", "blk." + std::to_string(i) + "."));
   RS_TRY(convert_head(in, s, root));
-  in.ignore(embeddings + "position_ids");  // 0, 1, 2 …
-  in.ignore("cls.");                       // what pre-training predicted with: words and the next sentence
+  in.ignore(embeddings + "position_ids");    // 0, 1, 2 …
+  in.ignore(embeddings + "token_type_ids");  // 0, 0, 0 …
+  in.ignore("cls.");                         // what pre-training predicted with: words and the next sentence
+  in.ignore("lm_head.");
   RS_TRY(in.table("type.weight", embeddings + "token_type_embeddings.weight", s.types, s.hidden, false));
-  RS_TRY(in.table("position.weight", embeddings + "position_embeddings.weight", s.positions, s.hidden, false));
+  const int64_t positions[] = {s.first_position + s.positions, s.hidden};
+  RS_TRY(in.read({embeddings + "position_embeddings.weight"}, 2, positions));
+  in.values().erase(in.values().begin(), in.values().begin() + s.first_position * s.hidden);
+  RS_TRY(in.put_table("position.weight", s.positions, s.hidden, false));
   return in.table("token.weight", embeddings + "word_embeddings.weight", s.vocab, s.hidden, true);  // last: touched row by row
 }
 
@@ -229,13 +252,18 @@ rs_status bert_head(const rs_model *model, rs_graph *g, rs_head head, int64_t la
   return RS_OK;
 }
 
-const char *const types[] = {"bert", nullptr};
+const char *const types[] = {"bert", "roberta", nullptr};
 const char *const architectures[] = {"BertModel",
                                      "BertForMaskedLM",
                                      "BertForPreTraining",
                                      "BertForSequenceClassification",
                                      "BertForTokenClassification",
                                      "BertForQuestionAnswering",
+                                     "RobertaModel",
+                                     "RobertaForMaskedLM",
+                                     "RobertaForSequenceClassification",
+                                     "RobertaForTokenClassification",
+                                     "RobertaForQuestionAnswering",
                                      nullptr};
 
 }  // namespace

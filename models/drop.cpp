@@ -333,9 +333,11 @@ rs_tensor *rs_dropper::term(int layer, const rs_score_term &t, const rs_layer_st
     case rs_score_source::centre:
       return rs_centre_distance(g_, s.y, cu_seqlens());
     case rs_score_source::attn_colsum:
-      return rs_attn_colsum(g_, s.q, s.k, cu_seqlens(), sizes(), s.heads, s.scale, false);
-    case rs_score_source::attn_cls:
-      return rs_attn_colsum(g_, s.q, s.k, cu_seqlens(), sizes(), s.heads, s.scale, true);
+    case rs_score_source::attn_cls: {
+      const bool of_first = t.source == rs_score_source::attn_cls;
+      if (s.window) return rs_attn_colsum_window(g_, s.q, s.k, cu_seqlens(), sizes(), s.heads, s.scale, of_first, s.window);
+      return rs_attn_colsum(g_, s.q, s.k, cu_seqlens(), sizes(), s.heads, s.scale, of_first);
+    }
     case rs_score_source::random:
       return rs_position_score(g_, cu_seqlens(), true, schedule_->seed * 1024 + static_cast<uint64_t>(layer));
     case rs_score_source::first:
@@ -366,13 +368,21 @@ rs_tensor *rs_dropper::after_layer(int layer, const rs_layer_states &s) {
   rs_drop_rule rule = l.rule;
   rs_tensor *chosen_by = rs_name(g_, score(layer, l.score, s, &rule.lowest), (name + ".score").c_str());
   rs_tensor *kept = rs_name(g_, rs_token_drop(g_, chosen_by, cu_seqlens(), protect_, &rule), (name + ".kept").c_str());
-  rs_tensor *x;
-  if (schedule_->mode == RS_DROP_PRUNE || schedule_->mode == RS_DROP_RESTORE) {
+  rs_tensor *x, *into = nullptr;
+  const auto merged = [&](rs_tensor *rows) {
+    return rs_token_merge(g_, rows, into, kept, cu_seqlens(), sizes(), rule.fold ? chosen_by : nullptr);
+  };
+  if (schedule_->mode == RS_DROP_MERGE || schedule_->mode == RS_DROP_FOLD) {
+    into = rs_name(g_, rs_token_assign(g_, s.y, cu_seqlens(), kept), (name + ".into").c_str());
+    x = merged(s.y);
+  } else {
     x = rs_token_gather(g_, s.y, kept);
     if (schedule_->mode == RS_DROP_RESTORE) dropped_.push_back({kept, s.y});
-  } else {
-    rs_tensor *into = rs_name(g_, rs_token_assign(g_, s.y, cu_seqlens(), kept), (name + ".into").c_str());
-    x = rs_token_merge(g_, s.y, into, kept, cu_seqlens(), sizes(), rule.fold ? chosen_by : nullptr);
+  }
+  for (size_t i = 0; i < carried_.size(); i++)
+    carried_[i] = rs_name(g_, rule.fold ? merged(carried_[i]) : rs_token_gather(g_, carried_[i], kept),
+                          (name + ".carried." + std::to_string(i)).c_str());
+  if (into) {
     now_.sizes = rs_name(g_, rs_token_sizes(g_, into, kept, cu_seqlens(), sizes()), (name + ".sizes").c_str());
   }
   now_.cu_seqlens = rs_token_starts(g_, kept);

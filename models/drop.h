@@ -56,6 +56,7 @@ struct rs_layer_states {
   rs_tensor *q, *k;
   int heads;
   float scale;
+  int window = 0;  // of attention; 0: all
 };
 
 // What an encoder ends with.  What fails on the way is told by rs_graph_finish, so that tensors may be nullptr.
@@ -72,6 +73,10 @@ class rs_dropper {
   // For attention: those of the tokens that are left.
   rs_tensor *cu_seqlens() const { return now_.cu_seqlens; }
   rs_tensor *sizes() const { return now_.sizes; }
+  // What else belongs to the tokens, [T, ..], and is of use to the layers that follow: it loses those that are dropped, too. Tokens
+  // that became one keep the row of the one that stays; a further token of RS_DROP_FOLD has the mean of those that it is made of.
+  void carry(rs_tensor *x) { carried_.push_back(x); }
+  rs_tensor *carried(size_t i) const { return carried_[i]; }  // in the order of carry()
   // The states that the next layer gets.  Names what it finds: drop.<layer>.score, .kept, .into.
   rs_tensor *after_layer(int layer, const rs_layer_states &states);
   rs_states finish(rs_tensor *x) const;
@@ -84,6 +89,7 @@ class rs_dropper {
   const rs_drop_schedule *schedule_;
   rs_tensor *protect_ = nullptr;
   rs_states all_, now_;
+  std::vector<rs_tensor *> carried_;
   struct dropped {
     rs_tensor *kept, *before;
   };

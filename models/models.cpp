@@ -6,10 +6,10 @@
 
 #include <cstring>
 
-extern const rs_family rs_family_bert, rs_family_vit, rs_family_clip;
+extern const rs_family rs_family_bert, rs_family_modernbert, rs_family_vit, rs_family_clip;
 
 namespace {
-const rs_family *const families[] = {&rs_family_bert, &rs_family_vit, &rs_family_clip};
+const rs_family *const families[] = {&rs_family_bert, &rs_family_modernbert, &rs_family_vit, &rs_family_clip};
 
 std::string known_architectures() {
   std::string names;

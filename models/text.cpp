@@ -1,5 +1,5 @@
-// BERT's WordPiece and CLIP's byte-level BPE, as the tokenizers library of Hugging Face does them: the same ids and the same spans
-// for every valid text.
+// BERT's WordPiece and the byte-level BPE of CLIP and GPT-2 (RoBERTa, ModernBERT), as the tokenizers library of Hugging Face does
+// them: the same ids and the same spans for every valid text.
 //
 //   1 UTF-8
 //   2 Unicode, as the reference knows it
@@ -18,9 +18,11 @@
 // Words end at whitespace and around every punctuation character, and each is cut into the longest pieces that the vocabulary has,
 // from left to right.
 //
-// BPE: characters are composed (NFC) and made lower case.  Words are runs of letters, single digits, runs of anything else but
-// whitespace, and the ends of English contractions ('s).  Each begins as its bytes, of which the last is marked by a suffix; then
-// of all pairs of neighbours that have a merge the one of lowest rank becomes one token, until none is left.
+// BPE: CLIP's characters are composed (NFC) and made lower case.  Words are runs of letters, single digits, runs of anything else
+// but whitespace, and the ends of English contractions ('s).  Each begins as its bytes, of which the last is marked by a suffix;
+// then of all pairs of neighbours that have a merge the one of lowest rank becomes one token, until none is left.  GPT-2's
+// characters stay, or are composed.  Its words are runs of digits, too, and have no suffix but the space before them, if there is
+// one; what other whitespace there is makes words of its own.
 //
 // Most text is ASCII, where all of this is a table look-up for each byte and one hash look-up for each word.  So runs of ASCII go
 // that way, and only what lies between them is looked at as Unicode.
@@ -596,7 +598,9 @@ struct rs_tokenizer {
   // Whether merging makes one token of a word that is in `pieces`, which it need not; by id, found out when it is first met.
   std::unique_ptr<std::atomic<wholeness>[]> whole;
   bool split_special = false;
-  std::string needles;  // bytes of which a text has at least one wherever a token of `normalized` is; "": that is not known
+  bool gpt2 = false;  // words, and all below, are its; else CLIP's
+  bool compose = false, prefix_space = false, trim_spans = false, ignore_merges = false;
+  std::vector<std::string> needles;  // a text has at least one wherever a token of `normalized` is; none: that is not known
 };
 
 struct combining {
@@ -748,18 +752,19 @@ class bert_normalizer {
   rs_span source_ = {0, 0};
 };
 
-// Of BPE: canonical composition (NFC), white space as single spaces, lower case.
+// Of BPE: canonical composition (NFC), of CLIP also white space as single spaces and lower case.
 //
 // Here too places are those of the reference: a composed character takes the place of the first of those that it came from.
 template <class Sink>
-class clip_normalizer {
+class bpe_normalizer {
  public:
-  clip_normalizer(const rs_tokenizer & /* its settings are always these */, rs_tokenizer_scratch &s, Sink &sink)
-      : s_(s), sink_(sink) {
+  bpe_normalizer(const rs_tokenizer &t, rs_tokenizer_scratch &s, Sink &sink)
+      : s_(s), sink_(sink), composes_(!t.gpt2 || t.compose), folds_(!t.gpt2) {
     clear();
   }
 
   void put(char32_t c, rs_span from) {
+    if (!composes_) return sink_.put(c, from);
     s_.mark_sources.push_back(from);
     decompose(c, [this](char32_t part, int combining_class, bool first) {
       if (combining_class) s_.marks.push_back({part, combining_class, static_cast<uint32_t>(s_.marks.size()), first});
@@ -824,6 +829,7 @@ class clip_normalizer {
     } else if (next_source_) {
       place_ = s_.mark_sources[next_source_ - 1];
     }
+    if (!folds_) return sink_.put(c, place_);
     if (is_space(c)) {
       has_space_ = true;
       space_ = place_;
@@ -852,6 +858,7 @@ class clip_normalizer {
 
   rs_tokenizer_scratch &s_;
   Sink &sink_;
+  const bool composes_, folds_;
   char32_t starter_ = 0;
   size_t starter_sources_ = 0, next_source_ = 0;
   bool has_starter_ = false, has_space_ = false;
@@ -973,7 +980,8 @@ class word_reader {
 
   bool may_have_normalized(size_t begin, size_t end) const {
     if (t_.normalized.empty()) return false;
-    const auto found = [&](char needle) { return memchr(text_.data() + begin, needle, end - begin) != nullptr; };
+    const std::string_view text = text_.substr(begin, end - begin);
+    const auto found = [text](const std::string &needle) { return text.find(needle) != text.npos; };
     return t_.needles.empty() || std::any_of(t_.needles.begin(), t_.needles.end(), found);
   }
 
@@ -1121,7 +1129,7 @@ class wordpiece_encoder : public word_reader<wordpiece_encoder> {
 class bpe_encoder : public word_reader<bpe_encoder> {
  public:
   template <class Sink>
-  using normalizer_of = clip_normalizer<Sink>;
+  using normalizer_of = bpe_normalizer<Sink>;
 
   bpe_encoder(const rs_tokenizer &t, rs_tokenizer_scratch &s, std::string_view text, rs_tokens *out)
       : word_reader(t, s, text, out), normalizer_(t, s, *this) {}
@@ -1137,7 +1145,7 @@ class bpe_encoder : public word_reader<bpe_encoder> {
           i = letters(i, end);
           break;
         case ascii_kind::space:
-          end_word();
+          put_space(static_cast<char32_t>(text_[i]), span(i, i + 1));
           i++;
           break;
         default:
@@ -1149,6 +1157,7 @@ class bpe_encoder : public word_reader<bpe_encoder> {
 
   // A normalised character.
   void put(char32_t c, rs_span from) {
+    begin_text(c, from);
     if (contraction_ && goes_on_as_contraction(c, from)) return;
     switch (bpe_class_of(c)) {
       case bpe_class::letter:
@@ -1156,12 +1165,13 @@ class bpe_encoder : public word_reader<bpe_encoder> {
         append(c, from);
         break;
       case bpe_class::number:
-        finish();
+        if (t_.gpt2) begin_or_go_on(word_kind::numbers);
+        else finish();
         append(c, from);
-        finish();
+        if (!t_.gpt2) finish();
         break;
       case bpe_class::space:
-        end_word();
+        put_space(c, from);
         break;
       case bpe_class::other:
         begin_other(c == '\'');
@@ -1171,14 +1181,16 @@ class bpe_encoder : public word_reader<bpe_encoder> {
     }
   }
 
-  // At whitespace, at an added token and at the end.
+  // At an added token and at the end, of CLIP also at whitespace.
   void end_word() {
+    if (space_) append_space();
     finish();
     special_ = special::none;
+    text_begins_ = true;
   }
 
  private:
-  enum class word_kind : uint8_t { none, letters, other };
+  enum class word_kind : uint8_t { none, letters, numbers, other };
   // Of "<|endoftext|>" in normalised text, where the expression that finds words has it: the words that end at what is there.  Only
   // one that is cut off at its end is not found without it.
   enum class special : uint8_t { none, opened, named };
@@ -1186,6 +1198,31 @@ class bpe_encoder : public word_reader<bpe_encoder> {
   // A byte that composition may change has its bit 7 set, or the next one has.
   bool is_unicode(size_t i, size_t end) const {
     return static_cast<uint8_t>(text_[i]) >= 0x80 || (i + 1 < end && static_cast<uint8_t>(text_[i + 1]) >= 0x80);
+  }
+
+  // A text that begins without a space gets one, at the place of its first character.
+  void begin_text(char32_t c, rs_span from) {
+    if (text_begins_ && t_.prefix_space && c != ' ') wait(' ', from);
+    text_begins_ = false;
+  }
+
+  void put_space(char32_t c, rs_span from) {
+    if (!t_.gpt2) return end_word();
+    begin_text(c, from);
+    wait(c, from);
+  }
+
+  // Of GPT-2.  The last character of a run of whitespace waits: if it is a space, it belongs to the word behind it, else it is a
+  // word of its own; what is before it is another.  At the end of the text all of them are one word.
+  void wait(char32_t c, rs_span from) {
+    if (space_) append_space();
+    else finish();
+    space_ = c;
+    space_place_ = from;
+  }
+  void append_space() {
+    append(space_, space_place_);
+    space_ = 0;
   }
 
   size_t unicode_run(size_t i, size_t end) {
@@ -1205,6 +1242,7 @@ class bpe_encoder : public word_reader<bpe_encoder> {
       put(static_cast<char32_t>(t_.lower[static_cast<uint8_t>(text_[i])]), span(i, i + 1));
       return i + 1;
     }
+    begin_text('a', span(i, i + 1));
     begin_or_go_on(word_kind::letters);
     size_t stop = i + 1;
     while (stop < end && t_.kinds[static_cast<uint8_t>(text_[stop])] == ascii_kind::word) stop++;
@@ -1213,12 +1251,18 @@ class bpe_encoder : public word_reader<bpe_encoder> {
   }
 
   void begin_or_go_on(word_kind kind) {
-    if (word_kind_ != kind) finish();
+    const bool joins = space_ == ' ';
+    if (space_ || word_kind_ != kind) finish();
+    word_kind_ = kind;
+    if (!space_) return;
+    append_space();
+    if (joins) return;
+    finish();
     word_kind_ = kind;
   }
 
   void begin_other(bool quote) {
-    const bool begins = word_kind_ != word_kind::other;
+    const bool begins = word_kind_ != word_kind::other && space_ != ' ';
     begin_or_go_on(word_kind::other);
     contraction_ = begins && quote;
   }
@@ -1267,6 +1311,8 @@ class bpe_encoder : public word_reader<bpe_encoder> {
     const int32_t id = t_.pieces.find(t_.word_bytes.data(), hash_, s_.word.data(), n_, false);
     if (id == piece_table::none) {
       merge_word();
+    } else if (t_.ignore_merges) {
+      token(id, {begin_, end_});
     } else {
       std::atomic<wholeness> &whole = t_.whole[static_cast<size_t>(id)];
       if (whole.load(std::memory_order_relaxed) == wholeness::whole) {
@@ -1368,10 +1414,13 @@ class bpe_encoder : public word_reader<bpe_encoder> {
   static constexpr int32_t no_rank = std::numeric_limits<int32_t>::max();
   static constexpr size_t max_scanned = 48;
 
-  clip_normalizer<bpe_encoder> normalizer_;
+  bpe_normalizer<bpe_encoder> normalizer_;
   word_kind word_kind_ = word_kind::none;
   special special_ = special::none;
   bool contraction_ = false;  // the word is ' or ' and a letter, and may become one of those
+  bool text_begins_ = true;
+  char32_t space_ = 0;  // of GPT-2: whitespace that waits for what comes; 0: none
+  rs_span space_place_ = {0, 0};
 };
 
 // ------------------------------------------------------------------------------------------------ 9 checks and loading
@@ -1397,7 +1446,6 @@ rs_status check_settings(const rs_tokenizer_spec &spec) {
   if (spec.tokens.size() > static_cast<size_t>(std::numeric_limits<int32_t>::max()))
     return rs_fail(RS_ERR_LIMIT, "tokenizer.tokens: %zu tokens, ids have 31 bits", spec.tokens.size());
   if (spec.type == "bpe") {
-    if (spec.suffix.empty()) return rs_fail(RS_ERR_UNSUPPORTED, "tokenizer.suffix: is empty, so no token says where a word ends");
     if (valid_utf8_prefix(spec.suffix) != spec.suffix.size()) return rs_fail(RS_ERR_FORMAT, "tokenizer.suffix: invalid UTF-8");
     return RS_OK;
   }
@@ -1548,6 +1596,7 @@ class bpe_index {
   }
 
   // Of the bytes from `begin` on: whether they end with the suffix, which is then taken off.
+  // Without one, as of GPT-2, every token is.
   bool drop_suffix(size_t begin) {
     std::vector<char> &bytes = t_.word_bytes;
     if (bytes.size() - begin <= suffix_.size() || !std::equal(suffix_.rbegin(), suffix_.rend(), bytes.rbegin())) return false;
@@ -1565,10 +1614,10 @@ class bpe_index {
     for (size_t b = 0; b < 256; b++)
       for (const bool last : {false, true}) {
         const char byte = static_cast<char>(b);
-        t_.byte_ids[last][b] = find(&byte, 1, last);
+        t_.byte_ids[last][b] = find(&byte, 1, last || suffix_.empty());
         if (t_.byte_ids[last][b] == piece_table::none)
           return rs_fail(RS_ERR_FORMAT, "tokenizer.tokens: the one of byte 0x%02zx%s is missing", b,
-                         last ? " at the end of a word" : "");
+                         last && !suffix_.empty() ? " at the end of a word" : "");
       }
     return RS_OK;
   }
@@ -1633,21 +1682,25 @@ void tabulate_bpe_ascii(rs_tokenizer *t) {
   std::fill(std::begin(t->kinds), std::end(t->kinds), ascii_kind::unicode);
   for (char32_t c = 0; c < 128; c++) {
     const bpe_class of = bpe_class_of(c);
-    t->lower[c] = static_cast<char>(to_lower(c));
+    t->lower[c] = static_cast<char>(t->gpt2 ? c : to_lower(c));
     t->kinds[c] = of == bpe_class::letter ? ascii_kind::word : of == bpe_class::space ? ascii_kind::space : ascii_kind::punctuation;
   }
 }
 
-// Characters of ASCII that only come from themselves: letters come from capitals, ; and ` from what is composed to them, < = and >
-// may be composed to others.  A token that has such a one is not in the normalised text where the text has none.
+// What is in a text wherever a token is in the normalised text: all of it where nothing is normalised; of spaces, which GPT-2
+// keeps, two; else a character of ASCII that only comes from itself: letters come from capitals, ; and ` from what is composed to
+// them, < = and > may be composed to others.
 void find_needles(rs_tokenizer *t) {
   for (const added_token &token : t->normalized.all()) {
     const size_t at = token.text.find_first_of("!\"#$%&'()*+,-./0123456789:?@[\\]^_{|}~");
-    if (at == token.text.npos) {
+    std::string needle = at == token.text.npos ? "" : token.text.substr(at, 1);
+    if (t->gpt2 && !t->compose) needle = token.text;
+    else if (t->gpt2 && needle.empty() && token.text.find("  ") != token.text.npos) needle = "  ";
+    if (needle.empty()) {
       t->needles.clear();
       return;
     }
-    if (t->needles.find(token.text[at]) == t->needles.npos) t->needles += token.text[at];
+    if (std::find(t->needles.begin(), t->needles.end(), needle) == t->needles.end()) t->needles.push_back(needle);
   }
 }
 
@@ -1689,7 +1742,7 @@ rs_status index_added(const rs_tokenizer_spec &spec, rs_tokenizer *t) {
     std::string text;
     std::vector<rs_span> sources;
     normalized_text sink{text, sources};
-    if (t->kind == tokenizer_kind::bpe) normalize<clip_normalizer<normalized_text>>(*t, &scratch, token, &sink);
+    if (t->kind == tokenizer_kind::bpe) normalize<bpe_normalizer<normalized_text>>(*t, &scratch, token, &sink);
     else normalize<bert_normalizer<normalized_text>>(*t, &scratch, token, &sink);
     if (text.empty()) return rs_fail(RS_ERR_UNSUPPORTED, "tokenizer.added_ids: nothing is left of token %d when normalised", id);
     t->normalized.add({std::move(text), id, spec.added_flags[i]});
@@ -1726,7 +1779,10 @@ rs_status create(const rs_tokenizer_spec &spec, rs_tokenizer *t) {
   if (spec.type == "bpe") {
     t->kind = tokenizer_kind::bpe;
     t->suffix = spec.suffix;
-    t->split_special = spec.split_special;
+    t->gpt2 = spec.suffix.empty();
+    t->split_special = spec.split_special && !t->gpt2;
+    t->compose = spec.compose, t->prefix_space = spec.prefix_space && t->gpt2;
+    t->trim_spans = spec.trim_spans && t->gpt2, t->ignore_merges = spec.ignore_merges && t->gpt2;
     t->max_word_chars = std::numeric_limits<size_t>::max();
     RS_TRY(bpe_index(spec, outside, t).run());
     tabulate_bpe_ascii(t);
@@ -1801,7 +1857,11 @@ rs_status read_wordpiece(const rs_model *model, rs_tokenizer_spec *spec) {
 rs_status read_bpe(const rs_model *model, rs_tokenizer_spec *spec) {
   RS_TRY(read_i64s(model, "tokenizer.merges", &spec->merges));
   RS_TRY(read_str(model, "tokenizer.suffix", &spec->suffix));
-  return read_bool(model, "tokenizer.split_special", &spec->split_special);
+  if (!spec->suffix.empty()) return read_bool(model, "tokenizer.split_special", &spec->split_special);
+  RS_TRY(read_bool(model, "tokenizer.compose", &spec->compose));
+  RS_TRY(read_bool(model, "tokenizer.prefix_space", &spec->prefix_space));
+  RS_TRY(read_bool(model, "tokenizer.trim_spans", &spec->trim_spans));
+  return read_bool(model, "tokenizer.ignore_merges", &spec->ignore_merges);
 }
 
 rs_status read_spec(const rs_model *model, rs_tokenizer_spec *spec) {
@@ -1860,6 +1920,32 @@ rs_status rs_tokenizer_load(const rs_model *model, rs_tokenizer **out) {
 
 void rs_tokenizer_free(rs_tokenizer *t) { delete t; }
 
+namespace {
+
+// As the reference does it: a place loses as many characters as its token has spaces on that side, written as GPT-2 does, or as
+// they are in the text in case of an added token.  The one that a text was given at its beginning counts as none.
+void trim_spans(const rs_tokenizer &t, std::string_view text, size_t first, rs_tokens *tokens) {
+  const auto is_trimmed = [](char32_t c) { return c == 0x120 || is_space(c); };
+  for (size_t i = first; i < tokens->ids.size(); i++) {
+    rs_span &span = tokens->spans[i];
+    const char *begin = text.data() + span.begin, *end = text.data() + span.end;
+    const bool added = t.added[static_cast<size_t>(tokens->ids[i])];
+    const char *const token = added ? begin : rs_tokenizer_token(&t, tokens->ids[i]), *const token_end =
+                                                                                          added ? end : token + strlen(token);
+    size_t leading = 0, trailing = 0;
+    for (const char *p = token; p < token_end && is_trimmed(decode(p));) leading++;
+    for (const char *p = token_end; p > token && is_trimmed(decode_back(p));) trailing++;
+    if (leading == 1 && t.prefix_space && (i == first || span.begin == 0)) leading = 0;
+    for (; leading > 0 && begin < end; leading--) decode(begin);
+    const char *trimmed = end;
+    for (; trailing > 0 && trimmed > text.data(); trailing--) decode_back(trimmed);
+    if (trailing == 0) end = std::max(trimmed, begin);
+    span = {static_cast<uint32_t>(begin - text.data()), static_cast<uint32_t>(end - text.data())};
+  }
+}
+
+}  // namespace
+
 rs_status rs_tokenizer_encode(const rs_tokenizer *t, rs_tokenizer_scratch *scratch, rs_text text, rs_tokens *out) {
   if (!text.data && text.length) return rs_fail(RS_ERR_ARGUMENT, "the text is NULL");
   const std::string_view s(text.data ? text.data : "", text.length == RS_NUL_TERMINATED ? strlen(text.data) : text.length);
@@ -1873,6 +1959,7 @@ rs_status rs_tokenizer_encode(const rs_tokenizer *t, rs_tokenizer_scratch *scrat
   try {
     if (t->kind == tokenizer_kind::bpe) bpe_encoder(*t, *scratch, s, out).run();
     else wordpiece_encoder(*t, *scratch, s, out).run();
+    if (t->trim_spans) trim_spans(*t, s, before, out);
     out->type_ids.resize(out->ids.size(), 0);
     return RS_OK;
   } catch (const std::bad_alloc &) {
@@ -1913,12 +2000,38 @@ size_t rs_tokenizer_template(const rs_tokenizer *t, const rs_tokens &a, size_t a
   return pair_begin;
 }
 
+namespace {
+
+// What the character is that bytes begin with; of one that is cut off, a letter.
+bpe_class first_class(std::string_view bytes) {
+  const auto lead = static_cast<uint8_t>(bytes[0]);
+  const size_t n = lead < 0x80 ? 1 : lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : 4;
+  const char *p = bytes.data();
+  return valid_utf8_prefix(bytes.substr(0, n)) == n ? bpe_class_of(decode(p)) : bpe_class::letter;
+}
+
+// Of GPT-2: words are runs of one kind of characters, of which both tokens may have a part only.
+bool same_word(const char *left, const char *right) {
+  const byte_alphabet alphabet;
+  std::vector<char> a, b;
+  if (!alphabet.bytes_of(left, &a) || !alphabet.bytes_of(right, &b) || a.empty() || b.empty()) return false;
+  const auto inside = [](char byte) { return (static_cast<uint8_t>(byte) & 0xC0) == 0x80; };
+  if (inside(b[0])) return true;
+  size_t last = a.size() - 1;
+  while (last > 0 && inside(a[last])) last--;
+  const bpe_class of = first_class({a.data() + last, a.size() - last});
+  return of != bpe_class::space && of == first_class({b.data(), b.size()});
+}
+
+}  // namespace
+
 bool rs_tokenizer_continues(const rs_tokenizer *t, int32_t before, int32_t id) {
   const char *const token = rs_tokenizer_token(t, id), *const left = rs_tokenizer_token(t, before);
   if (!token || !left) return false;
   if (t->kind == tokenizer_kind::wordpiece)
     return !t->prefix.empty() && !strncmp(token, t->prefix.c_str(), t->prefix.size()) && token[t->prefix.size()];
   if (t->added[static_cast<size_t>(before)] || t->added[static_cast<size_t>(id)]) return false;
+  if (t->gpt2) return same_word(left, token);
   const size_t length = strlen(left), suffix = t->suffix.size();
   return length < suffix || memcmp(left + length - suffix, t->suffix.data(), suffix) != 0;
 }

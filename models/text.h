@@ -45,8 +45,11 @@ struct rs_tokenizer_spec {
   bool clean_text = true, chinese_chars = true, strip_accents = true, lowercase = true;
   // BPE.
   std::vector<int64_t> merges;  // ids of the left and the right token, pair after pair, by rank
-  std::string suffix = "</w>";  // of a token that ends a word
-  bool split_special = false;   // "<|startoftext|>" and "<|endoftext|>" are words where they are in the normalised text
+  std::string suffix = "</w>";  // of a token that ends a word, as CLIP has it; "": words are those of GPT-2
+  bool split_special = false;   // of CLIP: "<|startoftext|>" and "<|endoftext|>" are words where they are in the normalised text
+  // Of GPT-2: characters are composed; a text that begins without a space gets one; places leave out spaces around a token; a word
+  // that is a token is that, whatever its merges make of it.
+  bool compose = false, prefix_space = false, trim_spans = false, ignore_merges = false;
   // Both.
   std::vector<int64_t> added_ids, added_flags;
   std::vector<int64_t> single, single_types;  // the template: ids, -1 for the text, with their type ids
@@ -75,7 +78,8 @@ size_t rs_tokenizer_template(const rs_tokenizer *t, const rs_tokens &a, size_t a
 
 size_t rs_tokenizer_special(const rs_tokenizer *t, bool pair);     // how many tokens the template adds
 bool rs_tokenizer_in_template(const rs_tokenizer *t, int32_t id);  // is it one of those?
-// Whether token `id` continues the word that the token before it is of: "##ing", or one behind a token without "</w>".
+// Whether token `id` continues the word that the token before it is of: "##ing", one behind a token without "</w>", or, of GPT-2,
+// one that begins with what the other ends with: letters, digits, or neither.
 bool rs_tokenizer_continues(const rs_tokenizer *t, int32_t before, int32_t id);
 size_t rs_tokenizer_vocab(const rs_tokenizer *t);
 const char *rs_tokenizer_token(const rs_tokenizer *t, int32_t id);  // nullptr when out of range

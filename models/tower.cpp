@@ -25,10 +25,6 @@ rs_status scaled(rs_importer &in, const std::string &name, int64_t rows, int64_t
 // A linear layer whose result is multiplied by a layer scale.
 rs_status convert_scaled(rs_importer &in, const std::string &to, const std::string &from, int64_t n, int64_t k,
                          const std::string &scale) {
-  if (scale.empty()) {
-    RS_TRY(in.linear(to + ".weight", {from + ".weight"}, n, k));
-    return in.vector(to + ".bias", {from + ".bias"}, n);
-  }
   RS_TRY(scaled(in, from + ".weight", n, k, scale));
   RS_TRY(in.put_linear(to + ".weight", n, k));
   RS_TRY(scaled(in, from + ".bias", n, 1, scale));
@@ -55,9 +51,20 @@ rs_status convert_tower_settings(rs_importer &in, tower_settings *s) {
   return rs_writer_set_bool(w, (s->key + "causal").c_str(), s->causal);
 }
 
-rs_status convert_norm(rs_importer &in, const std::string &to, const std::string &from, int64_t c) {
+rs_status convert_bias(rs_importer &in, const std::string &to, const std::string &from, int64_t n, bool biased) {
+  if (biased || in.has(from + ".bias")) return in.vector(to + ".bias", {from + ".bias"}, n);
+  in.values().assign(static_cast<size_t>(n), 0);
+  return in.put_vector(to + ".bias", n);
+}
+
+rs_status convert_norm(rs_importer &in, const std::string &to, const std::string &from, int64_t c, bool biased) {
   RS_TRY(in.vector(to + ".weight", {from + ".weight"}, c));
-  return in.vector(to + ".bias", {from + ".bias"}, c);
+  return convert_bias(in, to, from, c, biased);
+}
+
+rs_status convert_linear(rs_importer &in, const std::string &to, const std::string &from, int64_t n, int64_t k, bool biased) {
+  RS_TRY(in.linear(to + ".weight", {from + ".weight"}, n, k));
+  return convert_bias(in, to, from, n, biased);
 }
 
 rs_status convert_qkv(rs_importer &in, const std::string &to, const std::string &q, const std::string &k, const std::string &v,
@@ -77,20 +84,17 @@ rs_status convert_qkv(rs_importer &in, const std::string &to, const std::string 
 rs_status convert_layer(rs_importer &in, const tower_settings &s, const layer_names &names, const std::string &from, int64_t i) {
   const std::string to = layer_at(s, i);
   const int64_t c = s.hidden, up = s.gated ? 2 * s.intermediate : s.intermediate;
-  RS_TRY(convert_norm(in, to + "attn.norm", from + names.attn_norm, c));
-  if (names.k) {
-    RS_TRY(convert_qkv(in, to + "attn.qkv", from + names.q, from + names.k, from + names.v, c));
-  } else {
-    RS_TRY(in.linear(to + "attn.qkv.weight", {from + names.q + ".weight"}, 3 * c, c));
-    const int64_t n = 3 * c;
-    if (in.has(from + names.q + ".bias")) RS_TRY(in.read({from + names.q + ".bias"}, 1, &n));
-    else in.values().assign(static_cast<size_t>(n), 0);
-    RS_TRY(in.put_vector(to + "attn.qkv.bias", n));
-  }
-  RS_TRY(convert_scaled(in, to + "attn.out", from + names.out, c, c, names.attn_scale ? from + names.attn_scale : ""));
-  RS_TRY(convert_norm(in, to + "mlp.norm", from + names.mlp_norm, c));
-  RS_TRY(convert_scaled(in, to + "mlp.up", from + names.up, up, c, ""));
-  return convert_scaled(in, to + "mlp.down", from + names.down, c, s.intermediate, names.mlp_scale ? from + names.mlp_scale : "");
+  const auto scaled_or_not = [&](const char *part, const char *name, int64_t k, const char *scale) {
+    if (scale) return convert_scaled(in, to + part, from + name, c, k, from + scale);
+    return convert_linear(in, to + part, from + name, c, k, names.biased);
+  };
+  if (i > 0 || !s.normed_input) RS_TRY(convert_norm(in, to + "attn.norm", from + names.attn_norm, c, names.biased));
+  if (names.k) RS_TRY(convert_qkv(in, to + "attn.qkv", from + names.q, from + names.k, from + names.v, c));
+  else RS_TRY(convert_linear(in, to + "attn.qkv", from + names.q, 3 * c, c, false));
+  RS_TRY(scaled_or_not("attn.out", names.out, c, names.attn_scale));
+  RS_TRY(convert_norm(in, to + "mlp.norm", from + names.mlp_norm, c, names.biased));
+  RS_TRY(convert_linear(in, to + "mlp.up", from + names.up, up, c, names.biased));
+  return scaled_or_not("mlp.down", names.down, s.intermediate, names.mlp_scale);
 }
 
 rs_status read_tower_settings(const rs_model *model, tower_settings *s) {
@@ -110,10 +114,19 @@ rs_tensor *build_layers(rs_graph *g, const tower_settings &s, rs_tensor *x, int 
   const auto scale = static_cast<float>(1 / std::sqrt(static_cast<double>(head_size)));
   for (int i = 0; i < layers; i++) {
     const std::string at = layer_at(s, i);
-    rs_tensor *qkv = linear(g, norm(g, x, nullptr, at + "attn.norm", c, s.eps, at + "attn.norm"), at + "attn.qkv", 3 * c, c);
-    rs_tensor *q = rs_columns(g, qkv, 0, c), *k = rs_columns(g, qkv, c, c), *v = rs_columns(g, qkv, 2 * c, c);
-    const auto attention = s.causal ? rs_flash_attn_causal : rs_flash_attn;
-    rs_tensor *mixed = attention(g, q, k, v, dropper->cu_seqlens(), dropper->sizes(), heads, scale);
+    rs_tensor *normed = i == 0 && s.normed_input ? x : norm(g, x, nullptr, at + "attn.norm", c, s.eps, at + "attn.norm");
+    rs_tensor *qkv = linear(g, normed, at + "attn.qkv", 3 * c, c), *qk = qkv;
+    const int window = s.windows.empty() ? 0 : static_cast<int>(s.windows[static_cast<size_t>(i)]);
+    if (!s.windows.empty())  // heads of queries and of keys are turned alike
+      qk = rs_name(g, rs_rope(g, rs_columns(g, qkv, 0, 2 * c), dropper->carried(window ? 1 : 0), 2 * heads),
+                   (at + "attn.rope").c_str());
+    rs_tensor *q = rs_columns(g, qk, 0, c), *k = rs_columns(g, qk, c, c), *v = rs_columns(g, qkv, 2 * c, c), *mixed;
+    if (window) {
+      mixed = rs_flash_attn_window(g, q, k, v, dropper->cu_seqlens(), dropper->sizes(), heads, scale, window);
+    } else {
+      const auto attention = s.causal ? rs_flash_attn_causal : rs_flash_attn;
+      mixed = attention(g, q, k, v, dropper->cu_seqlens(), dropper->sizes(), heads, scale);
+    }
     rs_tensor *attn = linear(g, rs_name(g, mixed, (at + "attn").c_str()), at + "attn.out", c, c);
     rs_tensor *h = rs_name(g, rs_add(g, x, attn), (at + "attn.sum").c_str());
     rs_tensor *up = norm(g, h, nullptr, at + "mlp.norm", c, s.eps, at + "mlp.norm");
@@ -125,7 +138,7 @@ rs_tensor *build_layers(rs_graph *g, const tower_settings &s, rs_tensor *x, int 
     }
     rs_tensor *down = linear(g, up, at + "mlp.down", c, s.intermediate);
     rs_tensor *y = rs_name(g, rs_add(g, h, down), ("blk." + std::to_string(i) + ".out").c_str());
-    x = dropper->after_layer(i, {x, attn, h, down, y, q, k, heads, scale});
+    x = dropper->after_layer(i, {x, attn, h, down, y, q, k, heads, scale, window});
   }
   return x;
 }

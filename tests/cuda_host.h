@@ -1738,6 +1738,11 @@ inline uint32_t float_to_bits(float v) {
   std::memcpy(&r, &v, sizeof r);
   return r;
 }
+inline int low_bits(double v) {  // 32 of them
+  int r;
+  std::memcpy(&r, &v, sizeof r);
+  return r;
+}
 
 template <class... P, class... A>
 cudaError_t launch(cudaStream_t stream, dim3 grid, int threads, size_t bytes, void (*kernel)(P...), A... args) {

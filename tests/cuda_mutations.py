@@ -45,6 +45,9 @@ BEYOND = ("test_cuda_attention", "cuda_flash_attn.ragged_batch:cuda_flash_attn.h
 LARGE = ("test_cuda_attention", "cuda_flash_attn.large_numbers")
 WINDOWS = ("test_cuda_attention", "cuda_flash_attn.windows")
 COLUMNS = ("test_cuda_attention", "cuda_attn_colsum.lengths_at_tile_edges")
+COLUMN_WINDOWS = ("test_cuda_attention", "cuda_attn_colsum.windows")
+ROPE_TABLE = ("test_cuda_rows", "Orders/Rows.RopeTable/1")
+ROPE = ("test_cuda_rows", "Orders/Rows.RopeHasTheBitsOfTheCpu/1")
 POOLED = ("test_cuda_attention", "cuda_attn_pool.near_f64")
 DROP = ("test_cuda_drop", "Orders/Drop.KeepsWhatTheCpuKeeps/1")
 GATHER = ("test_cuda_drop", "Orders/Drop.GatherAndRestore/1")
@@ -148,7 +151,16 @@ MUTATIONS = [
     mutation("attention: no zeros behind a sequence", BEYOND, ("[[row + i < there ? bytes : 0]]);", "bytes")),
     mutation("attention: no zeros behind a head", BEYOND, ("bytes = [[chunk < there_chunks ? 16 : 0]];", "16")),
     mutation("attn_colsum: no block_sync before a tile", COLUMNS,
-             ("cp_async_wait<0>();\n    [[block_sync();]]\n    if (query + rows < n)", ";")),
+             ("cp_async_wait<0>();\n    [[block_sync();]]\n    if (query + rows < end)", ";")),
+    mutation("attn_colsum: queries of a tile before the window", COLUMN_WINDOWS,
+             ("first_query = [[larger(0, tile.first - a.ahead)]] / rows", "larger(0, tile.first + 15 - a.ahead)")),
+    mutation("attn_colsum: queries end before the window does", COLUMN_WINDOWS,
+             ("end = [[smaller(n - 1, last + a.behind)]] + 1;\n  const shared<uint16_t> tiles = block_memory<uint16_t>(0);\n"
+              "  const shared<attn_sum>", "smaller(n - 1, last + a.behind - 1)")),
+    mutation("attn_colsum: windows one query too wide", COLUMN_WINDOWS, ("|| [[from_there > a.ahead]])) continue;", "from_there > a.ahead + 1")),
+    mutation("attn_colsum: tiles that a window ends in are not masked", COLUMN_WINDOWS,
+             ("all_seen = [[warp_first + 15 - query <= a.ahead]] &&", "true")),
+    mutation("attn_first: the whole sequence is seen", COLUMN_WINDOWS, ("seen = [[smaller(n - 1, ahead) + 1]];", "n")),
     mutation("attn_colsum: a query too many", COLUMNS, ("[[at < n]] ? a.sums[", "at <= n")),
     mutation("one query: no block_sync in a reduction", POOLED,
              ("parts[warp_of()] = v;\n  [[block_sync();]]\n  v = parts[0];", ";")),
@@ -172,6 +184,14 @@ MUTATIONS = [
              ("n = [[a.cu[b + 1] - first]];\n  float y = 0;", "a.cu[b + 1] - first + 1")),
     mutation("block_sum: no block_sync before writes", STANDARDIZE, ("[[block_sync();]]  // whoever still reads the sum", ";")),
     mutation("block_sum: no block_sync before reads", STANDARDIZE, ("[[block_sync();]]\n  double sum = 0;", ";")),
+    mutation("rope_table: sines of the quarter before", ROPE_TABLE, ("*sine = [[quarter & 2]] ?", "(quarter + 1) & 2")),
+    mutation("rope_table: cosines and sines exchanged", ROPE_TABLE, ("static_cast<float>([[quarter & 1 ? s : c]])", "quarter & 1 ? c : s")),
+    mutation("rope_table: pi / 2 in one part", ROPE_TABLE, ("- turns * [[0x1.10b4611a62633p-30]]", "0.0")),
+    mutation("rope_table: an angle too many", ROPE_TABLE, ("[[j < a.half]]; j += warp_size)", "j <= a.half")),
+    mutation("rope: the second half turned the other way", ROPE, ("v.v[i] = [[second ? kept + turned : kept - turned]];", "kept - turned")),
+    mutation("rope: columns behind the angles are turned", ROPE, ("if ([[angle < a.half]]) {\n      const bool second", "angle <= a.half")),
+    mutation("rope: halves of another head", ROPE, ("column = [[j % a.d]], angle", "j % (2 * a.d)")),
+    mutation("rope: halves beyond f16 become infinite", ROPE, ("pack_f16([[within_f16(v.v[i])]], 0));\n      store(y", "v.v[i]")),
     # ---- token dropping
     mutation("token_drop: of equal scores the last", DROP, ("static_cast<uint64_t>([[INT32_MAX - position]]);", "position")),
     mutation("token_drop: two zeros", DROP, ("[[score += 0.0f;]]  // one zero", ";")),

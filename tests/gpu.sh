@@ -12,7 +12,7 @@
 #
 #   RS_GPU_BUILD    the build folder (build-gpu); JOBS: that build at a time (all CPUs)
 #   RS_GPU_MODELS   the models to pack: folders as the hub has them (build/models; all-MiniLM-L6-v2 and dinov2-small are looked for)
-#   RS_GPU_ARCHITECTURES  of the cards to pack for (90: H100, H200 and, by PTX, what comes behind them)
+#   RS_GPU_ARCHITECTURES  of the cards to pack for (90a-real: H100, H200)
 #   RS_GPU_REPORT   the report (gpu-report.md)
 #   RS_GPU_SECONDS  that all parts may take (285; building is not counted).  Each has a limit of its own besides
 #   RS_GPU_FAKE     a library to use in place of librs-cuda.so, with no card: librs_cuda_host.so, by which this script is tested.
@@ -93,7 +93,7 @@ pack() { # DIR
     return 1
   fi
   # What a program wants, it finds beside itself or above: wherever that is.
-  local options=(-DCMAKE_CUDA_ARCHITECTURES="${RS_GPU_ARCHITECTURES:-90}" -DCMAKE_BUILD_RPATH="\$ORIGIN;\$ORIGIN/.."
+  local options=(-DCMAKE_CUDA_ARCHITECTURES="${RS_GPU_ARCHITECTURES:-90a-real}" -DCMAKE_BUILD_RPATH="\$ORIGIN;\$ORIGIN/.."
     -DCMAKE_BUILD_RPATH_USE_ORIGIN=ON)
   [ -n "$fake" ] || do_build "${options[@]}" >"$build.log" 2>&1 || { tail -n 40 "$build.log" >&2; return 1; }
   rm -rf "$1" && mkdir -p "$1/tests" "$1/models" || return

@@ -212,6 +212,25 @@ const graph_case graph_cases[] = {
      },
      width, false, false},
     {"gate", [](harness &h, rs_tensor *x, rs_tensor *) { return rs_gate(h.g, x, RS_ACT_SILU); }, width / 2, false, false},
+    {"a window over keys turned by RoPE, dropped with their angles",
+     [](harness &h, rs_tensor *x, rs_tensor *cu) {
+       const int64_t tokens = RS_DIM_TOKENS;
+       rs_tensor *positions = rs_input(h.g, "ids", RS_I32, 1, &tokens);
+       rs_tensor *table = rs_rope_table(h.g, positions, h.weight("f", RS_F32, RS_ROWS, {6}, {1, 0.5f, 0.2f, 0.1f, 0.05f, 0.02f}));
+       const auto attention = [&](const char *name, rs_type type, rs_tensor *in, rs_tensor *angles, rs_tensor *starts, int window) {
+         rs_tensor *qkv = rs_linear(h.g, in, weight(h, name, type, 3 * width, width, 11), nullptr, RS_ACT_NONE);
+         rs_tensor *qk = rs_rope(h.g, rs_columns(h.g, qkv, 0, 2 * width), angles, 6);
+         return rs_flash_attn_window(h.g, rs_columns(h.g, qk, 0, width), rs_columns(h.g, qk, width, width),
+                                     rs_columns(h.g, qkv, 2 * width, width), starts, nullptr, 3, 0.3f, window);
+       };
+       rs_tensor *y = attention("a", RS_W8, x, table, cu, 9);
+       const rs_drop_rule rule = half_rule();
+       rs_tensor *kept = rs_token_drop(h.g, rs_attn_colsum_window(h.g, x, x, cu, nullptr, 3, 0.2f, false, 7), cu, nullptr, &rule);
+       rs_tensor *z = attention("b", RS_F32, rs_token_gather(h.g, rs_add(h.g, x, y), kept), rs_token_gather(h.g, table, kept),
+                                rs_token_starts(h.g, kept), 4);
+       return rs_token_restore(h.g, z, y, kept);
+     },
+     width, false, true},
     {"attn_pool",
      [](harness &h, rs_tensor *x, rs_tensor *cu) {
        return rs_attn_pool(h.g, vector(h, "q", width, 1), x, x, cu, nullptr, 4, 0.3f);
@@ -281,7 +300,8 @@ struct built {
     const size_t floats = static_cast<size_t>((c.by_sequence ? sequences : tokens) * c.cols);
     h.bindings = {{x, in.data(), in.size() * 4}, {cu, starts.data(), starts.size() * 4}};
     std::vector<int32_t> ids(static_cast<size_t>(tokens));
-    for (size_t i = 0; i < ids.size(); i++) ids[i] = static_cast<int32_t>(i % 7);
+    for (size_t b = 0; b + 1 < starts.size(); b++)  // as positions are: counted from the start of the sequence
+      for (int32_t i = starts[b]; i < starts[b + 1]; i++) ids[static_cast<size_t>(i)] = (i - starts[b]) % 7;
     if (rs_tensor *input = rs_graph_tensor(h.g, "ids")) h.bindings.push_back({input, ids.data(), ids.size() * 4});
     return h.again(s, out, tokens, sequences, floats);
   }
@@ -335,7 +355,6 @@ TEST(graph_on_a_card, sequences_do_not_depend_on_others) {
     for (size_t i = 0; i + 1 < starts.size(); i++) {
       std::vector<int32_t> one = {0, starts[i + 1] - starts[i]};
       vec rows(in.begin() + starts[i] * width, in.begin() + starts[i + 1] * width);
-      if (std::string(c.name) == "embed") continue;  // ids go by the place in the batch
       if (std::string(c.name).find("position") != std::string::npos)
         continue;  // chance depends on the seed and the length alone: below
       const vec got = b.run(card.s, c, one, rows);

@@ -100,6 +100,7 @@ struct call_of {
 
     op.op = code;
     op.params.heads = b.heads, op.params.scale = b.scale, op.params.causal = b.causal, op.params.first_only = b.first_only;
+    op.params.window = b.window;
     c.op = &op;
     c.sequences = counts.data() + 1, c.sequence_capacity = b.sequences() + 2;
     c.tiles = tiles.data(), c.n_tiles = counts.data() + 2, c.tile_capacity = static_cast<int64_t>(tiles.size());
@@ -151,7 +152,7 @@ vec flash(const batch &b) {
   call.set_sizes(4);
   const size_t work = flash_attn_work(call.op);
   EXPECT_EQ(work == 0, b.half || !b.capacity());
-  return call.run(work, b.rows(), [&](const op_call &c) { return launch_flash_attn(c, b.window); });
+  return call.run(work, b.rows(), flash_attn_cuda);
 }
 
 // Softmax weights of one query.  T double: as it is; float: q and k rounded to f16.
@@ -487,6 +488,25 @@ TEST(cuda_attn_colsum, lengths_at_tile_edges) {
     batch c({600, 2, 250}, 1, 16, 22);
     c.first_only = first_only;
     expect_colsum(c);
+  }
+}
+
+TEST(cuda_attn_colsum, windows) {
+  for (const bool first_only : {false, true})
+    for (const int window : {1, 15, 16, 48, 63, 64, 65, 100, INT_MAX}) {
+      SCOPED_TRACE(window);
+      batch b({150, 1, 65, 0, 200}, 1, 16, 31);
+      b.window = window, b.first_only = first_only;
+      if (window % 2) b.add_sizes(4);
+      expect_colsum(b);
+    }
+}
+
+TEST(cuda_attn_colsum, wide_window_changes_no_bit) {
+  for (const bool first_only : {false, true}) {
+    batch b({150, 20}, 1, 32, 30), w = b;
+    b.first_only = w.first_only = first_only, w.window = 150;
+    EXPECT_EQ(colsum(b), colsum(w));
   }
 }
 

@@ -82,6 +82,31 @@ TEST(model_on_a_card, dinov2_agrees_with_the_cpu) {
   EXPECT_LE(card, 1.5 * cpu + 1e-4);  // of one image
 }
 
+// A tiny one, of random weights: rotary positions and windows, and both behind drops.
+TEST(model_on_a_card, modernbert_agrees_with_the_cpu) {
+  const temp_dir dir;
+  const std::string folder = source_dir() + "/tests/texts/modernbert";
+  const auto states = [&](const std::string &path, const char *device, const char *drop_text) {
+    const loaded_on m(path, device);
+    rs_drop *drop = nullptr;
+    EXPECT_TRUE(!*drop_text || rs_drop_parse(drop_text, &drop) == RS_OK) << rs_last_error();
+    auto p = sized<rs_encode_params>();
+    p.drop = drop, p.pooling = RS_POOL_MEAN;
+    vec out = encode(m.session, texts, p, 32);
+    rs_drop_free(drop);
+    return out;
+  };
+  for (const auto &[type, least] : {std::pair("f32", 0.9999), std::pair("q8", 0.99)}) {
+    const std::string path = dir / type;
+    const run_result r = run({program(), "convert", folder, "-o", path, "--type", type, "--calibrate", "none"}, {});
+    ASSERT_EQ(r.code, 0) << r;
+    // Scores that no last bit decides.
+    for (const char *drop :
+         {"", "ratios=0.4,0,0.5 score=first", "ratios=0.5 score=random mode=restore", "ratios=0.3,0.3 score=first mode=fold"})
+      EXPECT_GE(worst_cosine(states(path, "cuda", drop), states(path, "cpu", drop), 32), least) << type << " " << drop;
+  }
+}
+
 TEST(model_on_a_card, profile_has_every_operator) {
   const std::string path = test_model("minilm-q8");
   if (path.empty()) GTEST_SKIP() << "no minilm-q8.rsw";

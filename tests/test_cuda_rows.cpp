@@ -229,6 +229,78 @@ TEST_P(Rows, Gate) {
     }
 }
 
+// ---- rope_table, rope
+
+// What is rounded to f32 is exact in all but a few cases, where the nearest f32 is next to it.
+TEST_P(Rows, RopeTable) {
+  for (const int64_t half : {1, 7, 32, 40}) {
+    SCOPED_TRACE(half);
+    ints positions(capacity, 1, rows.data());
+    on_device<float> frequencies(static_cast<size_t>(half));
+    for (int64_t j = 0; j < half; j++)
+      frequencies[static_cast<size_t>(j)] = 1 / std::pow(10000.0f, static_cast<float>(j) / static_cast<float>(half));
+    for (int32_t i = 0; i < rows[0]; i++) positions(i, 0) = i < 20 ? i : i < 28 ? 997 * i : -i;
+    const floats y(capacity, {2 * half, 2 * half + 3, 1}, rows.data());
+    test_call c;
+    c.in(0, positions.value()).in(1, {frequencies.data(), nullptr, half, 1, 1, false}).out(y.value());
+    RUN(c, rope_table);
+    y.expect_untouched();
+    for (int64_t i = 0; i < rows[0]; i++)
+      for (int64_t j = 0; j < half; j++) {
+        const double angle = static_cast<float>(positions(i, 0)) * frequencies[static_cast<size_t>(j)];
+        ASSERT_NEAR(y(i, j), std::cos(angle), 6e-8 * std::fabs(std::cos(angle)) + 1e-11) << i;
+        ASSERT_NEAR(y(i, half + j), std::sin(angle), 6e-8 * std::fabs(std::sin(angle)) + 1e-11) << i;
+      }
+  }
+}
+
+TEST_P(Rows, RopeHasTheBitsOfTheCpu) {
+  struct shape {
+    int heads;
+    int64_t d, half, stride, first;
+  };
+  for (const shape &s : {shape{1, 2, 1, 2, 0},
+                         {3, 64, 32, 192, 0},
+                         {2, 64, 32, 132, 4},
+                         {2, 64, 32, 131, 3},
+                         {4, 30, 15, 120, 0},
+                         {3, 80, 12, 240, 0},
+                         {5, 9, 3, 48, 0}}) {
+    SCOPED_TRACE(std::to_string(s.heads) + " heads of " + std::to_string(s.d));
+    const int64_t cols = s.heads * s.d;
+    floats x(capacity, {cols, s.stride, s.first}, rows.data()), table(capacity, 2 * s.half, rows.data());
+    x.fill(5), table.fill(6);
+    const floats y(capacity, {cols, s.stride, s.first}, rows.data());
+    test_call c;
+    c.op.params.heads = s.heads;
+    c.in(0, x.value()).in(1, table.value()).out(y.value());
+    RUN(c, rope);
+    y.expect_untouched();
+    for (int64_t i = 0; i < rows[0]; i++)
+      for (int64_t head = 0; head < s.heads; head++)
+        for (int64_t j = 0; j < s.d; j++) {
+          const auto at = [&](int64_t column) { return x(i, head * s.d + column); };
+          float expected = at(j);
+          if (j < s.half) expected = at(j) * table(i, j) - at(j + s.half) * table(i, s.half + j);
+          else if (j < 2 * s.half) expected = at(j) * table(i, j - s.half) + at(j - s.half) * table(i, j);
+          ASSERT_TRUE(same_bits(y(i, head * s.d + j), expected)) << i << " " << j;
+        }
+    // The same as f16, as attention reads it; what is beyond becomes the largest that there is.
+    x(1, 0) = 1e6f, table(1, 0) = 1, x(1, s.half) = 0;
+    const on_device<uint16_t> halves(static_cast<size_t>(capacity * s.stride), 0xdead);
+    RUN(c, rope);
+    c.out({halves.data() + s.first, rows.data(), capacity, cols, s.stride, true});
+    RUN(c, rope);
+    for (int64_t i = 0; i < capacity; i++)
+      for (int64_t j = 0; j < s.stride; j++) {
+        const uint16_t got = halves[static_cast<size_t>(i * s.stride + j)];
+        if (i >= rows[0] || j < s.first || j >= s.first + cols) ASSERT_EQ(got, 0xdead) << i << " " << j;
+        else
+          ASSERT_EQ(got, static_cast<uint16_t>(pack_f16(std::clamp(y(i, j - s.first), -65504.0f, 65504.0f), 0))) << i << " " << j;
+      }
+  }
+}
+
 // ---- layer_norm, quantize
 
 void expect_norm(const floats &y, const floats &x, const floats *residual, const float *gamma, const float *beta, float eps) {

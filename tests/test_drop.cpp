@@ -142,8 +142,10 @@ TEST(attn_colsum, matches_f64) {
   const float scale = 0.25f;
   for (const std::string &isa : isas())
     for (const ints &lengths : length_lists)
-      for (const auto &[class_only, sized] : {std::pair(false, false), std::pair(true, false), std::pair(false, true)}) {
-        SCOPED_TRACE(isa + " first length " + std::to_string(lengths[0]));
+      for (const auto &[class_only, sized, window] :
+           {std::tuple(false, false, 0), std::tuple(true, false, 0), std::tuple(false, true, 0), std::tuple(false, false, 5),
+            std::tuple(true, false, 5), std::tuple(false, true, 70)}) {
+        SCOPED_TRACE(isa + " first length " + std::to_string(lengths[0]) + " window " + std::to_string(window));
         drop_harness h(lengths, c);
         const vec keys = normal(h.values.size(), 8);
         vec sizes(static_cast<size_t>(h.tokens()));
@@ -156,20 +158,23 @@ TEST(attn_colsum, matches_f64) {
             for (int64_t i = begin; i < begin + queries; i++) {
               std::vector<double> p;
               double sum = 0;
-              for (int64_t j = begin; j < end; j++) {
+              const int64_t first = window ? std::max(begin, i - window) : begin,
+                            last = window ? std::min(end, i + window + 1) : end;
+              for (int64_t j = first; j < last; j++) {
                 double dot = 0;
                 for (int64_t l = head * d; l < (head + 1) * d; l++)
                   dot += double(h.row(i)[l]) * double(keys[static_cast<size_t>(j * c + l)]);
                 p.push_back(std::exp(dot * double(scale)) * (sized ? double(sizes[static_cast<size_t>(j)]) : 1));
                 sum += p.back();
               }
-              for (int64_t j = begin; j < end; j++)
+              for (int64_t j = first; j < last; j++)
                 wanted[static_cast<size_t>(j)] +=
-                    static_cast<float>(p[static_cast<size_t>(j - begin)] / sum / heads / static_cast<double>(queries));
+                    static_cast<float>(p[static_cast<size_t>(j - first)] / sum / heads / static_cast<double>(queries));
             }
         }
-        rs_tensor *y = rs_attn_colsum(h.g, h.x, h.input("k", RS_F32, {T, c}, keys), h.starts,
-                                      sized ? h.input("sizes", RS_F32, {T, 1}, sizes) : nullptr, heads, scale, class_only);
+        rs_tensor *k = h.input("k", RS_F32, {T, c}, keys), *counts = sized ? h.input("sizes", RS_F32, {T, 1}, sizes) : nullptr;
+        rs_tensor *y = window ? rs_attn_colsum_window(h.g, h.x, k, h.starts, counts, heads, scale, class_only, window)
+                              : rs_attn_colsum(h.g, h.x, k, h.starts, counts, heads, scale, class_only);
         expect_close(h.all(isa, y, h.tokens(), 1), wanted, 2e-6f);  // of numbers up to 1
       }
 }

@@ -164,10 +164,25 @@ TEST(layer_norm, matches_f64) {
       }
 }
 
+// Which keys a query sees: those up to its own place, or those at most `window` places away; 0: all.
+struct reach {
+  bool causal = false;
+  int window = 0;
+};
+const reach reaches[] = {{}, {true}, {false, 1}, {false, 64}};
+
+std::string show(const reach &r) { return r.causal ? " causal" : r.window ? " window " + std::to_string(r.window) : ""; }
+
+rs_tensor *attend(rs_graph *g, rs_tensor *q, rs_tensor *k, rs_tensor *v, rs_tensor *cu, rs_tensor *sizes, int heads, float scale,
+                  const reach &r) {
+  if (r.window) return rs_flash_attn_window(g, q, k, v, cu, sizes, heads, scale, r.window);
+  return (r.causal ? rs_flash_attn_causal : rs_flash_attn)(g, q, k, v, cu, sizes, heads, scale);
+}
+
 // softmax(q k^T scale) v by the definition, accumulated in T.
 template <class T>
 vec attention_naive(const vec &q, const vec &k, const vec &v, const std::vector<int32_t> &cu, int heads, int64_t c, float scale,
-                    bool causal = false) {
+                    const reach &r = {}) {
   vec out(q.size());
   const int64_t d = c / heads;
   for (size_t b = 0; b + 1 < cu.size(); b++)
@@ -175,7 +190,11 @@ vec attention_naive(const vec &q, const vec &k, const vec &v, const std::vector<
       for (int64_t i = cu[b]; i < cu[b + 1]; i++) {
         std::vector<T> p;
         T most = -INFINITY, sum = 0;
-        for (int64_t j = cu[b]; j < (causal ? i + 1 : cu[b + 1]); j++) {
+        const int64_t first = r.window ? std::max<int64_t>(cu[b], i - r.window) : cu[b],
+                      end = r.causal   ? i + 1
+                            : r.window ? std::min<int64_t>(cu[b + 1], i + r.window + 1)
+                                       : cu[b + 1];
+        for (int64_t j = first; j < end; j++) {
           T dot = 0;
           for (int64_t l = 0; l < d; l++)
             dot += T(q[static_cast<size_t>(i * c + head * d + l)]) * T(k[static_cast<size_t>(j * c + head * d + l)]);
@@ -186,7 +205,7 @@ vec attention_naive(const vec &q, const vec &k, const vec &v, const std::vector<
         for (int64_t l = 0; l < d; l++) {
           T acc = 0;
           for (size_t j = 0; j < p.size(); j++)
-            acc += p[j] * T(v[(static_cast<size_t>(cu[b]) + j) * static_cast<size_t>(c) + static_cast<size_t>(head * d + l)]);
+            acc += p[j] * T(v[(static_cast<size_t>(first) + j) * static_cast<size_t>(c) + static_cast<size_t>(head * d + l)]);
           out[static_cast<size_t>(i * c + head * d + l)] = static_cast<float>(acc / sum);
         }
       }
@@ -203,7 +222,7 @@ double largest_error(const vec &a, const vec &b) {
 }
 
 vec run_attention(const std::string &isa, const vec &q, const vec &k, const vec &v, const std::vector<int32_t> &cu, int heads,
-                  int64_t c, float scale, int threads = 2, bool causal = false) {
+                  int64_t c, float scale, int threads = 2, const reach &r = {}) {
   session s(isa, threads);
   harness h;
   // q, k and v as columns of one tensor, as models have them
@@ -212,9 +231,8 @@ vec run_attention(const std::string &isa, const vec &q, const vec &k, const vec 
     for (const vec *x : {&q, &k, &v})
       all.insert(all.end(), x->begin() + static_cast<int64_t>(i) * c, x->begin() + static_cast<int64_t>(i + 1) * c);
   rs_tensor *qkv = h.input("qkv", RS_F32, {RS_DIM_TOKENS, 3 * c}, all), *starts = h.input("cu", RS_I32, {RS_DIM_CU_SEQLENS}, cu);
-  const auto op = causal ? rs_flash_attn_causal : rs_flash_attn;
-  rs_tensor *y = op(h.g, rs_columns(h.g, qkv, 0, c), rs_columns(h.g, qkv, c, c), rs_columns(h.g, qkv, 2 * c, c), starts, nullptr,
-                    heads, scale);
+  rs_tensor *y = attend(h.g, rs_columns(h.g, qkv, 0, c), rs_columns(h.g, qkv, c, c), rs_columns(h.g, qkv, 2 * c, c), starts,
+                        nullptr, heads, scale, r);
   return h.run(s.s, y, cu.back(), static_cast<int64_t>(cu.size()) - 1, q.size());
 }
 
@@ -222,22 +240,24 @@ vec run_attention(const std::string &isa, const vec &q, const vec &k, const vec 
 TEST(flash_attn, error_is_at_most_twice_that_of_the_naive_version) {
   const std::vector<std::vector<int32_t>> lengths = {{1},       {2, 3, 1},     {16, 64, 65}, {127, 128, 129},
                                                      {0, 5, 0}, {256, 1, 300}, {600}};
-  for (const std::string &isa : isas())
-    for (const auto &[heads, c] : std::vector<std::pair<int, int64_t>>{{1, 32}, {3, 96}, {2, 128}, {1, 80}, {2, 14}, {4, 4}})
-      for (const auto &list : lengths)
-        for (const bool causal : {false, true}) {
-          std::vector<int32_t> cu = {0};
-          for (int32_t n : list) cu.push_back(cu.back() + n);
-          SCOPED_TRACE(isa + " heads " + std::to_string(heads) + " c " + std::to_string(c) + " first length " +
-                       std::to_string(list[0]) + (causal ? " causal" : ""));
-          const size_t n = static_cast<size_t>(cu.back()) * static_cast<size_t>(c);
-          const vec q = normal(n, 1, 2), k = normal(n, 2, 2), v = normal(n, 3);
-          const float scale = 1 / std::sqrt(static_cast<float>(c / heads));
-          const vec exact = attention_naive<double>(q, k, v, cu, heads, c, scale, causal),
-                    naive = attention_naive<float>(q, k, v, cu, heads, c, scale, causal);
-          const double error = largest_error(run_attention(isa, q, k, v, cu, heads, c, scale, 2, causal), exact);
-          ASSERT_TRUE(error <= 2 * largest_error(naive, exact) + 1e-6) << error << " naive " << largest_error(naive, exact);
+  for (const auto &[heads, c] : std::vector<std::pair<int, int64_t>>{{1, 32}, {3, 96}, {2, 128}, {1, 80}, {2, 14}, {4, 4}})
+    for (const auto &list : lengths)
+      for (const reach &r : reaches) {
+        std::vector<int32_t> cu = {0};
+        for (int32_t n : list) cu.push_back(cu.back() + n);
+        SCOPED_TRACE("heads " + std::to_string(heads) + " c " + std::to_string(c) + " first length " + std::to_string(list[0]) +
+                     show(r));
+        const size_t n = static_cast<size_t>(cu.back()) * static_cast<size_t>(c);
+        const vec q = normal(n, 1, 2), k = normal(n, 2, 2), v = normal(n, 3);
+        const float scale = 1 / std::sqrt(static_cast<float>(c / heads));
+        const vec exact = attention_naive<double>(q, k, v, cu, heads, c, scale, r),
+                  naive = attention_naive<float>(q, k, v, cu, heads, c, scale, r);
+        for (const std::string &isa : isas()) {
+          const double error = largest_error(run_attention(isa, q, k, v, cu, heads, c, scale, 2, r), exact);
+          ASSERT_TRUE(error <= 2 * largest_error(naive, exact) + 1e-6)
+              << isa << " " << error << " naive " << largest_error(naive, exact);
         }
+      }
 }
 
 TEST(flash_attn, large_scores_do_not_overflow) {
@@ -255,12 +275,218 @@ TEST(flash_attn, a_sequence_does_not_depend_on_its_neighbours_or_the_threads) {
   const std::vector<int32_t> cu = {0, 150, 151, 340}, alone = {0, 189};
   const size_t c = 64;
   const vec q = normal(340 * c, 1), k = normal(340 * c, 2), v = normal(340 * c, 3);
-  for (const std::string &isa : isas()) {
-    const vec all = run_attention(isa, q, k, v, cu, 2, c, 0.2f, 1);
-    EXPECT_EQ(run_attention(isa, q, k, v, cu, 2, c, 0.2f, 3), all);
-    const auto cut = [&](const vec &x) { return vec(x.begin() + 151 * c, x.end()); };
-    EXPECT_EQ(run_attention(isa, cut(q), cut(k), cut(v), alone, 2, c, 0.2f), cut(all)) << isa;
+  for (const std::string &isa : isas())
+    for (const reach &r : reaches) {
+      const vec all = run_attention(isa, q, k, v, cu, 2, c, 0.2f, 1, r);
+      for (const int threads : {2, 3, 8}) EXPECT_EQ(run_attention(isa, q, k, v, cu, 2, c, 0.2f, threads, r), all) << isa << show(r);
+      const auto cut = [&](const vec &x) { return vec(x.begin() + 151 * c, x.end()); };
+      EXPECT_EQ(run_attention(isa, cut(q), cut(k), cut(v), alone, 2, c, 0.2f, 2, r), cut(all)) << isa << show(r);
+    }
+}
+
+// What q, k and v are made of: floats, or the result of a quantized layer, turned by RoPE or not.
+enum class kind { floats, quantized, turned };
+
+vec run_window(const std::string &isa, const vec &x, const std::vector<int32_t> &cu, int window, int threads, kind made,
+               rs_profile_row *row = nullptr) {
+  const int64_t c = 48, t = static_cast<int64_t>(x.size()) / c;
+  setenv("RS_ISA", isa.c_str(), 1);
+  rs_session_params p = {};
+  p.size = sizeof p;
+  p.threads = threads, p.profile = row != nullptr;
+  rs_session *s = nullptr;
+  EXPECT_EQ(rs_session_create(nullptr, &p, &s), RS_OK) << rs_last_error();
+  unsetenv("RS_ISA");
+  harness h;
+  rs_tensor *in = h.input("x", RS_F32, {RS_DIM_TOKENS, c}, x), *starts = h.input("cu", RS_I32, {RS_DIM_CU_SEQLENS}, cu);
+  rs_tensor *qkv =
+      rs_linear(h.g, in, h.weight("w", made == kind::floats ? RS_F32 : RS_W8, RS_PANELS, {3 * c, c}, normal(3 * c * c, 4, 0.15f)),
+                nullptr, RS_ACT_NONE);
+  rs_tensor *qk = rs_columns(h.g, qkv, 0, 2 * c);
+  if (made == kind::turned) {
+    std::vector<int32_t> positions;
+    for (size_t b = 0; b + 1 < cu.size(); b++)
+      for (int32_t i = 0; i < cu[b + 1] - cu[b]; i++) positions.push_back(i);
+    rs_tensor *table = rs_rope_table(h.g, h.input("positions", RS_I32, {RS_DIM_TOKENS}, positions),
+                                     h.weight("f", RS_F32, RS_ROWS, {8}, {1, 0.3f, 0.1f, 0.03f, 0.01f, 3e-3f, 1e-3f, 3e-4f}));
+    qk = rs_rope(h.g, qk, table, 6);
   }
+  rs_tensor *y = rs_name(h.g,
+                         attend(h.g, rs_columns(h.g, qk, 0, c), rs_columns(h.g, qk, c, c), rs_columns(h.g, qkv, 2 * c, c), starts,
+                                nullptr, 3, 0.3f, {false, window}),
+                         "attn");
+  vec got = h.run(s, y, t, static_cast<int64_t>(cu.size()) - 1, x.size());
+  for (size_t i = 0; row && i < rs_session_profile_count(s); i++) {
+    EXPECT_EQ(rs_session_profile_at(s, i, row), RS_OK);
+    if (row->name == std::string("attn")) break;
+  }
+  rs_session_free(s);
+  return got;
+}
+
+// Bit for bit: a window as wide as the sequence is none, neither neighbours nor threads matter, and what is out of the window has
+// no say.
+TEST(flash_attn, a_window_is_all_that_counts) {
+  const int64_t c = 48, n = 470;
+  const vec x = normal(n * c, 3);
+  const auto part = [&](const vec &all, int64_t begin, int64_t end) { return vec(all.begin() + begin * c, all.begin() + end * c); };
+  for (const std::string &isa : isas())
+    for (const kind made : {kind::floats, kind::quantized, kind::turned}) {
+      SCOPED_TRACE(isa + " " + std::to_string(static_cast<int>(made)));
+      const vec all = run_window(isa, x, {0, n}, 0, 2, made);
+      EXPECT_EQ(run_window(isa, x, {0, n}, n, 2, made), all);
+      EXPECT_EQ(run_window(isa, x, {0, n}, INT32_MAX, 3, made), all);
+      for (const int window : {1, 40, 64, 130}) {
+        SCOPED_TRACE(window);
+        const vec seen = run_window(isa, x, {0, n}, window, 1, made);
+        EXPECT_NE(seen, all);
+        for (const int threads : {2, 5, 16}) EXPECT_EQ(run_window(isa, x, {0, n}, window, threads, made), seen);
+        const vec pair = run_window(isa, x, {0, 70, n}, window, 3, made);
+        EXPECT_EQ(part(pair, 0, 70), run_window(isa, part(x, 0, 70), {0, 70}, window, 2, made));
+        EXPECT_EQ(part(pair, 70, n), run_window(isa, part(x, 70, n), {0, n - 70}, window, 2, made));
+        vec other = x;
+        for (int64_t i = 200 * c; i < 270 * c; i++) other[static_cast<size_t>(i)] = 50 * x[static_cast<size_t>(i)] + 1;
+        const vec changed = run_window(isa, other, {0, n}, window, 2, made);
+        EXPECT_EQ(part(changed, 0, 184 - window), part(seen, 0, 184 - window));
+        EXPECT_EQ(part(changed, 286 + window, n), part(seen, 286 + window, n));
+        EXPECT_NE(part(changed, 200 - window, 200), part(seen, 200 - window, 200));
+        EXPECT_NE(part(changed, 270, 270 + window), part(seen, 270, 270 + window));
+      }
+    }
+}
+
+TEST(flash_attn, a_profile_counts_what_is_seen) {
+  const vec x = normal(300 * 48, 3);
+  const auto macs = [&](int window) {
+    rs_profile_row row = {};
+    run_window("", x, {0, 1, 1, 101, 300}, window, 2, kind::floats, &row);
+    return row.macs;
+  };
+  EXPECT_EQ(macs(0), 2.0 * 48 * (1 + 100 * 100 + 199 * 199));
+  for (const int window : {1, 5, 99, 100, 150, 300}) {
+    double pairs = 0;
+    for (const int n : {1, 100, 199})
+      for (int i = 0; i < n; i++) pairs += std::min(i, window) + std::min(n - 1 - i, window) + 1;
+    EXPECT_EQ(macs(window), 2.0 * 48 * pairs) << window;
+  }
+}
+
+TEST(flash_attn, a_window_has_room_for_a_neighbour) {
+  for (const int window : {0, -1}) {
+    harness h;
+    rs_tensor *x = h.input("x", RS_F32, {RS_DIM_TOKENS, 8}, vec()),
+              *cu = h.input("cu", RS_I32, {RS_DIM_CU_SEQLENS}, std::vector<int32_t>());
+    rs_flash_attn_window(h.g, x, x, x, cu, nullptr, 2, 1, window);
+    EXPECT_NE(rs_graph_finish(h.g), RS_OK);
+    EXPECT_EQ(rs_last_error(), "flash_attn: a window of " + std::to_string(window) + " places, expected at least 1");
+  }
+}
+
+// ---- rotary positions
+
+// To the nearest f32 of cos and sin of the angle in f32, at every position that models have and beyond.
+TEST(rope_table, is_cos_and_sin_to_the_last_bit) {
+  vec frequencies;
+  for (int i = 0; i < 40; i++) frequencies.push_back(1 / static_cast<float>(std::pow(i < 32 ? 160000.0 : 10000.0, i % 32 / 32.0f)));
+  std::vector<int32_t> positions;
+  for (int32_t i = 0; i < 9000; i++) positions.push_back(i);
+  for (const int32_t far : {65537, 1 << 20, (1 << 24) - 1, -1, -4711}) positions.push_back(far);
+  const size_t f = frequencies.size(), n = positions.size();
+  for (const std::string &isa : isas()) {
+    session s(isa);
+    harness h;
+    rs_tensor *table = rs_rope_table(h.g, h.input("positions", RS_I32, {RS_DIM_TOKENS}, positions),
+                                     h.weight("f", RS_F32, RS_ROWS, {static_cast<int64_t>(f)}, frequencies));
+    const vec got = h.run(s.s, table, static_cast<int64_t>(n), 1, n * 2 * f);
+    size_t differ = 0;
+    for (size_t i = 0; i < n; i++)
+      for (size_t j = 0; j < f; j++) {
+        const float angle = static_cast<float>(positions[i]) * frequencies[j];
+        for (const bool sine : {false, true}) {
+          const double exact = sine ? std::sin(double(angle)) : std::cos(double(angle));
+          const float wanted = static_cast<float>(exact), y = got[i * 2 * f + j + (sine ? f : 0)];
+          differ += y != wanted;
+          ASSERT_TRUE(std::fabs(y - exact) <= 6e-8 * std::fabs(exact) + 1e-11) << angle << " " << y << " " << wanted;
+        }
+      }
+    EXPECT_LT(differ, n * f / 1000) << isa;  // where the exact value is all but half-way between two floats
+  }
+}
+
+// An angle beyond all measure spoils no other.
+TEST(rope_table, of_angles_without_end) {
+  session s;
+  harness h;
+  const std::vector<int32_t> positions = {INT32_MIN, 1, INT32_MAX};
+  const vec got = h.run(s.s,
+                        rs_rope_table(h.g, h.input("positions", RS_I32, {RS_DIM_TOKENS}, positions),
+                                      h.weight("f", RS_F32, RS_ROWS, {2}, {3e38f, 0.5f})),
+                        3, 1, 12);
+  EXPECT_EQ(got[5], static_cast<float>(std::cos(0.5)));
+  EXPECT_EQ(got[7], static_cast<float>(std::sin(0.5)));
+}
+
+// The rotate-half form, to the bit in every row of kernels.
+TEST(rope, turns_pairs_of_columns) {
+  for (const auto &[heads, d, half] : std::vector<std::tuple<int, int64_t, int64_t>>{
+           {1, 2, 1}, {3, 32, 16}, {2, 64, 32}, {5, 30, 15}, {2, 80, 40}, {4, 64, 10}, {1, 9, 3}}) {
+    const int64_t t = 300, c = heads * d;
+    const vec x = normal(static_cast<size_t>(t * c), 1), table = normal(static_cast<size_t>(t * 2 * half), 2);
+    vec wanted = x;
+    for (int64_t i = 0; i < t; i++)
+      for (int64_t head = 0; head < heads; head++)
+        for (int64_t j = 0; j < half; j++) {
+          const auto at = static_cast<size_t>(i * c + head * d + j), other = at + static_cast<size_t>(half),
+                     angle = static_cast<size_t>(i * 2 * half + j);
+          const float cosine = table[angle], sine = table[angle + static_cast<size_t>(half)];
+          wanted[at] = x[at] * cosine - x[other] * sine;
+          wanted[other] = x[other] * cosine + x[at] * sine;
+        }
+    for (const std::string &isa : isas())
+      for (const int threads : {1, 3}) {
+        session s(isa, threads);
+        harness h;
+        rs_tensor *in = h.input("x", RS_F32, {RS_DIM_TOKENS, c}, x),
+                  *rows = h.input("table", RS_F32, {RS_DIM_TOKENS, 2 * half}, table);
+        EXPECT_EQ(h.run(s.s, rs_rope(h.g, in, rows, heads), t, 1, wanted.size()), wanted) << isa << " " << d << " " << half;
+      }
+  }
+}
+
+// Columns of a wider tensor, inside of a chain: what is behind them stays as it was.
+TEST(rope, of_columns) {
+  const int64_t t = 200, c = 24;
+  const vec x = normal(t * c, 1), table = normal(t * 8, 2);
+  vec results[2];
+  for (const bool keep : {false, true}) {
+    session s;
+    harness h;
+    rs_tensor *in = h.input("x", RS_F32, {RS_DIM_TOKENS, c}, x), *rows = h.input("table", RS_F32, {RS_DIM_TOKENS, 8}, table);
+    rs_tensor *wide = rs_linear(h.g, in, h.weight("w", RS_F32, RS_PANELS, {3 * c, c}, normal(3 * c * c, 3)), nullptr, RS_ACT_NONE);
+    if (keep) rs_output(h.g, wide);
+    rs_tensor *turned = rs_rope(h.g, rs_columns(h.g, wide, 0, 2 * c), rows, 6);
+    if (keep) rs_output(h.g, turned);
+    rs_tensor *y = rs_add(h.g, rs_columns(h.g, turned, c, c), rs_columns(h.g, wide, 2 * c, c));
+    results[keep] = h.run(s.s, y, t, 1, t * c);
+  }
+  EXPECT_EQ(results[0], results[1]);
+}
+
+TEST(rope, refuses_what_does_not_fit) {
+  const auto error_of = [](int64_t c, int64_t columns, int heads) {
+    harness h;
+    rs_rope(h.g, h.input("x", RS_F32, {RS_DIM_TOKENS, c}, vec()), h.input("table", RS_F32, {RS_DIM_TOKENS, columns}, vec()), heads);
+    EXPECT_NE(rs_graph_finish(h.g), RS_OK);
+    return std::string(rs_last_error());
+  };
+  EXPECT_NE(error_of(32, 17, 2).find("'x' [T,32] by 'table' [T,17]: expected a row of at most 16 columns"), std::string::npos);
+  EXPECT_NE(error_of(32, 18, 2).find("at most 16 columns"), std::string::npos);
+  EXPECT_NE(error_of(32, 16, 3).find("3 heads do not divide 32"), std::string::npos);
+  EXPECT_NE(error_of(32, 16, 0).find("0 heads do not divide 32"), std::string::npos);
+  harness h;
+  rs_rope_table(h.g, h.input("positions", RS_F32, {RS_DIM_TOKENS}, vec()), h.weight("f", RS_F32, RS_ROWS, {2}, vec(2)));
+  EXPECT_NE(rs_graph_finish(h.g), RS_OK);
+  EXPECT_NE(std::string(rs_last_error()).find("positions 'positions' is f32"), std::string::npos) << rs_last_error();
 }
 
 // A query of one row a sequence, which is the same for all: what attention with that row in front of the keys' own queries gives.
@@ -488,6 +714,8 @@ TEST(graph, every_operator_has_a_test) {
                                                       {"flash_attn", "flash_attn"},
                                                       {"attn_pool", "attn_pool"},
                                                       {"gate", "gate"},
+                                                      {"rope_table", "rope_table"},
+                                                      {"rope", "rope"},
                                                       {"pool", "pool"},
                                                       {"l2_normalize", "l2_normalize"}};
   size_t n = 0;
@@ -545,7 +773,7 @@ TEST(flash_attn, of_quantized_layers_adds_little_to_their_noise) {
   if (coarse.empty()) GTEST_SKIP() << "no row of this CPU has attention of its own for quantized layers";
   for (const auto &size : {std::pair<int64_t, int>(64, 2), {48, 3}, {160, 2}, {300, 2}})
     for (const std::vector<int32_t> &cu : {std::vector<int32_t>{0, 1, 18, 50}, {0, 64, 200}, {0, 300}, {0, 700}})
-      for (const bool causal : {false, true})
+      for (const reach &r : reaches)
         for (const float sigma : {0.05f, 0.2f}) {  // scores of 1 and of 15
           const int64_t c = size.first, t = cu.back(), b = static_cast<int64_t>(cu.size()) - 1;
           const vec x = normal(static_cast<size_t>(t * c), 3), weights = normal(static_cast<size_t>(3 * c * c), 4, sigma);
@@ -555,9 +783,8 @@ TEST(flash_attn, of_quantized_layers_adds_little_to_their_noise) {
             rs_tensor *in = h.input("x", RS_F32, {RS_DIM_TOKENS, c}, x);
             rs_tensor *starts = h.input("cu", RS_I32, {RS_DIM_CU_SEQLENS}, cu);
             rs_tensor *qkv = rs_linear(h.g, in, h.weight("w", type, RS_PANELS, {3 * c, c}, weights), nullptr, RS_ACT_NONE);
-            const auto op = causal ? rs_flash_attn_causal : rs_flash_attn;
-            rs_tensor *y = op(h.g, rs_columns(h.g, qkv, 0, c), rs_columns(h.g, qkv, c, c), rs_columns(h.g, qkv, 2 * c, c), starts,
-                              nullptr, size.second, 0.3f);
+            rs_tensor *y = attend(h.g, rs_columns(h.g, qkv, 0, c), rs_columns(h.g, qkv, c, c), rs_columns(h.g, qkv, 2 * c, c),
+                                  starts, nullptr, size.second, 0.3f, r);
             return h.run(s.s, y, t, b, static_cast<size_t>(t * c));
           };
           const vec exact = run("scalar", RS_F32), wanted = run("scalar", RS_W8);
@@ -565,7 +792,7 @@ TEST(flash_attn, of_quantized_layers_adds_little_to_their_noise) {
           for (const std::string &isa : coarse) {
             const double added = rms(run(isa.c_str(), RS_W8), wanted);
             EXPECT_TRUE(added <= noise / 3) << isa << " heads " << size.second << " c " << c << " t " << t << " sigma " << sigma
-                                            << (causal ? " causal" : "") << ": " << added << ", the layers " << noise;
+                                            << show(r) << ": " << added << ", the layers " << noise;
           }
         }
 }
@@ -605,7 +832,7 @@ TEST(flash_attn, of_quantized_layers_counts_sizes) {
 TEST(flash_attn, of_quantized_layers_depends_on_nothing_else) {
   const int64_t c = 96;
   const vec x = normal(700 * c, 3), weights = normal(3 * c * c, 4, 0.1f);
-  const auto run = [&](const std::string &isa, const vec &rows, const std::vector<int32_t> &cu, bool causal, bool sized,
+  const auto run = [&](const std::string &isa, const vec &rows, const std::vector<int32_t> &cu, const reach &r, bool sized,
                        int threads) {
     const auto t = static_cast<int64_t>(rows.size()) / c;
     session s(isa, threads);
@@ -613,20 +840,19 @@ TEST(flash_attn, of_quantized_layers_depends_on_nothing_else) {
     rs_tensor *in = h.input("x", RS_F32, {RS_DIM_TOKENS, c}, rows), *starts = h.input("cu", RS_I32, {RS_DIM_CU_SEQLENS}, cu);
     rs_tensor *ones = sized ? h.input("sizes", RS_F32, {RS_DIM_TOKENS, 1}, vec(static_cast<size_t>(t), 1)) : nullptr;
     rs_tensor *qkv = rs_linear(h.g, in, h.weight("w", RS_W8, RS_PANELS, {3 * c, c}, weights), nullptr, RS_ACT_NONE);
-    const auto op = causal ? rs_flash_attn_causal : rs_flash_attn;
-    rs_tensor *y =
-        op(h.g, rs_columns(h.g, qkv, 0, c), rs_columns(h.g, qkv, c, c), rs_columns(h.g, qkv, 2 * c, c), starts, ones, 3, 0.3f);
+    rs_tensor *y = attend(h.g, rs_columns(h.g, qkv, 0, c), rs_columns(h.g, qkv, c, c), rs_columns(h.g, qkv, 2 * c, c), starts, ones,
+                          3, 0.3f, r);
     return h.run(s.s, y, t, static_cast<int64_t>(cu.size()) - 1, rows.size());
   };
   const auto part = [&](const vec &all, int64_t begin, int64_t end) { return vec(all.begin() + begin * c, all.begin() + end * c); };
   for (const std::string &isa : isas())
-    for (const bool causal : {false, true}) {
-      const vec all = run(isa, x, {0, 45, 380, 700}, causal, false, 2);
-      EXPECT_EQ(run(isa, x, {0, 45, 380, 700}, causal, false, 1), all) << isa;
-      EXPECT_EQ(run(isa, x, {0, 45, 380, 700}, causal, true, 3), all) << isa;
-      EXPECT_EQ(run(isa, part(x, 45, 380), {0, 335}, causal, false, 3), part(all, 45, 380)) << isa;
-      if (causal) {
-        EXPECT_EQ(run(isa, part(x, 45, 195), {0, 150}, true, false, 2), part(all, 45, 195)) << isa;
+    for (const reach &r : reaches) {
+      const vec all = run(isa, x, {0, 45, 380, 700}, r, false, 2);
+      EXPECT_EQ(run(isa, x, {0, 45, 380, 700}, r, false, 1), all) << isa << show(r);
+      EXPECT_EQ(run(isa, x, {0, 45, 380, 700}, r, true, 3), all) << isa << show(r);
+      EXPECT_EQ(run(isa, part(x, 45, 380), {0, 335}, r, false, 3), part(all, 45, 380)) << isa << show(r);
+      if (r.causal) {
+        EXPECT_EQ(run(isa, part(x, 45, 195), {0, 150}, r, false, 2), part(all, 45, 195)) << isa;
       }
     }
 }

@@ -730,8 +730,8 @@ TEST(HfBpe, ReadsOlderFolders) {
     }
     return "";
   };
-  files.config["tokenizer_class"] = "RobertaTokenizer";
-  EXPECT_NE(error(files).find("'RobertaTokenizer' and no tokenizer.json; rs reads vocab.json and merges.txt of CLIPTokenizer"),
+  files.config["tokenizer_class"] = "GPT2Tokenizer";
+  EXPECT_NE(error(files).find("'GPT2Tokenizer' and no tokenizer.json; rs reads vocab.json and merges.txt of CLIPTokenizer"),
             std::string::npos);
   files.config = json();
   files.merges = "i n\nq\n";

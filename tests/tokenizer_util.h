@@ -142,8 +142,13 @@ inline void write_model(const std::string &path, const rs_tokenizer_spec &spec) 
   const auto set_kind = [&](rs_writer *w) {
     std::vector<rs_status> all;
     if (spec.type == "bpe") {
-      all = {list(spec.merges, "tokenizer.merges", w), rs_writer_set_str(w, "tokenizer.suffix", spec.suffix.c_str()),
-             rs_writer_set_bool(w, "tokenizer.split_special", spec.split_special)};
+      all = {list(spec.merges, "tokenizer.merges", w),
+             rs_writer_set_str(w, "tokenizer.suffix", spec.suffix.c_str()),
+             rs_writer_set_bool(w, "tokenizer.split_special", spec.split_special),
+             rs_writer_set_bool(w, "tokenizer.compose", spec.compose),
+             rs_writer_set_bool(w, "tokenizer.prefix_space", spec.prefix_space),
+             rs_writer_set_bool(w, "tokenizer.trim_spans", spec.trim_spans),
+             rs_writer_set_bool(w, "tokenizer.ignore_merges", spec.ignore_merges)};
     } else {
       all = {rs_writer_set_str(w, "tokenizer.unk", spec.unk.c_str()),
              rs_writer_set_str(w, "tokenizer.prefix", spec.prefix.c_str()),

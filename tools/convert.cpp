@@ -73,7 +73,14 @@ void set_tokenizer(rs_writer *w, const hf_tokenizer &t) {
   if (t.type == "bpe") {
     set_i64s(w, "tokenizer.merges", t.merges);
     check(rs_writer_set_str(w, "tokenizer.suffix", t.suffix.c_str()));
-    check(rs_writer_set_bool(w, "tokenizer.split_special", t.split_special));
+    if (t.suffix.empty()) {
+      check(rs_writer_set_bool(w, "tokenizer.compose", t.compose));
+      check(rs_writer_set_bool(w, "tokenizer.prefix_space", t.prefix_space));
+      check(rs_writer_set_bool(w, "tokenizer.trim_spans", t.trim_spans));
+      check(rs_writer_set_bool(w, "tokenizer.ignore_merges", t.ignore_merges));
+    } else {
+      check(rs_writer_set_bool(w, "tokenizer.split_special", t.split_special));
+    }
   } else {
     check(rs_writer_set_str(w, "tokenizer.unk", t.unk.c_str()));
     check(rs_writer_set_str(w, "tokenizer.prefix", t.prefix.c_str()));

@@ -20,6 +20,7 @@ struct hf_tokenizer {
   std::vector<int64_t> merges;  // of BPE: ids of the left and the right token, pair after pair
   std::string suffix;           // of a token that ends a word
   bool split_special = false;
+  bool compose = false, prefix_space = false, trim_spans = false, ignore_merges = false;  // of BPE without a suffix
   std::vector<int64_t> added_ids, added_flags;
   std::map<std::string, int64_t> special_ids;  // "pad", "cls", "sep", "mask", "bos", "eos": those that exist
   std::vector<int64_t> single, single_types, pair, pair_types;

@@ -27,6 +27,10 @@ constexpr token_role clip_roles[] = {{"pad", "pad_token", "<|endoftext|>"},
                                      {"eos", "eos_token", "<|endoftext|>"},
                                      {"bos", "bos_token", "<|startoftext|>"}};
 
+constexpr token_role roberta_roles[] = {
+    {"pad", "pad_token", "<pad>"}, {"cls", "cls_token", "<s>"}, {"sep", "sep_token", "</s>"}, {"mask", "mask_token", "<mask>"},
+    {"unk", "unk_token", "<unk>"}, {"bos", "bos_token", "<s>"}, {"eos", "eos_token", "</s>"}};
+
 // How CLIP finds words; newer folders put special tokens before that, which only matters where one is written in capitals.
 constexpr const char *clip_special_words = R"(<\|startoftext\|>|<\|endoftext\|>|)";
 constexpr const char *clip_words = R"('s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+)";
@@ -40,7 +44,10 @@ class tokenizer_reader {
     else if (files_.has_vocab) read_vocab_txt();
     else if (!files_.vocab_json.is_null() && files_.has_merges) read_vocab_json();
     else fail("the folder has neither tokenizer.json nor vocab.txt, nor vocab.json and merges.txt");
-    if (is_bpe()) {
+    if (is_gpt2()) {
+      if (ids_.find("<s>") != ids_.end()) find_special_ids(roberta_roles);
+      else find_special_ids(token_roles);
+    } else if (is_bpe()) {
       find_special_ids(clip_roles);
     } else {
       find_special_ids(token_roles);
@@ -51,6 +58,8 @@ class tokenizer_reader {
 
  private:
   bool is_bpe() const { return out_.type == "bpe"; }
+  // BPE whose tokens have no suffix: words are found as GPT-2 does it.
+  bool is_gpt2() const { return is_bpe() && out_.suffix.empty(); }
 
   template <size_t N>
   void find_special_ids(const token_role (&roles)[N]) {
@@ -140,7 +149,10 @@ class tokenizer_reader {
         add_token(token.string("content").value_or(""), token.integer("id").value_or(-1), flags_of(token), token.where());
       }
     }
-    if (is_bpe()) {
+    if (is_gpt2()) {
+      read_gpt2_normalizer(root.find("normalizer"));
+      read_gpt2_pre_tokenizer(root.find("pre_tokenizer"));
+    } else if (is_bpe()) {
       check_clip_normalizer(root.find("normalizer"));
       check_clip_pre_tokenizer(root.find("pre_tokenizer"));
     } else {
@@ -177,17 +189,18 @@ class tokenizer_reader {
 
   // -------------------------------------------------------------------------------------------- BPE
 
-  // Only CLIP's kind: every byte has a token inside a word and one at its end, so there are no unknown ones, and `unk_token`,
-  // `fuse_unk` and `byte_fallback` say nothing.
+  // Of CLIP's kind, where tokens that end a word have a suffix, or of GPT-2's, where none has.  Every byte has a token (of CLIP's,
+  // inside a word and at its end), so there are no unknown ones, and `unk_token`, `fuse_unk` and `byte_fallback` say nothing.
   void read_bpe(const json_object &model) {
     out_.type = "bpe";
     out_.suffix = model.string("end_of_word_suffix").value_or("");
-    if (out_.suffix.empty()) fail(model.where(), ": BPE without end_of_word_suffix, rs knows that of CLIP, which has '</w>'");
+    out_.ignore_merges = model.boolean("ignore_merges").value_or(false);
     if (!model.string("continuing_subword_prefix").value_or("").empty())
-      fail(model.where(), ": BPE with a continuing_subword_prefix, CLIP's has none");
-    if (model.boolean("ignore_merges").value_or(false)) fail(model.where(), ": BPE with ignore_merges, CLIP's is without");
+      fail(model.where(), ": BPE with a continuing_subword_prefix, those of CLIP and GPT-2 have none");
+    if (out_.ignore_merges && !is_gpt2()) fail(model.where(), ": BPE with ignore_merges, CLIP's is without");
     if (const json *dropout = model.find("dropout"))
-      if (!dropout->is_number() || dropout->get<double>() != 0) fail(model.where(), ": BPE with dropout, CLIP's is without");
+      if (!dropout->is_number() || dropout->get<double>() != 0)
+        fail(model.where(), ": BPE with dropout, those of CLIP and GPT-2 are without");
     for (const json &item : model.array("merges")) {
       const size_t i = merges_.size();
       if (item.is_string()) {
@@ -269,7 +282,34 @@ class tokenizer_reader {
     if (!bytes.boolean("use_regex").value_or(true)) fail(bytes.where(), ": without use_regex, CLIP's has it");
   }
 
-  // <s> a </s>, <s> a </s></s> b </s>.  What it says of spaces is about tokens that have them, which CLIP's do not.
+  void read_gpt2_normalizer(const json *value) {
+    const std::string type = type_of(only_member(value, "normalizers"), "normalizer");
+    out_.compose = type == "NFC";
+    if (type != "none" && type != "NFC")
+      fail("tokenizer.json: the normalizer is of type ", in_quotes(type),
+           ", rs knows none and NFC for BPE without end_of_word_suffix");
+  }
+
+  void read_gpt2_pre_tokenizer(const json *value) {
+    value = only_member(value, "pretokenizers");
+    const std::string type = type_of(value, "pre_tokenizer");
+    if (type != "ByteLevel")
+      fail("tokenizer.json: the pre_tokenizer is of type ", in_quotes(type),
+           ", rs knows ByteLevel for BPE without end_of_word_suffix");
+    json_object bytes(*value, "tokenizer.json: pre_tokenizer");
+    out_.prefix_space = bytes.boolean("add_prefix_space").value_or(true);
+    if (!bytes.boolean("use_regex").value_or(true)) fail(bytes.where(), ": ByteLevel without use_regex, rs knows GPT-2's words");
+  }
+
+  // What a post-processor says of spaces is about places; CLIP's tokens have none.
+  void read_trimming(const json_object &processor) {
+    if (!is_gpt2()) return;
+    out_.trim_spans = processor.boolean("trim_offsets").value_or(true);
+    if (out_.trim_spans && processor.boolean("add_prefix_space").value_or(true) != out_.prefix_space)
+      fail(processor.where(), ": add_prefix_space is not that of the pre_tokenizer");
+  }
+
+  // <s> a </s>, <s> a </s></s> b </s>.
   void set_roberta_template(int64_t cls, int64_t sep) {
     out_.single = {cls, -1, sep};
     out_.single_types = {0, 0, 0};
@@ -277,20 +317,24 @@ class tokenizer_reader {
     out_.pair_types = {0, 0, 0, 0, 0, 0};
   }
 
-  // As CLIPTokenizer of transformers 5 puts it together.
+  // As CLIPTokenizer and RobertaTokenizer of transformers 5 put it together.
   void read_vocab_json() {
+    bool roberta = false;
     if (!files_.config.is_null()) {
-      const std::string name =
-          json_object(files_.config, "tokenizer_config.json").string("tokenizer_class").value_or("CLIPTokenizer");
-      if (name != "CLIPTokenizer" && name != "CLIPTokenizerFast")
+      json_object config(files_.config, "tokenizer_config.json");
+      const std::string name = config.string("tokenizer_class").value_or("CLIPTokenizer");
+      roberta = name == "RobertaTokenizer" || name == "RobertaTokenizerFast";
+      if (!roberta && name != "CLIPTokenizer" && name != "CLIPTokenizerFast")
         fail("tokenizer_config.json: tokenizer_class ", in_quotes(name),
-             " and no tokenizer.json; rs reads vocab.json and merges.txt of CLIPTokenizer");
+             " and no tokenizer.json; rs reads vocab.json and merges.txt of CLIPTokenizer and RobertaTokenizer");
+      out_.prefix_space = roberta && config.boolean("add_prefix_space").value_or(false);
     }
     if (!files_.vocab_json.is_object()) fail("vocab.json is not an object");
     read_vocab(files_.vocab_json, "vocab.json");
     out_.type = "bpe";
-    out_.suffix = "</w>";
-    out_.split_special = true;
+    out_.suffix = roberta ? "" : "</w>";
+    out_.split_special = !roberta;
+    out_.trim_spans = roberta;
     for (size_t begin = 0; begin < files_.merges.size();) {
       const size_t end = std::min(files_.merges.find('\n', begin), files_.merges.size());
       const bool cr = end > begin && files_.merges[end - 1] == '\r';
@@ -300,8 +344,10 @@ class tokenizer_reader {
       read_merge(line, join("merges.txt: merge ", merges_.size()));
     }
     rank_merges();
-    add_listed_tokens(clip_roles);
-    const int64_t bos = id_of(token_of(clip_roles[3]), "vocab.json"), eos = id_of(token_of(clip_roles[2]), "vocab.json");
+    if (roberta) add_listed_tokens(roberta_roles);
+    else add_listed_tokens(clip_roles);
+    const token_role &begin = roberta ? roberta_roles[1] : clip_roles[3], &end = roberta ? roberta_roles[2] : clip_roles[2];
+    const int64_t bos = id_of(token_of(begin), "vocab.json"), eos = id_of(token_of(end), "vocab.json");
     set_roberta_template(bos, eos);
   }
 
@@ -365,6 +411,17 @@ class tokenizer_reader {
 
   void read_post_processor(const json *value) {
     value = only_member(value, "processors");
+    if (type_of(value, "post_processor") == "Sequence" && is_gpt2()) {  // of ByteLevel, which trims, and a template
+      const json *first = member(value, "processors", 0), *second = member(value, "processors", 1);
+      if (type_of(first, "post_processor") == "ByteLevel" && second && !member(value, "processors", 2)) {
+        read_trimming(json_object(*first, "tokenizer.json: post_processor"));
+        value = second;
+      }
+    }
+    if (value && is_gpt2() && type_of(value, "post_processor") == "ByteLevel") {
+      read_trimming(json_object(*value, "tokenizer.json: post_processor"));
+      value = nullptr;
+    }
     if (!value) {  // the text alone
       out_.single = {-1};
       out_.single_types = {0};
@@ -378,6 +435,7 @@ class tokenizer_reader {
       set_bert_template(named_id(processor, "cls"), named_id(processor, "sep"));
     } else if (type == "RobertaProcessing" && is_bpe()) {
       set_roberta_template(named_id(processor, "cls"), named_id(processor, "sep"));
+      read_trimming(processor);
     } else if (type == "TemplateProcessing") {
       read_template(processor, "single", false, &out_.single, &out_.single_types);
       read_template(processor, "pair", true, &out_.pair, &out_.pair_types);
