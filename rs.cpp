@@ -2116,9 +2116,8 @@ bool available() { return avx2::available() && cpu().avxvnni; }
 
 #define RS_TARGET __attribute__((target("avx2,fma,f16c,avxvnni")))
 #define RS_INLINE RS_TARGET inline __attribute__((always_inline))
-using avx2::broadcast4, avx2::f32_peak, avx2::finish, avx2::finish_panels, avx2::vf, avx2::load, avx2::set1, avx2::mul, avx2::add,
-    avx2::centred, avx2::store, avx2::hide, avx2::load_int, avx2::panel_width, avx2::store_int, avx2::unpack_step, avx2::vi,
-    avx2::zero_int;
+using avx2::broadcast4, avx2::f32_peak, avx2::finish_panels, avx2::vf, avx2::load, avx2::set1, avx2::mul, avx2::add, avx2::centred,
+    avx2::store, avx2::hide, avx2::load_int, avx2::panel_width, avx2::store_int, avx2::unpack_step, avx2::vi, avx2::zero_int;
 constexpr int w8_tile_rows = 6, w8_tile_panels = 1;  // 12 sums
 constexpr int w4_tile_rows = 6, w4_tile_panels = 1, w4_unroll = 8, peak_chains = 12;
 
