@@ -380,8 +380,9 @@ rs_tensor *rs_dropper::after_layer(int layer, const rs_layer_states &s) {
     if (schedule_->mode == RS_DROP_RESTORE) dropped_.push_back({kept, s.y});
   }
   for (size_t i = 0; i < carried_.size(); i++)
-    carried_[i] = rs_name(g_, rule.fold ? merged(carried_[i]) : rs_token_gather(g_, carried_[i], kept),
-                          (name + ".carried." + std::to_string(i)).c_str());
+    if (rs_tensor *&rows = carried_[i])
+      rows =
+          rs_name(g_, rule.fold ? merged(rows) : rs_token_gather(g_, rows, kept), (name + ".carried." + std::to_string(i)).c_str());
   if (into) {
     now_.sizes = rs_name(g_, rs_token_sizes(g_, into, kept, cu_seqlens(), sizes()), (name + ".sizes").c_str());
   }

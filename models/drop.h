@@ -75,6 +75,7 @@ class rs_dropper {
   rs_tensor *sizes() const { return now_.sizes; }
   // What else belongs to the tokens, [T, ..], and is of use to the layers that follow: it loses those that are dropped, too. Tokens
   // that became one keep the row of the one that stays; a further token of RS_DROP_FOLD has the mean of those that it is made of.
+  // nullptr: nothing, but a place among the others.
   void carry(rs_tensor *x) { carried_.push_back(x); }
   rs_tensor *carried(size_t i) const { return carried_[i]; }  // in the order of carry()
   // The states that the next layer gets.  Names what it finds: drop.<layer>.score, .kept, .into.

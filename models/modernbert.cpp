@@ -203,8 +203,11 @@ rs_status modernbert_build(const rs_model *model, rs_graph *g, rs_tower, int lay
   rs_tensor *word = rs_embed(g, ids, weight2(g, "token.weight", shape.vocab, s.hidden));
   rs_tensor *x = norm(g, rs_name(g, word, "token"), nullptr, "embeddings.norm", s.hidden, s.eps, "embeddings");
   rs_dropper dropper(g, drop, cu_seqlens);
-  for (const std::string name : {"rope", "rope.window"})
-    dropper.carry(rs_name(g, rs_rope_table(g, positions, weight1(g, name + ".frequencies", half)), name.c_str()));
+  for (const bool window : {false, true}) {
+    const std::string name = window ? "rope.window" : "rope";
+    const bool used = std::any_of(s.windows.begin(), s.windows.begin() + layers, [&](int64_t w) { return (w > 0) == window; });
+    dropper.carry(used ? rs_name(g, rs_rope_table(g, positions, weight1(g, name + ".frequencies", half)), name.c_str()) : nullptr);
+  }
   *out = dropper.finish(build_layers(g, s, x, layers, &dropper));
   if (layers == s.layers) out->x = norm(g, out->x, nullptr, "norm", s.hidden, s.eps, "norm");
   return RS_OK;
