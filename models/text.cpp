@@ -1654,7 +1654,7 @@ class bpe_index {
     char both[2 * max_bpe_token];
     size_t n = 0;
     const auto put = [&](const char *bytes, size_t length) {
-      memcpy(both + n, bytes, length);
+      std::copy(bytes, bytes + length, both + n);  // there may be none
       n += length;
     };
     const auto put_token = [&](size_t id) { put(t_.word_bytes.data() + places_[id].begin, places_[id].length); };
