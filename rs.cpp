@@ -5580,6 +5580,12 @@ rs_status rs_session_profile_at(const rs_session *s, size_t i, rs_profile_row *o
   return RS_OK;
 }
 
+// Sections 12 to 15, and 17, run once a model, not once a text: they are to be small.
+#if defined(__GNUC__) && !defined(__clang__) && defined(__OPTIMIZE__)
+#pragma GCC push_options
+#pragma GCC optimize("Os")
+#endif
+
 // ================================================================================ 12  backend hook
 //
 // A backend is a library of its own, so that one build of rs serves machines with and without a driver: librs-cuda.so, looked for
@@ -6940,6 +6946,10 @@ rs_status rs_pooling_parse(const char *name, rs_pooling *out) {
                  name);
 }
 
+#if defined(__GNUC__) && !defined(__clang__) && defined(__OPTIMIZE__)
+#pragma GCC pop_options
+#endif
+
 // ================================================================================ 16  session: texts and images to vectors
 
 namespace {
@@ -8187,6 +8197,11 @@ const char *rs_token(const rs_model *model, int32_t id) {
   return model->tokenizer ? rs_tokenizer_token(model->tokenizer, id) : nullptr;
 }
 
+#if defined(__GNUC__) && !defined(__clang__) && defined(__OPTIMIZE__)
+#pragma GCC push_options
+#pragma GCC optimize("Os")
+#endif
+
 // ================================================================================ 17  calibration: what the quantizers should know
 // of the inputs
 
@@ -8369,5 +8384,9 @@ rs_status rs_tensor_encode_calibrated(const rs_calibration *c, const char *name,
     return encode(type, layout, rank, shape, src, &r, dst, capacity);
   });
 }
+
+#if defined(__GNUC__) && !defined(__clang__) && defined(__OPTIMIZE__)
+#pragma GCC pop_options
+#endif
 
 #endif  // RS_VECTOR_PART

@@ -94,7 +94,6 @@ MUTATIONS = [
     mutation("w4: the low nibbles are the high ones", QUANTIZED, ("w[0][i] = unpack_nibbles(w[0][i], [[4]]);", "0")),
     mutation("w4: multipliers of the wrong channel", QUANTIZED, ("mult >> [[(i % 2 * 2 + c / 2)]] * 8", "(i % 2 * 2 + c % 2)")),
     mutation("w4: multipliers of the other group", QUANTIZED, ("(stage + (at.mult + [[half]] * 32))", "(1 - half)")),
-    mutation("order_panels: channels that are not there are read", QUANTIZED, ("if ([[n >= np]] || k4 >= kp / panel_k) return none;", "n > np")),
     mutation("thread_sum: rows and columns exchanged", QUANTIZED, ("[[channel % 2 * 2 + i % 2]]];", "i % 2 * 2 + channel % 2")),
     mutation("thread_token: tokens exchanged", QUANTIZED, ("return [[i / 2 * 8 + lane_of() % 4 * 2 + i % 2]];", "i / 2 * 8 + i % 2 * 4 + lane_of() % 4")),
     mutation("store_any_tile: a row too many", QUANTIZED, ("if ([[row >= rows]]) continue;", "row > rows")),
