@@ -3806,7 +3806,10 @@ rs_status reserve_all(card_session &s, const backend_run &r, const run_layout &l
     RS_TRY(s.upload.reserve(l.upload_bytes, "inputs", error, &moved));
     RS_TRY(s.staging.reserve(l.upload_bytes, "inputs", error, &moved));
     RS_TRY(s.arena.reserve(r.arena_bytes, "activations", error, &moved));
+    const size_t before = s.q.bytes;
     RS_TRY(s.q.reserve(l.q_bytes, "quantized activations", error, &moved));
+    // Tiles are copied whole: of rows that no run has, what is there is of no account, but it is there.
+    if (s.q.bytes != before) RS_CUDA_CHECK(error, "quantized activations", cudaMemsetAsync(s.q.data, 0, s.q.bytes, s.stream));
     RS_TRY(s.quants.reserve(l.quant_bytes, "quantized activations", error, &moved));
     return s.scratch.reserve(l.scratch_bytes, "scratch", error, &moved);
   };

@@ -293,7 +293,7 @@ if wants tests; then
     part "test_heads" 30 on_card test_heads \
       "-heads.logits_match_bert_as_it_is_written_down:answers.are_the_best_of_all_spans:answers.all_of_them_fit_in_a_list*" RS_DEVICE=cuda
     part "test_vision" 40 on_card test_vision \
-      "-vision.every_family_gives_what_its_reference_does:vision.patches_of_any_size_are_embedded:vision.quantized_families_stay_near:vision.texts_of_clip*:vision_real.*" \
+      "-vision.verify_looks_at_the_vectors_of_pictures:vision.every_family_gives_what_its_reference_does:vision.patches_of_any_size_are_embedded:vision.quantized_families_stay_near:vision.texts_of_clip*:vision_real.*" \
       RS_DEVICE=cuda
   fi
 fi
@@ -301,7 +301,7 @@ if wants shim; then part "the same graphs as on the CPU" 60 compare_with_shim; f
 if [ -z "$small" ] && { wants models || wants bench || wants sanitizer || wants peers; }; then
   part "weight files" 90 make_models
   if wants models; then
-    for one in minilm_of_floats_agrees_with_the_cpu minilm_of_few_bits_is_as_near_to_f32_as_on_the_cpu dinov2_agrees_with_the_cpu \
+    for one in minilm_of_floats_agrees_with_the_cpu minilm_of_few_bits_is_as_near_to_f32_as_on_the_cpu dinov2_agrees_with_the_cpu modernbert_agrees_with_the_cpu \
       profile_has_every_operator; do
       part "models: $one" 30 on_card test_cuda_models "model_on_a_card.$one"
     done
@@ -316,7 +316,7 @@ if [ -z "$small" ] && { wants models || wants bench || wants sanitizer || wants 
   if wants sanitizer && [ -z "$fake" ]; then
     for one in memcheck racecheck initcheck synccheck; do part "compute-sanitizer $one" 45 sanitize "$one"; done
   fi
-  if wants peers; then part "beside its peers" 120 peers; fi
+  if wants peers; then part "beside its peers" 180 peers; fi
 fi
 
 # ---------------------------------------------------------------- the report

@@ -54,32 +54,44 @@ TEST(model_on_a_card, minilm_of_few_bits_is_as_near_to_f32_as_on_the_cpu) {
   }
 }
 
-vec image_vector(const std::string &path, const char *device, const char *drop_text) {
+// Of n pictures.
+vec image_vectors(const std::string &path, const char *device, const char *drop_text, size_t n = 1) {
   const loaded_on m(path, device);
-  vec pixels(3 * 98 * 98);
-  for (size_t i = 0; i < pixels.size(); i++)
-    pixels[i] = std::sin(static_cast<float>(i % 98) / 9) + std::cos(static_cast<float>(i / 98) / 17) +
-                static_cast<float>(i * 2654435761u % 1000) / 1000;
-  const rs_image image = {RS_IMAGE_PIXELS, pixels.data(), 0, 98, 98};
+  constexpr size_t values = 3 * 98 * 98;
+  vec pixels(n * values);
+  for (size_t k = 0; k < pixels.size(); k++) {
+    const size_t i = k % values, picture = k / values;
+    pixels[k] = std::sin(static_cast<float>(i % 98) / static_cast<float>(9 + picture)) +
+                std::cos(static_cast<float>(i / 98) / static_cast<float>(17 - 3 * picture)) +
+                static_cast<float>(k * 2654435761u % 1000) / 1000;
+  }
+  std::vector<rs_image> all;
+  for (size_t k = 0; k < n; k++) all.push_back({RS_IMAGE_PIXELS, pixels.data() + k * values, 0, 98, 98});
   rs_drop *drop = nullptr;
   EXPECT_TRUE(!*drop_text || rs_drop_parse(drop_text, &drop) == RS_OK) << rs_last_error();
   auto p = sized<rs_encode_params>();
   p.drop = drop, p.image_width = p.image_height = 98;
-  vec out(384);
-  EXPECT_EQ(rs_encode_images(m.session, &image, 1, &p, out.data(), out.size(), nullptr), RS_OK) << rs_last_error();
+  vec out(n * 384);
+  EXPECT_EQ(rs_encode_images(m.session, all.data(), n, &p, out.data(), out.size(), nullptr), RS_OK) << rs_last_error();
   rs_drop_free(drop);
   return out;
+}
+
+// 1 - cosine, on average.
+double distance(const vec &a, const vec &b) {
+  double sum = 0;
+  for (size_t i = 0; i < a.size(); i += 384) sum += 1 - cosine(a.data() + i, b.data() + i, 384);
+  return sum / (static_cast<double>(a.size()) / 384);
 }
 
 TEST(model_on_a_card, dinov2_agrees_with_the_cpu) {
   const std::string f32 = test_model("dinov2-f32"), q8 = test_model("dinov2-q8");
   if (f32.empty() || q8.empty()) GTEST_SKIP() << "no dinov2-f32.rsw or dinov2-q8.rsw";
   for (const char *drop : {"", "ratios=0,0,0,0.3,0,0,0.3", "ratios=0,0,0,0,0,0.35,0,0,0.4 score=centre mode=merge"})
-    EXPECT_GE(worst_cosine(image_vector(f32, "cuda", drop), image_vector(f32, "cpu", drop), 384), 0.9999) << drop;
-  const vec truth = image_vector(f32, "cpu", "");
-  const double card = 1 - worst_cosine(image_vector(q8, "cuda", ""), truth, 384),
-               cpu = 1 - worst_cosine(image_vector(q8, "cpu", ""), truth, 384);
-  EXPECT_LE(card, 1.5 * cpu + 1e-4);  // of one image
+    EXPECT_GE(worst_cosine(image_vectors(f32, "cuda", drop), image_vectors(f32, "cpu", drop), 384), 0.9999) << drop;
+  // Of one picture the noise of 8 bits is 1e-4 to 1e-3, whatever computes it.
+  const vec truth = image_vectors(f32, "cpu", "", 4);
+  EXPECT_LE(distance(image_vectors(q8, "cuda", "", 4), truth), 1.5 * distance(image_vectors(q8, "cpu", "", 4), truth) + 1e-4);
 }
 
 // A tiny one, of random weights: rotary positions and windows, and both behind drops.
