@@ -248,14 +248,14 @@ bench() { # NAME [OPTION...]
 
 # Beside what the Python here has.
 peers() {
-  local one engines=rs-q8,torch-f16-cuda,ort-cuda cases=1x128,32x128,256x128,images image_cases=224x1,224x32
+  local one engines=rs-q8,torch-f16-cuda,ort-cuda cases=1x128,256x128,images image_cases=224x32
   [ -z "$fake" ] || engines=rs-q8 cases=1x16,images image_cases=28x1
   for one in all-MiniLM-L6-v2 dinov2-small; do
     [ -e "$sources/$one/model.safetensors" ] || { missing "no $sources/$one"; return; }
   done
   RS_CUDA_LIBRARY=$card_library limit python3 tools/bench-peers --device cuda --rs "$build" --model "$sources/all-MiniLM-L6-v2" \
     --image-model "$sources/dinov2-small" --drop none --engines "$engines" --cases "$cases" --image-cases "$image_cases" --quick \
-    --rounds 3 --seconds 0.2 --out "$work/peers.md" --json "$work/peers.json"
+    --rounds 2 --seconds 0.2 --out "$work/peers.md" --json "$work/peers.json"
 }
 
 # ---------------------------------------------------------------- all of them
