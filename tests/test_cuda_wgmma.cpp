@@ -2,4 +2,4 @@
 #define RS_CUDA_HOST_WGMMA
 #define CudaLinear CudaLinearWgmma
 #define CudaWeights CudaWeightsWgmma
-#include "test_cuda_linear.cpp"
+#include "test_cuda_linear.cpp"  // NOLINT(bugprone-suspicious-include)
