@@ -143,10 +143,22 @@ RS_DEVICE void mma_bf16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define RS_WGMMA 1
 RS_DEVICE void fence_shared() { asm volatile("fence.proxy.async.shared::cta;" : : : "memory"); }
-RS_DEVICE void multiply_begin() { asm volatile("wgmma.fence.sync.aligned;" : : : "memory"); }
-RS_DEVICE void multiply_end() {
+// For the compiler: what was done to c is done, and what follows comes behind.
+template <int N>
+RS_DEVICE void settle(int32_t (&c)[N][8][4]) {
+  RS_UNROLL
+  for (int i = 0; i < N * 32; i++) asm volatile("" : "+r"(c[i / 32][i / 4 % 8][i % 4]) : : "memory");
+}
+template <int N>
+RS_DEVICE void multiply_begin(int32_t (&c)[N][8][4]) {
+  settle(c);
+  asm volatile("wgmma.fence.sync.aligned;" : : : "memory");
+}
+template <int N>
+RS_DEVICE void multiply_end(int32_t (&c)[N][8][4]) {
   asm volatile("wgmma.commit_group.sync.aligned;" : : : "memory");
   asm volatile("wgmma.wait_group.sync.aligned 0;" : : : "memory");
+  settle(c);
 }
 RS_DEVICE void multiply_s8u8(int32_t (&c)[8][4], const uint32_t (&a)[4], shared<uint8_t> b) {
   // Address, and from 8 columns to the next, in 16 bytes; the second field is not used; swizzled within 64 bytes.
@@ -228,9 +240,11 @@ cudaError_t launch(cudaStream_t stream, dim3 grid, int threads, size_t bytes, vo
                                                     cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
     if (status != cudaSuccess) return status;
   }
-  int device = 0, capability = 0;
-  cudaError_t status = cudaGetDevice(&device);
-  if (status == cudaSuccess) status = cudaDeviceGetAttribute(&capability, cudaDevAttrComputeCapabilityMajor, device);
+  // Only code that waits may begin early, and only such drivers record that.
+  cudaFuncAttributes code = {};
+  int driver = 0;
+  cudaError_t status = cudaFuncGetAttributes(&code, kernel);
+  if (status == cudaSuccess) status = cudaDriverGetVersion(&driver);
   if (status != cudaSuccess) return status;
   cudaLaunchAttribute early = {};
   early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
@@ -238,7 +252,7 @@ cudaError_t launch(cudaStream_t stream, dim3 grid, int threads, size_t bytes, vo
   cudaLaunchConfig_t config = {};
   config.gridDim = grid, config.blockDim = dim3(static_cast<unsigned>(threads));
   config.dynamicSmemBytes = bytes, config.stream = stream;
-  config.attrs = &early, config.numAttrs = capability >= 9 ? 1 : 0;
+  config.attrs = &early, config.numAttrs = code.ptxVersion >= 90 && driver >= 12030 ? 1 : 0;
   return cudaLaunchKernelEx(&config, kernel, static_cast<P>(args)...);
 }
 
@@ -645,10 +659,10 @@ RS_DEVICE void multiply_step(shared<uint8_t> stage, const fragment_places &at, i
     const uint4 v = (stage + (at.w + i * 512)).as<uint4>()[0];
     w[i / 2][i % 2][0] = v.x, w[i / 2][i % 2][1] = v.y, w[i / 2][i % 2][2] = v.z, w[i / 2][i % 2][3] = v.w;
   }
-  multiply_begin();
+  multiply_begin(acc);
   RS_UNROLL
   for (int i = 0; i < 4; i++) multiply_s8u8(acc[i % 2], w[i / 2][i % 2], stage + (warp_m * 64 * step_k + i / 2 * 32));
-  multiply_end();
+  multiply_end(acc);
 }
 #endif
 
@@ -1046,7 +1060,7 @@ RS_DEVICE float log_size(const attn_call &a, int64_t token) { return log2f(a.siz
 // Two neighbouring columns of the result, of which `left` are there.
 RS_DEVICE void store_pair(const attn_call &a, int64_t at, int left, float2 v) {
   if (left <= 0) return;
-  const uint32_t halves = pack_f16(v.x, v.y);
+  const uint32_t halves = pack_finite_f16(v.x, v.y);  // weights are rounded, their sum is not: a little beyond the values
   float *floats = static_cast<float *>(a.out) + at;
   uint16_t *to = static_cast<uint16_t *>(a.out) + at;
   if (a.pairs) {
@@ -3304,7 +3318,8 @@ rs_status upload_weight(rs_type type, rs_layout layout, int64_t rows, int64_t co
     data = ordered.data(), bytes = ordered.size();
   }
   RS_TRY(allocate(out, bytes, name, error));
-  const cudaError_t e = cudaMemcpy(*out, data, bytes, cudaMemcpyHostToDevice);
+  cudaError_t e = cudaMemcpy(*out, data, bytes, cudaMemcpyHostToDevice);
+  if (e == cudaSuccess) e = cudaDeviceSynchronize();  // streams of sessions do not wait for that copy
   if (e != cudaSuccess) {
     (void)cudaFree(*out);
     *out = nullptr;

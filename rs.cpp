@@ -5365,10 +5365,12 @@ void place(const lane &l, graph_plan &p, run_error *error) {
         break;
       case tensor_input:
       case tensor_op:  // what is in a block: run_block moves it there
-        v.data = p.bound[t->id] ? static_cast<char *>(p.bound[t->id]) : l.arena + p.offsets[t->id];
+        v.data = static_cast<char *>(p.bound[t->id]);
+        if (!v.data && l.arena) v.data = l.arena + p.offsets[t->id];
         break;
       case tensor_view:
-        v.data = p.values[t->base->id].data + t->first * 4;
+        v.data = p.values[t->base->id].data;
+        if (v.data) v.data += t->first * 4;
         break;
       case tensor_starts:
         v.data = reinterpret_cast<char *>(p.levels[static_cast<size_t>(t->level)].cu.data());
@@ -7505,7 +7507,8 @@ class batch {
                      e.positions.data() + p.token, e.cu_seqlens.data() + p.begin + i, e.protect.data() + p.token,
                      static_cast<size_t>(p.tokens), n, e.vectors.data() + static_cast<size_t>(p.row) * width, rows * width},
                     bindings);
-    return {g.graph, p.tokens, static_cast<int64_t>(n), bindings->data(), bound, rows_of(*s->model, g, e.images.data() + p.begin)};
+    return {g.graph,          p.tokens, static_cast<int64_t>(n),
+            bindings->data(), bound,    rows_of(*s->model, g, g.pixels ? e.images.data() + p.begin : nullptr)};
   }
 
   rs_status deliver(const window &w, const float *x) {

@@ -101,13 +101,15 @@ rs_status convert_head(rs_importer &in, const bert_settings &s, const std::strin
   const std::string pooler = inside ? "classifier.dense." : root + "pooler.dense.",
                     last = inside ? "classifier.out_proj." : "classifier.";
   const bool spans = in.has("qa_outputs.weight"), classifier = in.has(last + "weight"), pooled = in.has(pooler + "weight");
-  const bool tokens = classifier && (!strcmp(architecture, "BertForTokenClassification") || !pooled);
+  const auto is = [&](const std::string &task) { return architecture == "Bert" + task || architecture == "Roberta" + task; };
+  const bool tokens = classifier && (is("ForTokenClassification") || !pooled);
   if (spans && classifier)
     return rs_fail(RS_ERR_UNSUPPORTED, "both 'qa_outputs.weight' and 'classifier.weight' are there; rs takes one head");
-  if (classifier && tokens && !strcmp(architecture, "BertForSequenceClassification"))
+  if (classifier && tokens && is("ForSequenceClassification"))
     return rs_fail(RS_ERR_FORMAT, "tensor '%sweight' is missing", pooler.c_str());
 
-  if (pooled) {  // of use to a classifier of texts; else kept as it is, since others may want it
+  if (inside) in.ignore(root + "pooler.");  // some files have one beside it, of no use to them
+  if (pooled) {                             // of use to a classifier of texts; else kept as it is, since others may want it
     RS_TRY(classifier && !tokens ? in.head("pooler.weight", pooler + "weight", s.hidden, s.hidden)
                                  : in.linear("pooler.weight", {pooler + "weight"}, s.hidden, s.hidden));
     RS_TRY(in.vector("pooler.bias", {pooler + "bias"}, s.hidden));

@@ -1670,8 +1670,12 @@ inline void mma_bf16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[
 #ifdef RS_CUDA_HOST_WGMMA
 #define RS_WGMMA 1
 inline void fence_shared() { cuda_host::current->fibers[static_cast<size_t>(cuda_host::current->thread)].fenced = true; }
-inline void multiply_begin() { cuda_host::current->fibers[static_cast<size_t>(cuda_host::current->thread)].begun = true; }
-inline void multiply_end() {
+template <class C>
+void multiply_begin(C &) {
+  cuda_host::current->fibers[static_cast<size_t>(cuda_host::current->thread)].begun = true;
+}
+template <class C>
+void multiply_end(C &) {
   cuda_host::fiber &self = cuda_host::current->fibers[static_cast<size_t>(cuda_host::current->thread)];
   for (const cuda_host::async_sums &s : self.sums) std::memcpy(s.c, s.sum, sizeof(s.sum));
   self.sums.clear();

@@ -549,12 +549,12 @@ RS_KERNEL(block, 1) product_of_four_warps(spoilt how, const int8_t *a, const uin
   const auto at = [&](int j, int k) { return (row + k / 2 * 8) * 64 + j * 8 + t * 2 + k % 2; };
   for (int j = 0; j < 8; ++j)
     for (int k = 0; k < 4; ++k) acc[j][k] = c[at(j, k)];
-  if (how != spoilt::begin) multiply_begin();
+  if (how != spoilt::begin) multiply_begin(acc);
   multiply_s8u8(acc, af, bs + (how == spoilt::place ? 16 : 32));
-  if (how != spoilt::end && how != spoilt::early) multiply_end();
+  if (how != spoilt::end && how != spoilt::early) multiply_end(acc);
   for (int j = 0; j < 8; ++j)
     for (int k = 0; k < 4; ++k) c[at(j, k)] = acc[j][k];
-  if (how == spoilt::early) multiply_end();
+  if (how == spoilt::early) multiply_end(acc);
 }
 
 TEST(cuda_host, products_of_four_warps) {
