@@ -3,6 +3,7 @@
 #include "../tools/safetensors.h"
 #include "cli_util.h"
 #include "tiny_bert.h"
+#include "tiny_model.h"
 
 #include <algorithm>
 #include <cmath>
@@ -178,6 +179,39 @@ TEST(texts, heads_are_those_of_the_folder) {
     EXPECT_EQ(info.position_limit, 128);
     if (head == RS_HEAD_SEQUENCE || head == RS_HEAD_TOKENS) {
       EXPECT_STREQ(rs_model_label(m.model, 2), "label 2");
+    }
+  }
+}
+
+// Some files have a pooler beside the head, which has no use for it.
+TEST(texts, a_pooler_beside_a_head_of_roberta_changes_nothing) {
+  for (const auto &[name, head] : {std::pair("roberta-classifier", RS_HEAD_SEQUENCE), {"roberta-tokens", RS_HEAD_TOKENS}}) {
+    SCOPED_TRACE(name);
+    const temp_dir dir;
+    std::filesystem::copy(folder_of(name), dir / "model");
+    std::map<std::string, tiny_tensor> tensors;
+    {
+      const std::string path = dir / "model/model.safetensors";
+      const safetensors_file file(path, path);
+      for (const safetensors_entry &e : file.entries()) {
+        ASSERT_EQ(e.dtype, "F32");
+        tiny_tensor &t = tensors[e.name];
+        t.shape = e.shape, t.values.resize(e.bytes / 4);
+        memcpy(t.values.data(), e.data, e.bytes);
+      }
+    }
+    tensors["roberta.pooler.dense.weight"] = {{width, width}, vec(width * width, 1)};
+    tensors["roberta.pooler.dense.bias"] = {{width}, vec(width, 1)};
+    write_file(dir / "model/model.safetensors", tiny_model::safetensors(tensors));
+    const std::string path = dir / "m.rsw";
+    const run_result r = rs({"convert", dir / "model", "-o", path, "--type", "f32"});
+    ASSERT_EQ(r.code, 0) << r;
+    const loaded m(path), plain(converted(dir, name, "f32"));
+    auto info = sized<rs_model_info>();
+    ASSERT_EQ(rs_model_get_info(m.model, &info), RS_OK);
+    EXPECT_EQ(info.head, head);
+    if (head == RS_HEAD_SEQUENCE) {
+      EXPECT_EQ(classify(m.session, {texts()[1]}, nullptr, 3), classify(plain.session, {texts()[1]}, nullptr, 3));
     }
   }
 }
