@@ -3873,8 +3873,10 @@ rs_status run_graph(card_session &s, const backend_run &r, backend_error *error)
   RS_TRY(fault_status(r, *fault, error));
   at = 0;
   take(&at, sizeof(run_fault));
-  for (size_t i = 0; i < r.n_outputs; i++)
-    memcpy(r.outputs[i].data, s.results.data + take(&at, r.outputs[i].bytes), r.outputs[i].bytes);
+  for (size_t i = 0; i < r.n_outputs; i++) {
+    const char *from = s.results.data + take(&at, r.outputs[i].bytes);
+    if (r.outputs[i].bytes) memcpy(r.outputs[i].data, from, r.outputs[i].bytes);  // of no tokens, there may be no place either
+  }
   return RS_OK;
 }
 
