@@ -63,7 +63,8 @@ struct shared {
     return {reinterpret_cast<U *>(p)};
   }
 };
-// What the launch asked for, from a byte offset that is a multiple of 16.
+// What the launch asked for, from a byte offset that is a multiple of 16.  It begins on 1024 bytes: hardware that swaps chunks by
+// bits of their address (multiply_s8u8) wants a tile's first row where these are 0.
 template <class T>
 RS_DEVICE shared<T> block_memory(int offset) {
   extern __shared__ __align__(1024) unsigned char memory[];
@@ -339,6 +340,11 @@ RS_DEVICE float gelu_for_f16(float x) {
   return x * fused(u, p, 0.5f);
 }
 
+// half: the result is rounded to f16.
+RS_DEVICE float activate(rs_activation act, bool half, float x) {
+  return half && act == RS_ACT_GELU ? gelu_for_f16(x) : activate(act, x);
+}
+
 // A tensor of a run on the device.  Launches are for `capacity` rows; how many a run has is at *rows, on the device, so that one
 // recorded launch serves every run of a capacity.
 struct device_value {
@@ -478,7 +484,7 @@ RS_DEVICE void store_any_tile(int64_t first_row, int rows, int channel, bool wid
     if (e.residual) load_residual(e, row, channel, count, whole, residual);
     RS_UNROLL
     for (int j = 0; j < 4; j++) {
-      v[j] = e.half && e.act == RS_ACT_GELU ? gelu_for_f16(all[i][j]) : activate(e.act, all[i][j]);
+      v[j] = activate(e.act, e.half, all[i][j]);
       if (e.residual) v[j] = residual[j] + v[j];
     }
     store_four(e, row, channel, count, whole, v);
@@ -497,7 +503,7 @@ RS_DEVICE void store_whole_tile(int64_t first_row, int channel, const linear_end
     float v[4];
     values(i, v);
     RS_UNROLL
-    for (int j = 0; j < 4; j++) v[j] = Half && Act == RS_ACT_GELU ? gelu_for_f16(v[j]) : activate(Act, v[j]);
+    for (int j = 0; j < 4; j++) v[j] = activate(Act, Half, v[j]);
     if constexpr (Residual) {
       const float4 r = *reinterpret_cast<const float4 *>(from);
       v[0] = r.x + v[0], v[1] = r.y + v[1], v[2] = r.z + v[2], v[3] = r.w + v[3];
@@ -2097,11 +2103,12 @@ cudaError_t layer_norm_cuda(const op_call &c) {
 
 // ---- quantize: rows that no layer_norm quantized
 
+template <class T>  // float, or the bits of an f16
 struct quantize_args {
-  const float *x;
+  const T *x;
   int64_t ldx;
   const int32_t *rows;
-  int n, held;
+  int n, held;  // held: rows of a block, where they are in shared memory
   uint8_t *q;
   row_quant *rq;
   int kp;
@@ -2110,7 +2117,7 @@ struct quantize_args {
 // budget: registers 80, shared 0, spills 0
 template <int count, bool full>
 RS_KERNEL(row_threads, 3)
-quantize_registers(quantize_args a) {
+quantize_registers(quantize_args<float> a) {
   wait_for_previous();
   const int64_t r = row_of();
   if (r >= *a.rows) return;
@@ -2121,7 +2128,7 @@ quantize_registers(quantize_args a) {
 // budget: registers 64, shared 98304, spills 0
 template <int N>
 RS_KERNEL(row_threads, 4)
-quantize_shared(quantize_args a) {
+quantize_shared(quantize_args<float> a) {
   wait_for_previous();
   const int64_t r = static_cast<int64_t>(block_x()) * a.held + warp_of();
   if (r >= *a.rows) return;
@@ -2132,7 +2139,7 @@ quantize_shared(quantize_args a) {
 }
 template <int N>
 RS_KERNEL(row_threads, 4)
-quantize_global(quantize_args a) {
+quantize_global(quantize_args<float> a) {
   wait_for_previous();
   const int64_t r = row_of();
   if (r >= *a.rows) return;
@@ -2140,29 +2147,19 @@ quantize_global(quantize_args a) {
   quantize_held(row, r, a.n, a.q, a.kp, a.rq);
 }
 
-struct quantize_halves_args {
-  const uint16_t *x;
-  int64_t ldx;
-  const int32_t *rows;
-  int n;
-  uint8_t *q;
-  row_quant *rq;
-  int kp;
-};
-
 // budget: registers 128, shared 0, spills 0
 template <int count, bool full>
 RS_KERNEL(row_threads, count > 12  ? 2
                        : count > 8 ? 3
                                    : 4)
-quantize_halves(quantize_halves_args a) {
+quantize_halves(quantize_args<uint16_t> a) {
   wait_for_previous();
   const int64_t r = row_of();
   if (r >= *a.rows) return;
   const halves_in_registers<count, full> row(a.n, a.x + r * a.ldx);
   quantize_held(row, r, a.n, a.q, a.kp, a.rq);
 }
-RS_KERNEL(row_threads, 4) quantize_many_halves(quantize_halves_args a) {
+RS_KERNEL(row_threads, 4) quantize_many_halves(quantize_args<uint16_t> a) {
   wait_for_previous();
   const int64_t r = row_of();
   if (r >= *a.rows) return;
@@ -2179,7 +2176,7 @@ bool quantizes_halves(int64_t cols, int64_t stride, int64_t first) { return cols
                        a);
 cudaError_t quantize_half_rows(const op_call &c, const device_value &x, uint8_t *q, row_quant *rq, int64_t kp) {
   if (!quantizes_halves(x.cols, x.stride, 0) || reinterpret_cast<uintptr_t>(x.data) % 8) return cudaErrorInvalidValue;
-  const quantize_halves_args a = {x.f16(), x.stride, x.rows, static_cast<int>(x.cols), q, rq, static_cast<int>(kp)};
+  const quantize_args<uint16_t> a = {x.f16(), x.stride, x.rows, static_cast<int>(x.cols), 0, q, rq, static_cast<int>(kp)};
   int64_t counts = ceil_div(x.cols, 4 * warp_size);
   counts = round_up(counts, counts <= 4 ? 1 : counts <= 8 ? 2 : counts <= 16 ? 4 : 8);
   switch (counts) {
@@ -2201,7 +2198,7 @@ cudaError_t quantize_rows(const op_call &c, const device_value &x, uint8_t *q, r
   if (x.half) return quantize_half_rows(c, x, q, rq, kp);
   const bool fours = by_fours(x.cols, {&x});
   const row_plan plan = plan_row(x.cols, fours);
-  const quantize_args a = {x.f32(), x.stride, x.rows, static_cast<int>(x.cols), plan.held, q, rq, static_cast<int>(kp)};
+  const quantize_args<float> a = {x.f32(), x.stride, x.rows, static_cast<int>(x.cols), plan.held, q, rq, static_cast<int>(kp)};
   if (x.capacity <= 0) return cudaSuccess;
   switch (plan.pieces) { RS_HELD_IN_REGISTERS(quantize_registers, x.capacity) }
   if (plan.held)

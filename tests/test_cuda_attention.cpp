@@ -349,6 +349,52 @@ TEST(cuda_flash_attn, halves_are_read_in_place) {
   }
 }
 
+// With a result of f16, which only what is quantized reads.  -> what lies in its memory, beside the columns too
+std::vector<uint16_t> flash_to_halves(const batch &b) {
+  call_of call(b, OP_FLASH_ATTN, b.capacity(), b.cols());
+  for (int i = 0; i < 3; i++) call.set_columns(i, i);
+  call.set_starts(3);
+  call.set_sizes(4);
+  device_buffer<uint16_t> halves(static_cast<size_t>(b.capacity() * (b.cols() + b.padding)));
+  std::fill(halves.begin(), halves.end(), uint16_t{0xdead});
+  call.c.out.data = halves.data(), call.c.out.half = true;
+  call.run(flash_attn_work(call.op), 0, flash_attn_cuda);  // no floats
+  return {halves.begin(), halves.end()};
+}
+
+TEST(cuda_flash_attn, a_result_of_halves_is_that_of_floats_rounded) {
+  for (const int d : {32, 7, 80})
+    for (const int padding : {0, 2, 3}) {
+      SCOPED_TRACE(std::to_string(d) + " and " + std::to_string(padding));
+      batch b({100, 1, 30}, 2, d, 18);
+      b.padding = padding, b.spare = 3;
+      const vec y = flash(b);
+      const std::vector<uint16_t> halves = flash_to_halves(b);
+      const int64_t stride = b.cols() + padding;
+      for (int64_t i = 0; i < b.capacity(); i++)
+        for (int64_t j = 0; j < stride; j++) {
+          const bool there = i < b.rows() && j < b.cols();
+          const auto wanted =
+              there ? static_cast<uint16_t>(pack_f16(y[static_cast<size_t>(i * b.cols() + j)], 0)) : uint16_t{0xdead};
+          ASSERT_EQ(halves[static_cast<size_t>(i * stride + j)], wanted) << i << "," << j;
+        }
+    }
+}
+
+// Weights are rounded for the product, their sum is not: an average of the largest f16 may be a little more.  Here all weights but
+// one are a little above the middle of two f16.
+TEST(cuda_flash_attn, halves_stay_finite) {
+  batch b({90}, 1, 16, 19);
+  b.scale = static_cast<float>(-std::log(0.50027));
+  for (int64_t i = 0; i < b.rows(); i++)
+    for (int64_t j = 0; j < 16; j++)
+      b.at(0, i, 0, j) = j == 0, b.at(1, i, 0, j) = i > 0 && j == 0 ? -1 : 0, b.at(2, i, 0, j) = 1e6f;
+  size_t beyond = 0;
+  for (const float v : flash(b)) beyond += v >= 65520;  // what rounds to infinity
+  EXPECT_GT(beyond, 0u);
+  for (const uint16_t v : flash_to_halves(b)) ASSERT_EQ(v, 0x7bff);
+}
+
 TEST(cuda_flash_attn, halves_that_no_copy_can_read_are_refused) {
   batch b({4}, 1, 20);
   b.half = true;
