@@ -60,7 +60,7 @@ rs_status convert_frequencies(rs_importer &in, const tower_settings &s, const ch
   RS_TRY(in.config_must_be((parameters + "rope_type").c_str(), "default"));
   RS_TRY(in.config_f64(key, &theta, otherwise));
   RS_TRY(in.config_f64((parameters + "rope_theta").c_str(), &theta, theta));
-  if (!(theta > 0 && theta < 1e30))
+  if (!(theta >= 1e-30 && theta < 1e30))  // beyond, a float of it or of its inverse is 0 or infinite
     return rs_fail(RS_ERR_FORMAT, "config.json: theta of rotary positions in layers of '%s' is %g, expected a positive number",
                    kind.c_str(), theta);
   const int64_t d = s.hidden / s.heads;
@@ -160,6 +160,7 @@ rs_status modernbert_convert(rs_importer &in) {
 rs_status read_settings(const rs_model *model, tower_settings *s) {
   s->key = "modernbert.", s->normed_input = true;
   RS_TRY(read_tower_settings(model, s));
+  if (s->causal) return rs_fail(RS_ERR_FORMAT, "metadata 'modernbert.causal' is true: windows see both sides");
   rs_meta windows;
   RS_TRY(rs_model_meta(model, "modernbert.windows", &windows));
   if (windows.kind != RS_META_I64S || windows.count != static_cast<size_t>(s->layers))

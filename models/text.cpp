@@ -1691,12 +1691,13 @@ void tabulate_bpe_ascii(rs_tokenizer *t) {
 // keeps, two; else a character of ASCII that only comes from itself: letters come from capitals, ; and ` from what is composed to
 // them, < = and > may be composed to others.
 void find_needles(rs_tokenizer *t) {
+  constexpr size_t most = 64;  // each is sought in every stretch of text: a file with thousands is normalised instead
   for (const added_token &token : t->normalized.all()) {
     const size_t at = token.text.find_first_of("!\"#$%&'()*+,-./0123456789:?@[\\]^_{|}~");
     std::string needle = at == token.text.npos ? "" : token.text.substr(at, 1);
     if (t->gpt2 && !t->compose) needle = token.text;
     else if (t->gpt2 && needle.empty() && token.text.find("  ") != token.text.npos) needle = "  ";
-    if (needle.empty()) {
+    if (needle.empty() || t->needles.size() == most) {
       t->needles.clear();
       return;
     }
@@ -2012,7 +2013,7 @@ bpe_class first_class(std::string_view bytes) {
 
 // Of GPT-2: words are runs of one kind of characters, of which both tokens may have a part only.
 bool same_word(const char *left, const char *right) {
-  const byte_alphabet alphabet;
+  static const byte_alphabet alphabet;
   std::vector<char> a, b;
   if (!alphabet.bytes_of(left, &a) || !alphabet.bytes_of(right, &b) || a.empty() || b.empty()) return false;
   const auto inside = [](char byte) { return (static_cast<uint8_t>(byte) & 0xC0) == 0x80; };

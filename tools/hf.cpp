@@ -378,7 +378,10 @@ class folder_reader {
       if (std::string(value.key) == "text_config.max_position_embeddings" && value.kind == RS_META_I64) positions = value.i64;
     if (out_.images && positions == 0) positions = 77;
     // Positions of RoBERTa begin behind the id of its padding.
-    if (hyper.string("model_type").value_or("") == "roberta") positions -= hyper.integer("pad_token_id").value_or(1) + 1;
+    const int64_t padding =
+        hyper.integer("pad_token_id").value_or(1);  // of any size here; the converter says what is wrong with it
+    if (hyper.string("model_type").value_or("") == "roberta" && padding >= 0)
+      positions = padding < positions ? positions - padding - 1 : 0;
     out_.position_limit = std::max<int64_t>(positions, 0);
     std::optional<int64_t> limit = limit_in(sentence, "sentence_bert_config.json", "max_seq_length");
     if (!limit) limit = limit_in(tokenizer_config, "tokenizer_config.json", "model_max_length");
