@@ -38,13 +38,3 @@ struct loaded_on {
   }
   loaded_on(const loaded_on &) = delete;
 };
-
-inline double worst_cosine(const std::vector<float> &a, const std::vector<float> &b, size_t cols) {
-  EXPECT_EQ(a.size(), b.size());
-  double worst = 1;
-  for (size_t i = 0; i + cols <= std::min(a.size(), b.size()); i += cols) {
-    const double c = cosine(a.data() + i, b.data() + i, cols);
-    if (!(c >= worst)) worst = c;
-  }
-  return worst;
-}

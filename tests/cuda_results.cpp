@@ -151,8 +151,7 @@ int compare(const char *a_path, const char *b_path) {
       memcpy(&x_bits, &x[i], sizeof x_bits);
       memcpy(&y_bits, &y[i], sizeof y_bits);
       other += x_bits != y_bits;
-      const double d = std::fabs(static_cast<double>(x[i]) - static_cast<double>(y[i]));
-      if (!(d <= apart)) apart = d;  // NaN, too
+      apart = larger_or_nan(apart, std::fabs(static_cast<double>(x[i]) - static_cast<double>(y[i])));
       most = std::max(most, std::fabs(static_cast<double>(y[i])));
     }
     const bool good = c.tolerance == 0 ? other == 0 : apart <= c.tolerance * most;

@@ -316,7 +316,7 @@ TEST(graph_on_a_card, agrees_with_the_cpu) {
       const vec got = b.run(card.s, c, lengths, 1), wanted = b.run(cpu.s, c, lengths, 1);
       ASSERT_EQ(got.size(), wanted.size());
       // Attention on a card has weights and values of 11 bits; quantized layers make steps of what that leaves.
-      EXPECT_GE(worst_cosine(got, wanted, static_cast<size_t>(c.cols)), c.quantized ? 0.999 : 0.9999) << lengths.size();
+      EXPECT_GE(lowest_cosine(got, wanted, static_cast<size_t>(c.cols)), c.quantized ? 0.999 : 0.9999) << lengths.size();
     }
   }
   // What ran: every operator of the library is in one of the graphs.
@@ -444,7 +444,7 @@ TEST(graph_on_a_card, outputs_are_floats) {
     h.run(s, rs_flash_attn(h.g, y, y, y, cu, nullptr, 3, 0.3f), 9, 2, 9 * width);
     return read;
   };
-  EXPECT_GE(worst_cosine(run(card.s), run(cpu.s), width), 0.9999);
+  EXPECT_GE(lowest_cosine(run(card.s), run(cpu.s), width), 0.9999);
 }
 
 // Scores of a norm's input twice, one of two column sums' tensors read by the caller, and a weight that is no model's.
@@ -461,7 +461,7 @@ TEST(graph_on_a_card, uncommon_readers) {
     scores = rs_add(h.g, scores, rs_attn_colsum(h.g, q, k, cu, nullptr, 3, 0.2f, true));
     return h.run(s, rs_pool(h.g, y, cu, scores, RS_POOL_MEAN, 0), 9, 2, 2 * width);
   };
-  EXPECT_GE(worst_cosine(run(card.s), run(cpu.s), width), 0.9999);
+  EXPECT_GE(lowest_cosine(run(card.s), run(cpu.s), width), 0.9999);
 }
 
 TEST(graph_on_a_card, empty_runs) {
@@ -516,7 +516,7 @@ TEST(images_on_a_card, do_not_depend_on_the_batch_or_the_threads) {
       const vec one = encode(card.session, i, 1);
       alone.insert(alone.end(), one.begin(), one.end());
     }
-    EXPECT_GE(worst_cosine(alone, encode(cpu.session, 0, n), dim), 0.9999);
+    EXPECT_GE(lowest_cosine(alone, encode(cpu.session, 0, n), dim), 0.9999);
     for (const int32_t threads : {1, 3})
       for (const int32_t tokens : {0, 40}) {
         rs_session *s = image_session(card.model, threads, tokens);

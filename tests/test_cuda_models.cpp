@@ -36,7 +36,7 @@ TEST(model_on_a_card, minilm_of_floats_agrees_with_the_cpu) {
   const std::string path = test_model("minilm-f32");
   if (path.empty()) GTEST_SKIP() << "no minilm-f32.rsw";
   for (const char *drop : text_schedules)
-    EXPECT_GE(worst_cosine(vectors(path, "cuda", drop), vectors(path, "cpu", drop), 384), 0.9999) << drop;
+    EXPECT_GE(lowest_cosine(vectors(path, "cuda", drop), vectors(path, "cpu", drop), 384), 0.9999) << drop;
 }
 
 // Layers of 8 bits turn a difference in the last bit into one of a step, so that vectors of q8 differ by its own noise from device
@@ -48,8 +48,8 @@ TEST(model_on_a_card, minilm_of_few_bits_is_as_near_to_f32_as_on_the_cpu) {
   for (const char *name : {"minilm-q8", "minilm-q4"}) {
     const std::string path = test_model(name);
     if (path.empty()) GTEST_SKIP() << "no " << name << ".rsw";
-    const double card = 1 - worst_cosine(vectors(path, "cuda", ""), truth, 384);
-    const double cpu = 1 - worst_cosine(vectors(path, "cpu", ""), truth, 384);
+    const double card = 1 - lowest_cosine(vectors(path, "cuda", ""), truth, 384);
+    const double cpu = 1 - lowest_cosine(vectors(path, "cpu", ""), truth, 384);
     EXPECT_LE(card, 1.25 * cpu + 1e-4) << name;
   }
 }
@@ -88,7 +88,7 @@ TEST(model_on_a_card, dinov2_agrees_with_the_cpu) {
   const std::string f32 = test_model("dinov2-f32"), q8 = test_model("dinov2-q8");
   if (f32.empty() || q8.empty()) GTEST_SKIP() << "no dinov2-f32.rsw or dinov2-q8.rsw";
   for (const char *drop : {"", "ratios=0,0,0,0.3,0,0,0.3", "ratios=0,0,0,0,0,0.35,0,0,0.4 score=centre mode=merge"})
-    EXPECT_GE(worst_cosine(image_vectors(f32, "cuda", drop), image_vectors(f32, "cpu", drop), 384), 0.9999) << drop;
+    EXPECT_GE(lowest_cosine(image_vectors(f32, "cuda", drop), image_vectors(f32, "cpu", drop), 384), 0.9999) << drop;
   // Of one picture the noise of 8 bits is 1e-4 to 1e-3, whatever computes it.
   const vec truth = image_vectors(f32, "cpu", "", 4);
   EXPECT_LE(distance(image_vectors(q8, "cuda", "", 4), truth), 1.5 * distance(image_vectors(q8, "cpu", "", 4), truth) + 1e-4);
@@ -115,7 +115,7 @@ TEST(model_on_a_card, modernbert_agrees_with_the_cpu) {
     // Scores that no last bit decides.
     for (const char *drop :
          {"", "ratios=0.4,0,0.5 score=first", "ratios=0.5 score=random mode=restore", "ratios=0.3,0.3 score=first mode=fold"})
-      EXPECT_GE(worst_cosine(states(path, "cuda", drop), states(path, "cpu", drop), 32), least) << type << " " << drop;
+      EXPECT_GE(lowest_cosine(states(path, "cuda", drop), states(path, "cpu", drop), 32), least) << type << " " << drop;
   }
 }
 

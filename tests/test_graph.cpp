@@ -214,10 +214,7 @@ vec attention_naive(const vec &q, const vec &k, const vec &v, const std::vector<
 
 double largest_error(const vec &a, const vec &b) {
   double most = 0;
-  for (size_t i = 0; i < a.size(); i++) {
-    const double e = std::fabs(double(a[i]) - b[i]);
-    if (!(e <= most)) most = e;  // NaN sticks
-  }
+  for (size_t i = 0; i < a.size(); i++) most = larger_or_nan(most, std::fabs(double(a[i]) - b[i]));
   return most;
 }
 

@@ -80,10 +80,8 @@ TEST(minilm, states_match_layer_by_layer) {
       const rs_text view = {text.data(), text.size()};
       ASSERT_EQ(rs_encode(m.session, &view, 1, &params, got.data(), got.size(), nullptr), RS_OK) << rs_last_error();
       double most = 0;
-      for (size_t i = 0; i < got.size(); i++) {
-        const double e = std::fabs(double(got[i]) - wanted[static_cast<size_t>(layer) * got.size() + i]);
-        if (!(e <= most)) most = e;
-      }
+      for (size_t i = 0; i < got.size(); i++)
+        most = larger_or_nan(most, std::fabs(double(got[i]) - wanted[static_cast<size_t>(layer) * got.size() + i]));
       EXPECT_TRUE(most <= 1e-4) << rs_isa_available(isa) << " layer " << layer << ": " << most;  // from the issue
     }
   }

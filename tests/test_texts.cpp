@@ -1,7 +1,8 @@
 // Families that take texts: ModernBERT and RoBERTa against what transformers answers on tiny models (tests/texts/make_fixtures.py
 // says how they were made), and what must hold of rotary positions and windows in a whole model.
-#include "../tools/safetensors.h"
 #include "cli_util.h"
+#include "encoding.h"
+#include "fixture.h"
 #include "tiny_bert.h"
 #include "tiny_model.h"
 
@@ -18,47 +19,13 @@ using vec = std::vector<float>;
 
 constexpr size_t width = 32;  // of a state
 
-struct array {
-  std::vector<int64_t> shape;
-  vec values;                 // of F32
-  std::vector<int32_t> ints;  // of I32
-};
-
 std::map<std::string, array> expected_of(const std::string &name) {
-  std::map<std::string, array> all;
-  const std::string path = source_dir() + "/tests/texts/" + name + "/expected.safetensors";
-  const safetensors_file file(path, path);
-  for (const safetensors_entry &e : file.entries()) {
-    array &a = all[e.name];
-    a.shape = e.shape;
-    const bool floats = e.dtype == "F32";
-    a.values.resize(floats ? e.bytes / 4 : 0), a.ints.resize(floats ? 0 : e.bytes / 4);
-    memcpy(floats ? static_cast<void *>(a.values.data()) : a.ints.data(), e.data, e.bytes);
-  }
-  return all;
+  return read_arrays(source_dir() + "/tests/texts/" + name + "/expected.safetensors");
 }
 
 const strings &texts() {
   static const auto all = json::parse(read_file(source_dir() + "/tests/texts/texts.json")).get<strings>();
   return all;
-}
-
-std::vector<rs_text> views_of(const strings &all) {
-  std::vector<rs_text> views;
-  for (const std::string &text : all) views.push_back({text.data(), text.size()});
-  return views;
-}
-
-// Largest difference relative to the largest value wanted.
-double relative_error(const vec &got, const vec &wanted) {
-  EXPECT_EQ(got.size(), wanted.size());
-  double error = 0, most = 0;
-  for (size_t i = 0; i < std::min(got.size(), wanted.size()); i++) {
-    const double e = std::fabs(double(got[i]) - wanted[i]);
-    if (!(e <= error)) error = e;
-    most = std::max(most, std::fabs(double(wanted[i])));
-  }
-  return error / most;
 }
 
 // f32 sums in another order than torch's, four layers deep.
@@ -206,13 +173,17 @@ TEST(texts, a_pooler_beside_a_head_of_roberta_changes_nothing) {
     const std::string path = dir / "m.rsw";
     const run_result r = rs({"convert", dir / "model", "-o", path, "--type", "f32"});
     ASSERT_EQ(r.code, 0) << r;
-    const loaded m(path), plain(converted(dir, name, "f32"));
+    const std::string plain_path = converted(dir, name, "f32");
+    const loaded m(path), plain(plain_path);
     auto info = sized<rs_model_info>();
     ASSERT_EQ(rs_model_get_info(m.model, &info), RS_OK);
     EXPECT_EQ(info.head, head);
+    EXPECT_EQ(left_of(m.session, {texts()[1]}, ""), left_of(plain.session, {texts()[1]}, ""));
     if (head == RS_HEAD_SEQUENCE) {
       EXPECT_EQ(classify(m.session, {texts()[1]}, nullptr, 3), classify(plain.session, {texts()[1]}, nullptr, 3));
     }
+    const auto labels = [&](const std::string &file) { return rs({"classify", "-m", file, texts()[1]}).out; };
+    EXPECT_EQ(labels(path), labels(plain_path));
   }
 }
 
@@ -357,6 +328,7 @@ TEST(texts, settings_that_make_no_sense_are_errors_that_name_them) {
       {"modernbert", [](json &c) { c["rope_parameters"]["sliding_attention"]["rope_theta"] = 0; },
        "theta of rotary positions in layers of 'sliding_attention' is 0"},
       {"modernbert", [](json &c) { c["rope_parameters"]["full_attention"]["rope_theta"] = -1.5; }, "'full_attention' is -1.5"},
+      {"modernbert", [](json &c) { c["rope_parameters"]["full_attention"]["rope_theta"] = 1e-60; }, "'full_attention' is 1e-60"},
       {"modernbert-classifier", [](json &c) { c["global_rope_theta"] = "much"; },
        "'global_rope_theta' is a string, expected a number"},
       {"modernbert-classifier",
@@ -376,6 +348,7 @@ TEST(texts, settings_that_make_no_sense_are_errors_that_name_them) {
        "tensor 'model.layers.4.attn_norm.weight' is missing"},
       {"modernbert", [](json &c) { c["num_hidden_layers"] = 3, c["layer_types"].erase(3); }, "is not known to this architecture"},
       {"modernbert", [](json &c) { c["intermediate_size"] = 47; }, "shape [96,32], expected [94,32]"},
+      {"roberta", [](json &c) { c["pad_token_id"] = INT64_MAX; }, "'pad_token_id' is 9223372036854775807"},
       {"roberta", [](json &c) { c["max_position_embeddings"] = 8; }, "is 8, of which the first 8 are of no token"},
       {"roberta", [](json &c) { c["position_embedding_type"] = "relative_key"; }, "'position_embedding_type' is 'relative_key'"},
       {"roberta", [](json &c) { c["model_type"] = "xlm-roberta"; }, "model_type 'xlm-roberta'"},
@@ -408,6 +381,7 @@ TEST(texts, files_that_make_no_sense_are_refused) {
       {[&](rs_writer *w) { return rs_writer_set_i64s(w, "modernbert.windows", negative, 4); }, "'modernbert.windows' has -1"},
       {[&](rs_writer *w) { return rs_writer_set_i64s(w, "modernbert.windows", far, 4); }, "has 9223372036854775807"},
       {[](rs_writer *w) { return rs_writer_set_str(w, "modernbert.windows", "8"); }, "is not a list of 4 integers"},
+      {[](rs_writer *w) { return rs_writer_set_bool(w, "modernbert.causal", true); }, "windows see both sides"},
       {[](rs_writer *w) { return rs_writer_set_i64(w, "modernbert.num_heads", 32); },
        "rotary positions turn an even number of columns"},
       {[](rs_writer *w) { return rs_writer_set_i64(w, "modernbert.num_heads", 4); }, "'rope.frequencies': shape [8], expected [4]"},

@@ -169,7 +169,8 @@ TEST(ulp, activations_hold_their_bounds) {
         if (y[i] == 0 && error <= flushed(b.act)) continue;
         const bool negative = x[i] < 0;
         const double unit = ulp(b.of_terms && negative ? x[i] / 2.0 : wanted[i]);
-        if (!(error <= most[negative] * unit)) most[negative] = error / unit, at[negative] = x[i];
+        // Once NaN, it stays.
+        if (!(std::isnan(most[negative]) || error <= most[negative] * unit)) most[negative] = error / unit, at[negative] = x[i];
       }
       printf("%-10s %-10s x >= 0: %.2f ULP at %.9g   x < 0: %.2f ULP at %.9g\n", b.name, isa.c_str(), most[0], at[0], most[1],
              at[1]);

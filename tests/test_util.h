@@ -12,6 +12,7 @@
 
 #include <cerrno>
 #include <chrono>
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -24,6 +25,10 @@
 #include <type_traits>
 #include <utility>
 #include <vector>
+
+// The larger (smaller) one, and NaN for good where one was: a maximum of errors passes over none.
+inline double larger_or_nan(double a, double b) { return std::isnan(a) || b <= a ? a : b; }
+inline double smaller_or_nan(double a, double b) { return std::isnan(a) || b >= a ? a : b; }
 
 // CTest sets the RS_… variables.  The definitions come from the build, so that a test can also be started by hand.
 #ifndef RS_DEFAULT_SOURCE_DIR

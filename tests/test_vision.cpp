@@ -1,7 +1,8 @@
 // Image models: every family against what its reference implementation answers on a tiny model (tests/vision/make_fixtures.py says
 // how they were made), and real weights against the golden files of DINOv2.
-#include "../tools/safetensors.h"
 #include "cli_util.h"
+#include "encoding.h"
+#include "fixture.h"
 #include "tiny_bert.h"
 #include "tiny_dinov2.h"
 
@@ -15,61 +16,7 @@ using floats = std::vector<float>;
 
 // ------------------------------------------------------------------------------------------------ fixtures
 
-struct array {
-  std::vector<int64_t> shape;
-  floats values;              // of F32
-  std::vector<int32_t> ints;  // of I32
-};
-
-std::map<std::string, array> read_arrays(const std::string &path) {
-  std::map<std::string, array> all;
-  const safetensors_file file(path, path);
-  for (const safetensors_entry &e : file.entries()) {
-    array &a = all[e.name];
-    a.shape = e.shape;
-    if (e.dtype == "F32") {
-      a.values.resize(e.bytes / 4);
-      memcpy(a.values.data(), e.data, e.bytes);
-    } else {
-      EXPECT_EQ(e.dtype, "I32") << e.name;
-      a.ints.resize(e.bytes / 4);
-      memcpy(a.ints.data(), e.data, e.bytes);
-    }
-  }
-  return all;
-}
-
 std::string fixture(const std::string &name) { return source_dir() + "/tests/vision/" + name; }
-
-double cosine(const float *a, const float *b, size_t n) {
-  double ab = 0, aa = 0, bb = 0;
-  for (size_t i = 0; i < n; i++) ab += double(a[i]) * b[i], aa += double(a[i]) * a[i], bb += double(b[i]) * b[i];
-  return ab / std::sqrt(aa * bb);
-}
-
-// The lowest cosine of rows of n; NaN where one has it.
-double lowest_cosine(const floats &got, const floats &wanted, size_t n) {
-  EXPECT_EQ(got.size(), wanted.size());
-  EXPECT_GT(got.size(), 0u);
-  double lowest = 2;
-  for (size_t i = 0; i + n <= std::min(got.size(), wanted.size()); i += n) {
-    const double c = cosine(got.data() + i, wanted.data() + i, n);
-    if (!(c >= lowest)) lowest = c;
-  }
-  return lowest;
-}
-
-// Largest difference relative to the largest value wanted.
-double relative_error(const floats &got, const floats &wanted) {
-  EXPECT_EQ(got.size(), wanted.size());
-  double error = 0, most = 0;
-  for (size_t i = 0; i < std::min(got.size(), wanted.size()); i++) {
-    const double e = std::fabs(double(got[i]) - wanted[i]);
-    if (!(e <= error)) error = e;
-    most = std::max(most, std::fabs(double(wanted[i])));
-  }
-  return error / most;
-}
 
 rs_encode_params params_of(rs_pooling pooling, int32_t width = 0, int32_t height = 0) {
   rs_encode_params p = {};
