@@ -2,7 +2,6 @@
 //
 // tests/data/bpe.json is what the reference, tokenizers 0.23.3, makes of texts with the first 2,000 merges of CLIP's vocabulary
 // (tests/make_bpe.py).  The expressions that find words, and what a word is, are those of the reference as well.
-#include "../tools/hf.h"
 #include "tokenizer_util.h"
 
 #include <functional>
@@ -22,27 +21,12 @@ const json &golden() {
   return all;
 }
 
-rs_tokenizer_spec spec_of(const json &tokenizer_json) {
-  hf_tokenizer_files files;
-  files.tokenizer = tokenizer_json;
-  const hf_tokenizer t = read_hf_tokenizer(files);
-  rs_tokenizer_spec spec;
-  spec.type = t.type, spec.tokens = t.tokens, spec.merges = t.merges, spec.suffix = t.suffix, spec.split_special = t.split_special;
-  spec.added_ids = t.added_ids, spec.added_flags = t.added_flags;
-  spec.single = t.single, spec.single_types = t.single_types, spec.pair = t.pair, spec.pair_types = t.pair_types;
-  return spec;
-}
+rs_tokenizer_spec spec_of(const json &tokenizer_json) { return ::spec_of(read_tokenizer(tokenizer_json)); }
 
 // CLIP's tokenizer with a small vocabulary.
 tokenizer_ptr create_golden() { return create(spec_of(golden()["tokenizer"])); }
 
-rs_tokens expected(const json &row) {
-  rs_tokens tokens;
-  tokens.ids = row["ids"].get<std::vector<int32_t>>();
-  const auto spans = row["spans"].get<std::vector<uint32_t>>();
-  for (size_t i = 0; i < spans.size(); i += 2) tokens.spans.push_back({spans[i], spans[i + 1]});
-  return tokens;
-}
+rs_tokens expected(const json &row) { return golden_tokens(row["ids"], row["spans"]); }
 
 // The words of a text, put together from the tokens of a vocabulary without merges: "word|word|word".
 std::string words_of(const rs_tokenizer_spec &spec, std::string_view text) {

@@ -2,7 +2,6 @@
 //
 // tests/data/gpt2.json is what the reference, tokenizers 0.23.3, makes of texts with three tokenizers of one small vocabulary
 // (tests/make_gpt2.py).
-#include "../tools/hf.h"
 #include "tokenizer_util.h"
 
 #include <functional>
@@ -28,31 +27,9 @@ json tokenizer_of(const json &kind) {
   return tokenizer;
 }
 
-hf_tokenizer read(const json &tokenizer_json) {
-  hf_tokenizer_files files;
-  files.tokenizer = tokenizer_json;
-  return read_hf_tokenizer(files);
-}
+rs_tokenizer_spec golden_spec(const char *kind) { return spec_of(read_tokenizer(tokenizer_of(golden()["kinds"][kind]))); }
 
-rs_tokenizer_spec spec_of(const hf_tokenizer &t) {
-  rs_tokenizer_spec spec;
-  spec.type = t.type, spec.tokens = t.tokens, spec.merges = t.merges, spec.suffix = t.suffix, spec.split_special = t.split_special;
-  spec.compose = t.compose, spec.prefix_space = t.prefix_space, spec.trim_spans = t.trim_spans;
-  spec.ignore_merges = t.ignore_merges;
-  spec.added_ids = t.added_ids, spec.added_flags = t.added_flags;
-  spec.single = t.single, spec.single_types = t.single_types, spec.pair = t.pair, spec.pair_types = t.pair_types;
-  return spec;
-}
-
-rs_tokenizer_spec golden_spec(const char *kind) { return spec_of(read(tokenizer_of(golden()["kinds"][kind]))); }
-
-rs_tokens expected(const json &row) {
-  rs_tokens tokens;
-  tokens.ids = row[0].get<std::vector<int32_t>>();
-  const auto spans = row[1].get<std::vector<uint32_t>>();
-  for (size_t i = 0; i < spans.size(); i += 2) tokens.spans.push_back({spans[i], spans[i + 1]});
-  return tokens;
-}
+rs_tokens expected(const json &row) { return golden_tokens(row[0], row[1]); }
 
 // Tokens of bytes alone, in their order.
 rs_tokenizer_spec byte_spec() {
@@ -97,7 +74,7 @@ TEST(Gpt2, GoldenTexts) {
   ASSERT_GT(texts.size(), 200u);
   for (const auto &[name, kind] : golden()["kinds"].items()) {
     SCOPED_TRACE(name);
-    const auto t = create(spec_of(read(tokenizer_of(kind))));
+    const auto t = create(spec_of(read_tokenizer(tokenizer_of(kind))));
     for (size_t i = 0; i < texts.size(); i++)
       EXPECT_EQ(show(encode(t, texts[i].get<std::string>())), show(expected(kind["rows"][i]))) << texts[i];
   }
@@ -106,7 +83,7 @@ TEST(Gpt2, GoldenTexts) {
 TEST(Gpt2, Templates) {
   for (const auto &[name, kind] : golden()["kinds"].items()) {
     SCOPED_TRACE(name);
-    const auto t = create(spec_of(read(tokenizer_of(kind))));
+    const auto t = create(spec_of(read_tokenizer(tokenizer_of(kind))));
     const rs_tokens a = encode(t, "a photo"), b = encode(t, "of it"), pair = wrap(t, a, &b);
     EXPECT_EQ(pair.ids, kind["pair"]["ids"].get<std::vector<int32_t>>());
     EXPECT_EQ(pair.type_ids, kind["pair"]["type_ids"].get<std::vector<int32_t>>());
@@ -246,7 +223,7 @@ TEST(Gpt2, RefusesWhatMakesNoSense) {
 TEST(Gpt2, ReadsWhatItKnowsAndNoMore) {
   const auto error_of = [](const json &tokenizer) {
     try {
-      read(tokenizer);
+      read_tokenizer(tokenizer);
       return "none"s;
     } catch (const std::exception &e) {
       return std::string(e.what());
@@ -297,10 +274,10 @@ TEST(Gpt2, ReadsWhatItKnowsAndNoMore) {
     row.spoil(tokenizer);
     EXPECT_NE(error_of(tokenizer).find(row.error), std::string::npos) << error_of(tokenizer) << "\nexpected: " << row.error;
   }
-  EXPECT_TRUE(read(tokenizer_of(kinds["modernbert"])).compose);
-  EXPECT_FALSE(read(tokenizer_of(kinds["roberta"])).compose);
-  EXPECT_EQ(read(tokenizer_of(kinds["modernbert"])).special_ids.count("cls"), 1u);
-  EXPECT_EQ(read(tokenizer_of(kinds["roberta"])).special_ids.count("pad"), 1u);
+  EXPECT_TRUE(read_tokenizer(tokenizer_of(kinds["modernbert"])).compose);
+  EXPECT_FALSE(read_tokenizer(tokenizer_of(kinds["roberta"])).compose);
+  EXPECT_EQ(read_tokenizer(tokenizer_of(kinds["modernbert"])).special_ids.count("cls"), 1u);
+  EXPECT_EQ(read_tokenizer(tokenizer_of(kinds["roberta"])).special_ids.count("pad"), 1u);
 }
 
 // A folder without tokenizer.json, as RoBERTa was first published.

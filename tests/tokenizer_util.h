@@ -1,10 +1,36 @@
 // What tests of tokenizers share.
 #pragma once
 #include "../models/text.h"
+#include "../tools/hf.h"
 #include "test_util.h"
 
 #include <algorithm>
 #include <memory>
+
+// What a folder's tokenizer.json becomes.
+inline hf_tokenizer read_tokenizer(const json &tokenizer_json) {
+  hf_tokenizer_files files;
+  files.tokenizer = tokenizer_json;
+  return read_hf_tokenizer(files);
+}
+inline rs_tokenizer_spec spec_of(const hf_tokenizer &t) {  // of BPE
+  rs_tokenizer_spec spec;
+  spec.type = t.type, spec.tokens = t.tokens, spec.merges = t.merges, spec.suffix = t.suffix, spec.split_special = t.split_special;
+  spec.compose = t.compose, spec.prefix_space = t.prefix_space, spec.trim_spans = t.trim_spans;
+  spec.ignore_merges = t.ignore_merges;
+  spec.added_ids = t.added_ids, spec.added_flags = t.added_flags;
+  spec.single = t.single, spec.single_types = t.single_types, spec.pair = t.pair, spec.pair_types = t.pair_types;
+  return spec;
+}
+
+// Of a golden file: spans are begin, end, begin, end …
+inline rs_tokens golden_tokens(const json &ids, const json &spans) {
+  rs_tokens tokens;
+  tokens.ids = ids.get<std::vector<int32_t>>();
+  const auto all = spans.get<std::vector<uint32_t>>();
+  for (size_t i = 0; i < all.size(); i += 2) tokens.spans.push_back({all[i], all[i + 1]});
+  return tokens;
+}
 
 struct tokenizer_free {
   void operator()(rs_tokenizer *t) const { rs_tokenizer_free(t); }
@@ -142,13 +168,15 @@ inline void write_model(const std::string &path, const rs_tokenizer_spec &spec) 
   const auto set_kind = [&](rs_writer *w) {
     std::vector<rs_status> all;
     if (spec.type == "bpe") {
-      all = {list(spec.merges, "tokenizer.merges", w),
-             rs_writer_set_str(w, "tokenizer.suffix", spec.suffix.c_str()),
-             rs_writer_set_bool(w, "tokenizer.split_special", spec.split_special),
-             rs_writer_set_bool(w, "tokenizer.compose", spec.compose),
-             rs_writer_set_bool(w, "tokenizer.prefix_space", spec.prefix_space),
-             rs_writer_set_bool(w, "tokenizer.trim_spans", spec.trim_spans),
-             rs_writer_set_bool(w, "tokenizer.ignore_merges", spec.ignore_merges)};
+      all = {list(spec.merges, "tokenizer.merges", w), rs_writer_set_str(w, "tokenizer.suffix", spec.suffix.c_str())};
+      if (spec.suffix.empty()) {  // as rs convert: the settings of its kind alone
+        all.push_back(rs_writer_set_bool(w, "tokenizer.compose", spec.compose));
+        all.push_back(rs_writer_set_bool(w, "tokenizer.prefix_space", spec.prefix_space));
+        all.push_back(rs_writer_set_bool(w, "tokenizer.trim_spans", spec.trim_spans));
+        all.push_back(rs_writer_set_bool(w, "tokenizer.ignore_merges", spec.ignore_merges));
+      } else {
+        all.push_back(rs_writer_set_bool(w, "tokenizer.split_special", spec.split_special));
+      }
     } else {
       all = {rs_writer_set_str(w, "tokenizer.unk", spec.unk.c_str()),
              rs_writer_set_str(w, "tokenizer.prefix", spec.prefix.c_str()),
