@@ -1636,9 +1636,13 @@ constexpr int linear_group = 3;  // panels of an integer product: their weights 
 // Attention of one head of some queries of a sequence, for q, k and v that are quantized layers' results, where the ISA has
 // something faster than f32 for what is noisy anyway.
 constexpr int attn_keys = 128, attn_rows = 64, attn_most_d = 128;
+struct attn_input {  // rows of d
+  const void *data;
+  int64_t stride;  // in values
+  bool bf16;       // or f32
+};
 struct attn_problem {
-  const float *q, *k, *v;  // rows of d; of the first query, and of the first key of the sequence
-  int64_t ldq, ldk, ldv;
+  attn_input q, k, v;            // from the first query on, and from the first key of the sequence
   int64_t first_query, queries;  // first_query: its place in the sequence, a multiple of 16
   int64_t first_key, keys;       // places of the first key that any of them sees, rounded down to attn_keys, and behind the last
   int64_t behind, ahead;         // how far from a query the keys are that it sees
@@ -1653,6 +1657,8 @@ struct attn_problem {
 struct attn_kernels {
   size_t (*scratch_bytes)(size_t d, size_t queries);
   void (*attend)(const attn_problem &p);
+  // x [rows][ldx] as bf16 to y [rows][ldy], n columns of them: what `attend` would round by itself.
+  void (*round_rows)(const float *x, size_t ldx, int rows, size_t n, uint16_t *y, int64_t ldy);
 };
 
 struct kernel_row {
@@ -2344,30 +2350,48 @@ inline __mmask16 columns_of(size_t d, size_t c) {
 struct step_columns {
   __mmask16 low, high;
   step_columns(size_t d, size_t step) : low(columns_of(d, 2 * step)), high(d > 32 * step + 16 ? columns_of(d, 2 * step + 1) : 0) {}
+  __mmask32 all() const { return static_cast<__mmask32>(high) << 16 | low; }
 };
 
-// 32 floats from x as bf16; those that are not there are zero.
-__attribute__((always_inline)) RS_TARGET inline __m512i round_32(const float *x, step_columns valid) {
+// 32 values from x as bf16; those that are not there are zero.
+__attribute__((always_inline)) RS_TARGET inline __m512i load_32(const float *x, step_columns valid) {
   const __m512 a = _mm512_maskz_loadu_ps(valid.low, x), b = _mm512_maskz_loadu_ps(valid.high, x + 16);
   return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(b, a));
 }
-
-// (a, b) of each of 16 columns side by side, in bf16.
-__attribute__((always_inline)) RS_TARGET inline __m512i round_pairs(__m512 a, __m512 b) {
-  const __m512i pairs = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4,
-                                         19, 3, 18, 2, 17, 1, 16, 0);
-  return _mm512_permutexvar_epi16(pairs, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(b, a)));
+__attribute__((always_inline)) RS_TARGET inline __m512i load_32(const uint16_t *x, step_columns valid) {
+  return _mm512_maskz_loadu_epi16(valid.all(), x);
 }
 
+// Of 16 columns, the values of the first half of x and of the second side by side.
+__attribute__((always_inline)) RS_TARGET inline __m512i pair_halves(__m512i x) {
+  const __m512i pairs = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4,
+                                         19, 3, 18, 2, 17, 1, 16, 0);
+  return _mm512_permutexvar_epi16(pairs, x);
+}
+__attribute__((always_inline)) RS_TARGET inline __m512i round_pairs(__m512 a, __m512 b) {
+  return pair_halves(reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(b, a)));
+}
+// Of two rows, 16 columns.
+__attribute__((always_inline)) RS_TARGET inline __m512i load_pairs(const float *a, __mmask16 valid_a, const float *b,
+                                                                   __mmask16 valid_b) {
+  return round_pairs(_mm512_maskz_loadu_ps(valid_a, a), _mm512_maskz_loadu_ps(valid_b, b));
+}
+__attribute__((always_inline)) RS_TARGET inline __m512i load_pairs(const uint16_t *a, __mmask16 valid_a, const uint16_t *b,
+                                                                   __mmask16 valid_b) {
+  return pair_halves(
+      _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_maskz_loadu_epi16(valid_a, a)), _mm256_maskz_loadu_epi16(valid_b, b), 1));
+}
+
+template <class T>
 RS_TARGET void attn_pack_queries(const attn_problem &p, const attn_memory &m) {
   for (size_t step = 0; step < attn_steps(p.d); step++) {
     const step_columns valid(p.d, step);
-    const float *q = p.q + 32 * step;
+    const T *q = static_cast<const T *>(p.q.data) + 32 * step;
     for (int64_t i = 0; i < p.queries; i += 16) {
       __m512i rows[16];
 #pragma GCC unroll 16
       for (int64_t j = 0; j < 16; j++)  // where there are no queries, the last one again: nobody reads what becomes of them
-        rows[j] = round_32(q + std::min(i + j, p.queries - 1) * p.ldq, valid);
+        rows[j] = load_32(q + std::min(i + j, p.queries - 1) * p.q.stride, valid);
       transpose_pairs(rows, m.queries + static_cast<size_t>(i) / 16 * m.query_stride + step * tile_values);
     }
   }
@@ -2376,18 +2400,23 @@ RS_TARGET void attn_pack_queries(const attn_problem &p, const attn_memory &m) {
     memset(m.queries + static_cast<size_t>(ceil_div(p.queries, 16)) * m.query_stride, 0, m.query_stride * 2);
 }
 
-// Keys and values of a block of n; those up to the next multiple of 32 are zero.
-RS_TARGET void attn_pack_block(const attn_problem &p, const attn_memory &m, int64_t first, int n) {
+// Keys, or values, of a block of n; those up to the next multiple of 32 are zero.
+template <class T>
+RS_TARGET void attn_pack_keys(const attn_problem &p, const attn_memory &m, int64_t first, int n) {
   const size_t steps = attn_steps(p.d);
   const int padded = static_cast<int>(round_up(static_cast<size_t>(n), 32));
   for (size_t step = 0; step < steps; step++) {
     const step_columns valid(p.d, step);
-    const float *k = p.k + first * p.ldk + static_cast<int64_t>(32 * step);
-    for (int key = 0; key < padded; key++, k += p.ldk) {
+    const T *k = static_cast<const T *>(p.k.data) + first * p.k.stride + static_cast<int64_t>(32 * step);
+    for (int key = 0; key < padded; key++, k += p.k.stride) {
       uint16_t *to = m.keys + (static_cast<size_t>(key / 16) * steps + step) * tile_values + key % 16 * 32;
-      _mm512_storeu_si512(to, key < n ? round_32(k, valid) : _mm512_setzero_si512());
+      _mm512_storeu_si512(to, key < n ? load_32(k, valid) : _mm512_setzero_si512());
     }
   }
+}
+template <class T>
+RS_TARGET void attn_pack_values(const attn_problem &p, const attn_memory &m, int64_t first, int n) {
+  const int padded = static_cast<int>(round_up(static_cast<size_t>(n), 32));
   uint16_t *tile = m.values;
   for (size_t c = 0; c < attn_value_tiles(p.d); c++) {
     const __mmask16 valid = columns_of(p.d, c);
@@ -2397,9 +2426,8 @@ RS_TARGET void attn_pack_block(const attn_problem &p, const attn_memory &m, int6
 #pragma GCC unroll 16
       for (int j = 0; j < 16; j++) {
         const int at = key + 2 * j;
-        const float *v = p.v + (first + at) * p.ldv + static_cast<int64_t>(c * panel_n);
-        rows[j] =
-            round_pairs(_mm512_maskz_loadu_ps(at < n ? valid : 0, v), _mm512_maskz_loadu_ps(at + 1 < n ? valid : 0, v + p.ldv));
+        const T *v = static_cast<const T *>(p.v.data) + (first + at) * p.v.stride + static_cast<int64_t>(c * panel_n);
+        rows[j] = load_pairs(v, at < n ? valid : 0, v + p.v.stride, at + 1 < n ? valid : 0);
       }
       transpose_pairs(rows, tile);
     }
@@ -2560,10 +2588,11 @@ RS_TARGET void attn_write(const attn_problem &p, const attn_memory &m) {
 using block_kernel = void(const attn_problem &p, const attn_memory &m, int64_t key, int n, const float *logs);
 RS_TARGET void attend(const attn_problem &p, const attn_memory &m, block_kernel *block) {
   alignas(64) float logs[attn_keys];
-  attn_pack_queries(p, m);
+  (p.q.bf16 ? attn_pack_queries<uint16_t> : attn_pack_queries<float>)(p, m);
   for (int64_t key = p.first_key; key < p.keys; key += attn_keys) {
     const int n = static_cast<int>(std::min<int64_t>(attn_keys, p.keys - key));
-    attn_pack_block(p, m, key, n);
+    (p.k.bf16 ? attn_pack_keys<uint16_t> : attn_pack_keys<float>)(p, m, key, n);
+    (p.v.bf16 ? attn_pack_values<uint16_t> : attn_pack_values<float>)(p, m, key, n);
     for (int i = 0; p.sizes && i < n; i++) logs[i] = std::log2(p.sizes[(key + i) * p.ld_sizes]);
     block(p, m, key, n, p.sizes ? logs : nullptr);
   }
@@ -2617,9 +2646,17 @@ RS_TARGET void attn_block(const attn_problem &p, const attn_memory &m, int64_t k
   }
 }
 
+RS_TARGET void round_rows(const float *x, size_t ldx, int rows, size_t n, uint16_t *y, int64_t ldy) {
+  for (int i = 0; i < rows; i++, x += ldx, y += ldy)
+    for (size_t c = 0; c < n; c += 32) {
+      const step_columns valid(n, c / 32);
+      _mm512_mask_storeu_epi16(y + c, valid.all(), load_32(x + c, valid));
+    }
+}
+
 size_t scratch_bytes(size_t d, size_t queries) { return attn_memory(nullptr, d, queries, 1).bytes; }
 void attend(const attn_problem &p) { attend(p, {p.scratch, p.d, static_cast<size_t>(p.queries), 1}, attn_block); }
-constexpr attn_kernels attention = {scratch_bytes, attend};
+constexpr attn_kernels attention = {scratch_bytes, attend, round_rows};
 
 RS_TARGET double bf16_peak(size_t steps) {
   constexpr int chains = 24;
@@ -2943,7 +2980,7 @@ RS_TARGET void attend(const attn_problem &p) {
   _tile_release();
 }
 
-constexpr attn_kernels attention = {attn_scratch_bytes, attend};
+constexpr attn_kernels attention = {attn_scratch_bytes, attend, avx512bf16::round_rows};
 
 constexpr kernel_row row = {"amx",
                             available,
@@ -3309,6 +3346,7 @@ const rs_tensor *storage_of(const rs_tensor *t) {
 
 struct graph_stage {  // operators [begin, end) of the graph, in order
   int begin, end;
+  int last;      // id of the last of them
   bool by_rows;  // a chain
   int level;     // of the tokens
 };
@@ -3560,10 +3598,12 @@ rs_tensor *rs_graph_tensor(const rs_graph *g, const char *name) {
 
 namespace {
 
-// A tensor at run time: rows of `cols` elements, `stride` elements apart.
+// A tensor at run time: rows of `cols` elements of `width` bytes, `stride` elements apart.  Of f32 and i32, four bytes; of results
+// that exist as bf16, because only kernels that take it read them, two (plan_widths).
 struct value {
   char *data;
-  int64_t rows, cols, stride;
+  int64_t rows, cols, stride, width;
+  char *at(int64_t row, int64_t col) const { return data + (row * stride + col) * width; }
 };
 
 struct op_run {
@@ -3753,6 +3793,7 @@ void linear_cpu(const op_run &r, const worker &me) {
     me.barrier();
   }
   const float *bias = r.t->src[2] ? r.f32(2) : nullptr;
+  const bool rounds = r.out.width == 2;  // to bf16
   const auto product = [&](int64_t i, int rows, int64_t p, int panels, const float *b, float *y, size_t ldy) {
     if (quantized) linear_quantized_panels(r, m, x, i, rows, p, panels, b, y, ldy);
     else linear_float_panels(r, m, i, rows, p, panels, b, y, ldy);
@@ -3764,12 +3805,19 @@ void linear_cpu(const op_run &r, const worker &me) {
   for (int64_t unit = me.next(-1); unit < blocks * runs; unit = me.next(unit)) {
     const int64_t i = unit / runs * linear_block_rows, end = (unit % runs + 1) * panels / runs;
     const int rows = static_cast<int>(std::min(r.out.rows - i, linear_block_rows));
-    float *y = r.result() + i * r.out.stride;
     int64_t p = unit % runs * panels / runs;
     for (int64_t n; p < std::min(end, whole); p += n) {
       n = std::min(group, std::min(end, whole) - p);
-      product(i, rows, p, static_cast<int>(n), bias ? bias + p * panel_n : nullptr, y + p * panel_n,
-              static_cast<size_t>(r.out.stride));
+      const float *b = bias ? bias + p * panel_n : nullptr;
+      char *y = r.out.at(i, p * panel_n);
+      if (rounds) {
+        alignas(align_data) float part[linear_block_rows * linear_group * panel_n];
+        const auto columns = static_cast<size_t>(n * panel_n);
+        product(i, rows, p, static_cast<int>(n), b, part, columns);
+        r.kernels->coarse_attn->round_rows(part, columns, rows, columns, reinterpret_cast<uint16_t *>(y), r.out.stride);
+      } else {
+        product(i, rows, p, static_cast<int>(n), b, reinterpret_cast<float *>(y), static_cast<size_t>(r.out.stride));
+      }
     }
     if (p == end) continue;
     // The last panel, of fewer than 16 channels.
@@ -3778,7 +3826,11 @@ void linear_cpu(const op_run &r, const worker &me) {
     if (bias) memcpy(padded_bias, bias + p * panel_n, n * 4);
     alignas(align_data) float part[linear_block_rows * panel_n];
     product(i, rows, p, 1, padded_bias, part, panel_n);
-    for (int j = 0; j < rows; j++) memcpy(y + j * r.out.stride + p * panel_n, part + j * panel_n, n * 4);
+    if (rounds)
+      r.kernels->coarse_attn->round_rows(part, panel_n, rows, n, reinterpret_cast<uint16_t *>(r.out.at(i, p * panel_n)),
+                                         r.out.stride);
+    else
+      for (int j = 0; j < rows; j++) memcpy(r.out.at(i + j, p * panel_n), part + j * panel_n, n * 4);
   }
 }
 
@@ -3880,14 +3932,20 @@ bool from_quantized(const rs_tensor &t) {
   return made.kind == tensor_op && made.op == OP_LINEAR && is_quantized(made.src[1]->type);
 }
 
-// Products of f32 for every ISA, by the tile kernel of linear layers: keys [attn_keys / 16][D][16], values [Dp /
-// 16][attn_keys][16].
-const attn_kernels *coarse_kernels(const op_run &r) {
+const attn_kernels *coarse_kernels(const kernel_row &kernels, const rs_tensor &t) {
   for (int i = 0; i < 3; i++)
-    if (!from_quantized(*r.t->src[i])) return nullptr;
-  return head_size(r) <= attn_most_d ? r.kernels->coarse_attn : nullptr;
+    if (!from_quantized(*t.src[i])) return nullptr;
+  return t.shape[1] / t.params.heads <= attn_most_d ? kernels.coarse_attn : nullptr;
+}
+const attn_kernels *coarse_kernels(const op_run &r) { return coarse_kernels(*r.kernels, *r.t); }
+
+// Does an operator take its source i as bf16?
+bool takes_bf16(const kernel_row &kernels, const rs_tensor &t, int i) {
+  return t.op == OP_FLASH_ATTN && i < 3 && coarse_kernels(kernels, t);
 }
 
+// Products of f32 for every ISA, by the tile kernel of linear layers: keys [attn_keys / 16][D][16], values [Dp /
+// 16][attn_keys][16].
 struct attn_scratch : scratch_parts {
   float *keys = nullptr, *values = nullptr;  // of a block
   float *scores = nullptr;                   // [attn_rows][attn_keys]
@@ -3990,10 +4048,9 @@ attn_range seen_keys(int64_t begin, int64_t end, int64_t n, attn_reach reach, in
 void attn_coarse_unit(const op_run &r, const attn_kernels &coarse, char *scratch, int64_t head, int64_t seq_begin, int64_t seq_end,
                       int64_t query_begin, int64_t query_end) {
   const auto d = static_cast<int64_t>(head_size(r));
-  const auto at = [&](int i, int64_t row) { return r.f32(i) + row * r.in[i].stride + head * d; };
+  const auto from = [&](int i, int64_t row) { return attn_input{r.in[i].at(row, head * d), r.in[i].stride, r.in[i].width == 2}; };
   attn_problem p = {};
-  p.q = at(0, query_begin), p.k = at(1, seq_begin), p.v = at(2, seq_begin);
-  p.ldq = r.in[0].stride, p.ldk = r.in[1].stride, p.ldv = r.in[2].stride;
+  p.q = from(0, query_begin), p.k = from(1, seq_begin), p.v = from(2, seq_begin);
   p.first_query = query_begin - seq_begin;
   p.queries = query_end - query_begin;
   const attn_reach reach = reach_of(r.t->params);
@@ -5013,8 +5070,9 @@ void find_stages(rs_graph *g) {
       }
     const bool by_rows = op_rows[t->op].by_rows && t->shape[0] == RS_DIM_TOKENS;
     if (!by_rows || g->stages.empty() || !g->stages.back().by_rows || g->stages.back().level != t->level)
-      g->stages.push_back({g->ops, g->ops, by_rows, t->level});
+      g->stages.push_back({g->ops, g->ops, t->id, by_rows, t->level});
     g->stages.back().end = ++g->ops;
+    g->stages.back().last = t->id;
     t->stage = static_cast<int>(g->stages.size()) - 1;
   }
   // What only the operators of one chain read exists a block at a time.
@@ -5104,9 +5162,9 @@ struct graph_plan {
   std::vector<size_t> bytes;
   std::vector<void *> bound;  // memory of the caller's for inputs and outputs, or nullptr
   pixel_rows pixels;
-  std::vector<op_run> ops;      // in order
-  std::vector<int> live;        // while planning: tensors in the arena, by offset
-  std::vector<size_t> profile;  // index into the session's profile, by op
+  std::vector<op_run> ops;       // in order
+  std::vector<int> order, live;  // while planning: tensors by size, and those that have a place, by offset
+  std::vector<size_t> profile;   // index into the session's profile, by op
   // Of the arena: tensors, scratch of all threads, then for each thread: scratch, block (tensors, scratch of all operators).
   size_t tensor_bytes = 0, shared_bytes = 0, scratch_bytes = 0, block_tensor_bytes = 0, each_bytes = 0;
 
@@ -5130,6 +5188,18 @@ int64_t dim_at(int64_t dim, int64_t tokens, int64_t sequences) {
   }
 }
 
+// A quantized layer's result is bf16 where all who read it take that.  kernels: nullptr on a device, which has its own way.
+void plan_widths(graph_plan &p, const kernel_row *kernels) {
+  for (const auto &t : p.graph->tensors) {
+    const bool narrow = kernels && kernels->coarse_attn && t->kind == tensor_op && t->op == OP_LINEAR &&
+                        is_quantized(t->src[1]->type) && !t->output;
+    p.values[t->id].width = narrow ? 2 : 4;
+    for (int i = 0; t->kind == tensor_op && i < max_sources; i++)
+      if (t->src[i] && !(kernels && takes_bf16(*kernels, *t, i))) p.values[storage_of(t->src[i])->id].width = 4;
+  }
+  for (const auto &t : p.graph->tensors) p.values[t->id].width = p.values[storage_of(t.get())->id].width;
+}
+
 void plan_shapes(graph_plan &p) {
   for (const auto &t : p.graph->tensors) {
     value &v = p.values[t->id];
@@ -5137,7 +5207,7 @@ void plan_shapes(graph_plan &p) {
     for (int i = 0; i + 1 < t->rank; i++) v.rows *= dim_at(t->shape[i], p.tokens(*t), p.sequences);
     v.cols = dim_at(t->shape[t->rank - 1], p.tokens(*t), p.sequences);
     v.stride = t->kind == tensor_view ? p.values[t->base->id].stride : v.cols;
-    p.bytes[t->id] = static_cast<size_t>(v.rows) * static_cast<size_t>(v.cols) * 4;  // activations are f32 or i32
+    p.bytes[t->id] = static_cast<size_t>(v.rows * v.cols * v.width);
   }
 }
 
@@ -5159,32 +5229,39 @@ int64_t choose_block_rows(int64_t tokens, int threads) {
   return best;
 }
 
-// Places by liveness, in the arena or in a block: in the order of execution, each result goes to the lowest gap between the tensors
-// that are still to be read.  Results are never written over an input of the same operator.  Returns the bytes in use at most.
+// Places by liveness, in the arena or in a block: the largest first, each in the lowest gap between those that live when it does
+// (greedy by size; arXiv 2001.03288).  An operator's result is never over what it reads.  Returns the bytes in use at most.
 size_t plan_places(graph_plan &p, bool in_block) {
   const auto &tensors = p.graph->tensors;
   const auto bytes_of = [&](int id) {
-    return in_block ? static_cast<size_t>(p.block_rows(*tensors[id]) * p.values[id].cols) * 4 : p.bytes[id];
+    return in_block ? static_cast<size_t>(p.block_rows(*tensors[id]) * p.values[id].cols * p.values[id].width) : p.bytes[id];
   };
-  p.live.clear();
-  size_t most = 0;
+  // Blocks are at different operators of a chain at one time, so a place in the arena is free when the stage is done.
+  const auto end_of = [&](int id) {
+    const int last = tensors[id]->last_use;
+    if (in_block || last == INT_MAX || !p.block_rows(*tensors[last])) return last;
+    return p.graph->stages[static_cast<size_t>(tensors[last]->stage)].last;
+  };
+  p.order.clear();
   for (const auto &t : tensors) {
     if (!p.placed(*t) || p.in_block(*t) != in_block) continue;
-    // Blocks are at different operators of a chain at one time, so a place in the arena is free when the stage is done.
-    const auto over = [&](int id) {
-      const int last = tensors[id]->last_use;
-      return last < t->id && (in_block || tensors[last]->stage < t->stage || !p.block_rows(*tensors[last]));
-    };
-    p.live.erase(std::remove_if(p.live.begin(), p.live.end(), over), p.live.end());
-    size_t offset = 0, at = 0;
-    for (; at < p.live.size(); at++) {
-      const int id = p.live[at];
-      if (p.offsets[id] >= offset + bytes_of(t->id)) break;
-      offset = round_up(p.offsets[id] + bytes_of(id), align_data);
+    const size_t bytes = bytes_of(t->id);
+    p.order.insert(std::find_if(p.order.begin(), p.order.end(), [&](int id) { return bytes_of(id) < bytes; }), t->id);
+  }
+  p.live.clear();
+  size_t most = 0;
+  for (const int id : p.order) {
+    const size_t bytes = bytes_of(id);
+    size_t offset = 0;
+    for (const int other : p.live) {
+      if (other > end_of(id) || id > end_of(other)) continue;
+      if (p.offsets[other] >= offset + bytes) break;
+      offset = std::max(offset, round_up(p.offsets[other] + bytes_of(other), align_data));
     }
-    p.offsets[t->id] = offset;
-    p.live.insert(p.live.begin() + static_cast<std::ptrdiff_t>(at), t->id);
-    most = std::max(most, round_up(offset + bytes_of(t->id), align_data));
+    p.offsets[id] = offset;
+    const auto behind = std::upper_bound(p.live.begin(), p.live.end(), offset, [&](size_t x, int i) { return x < p.offsets[i]; });
+    p.live.insert(behind, id);
+    most = std::max(most, round_up(offset + bytes, align_data));
   }
   return most;
 }
@@ -5246,7 +5323,7 @@ struct rs_session {
 
 namespace {
 
-graph_plan *plan_of(lane *l, const rs_graph *g) {
+graph_plan *plan_of(const rs_session *s, lane *l, const rs_graph *g) {
   for (const auto &p : l->plans)
     if (p->graph_id == g->id) return p.get();
   // A graph at this address before was freed.
@@ -5259,9 +5336,11 @@ graph_plan *plan_of(lane *l, const rs_graph *g) {
   p->offsets.resize(n);
   p->bytes.resize(n);
   p->bound.resize(n);
+  p->order.reserve(n);
   p->live.reserve(n);
   p->ops.reserve(n);
   p->levels.resize(g->drops.size() + 1);
+  plan_widths(*p, s->device ? nullptr : s->kernels);
   l->plans.push_back(std::move(p));
   return l->plans.back().get();
 }
@@ -5370,7 +5449,7 @@ void place(const lane &l, graph_plan &p, run_error *error) {
         break;
       case tensor_view:
         v.data = p.values[t->base->id].data;
-        if (v.data) v.data += t->first * 4;
+        if (v.data) v.data += t->first * v.width;
         break;
       case tensor_starts:
         v.data = reinterpret_cast<char *>(p.levels[static_cast<size_t>(t->level)].cu.data());
@@ -5439,7 +5518,7 @@ struct graph_runner {
       const rs_tensor &whole = *storage_of(&t);
       (t.rank == 1 ? v->cols : v->rows) = rows;
       if (p.in_block(whole)) v->data = block + p.offsets[whole.id] + (v->data - p.values[whole.id].data);
-      else v->data += first * (t.rank == 1 ? 1 : v->stride) * 4;
+      else v->data += first * (t.rank == 1 ? 1 : v->stride) * v->width;
     };
     for (int i = stage.begin; i < stage.end; i++)
       timed(i, [&] {
@@ -5513,11 +5592,11 @@ rs_status run_parts(rs_session *s, int64_t n, const F &request) {
   for (int64_t i = 0; i < n; i++) {
     part_bindings bindings;
     const run_request q = request(i, &bindings);
-    graph_plan &p = *plan_of(s->lanes[0].get(), q.graph);
+    graph_plan &p = *plan_of(s, s->lanes[0].get(), q.graph);
     RS_CHECK(make_plan(s, 1, p, q));
     bytes = std::max(bytes, arena_bytes_of(p, 1));
     for (const auto &l : s->lanes) {
-      std::vector<token_level> &levels = plan_of(l.get(), q.graph)->levels;
+      std::vector<token_level> &levels = plan_of(s, l.get(), q.graph)->levels;
       for (size_t j = 0; j < levels.size(); j++) levels[j].cu.reserve(p.levels[j].cu.size());
     }
   }
@@ -5528,7 +5607,7 @@ rs_status run_parts(rs_session *s, int64_t n, const F &request) {
     for (int64_t i = me.next(-1); i < n && !error.taken; i = me.next(i)) {
       part_bindings bindings;
       const run_request q = request(i, &bindings);
-      graph_plan &p = *plan_of(l, q.graph);
+      graph_plan &p = *plan_of(s, l, q.graph);
       if (const rs_status status = make_plan(s, 1, p, q)) return error.set(status);
       place(*l, p, &error);
       graph_runner{s, p, me.alone()}.run();
@@ -5549,7 +5628,7 @@ void count_calls(rs_session *s, graph_plan &p) {
 // All threads on one run.
 rs_status run_whole(rs_session *s, const run_request &q) {
   lane *l = s->lanes[0].get();
-  graph_plan &p = *plan_of(l, q.graph);
+  graph_plan &p = *plan_of(s, l, q.graph);
   if (s->device) return run_on_device(s, p, q);
   RS_CHECK(make_plan(s, s->threads, p, q));
   RS_CHECK(reserve_arena(s, l, arena_bytes_of(p, s->threads)));
@@ -5582,7 +5661,8 @@ rs_status rs_session_profile_at(const rs_session *s, size_t i, rs_profile_row *o
   return RS_OK;
 }
 
-// Sections 12 to 15, and 17, are to be small: all but a backend's plan of a run is made once a model, and no inner loop is there.
+// Sections 12 to 15, and all from plans on, are to be small: most of it is called once a model or a text, and no inner loop is
+// there.
 #if defined(__GNUC__) && !defined(__clang__) && defined(__OPTIMIZE__)
 #pragma GCC push_options
 #pragma GCC optimize("Os")
@@ -7751,6 +7831,11 @@ rs_status rs_encode_ids(rs_session *s, const int32_t *ids, const int32_t *type_i
   });
 }
 
+#if defined(__GNUC__) && !defined(__clang__) && defined(__OPTIMIZE__)
+#pragma GCC push_options
+#pragma GCC optimize("Os")
+#endif
+
 // ---- plans
 
 namespace {
@@ -7828,7 +7913,7 @@ rs_status rs_plan(rs_session *s, const int32_t *lengths, size_t n, const rs_enco
         {zeros.data(), zeros.data(), nullptr, zeros.data(), starts.data(), flags.data(), tokens, n, vectors.data(), vectors.size()},
         &bindings);
     lane l;
-    graph_plan &p = *plan_of(&l, g->graph);
+    graph_plan &p = *plan_of(s, &l, g->graph);
     RS_CHECK(make_plan(s, s->threads, p,
                        {g->graph, static_cast<int64_t>(tokens), static_cast<int64_t>(n), bindings.data(), bound,
                         rows_of(*s->model, *g, nullptr)}));  // how many there are counts, not what they are
@@ -8200,11 +8285,6 @@ const char *rs_token(const rs_model *model, int32_t id) {
   return model->tokenizer ? rs_tokenizer_token(model->tokenizer, id) : nullptr;
 }
 
-#if defined(__GNUC__) && !defined(__clang__) && defined(__OPTIMIZE__)
-#pragma GCC push_options
-#pragma GCC optimize("Os")
-#endif
-
 // ================================================================================ 17  calibration: what the quantizers should know
 // of the inputs
 
@@ -8303,7 +8383,7 @@ struct calibration_graph {
       const rs_tensor &x = *linears[i]->src[0];
       const int64_t rows = x.shape[0] == RS_DIM_SEQUENCES ? static_cast<int64_t>(sequences) : static_cast<int64_t>(tokens);
       char *data = const_cast<char *>(reinterpret_cast<const char *>(from[i]));  // read only
-      add_second_moment(*s->kernels, {data, rows, x.shape[1], x.shape[1]}, s->threads, &c->layers[first + i]);
+      add_second_moment(*s->kernels, {data, rows, x.shape[1], x.shape[1], 4}, s->threads, &c->layers[first + i]);
     }
     packed.clear();
     pixels.clear();

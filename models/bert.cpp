@@ -190,13 +190,13 @@ rs_tensor *layer(rs_graph *g, const bert_settings &s, rs_tensor *x, rs_dropper *
   rs_tensor *qkv = linear(g, x, at + "attn.qkv", 3 * c, c);
   const auto scale = static_cast<float>(1 / std::sqrt(static_cast<double>(head_size)));
   rs_tensor *q = rs_columns(g, qkv, 0, c), *k = rs_columns(g, qkv, c, c), *v = rs_columns(g, qkv, 2 * c, c);
-  rs_tensor *mixed = rs_flash_attn(g, q, k, v, dropper->cu_seqlens(), dropper->sizes(), heads, scale);
+  rs_tensor *mixed = dropper->attention(i, {q, k, v, heads, scale});
   rs_tensor *attn = linear(g, rs_name(g, mixed, (at + "attn").c_str()), at + "attn.out", c, c);
   rs_tensor *h = norm(g, attn, x, at + "attn.norm", c, s.eps, at + "attn.norm");
   rs_tensor *up = linear(g, h, at + "mlp.up", s.intermediate, c, s.act);
   rs_tensor *down = linear(g, up, at + "mlp.down", c, s.intermediate);
   rs_tensor *y = norm(g, down, h, at + "mlp.norm", c, s.eps, at + "out");
-  return dropper->after_layer(i, {x, attn, h, down, y, q, k, heads, scale});
+  return dropper->after_layer(i, {x, attn, h, down, y});
 }
 
 rs_status bert_shape(const rs_model *model, rs_model_shape *out) {

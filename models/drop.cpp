@@ -313,6 +313,31 @@ rs_dropper::rs_dropper(rs_graph *graph, const rs_drop_schedule *schedule, rs_ten
   if (schedule_ && schedule_->needs_flags()) protect_ = rs_input(g_, "protect", RS_I32, 1, &tokens);
 }
 
+const rs_drop_schedule::layer *rs_dropper::dropping(int layer) const {
+  const rs_drop_schedule::layer *l = schedule_ ? &schedule_->layers[static_cast<size_t>(layer)] : nullptr;
+  return l && l->drops ? l : nullptr;
+}
+
+rs_tensor *rs_dropper::attention(int layer, const rs_attention &a) {
+  of_attention_.clear();
+  if (const rs_drop_schedule::layer *l = dropping(layer))
+    for (const rs_score_term &t : l->score) {
+      const bool of_first = t.source == rs_score_source::attn_cls;
+      of_attention_.push_back(!of_first && t.source != rs_score_source::attn_colsum ? nullptr
+                              : a.window
+                                  ? rs_attn_colsum_window(g_, a.q, a.k, cu_seqlens(), sizes(), a.heads, a.scale, of_first, a.window)
+                                  : rs_attn_colsum(g_, a.q, a.k, cu_seqlens(), sizes(), a.heads, a.scale, of_first));
+    }
+  if (a.window) return rs_flash_attn_window(g_, a.q, a.k, a.v, cu_seqlens(), sizes(), a.heads, a.scale, a.window);
+  return (a.causal ? rs_flash_attn_causal : rs_flash_attn)(g_, a.q, a.k, a.v, cu_seqlens(), sizes(), a.heads, a.scale);
+}
+
+// Is a score made row by row?
+static bool is_by_rows(rs_score_source source) {
+  return source == rs_score_source::mlp || source == rs_score_source::attention || source == rs_score_source::block ||
+         source == rs_score_source::norm;
+}
+
 rs_tensor *rs_dropper::term(int layer, const rs_score_term &t, const rs_layer_states &s) {
   const bool cosine = t.distance == RS_DISTANCE_COS;
   // Where a part adds `added` to `before`, which makes it `after`.
@@ -333,11 +358,8 @@ rs_tensor *rs_dropper::term(int layer, const rs_score_term &t, const rs_layer_st
     case rs_score_source::centre:
       return rs_centre_distance(g_, s.y, cu_seqlens());
     case rs_score_source::attn_colsum:
-    case rs_score_source::attn_cls: {
-      const bool of_first = t.source == rs_score_source::attn_cls;
-      if (s.window) return rs_attn_colsum_window(g_, s.q, s.k, cu_seqlens(), sizes(), s.heads, s.scale, of_first, s.window);
-      return rs_attn_colsum(g_, s.q, s.k, cu_seqlens(), sizes(), s.heads, s.scale, of_first);
-    }
+    case rs_score_source::attn_cls:
+      break;
     case rs_score_source::random:
       return rs_position_score(g_, cu_seqlens(), true, schedule_->seed * 1024 + static_cast<uint64_t>(layer));
     case rs_score_source::first:
@@ -348,25 +370,29 @@ rs_tensor *rs_dropper::term(int layer, const rs_score_term &t, const rs_layer_st
 
 rs_tensor *rs_dropper::score(int layer, const std::vector<rs_score_term> &terms, const rs_layer_states &s, bool *lowest) {
   *lowest = terms.size() == 1 && terms[0].weight < 0;
-  if (terms.size() == 1) return term(layer, terms[0], s);
-  // Every operator of a drop has a name that begins with "drop.": rs_plan counts them among the layer that drops.
+  const auto value = [&](size_t i) { return of_attention_[i] ? of_attention_[i] : term(layer, terms[i], s); };
+  if (terms.size() == 1) return value(0);
+  // Every operator of a drop has a name that begins with "drop.": rs_plan counts them among the layer that drops.  What is made row
+  // by row comes first: it then belongs to the layer's chain of such operators, and what it reads need not outlive a block of rows.
+  const auto name = [&](size_t i) { return "drop." + std::to_string(layer) + ".term." + std::to_string(i); };
+  std::vector<rs_tensor *> values(terms.size());
+  for (const bool by_rows : {true, false})
+    for (size_t i = 0; i < terms.size(); i++)
+      if (is_by_rows(terms[i].source) == by_rows) values[i] = rs_name(g_, value(i), name(i).c_str());
   rs_tensor *sum = nullptr;
   for (size_t i = 0; i < terms.size(); i++) {
-    const std::string name = "drop." + std::to_string(layer) + ".term." + std::to_string(i);
-    rs_tensor *value = rs_name(g_, term(layer, terms[i], s), name.c_str());
-    rs_tensor *part = rs_name(g_, rs_standardize(g_, value, cu_seqlens(), terms[i].weight), (name + ".standard").c_str());
-    sum = sum ? rs_name(g_, rs_add(g_, sum, part), (name + ".sum").c_str()) : part;
+    rs_tensor *part = rs_name(g_, rs_standardize(g_, values[i], cu_seqlens(), terms[i].weight), (name(i) + ".standard").c_str());
+    sum = sum ? rs_name(g_, rs_add(g_, sum, part), (name(i) + ".sum").c_str()) : part;
   }
   return sum;
 }
 
 rs_tensor *rs_dropper::after_layer(int layer, const rs_layer_states &s) {
-  if (!schedule_) return s.y;
-  const rs_drop_schedule::layer &l = schedule_->layers[static_cast<size_t>(layer)];
-  if (!l.drops) return s.y;
+  const rs_drop_schedule::layer *l = dropping(layer);
+  if (!l) return s.y;
   const std::string name = "drop." + std::to_string(layer);
-  rs_drop_rule rule = l.rule;
-  rs_tensor *chosen_by = rs_name(g_, score(layer, l.score, s, &rule.lowest), (name + ".score").c_str());
+  rs_drop_rule rule = l->rule;
+  rs_tensor *chosen_by = rs_name(g_, score(layer, l->score, s, &rule.lowest), (name + ".score").c_str());
   rs_tensor *kept = rs_name(g_, rs_token_drop(g_, chosen_by, cu_seqlens(), protect_, &rule), (name + ".kept").c_str());
   rs_tensor *x, *into = nullptr;
   const auto merged = [&](rs_tensor *rows) {

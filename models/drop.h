@@ -53,10 +53,15 @@ struct rs_layer_states {
   rs_tensor *h;     // after attention, with its residual (and norm, where that comes after)
   rs_tensor *mlp;   // what the MLP adds
   rs_tensor *y;     // what comes out
-  rs_tensor *q, *k;
+};
+
+// What rs_flash_attn is of, but for which tokens there are: q, k, v [T, C].
+struct rs_attention {
+  rs_tensor *q, *k, *v;
   int heads;
   float scale;
-  int window = 0;  // of attention; 0: all
+  bool causal = false;
+  int window = 0;  // 0: all; or how far away what is seen may be, and then causal is false
 };
 
 // What an encoder ends with.  What fails on the way is told by rs_graph_finish, so that tensors may be nullptr.
@@ -70,19 +75,22 @@ struct rs_states {
 class rs_dropper {
  public:
   rs_dropper(rs_graph *graph, const rs_drop_schedule *schedule, rs_tensor *cu_seqlens);
-  // For attention: those of the tokens that are left.
-  rs_tensor *cu_seqlens() const { return now_.cu_seqlens; }
-  rs_tensor *sizes() const { return now_.sizes; }
+  // Attention of a layer, among the tokens that are left.  What the layer's score takes of it is made here, so that q and k need
+  // not be kept any longer.
+  rs_tensor *attention(int layer, const rs_attention &a);
   // What else belongs to the tokens, [T, ..], and is of use to the layers that follow: it loses those that are dropped, too. Tokens
   // that became one keep the row of the one that stays; a further token of RS_DROP_FOLD has the mean of those that it is made of.
   // nullptr: nothing, but a place among the others.
   void carry(rs_tensor *x) { carried_.push_back(x); }
   rs_tensor *carried(size_t i) const { return carried_[i]; }  // in the order of carry()
-  // The states that the next layer gets.  Names what it finds: drop.<layer>.score, .kept, .into.
+  // The states that the next layer gets, after attention() of this one.  Names what it finds: drop.<layer>.score, .kept, .into.
   rs_tensor *after_layer(int layer, const rs_layer_states &states);
   rs_states finish(rs_tensor *x) const;
 
  private:
+  rs_tensor *cu_seqlens() const { return now_.cu_seqlens; }
+  rs_tensor *sizes() const { return now_.sizes; }
+  const rs_drop_schedule::layer *dropping(int layer) const;  // nullptr: that layer drops nothing
   rs_tensor *term(int layer, const rs_score_term &t, const rs_layer_states &s);
   rs_tensor *score(int layer, const std::vector<rs_score_term> &terms, const rs_layer_states &s, bool *lowest);
 
@@ -91,6 +99,7 @@ class rs_dropper {
   rs_tensor *protect_ = nullptr;
   rs_states all_, now_;
   std::vector<rs_tensor *> carried_;
+  std::vector<rs_tensor *> of_attention_;  // the terms of the layer's score that are; nullptr where one is not
   struct dropped {
     rs_tensor *kept, *before;
   };

@@ -120,13 +120,8 @@ rs_tensor *build_layers(rs_graph *g, const tower_settings &s, rs_tensor *x, int 
     if (!s.windows.empty())  // heads of queries and of keys are turned alike
       qk = rs_name(g, rs_rope(g, rs_columns(g, qkv, 0, 2 * c), dropper->carried(window ? 1 : 0), 2 * heads),
                    (at + "attn.rope").c_str());
-    rs_tensor *q = rs_columns(g, qk, 0, c), *k = rs_columns(g, qk, c, c), *v = rs_columns(g, qkv, 2 * c, c), *mixed;
-    if (window) {
-      mixed = rs_flash_attn_window(g, q, k, v, dropper->cu_seqlens(), dropper->sizes(), heads, scale, window);
-    } else {
-      const auto attention = s.causal ? rs_flash_attn_causal : rs_flash_attn;
-      mixed = attention(g, q, k, v, dropper->cu_seqlens(), dropper->sizes(), heads, scale);
-    }
+    rs_tensor *q = rs_columns(g, qk, 0, c), *k = rs_columns(g, qk, c, c), *v = rs_columns(g, qkv, 2 * c, c);
+    rs_tensor *mixed = dropper->attention(i, {q, k, v, heads, scale, s.causal, window});
     rs_tensor *attn = linear(g, rs_name(g, mixed, (at + "attn").c_str()), at + "attn.out", c, c);
     rs_tensor *h = rs_name(g, rs_add(g, x, attn), (at + "attn.sum").c_str());
     rs_tensor *up = norm(g, h, nullptr, at + "mlp.norm", c, s.eps, at + "mlp.norm");
@@ -138,7 +133,7 @@ rs_tensor *build_layers(rs_graph *g, const tower_settings &s, rs_tensor *x, int 
     }
     rs_tensor *down = linear(g, up, at + "mlp.down", c, s.intermediate);
     rs_tensor *y = rs_name(g, rs_add(g, h, down), ("blk." + std::to_string(i) + ".out").c_str());
-    x = dropper->after_layer(i, {x, attn, h, down, y, q, k, heads, scale, window});
+    x = dropper->after_layer(i, {x, attn, h, down, y});
   }
   return x;
 }

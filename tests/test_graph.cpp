@@ -854,6 +854,41 @@ TEST(flash_attn, of_quantized_layers_depends_on_nothing_else) {
     }
 }
 
+// Bit for bit: q, k and v that somebody else reads too are f32, where they would else be what attention rounds them to.
+TEST(flash_attn, of_quantized_layers_rounds_the_same_wherever_it_does) {
+  const auto t = int64_t(333);
+  const std::vector<int32_t> cu = {0, 1, 34, 333};
+  for (const std::string &isa : isas())
+    for (const rs_type type : {RS_W8, RS_W4})
+      for (const auto &size : {std::pair<int64_t, int>(64, 2), {60, 3}, {40, 5}, {128, 1}})  // 60: 180 channels, a part of a panel
+        for (const int threads : {1, 3}) {
+          const int64_t c = size.first;
+          const vec x = normal(static_cast<size_t>(t * c), 3);
+          // q and k in one tensor, v in another; kept & 1: the first is read by others, kept & 2: the second.
+          const auto run = [&](int kept) {
+            session s(isa, threads);
+            harness h;
+            rs_tensor *in = h.input("x", RS_F32, {RS_DIM_TOKENS, c}, x), *starts = h.input("cu", RS_I32, {RS_DIM_CU_SEQLENS}, cu);
+            const auto linear = [&](const char *name, int64_t n, unsigned seed) {
+              rs_tensor *bias =
+                  h.weight((std::string(name) + ".bias").c_str(), RS_F32, RS_ROWS, {n}, normal(static_cast<size_t>(n), seed));
+              return rs_linear(h.g, in, h.weight(name, type, RS_PANELS, {n, c}, normal(static_cast<size_t>(n * c), seed + 1, 0.1f)),
+                               bias, RS_ACT_NONE);
+            };
+            rs_tensor *qk = linear("qk", 2 * c, 5), *v = linear("v", c, 7);
+            if (kept & 1) rs_output(h.g, qk);
+            if (kept & 2) rs_output(h.g, rs_add(h.g, v, v));
+            return h.run(
+                s.s,
+                rs_flash_attn(h.g, rs_columns(h.g, qk, 0, c), rs_columns(h.g, qk, c, c), v, starts, nullptr, size.second, 0.3f), t,
+                3, static_cast<size_t>(t * c));
+          };
+          const vec all = run(3);
+          for (int kept = 0; kept < 3; kept++)
+            EXPECT_EQ(run(kept), all) << isa << " " << rs_type_name(type) << " " << c << " " << kept;
+        }
+}
+
 // Blocks of rows are at different operators of a chain at one time: what one block still reads must not be another's result. `wide`
 // would fit where `narrow` was, whose rows lie closer together: its first rows would hit those that later blocks have yet to read.
 TEST(graph, blocks_of_a_chain_do_not_write_over_each_other) {
