@@ -3359,6 +3359,7 @@ struct rs_graph {
   std::vector<rs_tensor *> drops;  // k makes the tokens of level k + 1
   std::vector<graph_stage> stages;
   int ops = 0;
+  size_t chain_weights = 0;  // bytes of the matrices that every token goes through
   rs_status status = RS_OK;  // of the first call that failed, and what it said
   std::string error;
 };
@@ -5073,6 +5074,9 @@ void find_stages(rs_graph *g) {
       g->stages.push_back({g->ops, g->ops, t->id, by_rows, t->level});
     g->stages.back().end = ++g->ops;
     g->stages.back().last = t->id;
+    size_t bytes = 0;
+    if (by_rows && t->op == OP_LINEAR) (void)rs_tensor_bytes(t->src[1]->type, RS_PANELS, 2, t->src[1]->shape, &bytes);
+    g->chain_weights += bytes;
     t->stage = static_cast<int>(g->stages.size()) - 1;
   }
   // What only the operators of one chain read exists a block at a time.
@@ -5211,19 +5215,21 @@ void plan_shapes(graph_plan &p) {
   }
 }
 
-// Rows of a block: few enough that what a chain makes of them stays in the L2 cache, enough that the weights, which go by once a
-// block, are not what it waits for; and so many blocks that no thread gets one more than the others, if that can be had.  Fewer
-// rows than threads can share: operator by operator, cut along channels.
-constexpr int64_t least_block_rows = 32, most_block_rows = 64, block_cost = 2;  // cost: in rows
+// Rows of a block: few enough that what a chain makes of them stays in the L2 cache, and so that no thread gets one more than the
+// others, if that can be had.  Each block goes through all weights, so fewer rows than pay for that run operator by operator, cut
+// along channels.  Weights that fit into a last cache, of which most machines have as much, come from there as fast as they are
+// needed, but not for any number of threads; others come from memory.
+constexpr int64_t most_block_rows = 64, block_row_step = 2;
+constexpr size_t cached_weights = 16 << 20;
+constexpr int64_t cached_cost = 2, cached_least = 4, other_cost = 10, other_least = 40;  // in rows: docs/kernels.md
 
-int64_t choose_block_rows(int64_t tokens, int threads) {
-  if (threads > 1 && tokens <= least_block_rows * (threads - 1)) return 0;
-  if (tokens <= least_block_rows) return std::max<int64_t>(tokens, 1);
-  int64_t best = 0;
-  double least = 0;
-  for (int64_t rows = least_block_rows; rows <= most_block_rows; rows += 16) {
-    const auto steps = static_cast<double>(ceil_div(ceil_div(tokens, rows), threads));
-    const double cost = steps * static_cast<double>(rows + block_cost);
+int64_t choose_block_rows(int64_t tokens, int threads, size_t weight_bytes) {
+  const bool cached = weight_bytes <= cached_weights;
+  const int64_t least_each = cached ? cached_least * std::max(1, threads / 2) : other_least;
+  if (tokens <= least_each * (threads - 1)) return 0;
+  int64_t best = 0, least = 0;
+  for (int64_t rows = block_row_step; rows <= most_block_rows; rows += block_row_step) {
+    const int64_t cost = ceil_div(ceil_div(tokens, rows), threads) * (rows + (cached ? cached_cost : other_cost));
     if (!best || cost < least) best = rows, least = cost;
   }
   return best;
@@ -5571,7 +5577,7 @@ rs_status plan_request(graph_plan &p, const run_request &q) {
 // All but memory.  Allocates nothing.
 rs_status make_plan(const rs_session *s, int threads, graph_plan &p, const run_request &q) {
   RS_CHECK(plan_request(p, q));
-  for (token_level &l : p.levels) l.block_rows = choose_block_rows(l.tokens, threads);
+  for (token_level &l : p.levels) l.block_rows = choose_block_rows(l.tokens, threads, p.graph->chain_weights);
   p.tensor_bytes = plan_places(p, false);
   p.block_tensor_bytes = plan_places(p, true);
   plan_ops(p, s->kernels);
