@@ -372,6 +372,19 @@ class Report(unittest.TestCase):
             self.assertIn(words, shown)
         self.assertNotIn("tokens a second", shown)
 
+    def test_dropping_has_a_row_of_documents(self):
+        r = results()
+        self.assertNotIn("tokens dropped", report.markdown(r, None))
+        r["drop"] = "ratios=0.5 score=norm"
+        r["engines"]["rs-q8+drop"] = engine("rs q8, tokens dropped", True, "int8")
+        r["cases"].append({"name": "cranfield", "kind": "texts", "items": 10, "about": "ten", "tokens": {"rs-q8+drop": 100, "ort-int8": 100},
+                           "turns": {"rs-q8+drop": [[0.1]], "ort-int8": [[0.3]]}, "cosine": {}})
+        text = report.markdown(r, None)
+        for line in ("*rs q8, tokens dropped*: `ratios=0.5 score=norm`; ", "| rs q8, tokens dropped | – | 100 |",
+                     "| rs q8, tokens dropped | – | **3.00** (2.5 ✓)<br>"):
+            self.assertIn(line, text)
+        self.assertEqual(len(report.check_entries(r)), 2)
+
     def test_axis_steps(self):
         for top in (0.7, 1, 3, 99, 1234, 31806, 9e9):
             step = report.nice_step(top)
@@ -394,8 +407,8 @@ class Arguments(unittest.TestCase):
         self.assertEqual(a.image_cases, [])
         a = self.parse("--quick", "--cases", "images")
         self.assertEqual((a.text_cases, a.image_cases), ([], images.QUICK_CASES))
-        a = self.parse("--image-cases", "98x2,224x1", "--drop", "none")
-        self.assertEqual((a.image_cases, a.drop), (["98x2", "224x1"], "none"))
+        a = self.parse("--image-cases", "98x2,224x1", "--drop", "none", "--text-drop", "keeps=8")
+        self.assertEqual((a.image_cases, a.drop, a.text_drop), (["98x2", "224x1"], "none", "keeps=8"))
 
     def test_usage(self):
         for args, word in ((("--engines", "tensorflow"), "no engine 'tensorflow'"), (("--engines", "ort-f32@avx2"), "no engine 'ort-f32@avx2'"),
@@ -573,6 +586,11 @@ class Parts(unittest.TestCase):
         path = self.write("a==1\nb>=2\n")
         with self.assertRaisesRegex(ValueError, ":2: expected NAME==VERSION, got 'b>=2'"):
             engines.read_pins(path)
+
+    def test_names(self):
+        for name, base in (("rs-q8", "rs-q8"), ("rs-q8@avx2", "rs-q8"), ("rs-q8+drop", "rs-q8"), ("ort-int8-pc", "ort-int8-pc")):
+            self.assertEqual((engines.base_of(name), engines.drops(name)), (base, name == "rs-q8+drop"))
+        self.assertEqual(engines.dropping(engines.BY_NAME["rs-q8"]).name, "rs-q8+drop")
 
     def test_texts(self):
         self.assertEqual(bench_peers.read_stsb(self.write("a\tb\tc\td\t5\tone\ttwo\na\tb\tc\td\t5\ttwo\tthree\n")), ["one", "two", "three"])

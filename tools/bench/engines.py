@@ -57,6 +57,22 @@ def isa_of(name):
     return name.partition("@")[2] or None
 
 
+def base_of(name):
+    """An engine's name without what it is forced to."""
+    return name.partition("@")[0].partition("+")[0]
+
+
+DROPPING = "rs-q8"  # the engine that has a further row, with token dropping
+
+
+def dropping(engine):
+    return engine._replace(name=engine.name + "+drop", label=engine.label + ", tokens dropped")
+
+
+def drops(name):
+    return name.endswith("+drop")
+
+
 def missing_on_card(name, there):
     """Why a peer cannot run on a card, or None.  there: what install.CARD_SCRIPT prints."""
     if name in PROVIDERS:

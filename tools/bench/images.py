@@ -77,8 +77,8 @@ class Images:
         for e in self.a.chosen:
             if e.images:
                 self.chosen.append(e)
-            if e.name == "rs-q8" and self.a.drop != "none":
-                self.chosen.append(e._replace(name="rs-q8+drop", label="rs q8, tokens dropped"))
+            if e.name == engines.DROPPING and self.a.drop != "none":
+                self.chosen.append(engines.dropping(e))
         self.sizes = {}
         for case in self.a.image_cases:
             size, batch = parse(case)
@@ -100,7 +100,7 @@ class Images:
         self.patch = model_facts(a.image_model)["patch"]
         digest = driver.model_digest(a.image_model)
         self.folder = driver.weights_folder(a.rs, a.image_model, digest)
-        kinds = sorted({e.name.partition("@")[0].partition("+")[0].partition("-")[2] for e in self.chosen if e.ours})
+        kinds = sorted({engines.base_of(e.name).partition("-")[2] for e in self.chosen if e.ours})
         self.paths = {"rs-" + kind: path for kind, path in driver.rs_weights(a.rs, a.image_model, self.folder, kinds).items()}
         os.makedirs(self.folder, exist_ok=True)
         for size, batches in self.sizes.items():
@@ -141,13 +141,12 @@ class Images:
 
     def usable(self, size):
         return [e for e in self.chosen if e.name not in self.reasons and (e.ours or not e.prepared or (e.name, size) in self.paths)
-                and not (e.name == "rs-q8+drop" and size != DROP_SIZE)]
+                and not (engines.drops(e.name) and size != DROP_SIZE)]
 
     def start(self, engine, size):
-        base = engine.name.partition("@")[0].partition("+")[0]
-        dropped = engine.name.endswith("+drop")
+        base = engines.base_of(engine.name)
         return self.bench.start_worker(engine, {
-            "engine": "rs-q8" if dropped else engine.name, "name": engine.name, "drop": self.a.drop if dropped else None,
+            "drop": self.a.drop if engines.drops(engine.name) else None,
             "weights": self.paths.get(base if engine.ours else (base, size)), "model": os.path.abspath(self.a.image_model)})
 
     def ask(self, worker, name, size, path, count, batch):
@@ -281,5 +280,5 @@ class Images:
         for name, row in rows.items():
             row["reason"] = self.reasons.get(name)
         return {"model": os.path.basename(os.path.abspath(self.a.image_model)), "engines": rows, "cases": [c for c in cases if c["turns"]],
-                "drop": self.a.drop if "rs-q8+drop" in rows else None, "photos": self.about_photos, "machine": self.bench.machine, "card": self.bench.card,
+                "drop": self.a.drop if any(engines.drops(n) for n in rows) else None, "photos": self.about_photos, "machine": self.bench.machine, "card": self.bench.card,
                 "settings": {"threads": self.a.threads, "loads": self.a.loads}}

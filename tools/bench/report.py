@@ -13,6 +13,7 @@ GOALS = {
     "rs-q8": {"1x16": 1.6, "1x64": 1.6, "1x128": 1.45, "1x512": 1.45, "8x128": 1.4, "32x128": 1.4, "texts": 2.5},
     "rs-q4": {"1x16": 2.0, "1x64": 2.0, "1x128": 1.9, "1x512": 1.9, "8x128": 1.8, "32x128": 1.8, "texts": 3.0},
     "rs-f32": {"1x16": 1.2, "1x64": 1.2, "1x128": 1.1, "1x512": 1.1, "8x128": 1.1, "32x128": 1.1, "texts": 1.5},
+    "rs-q8+drop": {"texts": 2.5},
 }
 PEERS_OF = {"int8": "int8", "q4": "int8", "f32": "f32"}  # the class of peers that rs in these bits is compared with
 COSINE_GOALS = {"rs-q8": 0.997, "rs-q4": 0.97, "rs-f32": 0.99999}
@@ -256,6 +257,12 @@ def machine_lines(results):
     return "\n".join(lines) + "\n"
 
 
+def drop_line(results, cases):
+    """Which schedule the row of token dropping has, if there is one."""
+    label = next((e["label"] for n, e in results["engines"].items() if "+" in n and any(n in c["turns"] for c in cases)), None)
+    return ["*%s*: `%s`; docs/results.md has what that costs.\n" % (label, results["drop"])] if label else []
+
+
 def image_parts(images, plot):
     cases = images["cases"]
     compared = [c for c in cases if c.get("cosine")]
@@ -273,8 +280,7 @@ stays f32. PyTorch has the model of transformers, with its SDPA.
     fused = images["engines"].get("ort-f32", {}).get("facts", {}).get("fused")
     if fused:
         parts.append("Fused by ONNX Runtime's optimizer: %s.\n" % ", ".join("%d %s" % (n, what) for what, n in fused.items()))
-    if any("rs-q8+drop" in c["turns"] for c in cases):
-        parts.append("*%s*: `%s`.\n" % (images["engines"]["rs-q8+drop"]["label"], images["drop"]))
+    parts += drop_line(images, cases)
     parts += ["Images a second:\n", speed_table(images, cases, images_per_second, lambda x: "%.1f" % x),
               "Milliseconds a call:\n", speed_table(images, cases, lambda c, n, m: 1e3 * m, lambda x: "%.2f" % x)]
     if ratios(images):
@@ -323,7 +329,7 @@ activations in any scheme of its own: the cosines tell what it costs. `engine@is
     if texts:
         parts += ["## Real text, tokenizer included\n"]
         parts += ["".join("- %s: %s\n" % (c["name"], c["about"]) for c in texts),
-                  "Peers take the `tokenizers` library, and pad where they must; rs takes the texts.\n",
+                  "Peers take the `tokenizers` library, and pad where they must; rs takes the texts.\n"] + drop_line(results, texts) + [
                   "Texts a second:\n", speed_table(results, texts, lambda c, n, m: c["items"] / m, whole),
                   "Tokens a second, padding not counted:\n", speed_table(results, texts, tokens_per_second, whole),
                   "How many times as fast as the best peer%s:\n" % ("" if card else ", with the goal"), ratio_table(results, texts),

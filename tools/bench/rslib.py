@@ -135,15 +135,25 @@ class Rs:
             return out
         return call
 
-    def texts_call(self, texts, batch):
+    def with_drop(self, params, drop):
+        """Parameters with a schedule of token dropping, as text, or None."""
+        if drop:
+            schedule = ctypes.c_void_p()
+            self.check(self.lib.rs_drop_parse(drop.encode("utf-8"), ctypes.byref(schedule)))
+            self.check(self.lib.rs_drop_check(self.model, schedule))
+            params.drop = schedule
+        return params
+
+    def texts_call(self, texts, batch, drop=None):
         """The same for texts, `batch` at a time; everything from str to vector is in the call."""
         dim = self.info.dim
+        params = ctypes.byref(self.with_drop(EncodeParams(size=ctypes.sizeof(EncodeParams)), drop)) if drop else None
         out = (ctypes.c_float * (len(texts) * dim))()
 
         def call():
             for i in range(0, len(texts), batch):
                 part = text_array(texts[i:i + batch])
-                self.check(self.lib.rs_encode(self.session, part, len(part), None, ctypes.byref(out, 4 * i * dim),
+                self.check(self.lib.rs_encode(self.session, part, len(part), params, ctypes.byref(out, 4 * i * dim),
                                               len(out) - i * dim, None))
             return out
         return call
@@ -151,12 +161,7 @@ class Rs:
     def images_call(self, pixels, count, size, batch, drop):
         """The same for f32 pixels [count, 3, size, size] in a writable buffer, `batch` images at a time, with a schedule of token
         dropping or None: class features."""
-        params = EncodeParams(size=ctypes.sizeof(EncodeParams), pooling=POOL_CLS, image_width=size, image_height=size)
-        if drop:
-            schedule = ctypes.c_void_p()
-            self.check(self.lib.rs_drop_parse(drop.encode("utf-8"), ctypes.byref(schedule)))
-            self.check(self.lib.rs_drop_check(self.model, schedule))
-            params.drop = schedule
+        params = self.with_drop(EncodeParams(size=ctypes.sizeof(EncodeParams), pooling=POOL_CLS, image_width=size, image_height=size), drop)
         begin, one, dim = ctypes.addressof(ctypes.c_char.from_buffer(pixels)), 12 * size * size, self.info.dim
         if len(pixels) < count * one:
             raise ValueError("%d bytes of pixels, expected at least %d" % (len(pixels), count * one))

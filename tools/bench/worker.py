@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """One engine in a process of its own, asked by tools/bench-peers over a pipe: a JSON object a line in, one a line out.
 
-usage: worker.py CONFIG      CONFIG: a JSON object with engine, build, weights, model, threads, max_tokens, cpu (or null), device; for images drop
+usage: worker.py CONFIG      CONFIG: a JSON object with engine, build, weights, model, threads, max_tokens, cpu (or null), device; for rs drop
                              (a schedule of rs, or null)
 
   {"do": "load"}                                   seconds of loading, what the engine is
@@ -63,7 +63,7 @@ class RsEngine:
     def texts(self, texts, sort, batch):
         # Nothing is padded, so there is nothing to gain by sorting; it is measured like the others all the same.
         order = sorted(range(len(texts)), key=lambda i: len(texts[i])) if sort else None
-        call = self.rs.texts_call([texts[i] for i in order] if sort else texts, batch)
+        call = self.rs.texts_call([texts[i] for i in order] if sort else texts, batch, self.config.get("drop"))
         dim = self.rs.info.dim
 
         def unsorted():
