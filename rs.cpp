@@ -3578,6 +3578,8 @@ rs_tensor *rs_output(rs_graph *g, rs_tensor *x) {
   if (!x || g->status != RS_OK) return nullptr;
   if (x->kind != tensor_op)
     return graph_fail(g, rs_fail(RS_ERR_ARGUMENT, "output '%s' is not the result of an operator", x->name.c_str()));
+  if (g->finished && !x->output)
+    return graph_fail(g, rs_fail(RS_ERR_ARGUMENT, "output '%s': the graph is finished", x->name.c_str()));
   x->output = true;
   return x;
 }
@@ -3799,6 +3801,15 @@ void linear_cpu(const op_run &r, const worker &me) {
     if (quantized) linear_quantized_panels(r, m, x, i, rows, p, panels, b, y, ldy);
     else linear_float_panels(r, m, i, rows, p, panels, b, y, ldy);
   };
+  // `n` channels of `panels` panels, by way of the cache: what a kernel cannot write where it belongs.
+  alignas(align_data) float part[linear_block_rows * linear_group * panel_n];
+  const auto by_way_of_part = [&](int64_t i, int rows, int64_t p, int64_t panels, size_t n, const float *b) {
+    const auto ld = static_cast<size_t>(panels * panel_n);
+    product(i, rows, p, static_cast<int>(panels), b, part, ld);
+    char *y = r.out.at(i, p * panel_n);
+    if (rounds) return r.kernels->coarse_attn->round_rows(part, ld, rows, n, reinterpret_cast<uint16_t *>(y), r.out.stride);
+    for (int j = 0; j < rows; j++, y += r.out.stride * 4) memcpy(y, part + static_cast<size_t>(j) * ld, n * 4);
+  };
   const int64_t panels = static_cast<int64_t>(m.np() / panel_n), whole = static_cast<int64_t>(m.n / panel_n);
   const int64_t blocks = ceil_div(r.out.rows, linear_block_rows), group = quantized ? linear_group : linear_float_group;
   // A few units a thread, so that shares come out even; one column of units where there are blocks enough.
@@ -3810,28 +3821,17 @@ void linear_cpu(const op_run &r, const worker &me) {
     for (int64_t n; p < std::min(end, whole); p += n) {
       n = std::min(group, std::min(end, whole) - p);
       const float *b = bias ? bias + p * panel_n : nullptr;
-      char *y = r.out.at(i, p * panel_n);
-      if (rounds) {
-        alignas(align_data) float part[linear_block_rows * linear_group * panel_n];
-        const auto columns = static_cast<size_t>(n * panel_n);
-        product(i, rows, p, static_cast<int>(n), b, part, columns);
-        r.kernels->coarse_attn->round_rows(part, columns, rows, columns, reinterpret_cast<uint16_t *>(y), r.out.stride);
-      } else {
-        product(i, rows, p, static_cast<int>(n), b, reinterpret_cast<float *>(y), static_cast<size_t>(r.out.stride));
-      }
+      if (rounds) by_way_of_part(i, rows, p, n, static_cast<size_t>(n * panel_n), b);
+      else
+        product(i, rows, p, static_cast<int>(n), b, reinterpret_cast<float *>(r.out.at(i, p * panel_n)),
+                static_cast<size_t>(r.out.stride));
     }
     if (p == end) continue;
     // The last panel, of fewer than 16 channels.
     const size_t n = m.n % panel_n;
     float padded_bias[panel_n] = {};
     if (bias) memcpy(padded_bias, bias + p * panel_n, n * 4);
-    alignas(align_data) float part[linear_block_rows * panel_n];
-    product(i, rows, p, 1, padded_bias, part, panel_n);
-    if (rounds)
-      r.kernels->coarse_attn->round_rows(part, panel_n, rows, n, reinterpret_cast<uint16_t *>(r.out.at(i, p * panel_n)),
-                                         r.out.stride);
-    else
-      for (int j = 0; j < rows; j++) memcpy(r.out.at(i + j, p * panel_n), part + j * panel_n, n * 4);
+    by_way_of_part(i, rows, p, 1, n, padded_bias);
   }
 }
 
@@ -5166,15 +5166,26 @@ struct graph_plan {
   std::vector<size_t> bytes;
   std::vector<void *> bound;  // memory of the caller's for inputs and outputs, or nullptr
   pixel_rows pixels;
-  std::vector<op_run> ops;       // in order
-  std::vector<int> order, live;  // while planning: tensors by size, and those that have a place, by offset
-  std::vector<size_t> profile;   // index into the session's profile, by op
+  std::vector<op_run> ops;  // in order
+  struct place {
+    int id, end;  // lives from operator `id` to operator `end`
+    size_t bytes, offset;
+  };
+  std::vector<place> order, live;  // while planning: the largest first; those that have a place, by offset
+  std::vector<size_t> profile;     // index into the session's profile, by op
   // Of the arena: tensors, scratch of all threads, then for each thread: scratch, block (tensors, scratch of all operators).
   size_t tensor_bytes = 0, shared_bytes = 0, scratch_bytes = 0, block_tensor_bytes = 0, each_bytes = 0;
 
   int64_t tokens(const rs_tensor &t) const { return levels[static_cast<size_t>(t.level)].tokens; }
   int64_t block_rows(const rs_tensor &t) const { return levels[static_cast<size_t>(t.level)].block_rows; }
   bool in_block(const rs_tensor &t) const { return t.in_block && block_rows(t); }
+  // The last operator that a result in the arena has to be there for.  Blocks are at different operators of a chain at one time, so
+  // what one of them reads is there for all.
+  int lives_until(const rs_tensor &t) const {
+    if (t.last_use == INT_MAX) return INT_MAX;
+    const rs_tensor &last = *graph->tensors[static_cast<size_t>(t.last_use)];
+    return block_rows(last) ? graph->stages[static_cast<size_t>(last.stage)].last : t.last_use;
+  }
   // Is it for the plan to say where that is?
   bool placed(const rs_tensor &t) const { return (t.kind == tensor_op || &t == pixels.input) && !bound[static_cast<size_t>(t.id)]; }
 };
@@ -5211,7 +5222,7 @@ void plan_shapes(graph_plan &p) {
     for (int i = 0; i + 1 < t->rank; i++) v.rows *= dim_at(t->shape[i], p.tokens(*t), p.sequences);
     v.cols = dim_at(t->shape[t->rank - 1], p.tokens(*t), p.sequences);
     v.stride = t->kind == tensor_view ? p.values[t->base->id].stride : v.cols;
-    p.bytes[t->id] = static_cast<size_t>(v.rows * v.cols * v.width);
+    p.bytes[t->id] = static_cast<size_t>(v.rows) * static_cast<size_t>(v.cols) * static_cast<size_t>(v.width);
   }
 }
 
@@ -5225,7 +5236,7 @@ constexpr int64_t cached_cost = 2, cached_least = 4, other_cost = 10, other_leas
 
 int64_t choose_block_rows(int64_t tokens, int threads, size_t weight_bytes) {
   const bool cached = weight_bytes <= cached_weights;
-  const int64_t least_each = cached ? cached_least * std::max(1, threads / 2) : other_least;
+  const int64_t least_each = cached ? std::min<int64_t>(cached_least * std::max(1, threads / 2), other_least) : other_least;
   if (tokens <= least_each * (threads - 1)) return 0;
   int64_t best = 0, least = 0;
   for (int64_t rows = block_row_step; rows <= most_block_rows; rows += block_row_step) {
@@ -5238,36 +5249,27 @@ int64_t choose_block_rows(int64_t tokens, int threads, size_t weight_bytes) {
 // Places by liveness, in the arena or in a block: the largest first, each in the lowest gap between those that live when it does
 // (greedy by size; arXiv 2001.03288).  An operator's result is never over what it reads.  Returns the bytes in use at most.
 size_t plan_places(graph_plan &p, bool in_block) {
-  const auto &tensors = p.graph->tensors;
-  const auto bytes_of = [&](int id) {
-    return in_block ? static_cast<size_t>(p.block_rows(*tensors[id]) * p.values[id].cols * p.values[id].width) : p.bytes[id];
-  };
-  // Blocks are at different operators of a chain at one time, so a place in the arena is free when the stage is done.
-  const auto end_of = [&](int id) {
-    const int last = tensors[id]->last_use;
-    if (in_block || last == INT_MAX || !p.block_rows(*tensors[last])) return last;
-    return p.graph->stages[static_cast<size_t>(tensors[last]->stage)].last;
-  };
-  p.order.clear();
-  for (const auto &t : tensors) {
+  p.order.clear(), p.live.clear();
+  for (const auto &t : p.graph->tensors) {
     if (!p.placed(*t) || p.in_block(*t) != in_block) continue;
-    const size_t bytes = bytes_of(t->id);
-    p.order.insert(std::find_if(p.order.begin(), p.order.end(), [&](int id) { return bytes_of(id) < bytes; }), t->id);
+    const value &v = p.values[t->id];
+    const size_t bytes = in_block ? static_cast<size_t>(p.block_rows(*t) * v.cols * v.width) : p.bytes[t->id];
+    auto at = p.order.end();
+    while (at != p.order.begin() && at[-1].bytes < bytes) --at;
+    p.order.insert(at, {t->id, in_block ? t->last_use : p.lives_until(*t), bytes, 0});
   }
-  p.live.clear();
   size_t most = 0;
-  for (const int id : p.order) {
-    const size_t bytes = bytes_of(id);
-    size_t offset = 0;
-    for (const int other : p.live) {
-      if (other > end_of(id) || id > end_of(other)) continue;
-      if (p.offsets[other] >= offset + bytes) break;
-      offset = std::max(offset, round_up(p.offsets[other] + bytes_of(other), align_data));
+  for (graph_plan::place &x : p.order) {
+    auto at = p.live.begin();
+    for (; at != p.live.end(); ++at) {
+      if (at->id > x.end || x.id > at->end) continue;
+      if (at->offset >= x.offset + x.bytes) break;
+      x.offset = std::max(x.offset, round_up(at->offset + at->bytes, align_data));
     }
-    p.offsets[id] = offset;
-    const auto behind = std::upper_bound(p.live.begin(), p.live.end(), offset, [&](size_t x, int i) { return x < p.offsets[i]; });
-    p.live.insert(behind, id);
-    most = std::max(most, round_up(offset + bytes, align_data));
+    while (at != p.live.begin() && at[-1].offset > x.offset) --at;
+    p.live.insert(at, x);
+    p.offsets[x.id] = x.offset;
+    most = std::max(most, round_up(x.offset + x.bytes, align_data));
   }
   return most;
 }
@@ -5667,8 +5669,8 @@ rs_status rs_session_profile_at(const rs_session *s, size_t i, rs_profile_row *o
   return RS_OK;
 }
 
-// Sections 12 to 15, and all from plans on, are to be small: most of it is called once a model or a text, and no inner loop is
-// there.
+// Sections 12 to 15, and all from plans on, are to be small: what is there runs once a model or a text, or takes next to no time
+// beside what runs with it.
 #if defined(__GNUC__) && !defined(__clang__) && defined(__OPTIMIZE__)
 #pragma GCC push_options
 #pragma GCC optimize("Os")
@@ -7850,10 +7852,8 @@ namespace {
 size_t live_bytes(const graph_plan &p, const rs_tensor &t) {
   size_t bytes = 0;
   for (const auto &x : p.graph->tensors) {
-    if (!p.placed(*x) || p.in_block(*x) || x->id > t.id) continue;
-    const int last = x->last_use;
-    const bool live = last >= t.id || p.graph->tensors[static_cast<size_t>(last)]->stage == t.stage;
-    if (live) bytes += round_up(p.bytes[x->id], align_data);
+    if (p.placed(*x) && !p.in_block(*x) && x->id <= t.id && p.lives_until(*x) >= t.id)
+      bytes += round_up(p.bytes[x->id], align_data);
   }
   return bytes;
 }

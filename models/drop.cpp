@@ -322,11 +322,13 @@ rs_tensor *rs_dropper::attention(int layer, const rs_attention &a) {
   of_attention_.clear();
   if (const rs_drop_schedule::layer *l = dropping(layer))
     for (const rs_score_term &t : l->score) {
-      const bool of_first = t.source == rs_score_source::attn_cls;
-      of_attention_.push_back(!of_first && t.source != rs_score_source::attn_colsum ? nullptr
-                              : a.window
-                                  ? rs_attn_colsum_window(g_, a.q, a.k, cu_seqlens(), sizes(), a.heads, a.scale, of_first, a.window)
-                                  : rs_attn_colsum(g_, a.q, a.k, cu_seqlens(), sizes(), a.heads, a.scale, of_first));
+      const auto sums = [&](bool of_first) {
+        if (!a.window) return rs_attn_colsum(g_, a.q, a.k, cu_seqlens(), sizes(), a.heads, a.scale, of_first);
+        return rs_attn_colsum_window(g_, a.q, a.k, cu_seqlens(), sizes(), a.heads, a.scale, of_first, a.window);
+      };
+      of_attention_.push_back(t.source == rs_score_source::attn_cls      ? sums(true)
+                              : t.source == rs_score_source::attn_colsum ? sums(false)
+                                                                         : nullptr);
     }
   if (a.window) return rs_flash_attn_window(g_, a.q, a.k, a.v, cu_seqlens(), sizes(), a.heads, a.scale, a.window);
   return (a.causal ? rs_flash_attn_causal : rs_flash_attn)(g_, a.q, a.k, a.v, cu_seqlens(), sizes(), a.heads, a.scale);

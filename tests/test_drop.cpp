@@ -1101,7 +1101,32 @@ TEST_F(drop_tiny, a_plan_counts_tokens_as_the_schedule_does) {
     size_t arena = 0;
     ASSERT_EQ(rs_plan(m.session, &length, 1, &params, layers.data(), &arena), RS_OK) << rs_last_error();
     ASSERT_EQ(rs_drop_counts(m.model, s.drop, length, protect, counts.data()), RS_OK) << rs_last_error();
-    for (size_t i = 0; i < 4; i++) EXPECT_EQ(layers[i].tokens, counts[i]) << text << ", layer " << i;
+    for (size_t i = 0; i < 4; i++) {
+      EXPECT_EQ(layers[i].tokens, counts[i]) << text << ", layer " << i;
+      EXPECT_LE(layers[i].bytes, arena) << text << ", layer " << i;
+    }
+  }
+}
+
+// Tokens that leave behind the first layer take their part of the largest moment with them, whatever the score is made of.
+TEST(minilm_drop, the_arena_shrinks) {
+  for (const char *type : {"f32", "q8"}) {
+    RS_NEED_MODEL(type);
+    const loaded m(model_path(type));
+    const std::vector<int32_t> lengths(8, 512);
+    const auto arena_of = [&](const rs_drop *drop) {
+      auto params = sized<rs_encode_params>();
+      params.drop = drop;
+      rs_plan_layer layers[7];
+      size_t arena = 0;
+      EXPECT_EQ(rs_plan(m.session, lengths.data(), lengths.size(), &params, layers, &arena), RS_OK) << rs_last_error();
+      return arena;
+    };
+    const size_t all = arena_of(nullptr);
+    for (const char *score : {"-mlp", "norm-mlp+first", "norm-attention-mlp", "centre+first"}) {
+      const schedule s(std::string("ratios=0.5 score=") + score);
+      EXPECT_LE(static_cast<double>(arena_of(s.drop)), 0.87 * static_cast<double>(all)) << type << " " << score;
+    }
   }
 }
 

@@ -860,7 +860,8 @@ TEST(flash_attn, of_quantized_layers_rounds_the_same_wherever_it_does) {
   const std::vector<int32_t> cu = {0, 1, 34, 333};
   for (const std::string &isa : isas())
     for (const rs_type type : {RS_W8, RS_W4})
-      for (const auto &size : {std::pair<int64_t, int>(64, 2), {60, 3}, {40, 5}, {128, 1}})  // 60: 180 channels, a part of a panel
+      for (const auto &size :
+           {std::pair<int64_t, int>(64, 2), {60, 3}, {40, 5}, {128, 1}})  // 60: 120 and 60 channels, a part of a panel
         for (const int threads : {1, 3}) {
           const int64_t c = size.first;
           const vec x = normal(static_cast<size_t>(t * c), 3);
