@@ -111,6 +111,13 @@ class Check(unittest.TestCase):
             r = self.run_tool(self.measured(counts={"tokenizer, 128 tokens": 9000}, **rest))
             self.assertEqual(r.returncode, 1)  # but its instructions are
 
+    def test_a_row_that_nobody_stored_is_not_judged(self):
+        r = self.run_tool(self.measured({"rs-q8 / reference, 1x16": 0.1}, row="neon"))
+        self.assertEqual(r.returncode, 0, r.stderr)
+        self.assertIn("ratios are not judged: no row 'neon' (there are: amx)", r.stdout)
+        r = self.run_tool(self.measured(counts={"tokenizer, 128 tokens": 9000}, row="neon"))
+        self.assertEqual(r.returncode, 1)  # but its instructions are
+
     def test_a_peer_that_is_not_installed(self):
         ratios = {k: v for k, v in RATIOS.items() if "reference" in k}
         path = self.file("measured.json", {"row": "amx", "cpu": CPU, "threads": 1, "ratios": ratios})
@@ -124,7 +131,7 @@ class Check(unittest.TestCase):
                           "rows.amx.ratios: 'rs-f32 / reference, 1x16' is stored, but was not measured")
         self.assert_error(self.measured({"rs-q8 / reference, 7x7": 1.0}), "no figure for 'rs-q8 / reference, 7x7'", "--update")
         self.assert_error(self.measured(counts={"new": 1}), "no figure for 'new'")
-        self.assert_error(self.measured(row="neon"), "no row 'neon' (there are: amx)")
+        self.assert_error(self.file("n.json", {"row": "neon", "cpu": CPU, "threads": 1, "ratios": RATIOS}), "no row 'neon' (there are: amx)")
         self.assert_error(self.measured(compiler="Clang 14, x86_64"), "none for 'Clang 14, x86_64' (there are: GNU 12, x86_64)")
         path = self.file("empty.json", {})
         self.assert_error(path, "neither 'ratios' nor 'instructions'", path=path)
