@@ -391,6 +391,7 @@ class Report(unittest.TestCase):
                      "| rs q8, tokens dropped | – | **3.00** (2.5 ✓)<br>"):
             self.assertIn(line, text)
         self.assertEqual(len(report.check_entries(r)), 2)
+        self.assertNotIn("tokens dropped", report.ratio_table(r, r["cases"][:1]))  # which it does not take
 
     def test_axis_steps(self):
         for top in (0.7, 1, 3, 99, 1234, 31806, 9e9):

@@ -147,7 +147,8 @@ def images_per_second(case, _, median):
 
 def ratio_table(results, cases):
     rows = ratios(results)
-    names = [n for n in results["engines"] if any(r["engine"] == n for r in rows)]
+    shown = {c["name"] for c in cases}
+    names = [n for n in results["engines"] if any(r["engine"] == n and r["case"] in shown for r in rows)]
     out = []
     for n in names:
         cells = []
