@@ -1127,6 +1127,23 @@ TEST(minilm_drop, the_arena_shrinks) {
       const schedule s(std::string("ratios=0.5 score=") + score);
       EXPECT_LE(static_cast<double>(arena_of(s.drop)), 0.87 * static_cast<double>(all)) << type << " " << score;
     }
+    if (std::string(type) == "f32") {  // what attention tells is made before q and k would have to be kept beside the MLP's
+      EXPECT_LT(arena_of(schedule("ratios=0.5 score=attn-cls").drop), all);
+    }
+  }
+}
+
+// A plan's layers count what lives as places do, whether chains run by blocks or operator by operator.
+TEST(minilm_drop, no_layer_has_more_than_the_arena) {
+  for (const char *type : {"f32", "q8"}) {
+    RS_NEED_MODEL(type);
+    const loaded m(model_path(type));
+    for (const int32_t length : {2, 32, 100}) {
+      rs_plan_layer layers[7];
+      size_t arena = 0;
+      ASSERT_EQ(rs_plan(m.session, &length, 1, nullptr, layers, &arena), RS_OK) << rs_last_error();
+      for (const rs_plan_layer &l : layers) EXPECT_LE(l.bytes, arena) << type << " " << length;
+    }
   }
 }
 

@@ -937,6 +937,18 @@ TEST(graph, views_inside_of_a_chain) {
   EXPECT_EQ(results[0], results[1]);
 }
 
+// What lives until when, and what is as wide as its readers take it, is settled when the graph is finished.
+TEST(graph, a_finished_graph_gets_no_further_output) {
+  const int64_t c = 16;
+  session s;
+  harness h;
+  rs_tensor *x = h.input("x", RS_F32, {RS_DIM_TOKENS, c}, normal(c, 1)), *middle = rs_add(h.g, x, x), *end = rs_add(h.g, middle, x);
+  h.run(s.s, end, 1, 1, c);
+  EXPECT_EQ(rs_output(h.g, end), end) << "it is one";
+  EXPECT_EQ(rs_output(h.g, rs_name(h.g, middle, "middle")), nullptr);
+  EXPECT_EQ(std::string(rs_last_error()), "output 'middle': the graph is finished");
+}
+
 // The next graph may lie where the last one did.
 TEST(graph, a_session_forgets_a_freed_graph) {
   session s;
