@@ -1123,7 +1123,7 @@ TEST(minilm_drop, the_arena_shrinks) {
       return arena;
     };
     const size_t all = arena_of(nullptr);
-    for (const char *score : {"-mlp", "norm-mlp+first", "norm-attention-mlp", "centre+first"}) {
+    for (const char *score : {"-mlp", "norm-mlp+first", "centre-mlp", "first+norm-mlp"}) {
       const schedule s(std::string("ratios=0.5 score=") + score);
       EXPECT_LE(static_cast<double>(arena_of(s.drop)), 0.87 * static_cast<double>(all)) << type << " " << score;
     }
