@@ -851,7 +851,7 @@ bool read_two_numbers(const std::string &path, double *a, double *b) {
 }
 
 // CPUs that cgroup quotas leave, in this group and every group around it; `most` where there is no quota.
-int cgroup_cpus(int most) {
+[[gnu::cold]] int cgroup_cpus(int most) {
   FILE *f = fopen("/proc/self/cgroup", "re");
   if (!f) return most;
   double cpus = most;
@@ -3440,7 +3440,8 @@ rs_status expect_one_level(const rs_tensor &op) {
   return RS_OK;
 }
 
-rs_tensor *add_op(rs_graph *g, op_code op, const op_params &params, std::initializer_list<rs_tensor *> src, unsigned optional = 0) {
+[[gnu::cold]] rs_tensor *add_op(rs_graph *g, op_code op, const op_params &params, std::initializer_list<rs_tensor *> src,
+                                unsigned optional = 0) {
   if (!g || g->status != RS_OK) return nullptr;
   try {
     int i = 0;
@@ -3556,7 +3557,7 @@ rs_tensor *rs_constant(rs_graph *g, const char *name, rs_type type, rs_layout la
   return t;
 }
 
-rs_tensor *rs_columns(rs_graph *g, rs_tensor *x, int64_t first, int64_t count) {
+[[gnu::cold]] rs_tensor *rs_columns(rs_graph *g, rs_tensor *x, int64_t first, int64_t count) {
   if (!x || g->status != RS_OK) return nullptr;
   if (x->rank != 2 || x->type != RS_F32 || x->kind == tensor_weight || first < 0 || count < 1 || first > x->shape[1] - count)
     return graph_fail(g, rs_fail(RS_ERR_ARGUMENT, "columns [%lld, %lld) of '%s' %s", static_cast<long long>(first),
@@ -3933,16 +3934,18 @@ bool from_quantized(const rs_tensor &t) {
   return made.kind == tensor_op && made.op == OP_LINEAR && is_quantized(made.src[1]->type);
 }
 
+// How many of its sources, from the first on, attention or what scores by it may take as bf16.
+int coarse_sources(const rs_tensor &t) { return t.op == OP_FLASH_ATTN ? 3 : t.op == OP_ATTN_COLSUM ? 2 : 0; }
 const attn_kernels *coarse_kernels(const kernel_row &kernels, const rs_tensor &t) {
-  for (int i = 0; i < 3; i++)
+  for (int i = 0; i < coarse_sources(t); i++)
     if (!from_quantized(*t.src[i])) return nullptr;
-  return t.shape[1] / t.params.heads <= attn_most_d ? kernels.coarse_attn : nullptr;
+  return t.src[0]->shape[1] / t.params.heads <= attn_most_d ? kernels.coarse_attn : nullptr;
 }
 const attn_kernels *coarse_kernels(const op_run &r) { return coarse_kernels(*r.kernels, *r.t); }
 
 // Does an operator take its source i as bf16?
 bool takes_bf16(const kernel_row &kernels, const rs_tensor &t, int i) {
-  return t.op == OP_FLASH_ATTN && i < 3 && coarse_kernels(kernels, t);
+  return i < coarse_sources(t) && coarse_kernels(kernels, t);
 }
 
 // Products of f32 for every ISA, by the tile kernel of linear layers: keys [attn_keys / 16][D][16], values [Dp /
@@ -4408,8 +4411,9 @@ void centre_distance_cpu(const op_run &r, const worker &me) {
 
 // ---- attn_colsum: the attention that each key gets
 //
-// A block of queries has its scores for all keys of the sequence side by side, [attn_rows, n]: a column can only be summed when the
-// softmax of its rows is known.
+// A unit is a head of a sequence, whose sums of columns come into [H, T]; heads are added when all are there.  A block of queries
+// has its scores for all keys of the sequence side by side, [attn_rows, n]: a column can only be summed when the softmax of its
+// rows is known.
 
 rs_status attn_colsum_infer(rs_tensor &out) {
   const rs_tensor &q = *out.src[0], &k = *out.src[1];
@@ -4428,6 +4432,8 @@ struct colsum_scratch : scratch_parts {  // for the longest sequence that the to
   float *scores;                         // [attn_rows][n]
   float *log_sizes;                      // [n]
   float *rows;                           // largest, sum and correction, [attn_rows] each
+  float *widened;                        // [attn_rows][D], values of bf16
+  uint16_t *rounded;                     // the same as bf16
 
   colsum_scratch(char *memory, const op_run &r) : scratch_parts(memory) {
     const auto n = round_up(static_cast<size_t>(r.in[0].rows), panel_n), d = static_cast<size_t>(r.in[0].cols / r.t->params.heads);
@@ -4435,47 +4441,88 @@ struct colsum_scratch : scratch_parts {  // for the longest sequence that the to
     scores = take(attn_rows * n);
     log_sizes = take(n);
     rows = take(3 * attn_rows);
+    widened = take(attn_rows * d);
+    rounded = reinterpret_cast<uint16_t *>(take(attn_rows * d / 2));
   }
 };
-work_bytes attn_colsum_work(const op_run &r) { return {0, colsum_scratch(nullptr, r).bytes}; }
+work_bytes attn_colsum_work(const op_run &r) {
+  return {static_cast<size_t>(r.t->params.heads * r.in[0].rows) * 4, colsum_scratch(nullptr, r).bytes};
+}
 op_macs attn_colsum_macs(const op_run &r) {
   return {seen_pairs(r.t->params, r.i32(2), r.in[2].cols - 1) * static_cast<double>(r.in[0].cols), RS_F32};
 }
 
-void attn_colsum_sequence(const op_run &r, const colsum_scratch &s, int64_t begin, int64_t end) {
-  const int64_t n = end - begin, queries = r.t->params.first_only ? 1 : n, heads = r.t->params.heads;
-  const auto d = static_cast<size_t>(r.in[0].cols / heads), ld = round_up(static_cast<size_t>(n), panel_n);
+// Columns [column, column + d) of n rows of q or k from `row` on: what flash attention takes them for, as f32.
+struct colsum_rows {
+  const float *data;
+  int64_t stride;
+
+  colsum_rows(const op_run &r, int i, int64_t row, int64_t column, int64_t n, int64_t d, const colsum_scratch &s)
+      : data(reinterpret_cast<const float *>(r.in[i].at(row, column))), stride(r.in[i].stride) {
+    const attn_kernels *coarse = coarse_kernels(r);
+    if (!coarse) return;
+    const auto *from = reinterpret_cast<const uint16_t *>(data);
+    if (r.in[i].width == 4) {
+      coarse->round_rows(data, static_cast<size_t>(stride), static_cast<int>(n), static_cast<size_t>(d), s.rounded, d);
+      from = s.rounded, stride = d;
+    }
+    for (int64_t at = 0; at < n; at++, from += stride)
+      for (int64_t j = 0; j < d; j++) {
+        const uint32_t bits = static_cast<uint32_t>(from[j]) << 16;
+        memcpy(s.widened + at * d + j, &bits, 4);
+      }
+    data = s.widened, stride = d;
+  }
+};
+
+// sums: [n], of the sequence that is rows [begin, end).
+void attn_colsum_head(const op_run &r, const colsum_scratch &s, int64_t begin, int64_t end, int64_t head, float *sums) {
+  const int64_t n = end - begin, queries = r.t->params.first_only ? std::min<int64_t>(n, 1) : n;
+  const int64_t d = r.in[0].cols / r.t->params.heads, column = head * d;
+  const auto ld = round_up(static_cast<size_t>(n), panel_n), k = static_cast<size_t>(d);
   const float scale = r.t->params.scale;
   const attn_reach reach = reach_of(r.t->params);
-  float *sums = r.result() + begin * r.out.stride;
-  for (int64_t j = 0; j < n; j++) sums[j * r.out.stride] = 0;
+  std::fill(sums, sums + n, 0.0f);
   if (r.t->src[3]) find_log_sizes(r.in[3], begin, static_cast<int>(n), scale, s.log_sizes);
-  for (int64_t head = 0; head < heads; head++) {
-    const int64_t column = head * static_cast<int64_t>(d);
-    pack_keys(r.f32(1) + begin * r.in[1].stride + column, r.in[1].stride, n, d, s.keys);
-    for (int64_t query = 0; query < queries; query += attn_rows) {
-      const int rows = static_cast<int>(std::min<int64_t>(attn_rows, queries - query));
-      const attn_range seen = seen_keys(query, query + rows, n, reach, panel_n);
-      const int some = static_cast<int>(seen.end - seen.begin);
-      r.kernels->f32_panels(r.f32(0) + (begin + query) * r.in[0].stride + column, static_cast<size_t>(r.in[0].stride), rows,
-                            s.keys + static_cast<size_t>(seen.begin) * d, d * panel_n, static_cast<int>(ceil_div(some, panel_n)), d,
-                            s.scores, ld, false);
-      if (r.t->src[3]) add_to_rows(s.scores, ld, rows, some, s.log_sizes + seen.begin);
-      if (r.t->params.window) mask_unseen_keys(s.scores, ld, rows, some, query, seen.begin, reach);
-      float *total = s.rows + attn_rows;
-      r.kernels->softmax(s.scores, ld, rows, static_cast<size_t>(some), scale, true, s.rows, total, total + attn_rows);
-      for (int i = 0; i < rows; i++) {
-        const float weight = 1 / (total[i] * static_cast<float>(heads) * static_cast<float>(queries));
-        const float *row = s.scores + static_cast<size_t>(i) * ld;
-        for (int64_t j = 0; j < some; j++) sums[(seen.begin + j) * r.out.stride] += row[j] * weight;
-      }
+  for (int64_t key = 0; key < n; key += attn_rows) {
+    const int64_t keys = std::min<int64_t>(attn_rows, n - key);
+    const colsum_rows from(r, 1, begin + key, column, keys, d, s);
+    pack_keys(from.data, from.stride, keys, k, s.keys + key * d);
+  }
+  for (int64_t query = 0; query < queries; query += attn_rows) {
+    const int rows = static_cast<int>(std::min<int64_t>(attn_rows, queries - query));
+    const attn_range seen = seen_keys(query, query + rows, n, reach, panel_n);
+    const int some = static_cast<int>(seen.end - seen.begin);
+    const colsum_rows from(r, 0, begin + query, column, rows, d, s);
+    r.kernels->f32_panels(from.data, static_cast<size_t>(from.stride), rows, s.keys + seen.begin * d, k * panel_n,
+                          static_cast<int>(ceil_div(some, panel_n)), k, s.scores, ld, false);
+    if (r.t->src[3]) add_to_rows(s.scores, ld, rows, some, s.log_sizes + seen.begin);
+    if (r.t->params.window) mask_unseen_keys(s.scores, ld, rows, some, query, seen.begin, reach);
+    float *total = s.rows + attn_rows;
+    r.kernels->softmax(s.scores, ld, rows, static_cast<size_t>(some), scale, true, s.rows, total, total + attn_rows);
+    for (int i = 0; i < rows; i++) {
+      const float weight = 1 / (total[i] * static_cast<float>(r.t->params.heads) * static_cast<float>(queries));
+      const float *row = s.scores + static_cast<size_t>(i) * ld;
+      for (int64_t j = 0; j < some; j++) sums[seen.begin + j] += row[j] * weight;
     }
   }
 }
 void attn_colsum_cpu(const op_run &r, const worker &me) {
   const colsum_scratch scratch(r.scratch(me.thread), r);
   const int32_t *cu = r.i32(2);
-  for (int64_t b = me.next(-1); b < r.in[2].cols - 1; b = me.next(b)) attn_colsum_sequence(r, scratch, cu[b], cu[b + 1]);
+  const int64_t heads = r.t->params.heads, tokens = r.in[0].rows, units = (r.in[2].cols - 1) * heads;
+  auto *of_heads = reinterpret_cast<float *>(r.shared);
+  for (int64_t unit = me.next(-1); unit < units; unit = me.next(unit)) {
+    const int64_t b = unit / heads, head = unit % heads;
+    attn_colsum_head(r, scratch, cu[b], cu[b + 1], head, of_heads + head * tokens + cu[b]);
+  }
+  me.barrier();
+  const auto [begin, end] = me.share(tokens);
+  for (int64_t i = begin; i < end; i++) {
+    float sum = 0;
+    for (int64_t head = 0; head < heads; head++) sum += of_heads[head * tokens + i];
+    r.result()[i * r.out.stride] = sum;
+  }
 }
 
 // ---- position_score: by place, or by chance
@@ -4529,7 +4576,7 @@ struct moments {
     return deviation > 0 ? (static_cast<double>(x) - mean) / deviation : std::isnan(deviation) ? deviation : 0;
   }
 };
-void standardize_cpu(const op_run &r, const worker &me) {
+[[gnu::cold]] void standardize_cpu(const op_run &r, const worker &me) {
   const int32_t *cu = r.i32(1);
   for (int64_t b = me.next(-1); b < r.in[1].cols - 1; b = me.next(b)) {
     const moments m(r.f32(0) + cu[b] * r.in[0].stride, r.in[0].stride, cu[b + 1] - cu[b]);
@@ -4724,22 +4771,19 @@ rs_status token_assign_infer(rs_tensor &out) {
   return result_scores(out);
 }
 
-// A unit is some rows of a sequence.  Those that were dropped go by in blocks, and for each block the rows that stay, as panels
-// divided by their norms.
-constexpr int64_t assign_unit_rows = 256, assign_rows = 64, assign_keys = 128;
+// A unit is a share of a sequence's rows.  Those that were dropped become panels by which the rows that stay are multiplied.
+constexpr int64_t assign_rows = 128, assign_keys = product_rows;
 
 struct assign_scratch : scratch_parts {
-  float *dropped;   // [assign_rows][C]
-  float *keys;      // [assign_keys][C], then their panels
-  float *panels;    // [assign_keys / 16][C][16]
-  float *likeness;  // [assign_rows][assign_keys]
+  float *rows;      // [assign_keys][C], gathered
+  float *panels;    // [assign_rows / 16][C][16]
+  float *likeness;  // [assign_keys][assign_rows]
 
   assign_scratch(char *memory, const op_run &r) : scratch_parts(memory) {
     const auto c = static_cast<size_t>(r.in[0].cols);
-    dropped = take(assign_rows * c);
-    keys = take(assign_keys * c);
-    panels = take(assign_keys * c);
-    likeness = take(assign_rows * assign_keys);
+    rows = take(assign_keys * c);
+    panels = take(assign_rows * c);
+    likeness = take(assign_keys * assign_rows);
   }
 };
 work_bytes token_assign_work(const op_run &r) { return {0, r.t->src[1]->params.rule.fold ? 0 : assign_scratch(nullptr, r).bytes}; }
@@ -4754,76 +4798,98 @@ op_macs token_assign_macs(const op_run &r) {
   return {pairs * static_cast<double>(r.in[0].cols), RS_F32};
 }
 
-// rows: [n], rows of x that were dropped.
+// rows: [n], rows of x that were dropped.  The cosine with a row that stays, but for the own norm, which ranks nothing.
 void assign_block(const op_run &r, const assign_scratch &s, const int64_t *rows, int n, int64_t begin, int64_t end) {
   const kept_rows kept(r.in[1]);
   const auto c = static_cast<size_t>(r.in[0].cols);
-  const auto row = [&](int64_t i) { return r.f32(0) + i * r.in[0].stride; };
-  auto *result = reinterpret_cast<int32_t *>(r.out.data);
+  const auto gather = [&](int count, auto row) {
+    for (int i = 0; i < count; i++) memcpy(s.rows + static_cast<size_t>(i) * c, r.f32(0) + row(i) * r.in[0].stride, c * 4);
+  };
+  for (int i = 0; i < n; i += assign_keys) {
+    const int here = std::min<int>(n - i, assign_keys);
+    gather(here, [&](int j) { return rows[i + j]; });
+    pack_keys(s.rows, static_cast<int64_t>(c), here, c, s.panels + static_cast<size_t>(i) * c);
+  }
   float best[assign_rows];
-  for (int i = 0; i < n; i++) memcpy(s.dropped + static_cast<size_t>(i) * c, row(rows[i]), c * 4);
+  int32_t where[assign_rows];
+  std::fill(best, best + n, -INFINITY);
+  std::fill(where, where + n, static_cast<int32_t>(begin));
   for (int64_t key = begin; key < end; key += assign_keys) {
     const int keys = static_cast<int>(std::min(assign_keys, end - key));
+    gather(keys, [&](int j) { return kept.before(key + j); });
+    r.kernels->f32_panels(s.rows, c, keys, s.panels, c * panel_n, static_cast<int>(ceil_div(n, panel_n)), c, s.likeness,
+                          assign_rows, false);
     for (int j = 0; j < keys; j++) {
-      const float *x = row(kept.before(key + j)), norm = r.kernels->shift(x, nullptr, c, RS_DISTANCE_L2);
-      const float factor = norm > 0 ? 1 / norm : 0;
-      for (size_t i = 0; i < c; i++) s.keys[static_cast<size_t>(j) * c + i] = x[i] * factor;
-    }
-    pack_keys(s.keys, static_cast<int64_t>(c), keys, c, s.panels);
-    r.kernels->f32_panels(s.dropped, c, n, s.panels, c * panel_n, static_cast<int>(ceil_div(keys, panel_n)), c, s.likeness,
-                          assign_keys, false);
-    for (int i = 0; i < n; i++)
-      for (int j = 0; j < keys; j++) {
-        const float like = s.likeness[i * assign_keys + j];
-        if ((key > begin || j > 0) && !(like > best[i])) continue;  // of equal ones the first
-        best[i] = like;
-        result[rows[i]] = static_cast<int32_t>(key) + j;
+      const float norm = r.kernels->shift(s.rows + static_cast<size_t>(j) * c, nullptr, c, RS_DISTANCE_L2);
+      const float factor = norm > 0 ? 1 / norm : 0, *likeness = s.likeness + j * assign_rows;
+      for (int i = 0; i < n; i++) {
+        const float like = likeness[i] * factor;
+        const bool better = like > best[i];  // of equal ones the first
+        best[i] = better ? like : best[i];
+        where[i] = better ? static_cast<int32_t>(key) + j : where[i];
       }
+    }
   }
+  for (int i = 0; i < n; i++) reinterpret_cast<int32_t *>(r.out.data)[rows[i]] = where[i];
 }
 
-// Rows [first, last) of a sequence that keeps rows [begin, end).
-void assign_unit(const op_run &r, int thread, int64_t first, int64_t last, int64_t begin, int64_t end) {
+// The sequence that was rows [first, last) and keeps rows [begin, end) in shares of dropped rows, at most assign_rows each.
+struct assign_shares {
+  int64_t kept, dropped, count;
+  bool fold;
+
+  assign_shares(const op_run &r, int64_t first, int64_t last, int64_t begin, int64_t end, int threads) {
+    const rs_drop_rule &rule = r.t->src[1]->params.rule;
+    fold = rule.fold;
+    kept = end - begin - (has_extra(rule, last - first, end - begin) ? 1 : 0);
+    dropped = last - first - kept;
+    const int64_t wanted =
+        ceil_div(threads, std::max<int64_t>(r.in[2].cols - 1, 1));  // where there are fewer sequences than threads
+    count = std::max({ceil_div(dropped, assign_rows), std::min(wanted, ceil_div(dropped, panel_n)), int64_t{1}});
+  }
+};
+
+void assign_share(const op_run &r, int thread, const assign_shares &of, int64_t share, int64_t first, int64_t begin, int64_t end) {
   const kept_rows kept(r.in[1]);
-  const bool fold = r.t->src[1]->params.rule.fold;
   auto *result = reinterpret_cast<int32_t *>(r.out.data);
-  int64_t rows[assign_rows];
-  int n = 0;
-  const auto flush = [&] {
-    if (fold)
-      for (int i = 0; i < n; i++) result[rows[i]] = static_cast<int32_t>(end) - 1;
-    else if (n) assign_block(r, assign_scratch(r.scratch(thread), r), rows, n, begin, end);
-    n = 0;
-  };
-  int64_t next = begin;  // the first that stays of those from `first` on
-  for (int64_t above = end; next < above;) {
-    const int64_t middle = next + (above - next) / 2, row = kept.before(middle);
-    if (row >= 0 && row < first) next = middle + 1;
+  const auto from = [&](int64_t n) { return n * share / of.count; };
+  const auto to = [&](int64_t n) { return n * (share + 1) / of.count; };
+  for (int64_t j = begin + from(of.kept); j < begin + to(of.kept); j++) result[kept.before(j)] = static_cast<int32_t>(j);
+
+  // `next` rows stay before the first that was dropped here: those with no more dropped ones before them than it has.
+  int64_t next = 0;
+  for (int64_t above = of.kept; next < above;) {
+    const int64_t middle = next + (above - next) / 2;
+    if (kept.before(begin + middle) - first - middle <= from(of.dropped)) next = middle + 1;
     else above = middle;
   }
-  for (int64_t i = first; i < last; i++) {
-    if (next < end && kept.before(next) == i) {
-      result[i] = static_cast<int32_t>(next++);
-      continue;
-    }
-    rows[n++] = i;
-    if (n == assign_rows) flush();
+  int64_t rows[assign_rows];
+  int n = 0;
+  for (int64_t i = first + from(of.dropped) + next; n < to(of.dropped) - from(of.dropped); i++) {
+    if (next < of.kept && kept.before(begin + next) == i) next++;
+    else rows[n++] = i;
   }
-  flush();
+  if (of.fold)
+    for (int i = 0; i < n; i++) result[rows[i]] = static_cast<int32_t>(end) - 1;
+  else if (n) assign_block(r, assign_scratch(r.scratch(thread), r), rows, n, begin, end);
 }
 
 void token_assign_cpu(const op_run &r, const worker &me) {
   const int32_t *from = r.i32(2), *to = r.i32(3);
   int64_t unit = 0, mine = me.next(-1);
-  for (int64_t b = 0; b < r.in[2].cols - 1; b++)
-    for (int64_t first = from[b]; first < from[b + 1]; first += assign_unit_rows)
+  for (int64_t b = 0; b < r.in[2].cols - 1; b++) {
+    const assign_shares of(r, from[b], from[b + 1], to[b], to[b + 1], me.threads);
+    for (int64_t share = 0; share < of.count; share++)
       if (unit++ == mine) {
-        assign_unit(r, me.thread, first, std::min<int64_t>(first + assign_unit_rows, from[b + 1]), to[b], to[b + 1]);
+        assign_share(r, me.thread, of, share, from[b], to[b], to[b + 1]);
         mine = me.next(mine);
       }
+  }
 }
 
 // ---- token_merge: weighted means of the rows that become one
+
+constexpr int64_t merge_unit_rows = 64;  // of the result
 
 rs_status expect_assign(const rs_tensor &op, const rs_tensor &assign, const rs_tensor &kept) {
   if (assign.kind == tensor_op && assign.op == OP_TOKEN_ASSIGN && assign.src[1] == &kept) return RS_OK;
@@ -4847,47 +4913,52 @@ rs_status token_merge_infer(rs_tensor &out) {
   out.level = kept.level;
   return result_like(out, x);
 }
-work_bytes token_merge_work(const op_run &r) {
-  return {static_cast<size_t>(r.in[0].rows + r.out.rows) * 4, 0};  // weights before, their sums after
-}
+work_bytes token_merge_work(const op_run &) { return {0, 0}; }
 op_macs token_merge_macs(const op_run &) { return {0, RS_F32}; }
 
-void token_merge_cpu(const op_run &r, const worker &me) {
-  const rs_drop_rule &rule = r.t->src[1]->params.rule;
+// Rows [begin, end) of the result, of the sequence that was rows [first, last).
+void merge_rows(const op_run &r, int64_t first, int64_t last, int64_t begin, int64_t end, int64_t extra) {
   const kept_rows kept(r.in[1]);
-  const int32_t *from = r.i32(2), *to = r.i32(3), *assign = r.i32(4);
-  float *weights = reinterpret_cast<float *>(r.shared), *sums = weights + r.in[0].rows;
-  const int64_t c = r.out.cols;
-  for (int64_t b = me.next(-1); b < r.in[2].cols - 1; b = me.next(b)) {
-    const int64_t n = from[b + 1] - from[b], extra = has_extra(rule, n, to[b + 1] - to[b]) ? to[b + 1] - 1 : -1;
-    const moments m(r.t->src[6] && extra >= 0 ? r.f32(6) + from[b] * r.in[6].stride : nullptr, r.in[6].stride,
-                    r.t->src[6] && extra >= 0 ? n : 0);
-    std::fill(sums + to[b], sums + to[b + 1], 0.0f);
-    for (int64_t i = from[b]; i < from[b + 1]; i++) {
-      weights[i] = r.t->src[5] ? r.f32(5)[i * r.in[5].stride] : 1;
-      if (r.t->src[6] && assign[i] == extra) {
-        const double z = m.of(r.f32(6)[i * r.in[6].stride]);
-        weights[i] *= static_cast<float>(std::exp(rule.lowest ? -z : z));
+  const int32_t *assign = r.i32(4);
+  const auto c = static_cast<size_t>(r.out.cols);
+  const bool ranked = r.t->src[6] && extra >= begin && extra < end;
+  const moments m(ranked ? r.f32(6) + first * r.in[6].stride : nullptr, r.in[6].stride, ranked ? last - first : 0);
+  const auto weight = [&](int64_t i) {
+    const float size = r.t->src[5] ? r.f32(5)[i * r.in[5].stride] : 1;
+    if (!ranked || assign[i] != extra) return size;
+    const double z = m.of(r.f32(6)[i * r.in[6].stride]);
+    return size * static_cast<float>(std::exp(r.t->src[1]->params.rule.lowest ? -z : z));
+  };
+  const auto is_here = [&](int64_t i) { return assign[i] >= begin && assign[i] < end; };
+  float sums[merge_unit_rows] = {};
+  for (int64_t i = first; i < last; i++)
+    if (is_here(i)) sums[assign[i] - begin] += weight(i);
+  const auto add = [&](int64_t i, bool starts) {
+    float *y = r.result() + assign[i] * r.out.stride;
+    const float *x = r.f32(0) + i * r.in[0].stride,
+                share = weight(i) / sums[assign[i] - begin];  // exactly 1 where nothing joins it
+    if (starts)
+      for (size_t k = 0; k < c; k++) y[k] = x[k] * share;
+    else
+      for (size_t k = 0; k < c; k++) y[k] += x[k] * share;
+  };
+  for (int64_t j = begin; j < end; j++)
+    if (j == extra) std::fill_n(r.result() + j * r.out.stride, c, 0.0f);
+    else add(kept.before(j), true);
+  for (int64_t i = first; i < last; i++)
+    if (is_here(i) && (assign[i] == extra || kept.before(assign[i]) != i)) add(i, false);
+}
+
+void token_merge_cpu(const op_run &r, const worker &me) {
+  const int32_t *from = r.i32(2), *to = r.i32(3);
+  int64_t unit = 0, mine = me.next(-1);
+  for (int64_t b = 0; b < r.in[2].cols - 1; b++) {
+    const int64_t extra = has_extra(r.t->src[1]->params.rule, from[b + 1] - from[b], to[b + 1] - to[b]) ? to[b + 1] - 1 : -1;
+    for (int64_t begin = to[b]; begin < to[b + 1]; begin += merge_unit_rows)
+      if (unit++ == mine) {
+        merge_rows(r, from[b], from[b + 1], begin, std::min<int64_t>(begin + merge_unit_rows, to[b + 1]), extra);
+        mine = me.next(mine);
       }
-      sums[assign[i]] += weights[i];
-    }
-    for (int64_t j = to[b]; j < to[b + 1]; j++) {
-      float *y = r.result() + j * r.out.stride;
-      if (j == extra) {
-        std::fill(y, y + c, 0.0f);
-        continue;
-      }
-      const int64_t i = kept.before(j);
-      const float *x = r.f32(0) + i * r.in[0].stride, share = weights[i] / sums[j];  // exactly 1 where nothing joins it
-      for (int64_t k = 0; k < c; k++) y[k] = x[k] * share;
-    }
-    for (int64_t i = from[b]; i < from[b + 1]; i++) {
-      const int64_t j = assign[i];
-      if (j != extra && kept.before(j) == i) continue;
-      float *y = r.result() + j * r.out.stride;
-      const float *x = r.f32(0) + i * r.in[0].stride, share = weights[i] / sums[j];
-      for (int64_t k = 0; k < c; k++) y[k] += x[k] * share;
-    }
   }
 }
 
@@ -7165,7 +7236,7 @@ rs_status open_device(rs_session *s, const char *name) {
 
 }  // namespace
 
-rs_status rs_session_create(const rs_model *model, const rs_session_params *params, rs_session **out) {
+[[gnu::cold]] rs_status rs_session_create(const rs_model *model, const rs_session_params *params, rs_session **out) {
   return guarded([&] {
     rs_session_params p;
     RS_CHECK(read_params(params, "rs_session_params", &p));

@@ -854,10 +854,12 @@ TEST(flash_attn, of_quantized_layers_depends_on_nothing_else) {
     }
 }
 
-// Bit for bit: q, k and v that somebody else reads too are f32, where they would else be what attention rounds them to.
+// Bit for bit: q, k and v that somebody else reads too are f32, where they would else be what attention, and scores by it, round
+// them to.
 TEST(flash_attn, of_quantized_layers_rounds_the_same_wherever_it_does) {
   const auto t = int64_t(333);
   const std::vector<int32_t> cu = {0, 1, 34, 333};
+  enum reader { attention, sums_of_columns, of_first_queries };
   for (const std::string &isa : isas())
     for (const rs_type type : {RS_W8, RS_W4})
       for (const auto &size :
@@ -866,8 +868,8 @@ TEST(flash_attn, of_quantized_layers_rounds_the_same_wherever_it_does) {
           const int64_t c = size.first;
           const vec x = normal(static_cast<size_t>(t * c), 3);
           // q and k in one tensor, v in another; kept & 1: the first is read by others, kept & 2: the second.
-          const auto run = [&](int kept) {
-            session s(isa, threads);
+          const auto run = [&](const std::string &kernels, reader reads, int kept) {
+            session s(kernels, threads);
             harness h;
             rs_tensor *in = h.input("x", RS_F32, {RS_DIM_TOKENS, c}, x), *starts = h.input("cu", RS_I32, {RS_DIM_CU_SEQLENS}, cu);
             const auto linear = [&](const char *name, int64_t n, unsigned seed) {
@@ -879,14 +881,24 @@ TEST(flash_attn, of_quantized_layers_rounds_the_same_wherever_it_does) {
             rs_tensor *qk = linear("qk", 2 * c, 5), *v = linear("v", c, 7);
             if (kept & 1) rs_output(h.g, qk);
             if (kept & 2) rs_output(h.g, rs_add(h.g, v, v));
-            return h.run(
-                s.s,
-                rs_flash_attn(h.g, rs_columns(h.g, qk, 0, c), rs_columns(h.g, qk, c, c), v, starts, nullptr, size.second, 0.3f), t,
-                3, static_cast<size_t>(t * c));
+            rs_tensor *q = rs_columns(h.g, qk, 0, c), *k = rs_columns(h.g, qk, c, c);
+            rs_tensor *y = reads == attention
+                               ? rs_flash_attn(h.g, q, k, v, starts, nullptr, size.second, 0.3f)
+                               : rs_attn_colsum(h.g, q, k, starts, nullptr, size.second, 0.3f, reads == of_first_queries);
+            return h.run(s.s, y, t, 3, static_cast<size_t>(reads == attention ? t * c : t));
           };
-          const vec all = run(3);
-          for (int kept = 0; kept < 3; kept++)
-            EXPECT_EQ(run(kept), all) << isa << " " << rs_type_name(type) << " " << c << " " << kept;
+          for (const reader reads : {attention, sums_of_columns, of_first_queries}) {
+            const vec all = run(isa, reads, 3);
+            for (int kept = 0; kept < 3; kept++)
+              EXPECT_EQ(run(isa, reads, kept), all) << isa << " " << rs_type_name(type) << " " << c << " " << reads << kept;
+            // Values of q and k have the variance 1 + c / 100 and are rounded to bf16, by 2^-9 at most and evenly: a score, of d
+            // products times 0.3, is off by 4.5 deviations of that among 600,000; so is a weight, of itself, and the sum under it.
+            const auto d = static_cast<float>(c / size.second), variance = 1 + 0.01f * static_cast<float>(c);
+            const float off = 2 * 4.5f * 0.3f * std::sqrt(d * 2 / 3) * variance / 512;
+            const vec exact = run("scalar", reads, 0);
+            for (size_t i = 0; reads != attention && i < all.size(); i++)
+              ASSERT_LE(std::fabs(all[i] - exact[i]), off * exact[i]) << isa << " " << c << " " << reads << " at " << i;
+          }
         }
 }
 
