@@ -93,7 +93,7 @@ def results(others=0.0):
             "machine": {"cpu": "A <CPU> & more", "cpus": 2, "flags": ["avx2"], "system": "Linux 6", "memory": 2**34},
             "settings": {"threads": 2, "seconds": 1, "quick": False, "seeds": [0, 1], "limits": {t: [] for t in page.NAMES}},
             "rs": {"version": "0.1.0", "isa": "avx2", "commit": "abc"}, "minutes": 1.0, "rows": rows, "chosen": chosen, "final": final, "halves": halves,
-            "bench": [bench(s("0,0.5", "-mlp"), others=others)], "short": [bench(s("0,0.5", "norm"), 0.9)], "left out": ["a note"]}
+            "bench": [bench(s("0,0.5", "-mlp"), others=others)], "short": [bench(s("0,0.5", "norm"), 0.9), bench(page.with_least(s("0,0.5", "norm")), 0.97)], "left out": ["a note"]}
 
 
 def tables(text):
@@ -178,6 +178,7 @@ class Page(unittest.TestCase):
         goals = {r[0].split(":")[0] + r[0][-9:]: r for r in table_with(text, "goal")[1]}
         self.assertEqual(len(goals), len(table_with(text, "goal")[1]))
         self.assertEqual([r[3] for r in table_with(text, "goal")[1]], ["✓", "✓", "✓", "✓", "✓", "✓", "✓", "✗"])
+        self.assertIn("**0.97 times**", table_with(text, "goal")[1][7][1])  # not what is cut whatever its length
         self.assertIn("**50 %** at −2.0 %", text)
         self.assertIn("−0.5, −2.0", {r[6] for r in table_with(text, "on each half")[1]})
         self.assertIn("- retrieval (Cranfield), `0,0.3`: worse than at random (−15.0 %): `mlp` −50.0.", text)
