@@ -606,6 +606,7 @@ namespace {
 
 // Limits are generous for any encoder that exists, and small enough that products of a few stay far from overflow.
 constexpr int64_t max_dim = int64_t(1) << 31;  // of a tensor
+constexpr int64_t max_row = int64_t(1) << 30;  // values of a tensor's row
 constexpr int64_t max_features = 65536;        // K of a linear layer: keeps int32 sums of u8 x s8 exact
 constexpr uint64_t max_entries = 65536;        // tensors, metadata keys
 constexpr size_t max_key = 255;                // bytes
@@ -3335,6 +3336,7 @@ struct rs_tensor {
   int last_use;   // id of the last operator that reads it, INT_MAX for outputs
   int stage;      // tensor_op: index in rs_graph.stages
   bool in_block;  // made and read in one chain
+  int scores;     // the level of the drop that alone needs it, to choose by; or not_scores
 };
 
 namespace {
@@ -3399,6 +3401,19 @@ rs_tensor *graph_fail(rs_graph *g, rs_status status) {
   return nullptr;
 }
 
+rs_status other_graph(const rs_tensor &x) { return rs_fail(RS_ERR_ARGUMENT, "'%s' belongs to another graph", x.name.c_str()); }
+
+// What a builder does, unless the graph has failed already.  Nothing leaves it as an exception.
+template <class F>
+rs_tensor *built(rs_graph *g, F build) {
+  if (!g || g->status != RS_OK) return nullptr;
+  try {
+    return build();
+  } catch (const std::bad_alloc &) {
+    return graph_fail(g, rs_fail(RS_ERR_MEMORY, "out of memory"));
+  }
+}
+
 rs_tensor *new_tensor(rs_graph *g, tensor_kind kind) {
   if (g->status != RS_OK) return nullptr;
   if (g->finished) return graph_fail(g, rs_fail(RS_ERR_ARGUMENT, "the graph is finished: nothing can be added"));
@@ -3417,6 +3432,12 @@ rs_status set_shape(rs_tensor *t, int rank, const int64_t *shape) {
     if (shape[i] > max_dim || (shape[i] < 1 && (i > 0 || shape[i] < RS_DIM_CU_SEQLENS || shape[i] == 0)))
       return rs_fail(RS_ERR_ARGUMENT, "'%s': shape %s: dimension %d is out of range", t->name.c_str(),
                      shape_text(rank, shape).c_str(), i);
+  // With that, and first dimensions of at most max_dim, no number of bytes overflows.
+  int64_t row = 1;
+  for (int i = 1; i < rank; i++)
+    if ((row *= shape[i]) > max_row)
+      return rs_fail(RS_ERR_ARGUMENT, "'%s': shape %s: rows of more than %lld values", t->name.c_str(),
+                     shape_text(rank, shape).c_str(), static_cast<long long>(max_row));
   t->rank = rank;
   std::copy(shape, shape + rank, t->shape);
   return RS_OK;
@@ -3442,8 +3463,7 @@ rs_status expect_one_level(const rs_tensor &op) {
 
 [[gnu::cold]] rs_tensor *add_op(rs_graph *g, op_code op, const op_params &params, std::initializer_list<rs_tensor *> src,
                                 unsigned optional = 0) {
-  if (!g || g->status != RS_OK) return nullptr;
-  try {
+  return built(g, [&]() -> rs_tensor * {
     int i = 0;
     for (const rs_tensor *s : src) {
       if (!s && !(optional >> i & 1)) return graph_fail(g, rs_fail(RS_ERR_ARGUMENT, "%s: input %d is NULL", op_rows[op].name, i));
@@ -3462,9 +3482,7 @@ rs_status expect_one_level(const rs_tensor &op) {
     rs_status status = op_rows[op].infer(*t);
     if (status == RS_OK && op_rows[op].one_level) status = expect_one_level(*t);
     return status == RS_OK ? t : graph_fail(g, status);
-  } catch (const std::bad_alloc &) {
-    return graph_fail(g, rs_fail(RS_ERR_MEMORY, "out of memory"));
-  }
+  });
 }
 
 // ---- what infer functions check
@@ -3473,6 +3491,14 @@ rs_status expect_f32_matrix(const rs_tensor &op, const rs_tensor &x, const char 
   if (x.type == RS_F32 && x.layout == RS_ROWS && x.rank == 2 && x.kind != tensor_weight) return RS_OK;
   return rs_fail(RS_ERR_ARGUMENT, "%s: %s '%s' is %s %s, expected activations f32 [T,C]", op_rows[op.op].name, what, x.name.c_str(),
                  rs_type_name(x.type), shape_text(x.rank, x.shape).c_str());
+}
+
+// A row a token, where an operator goes by the bounds of sequences.
+rs_status expect_token_rows(const rs_tensor &op, const rs_tensor &x, const char *what) {
+  RS_CHECK(expect_f32_matrix(op, x, what));
+  if (x.shape[0] == RS_DIM_TOKENS) return RS_OK;
+  return rs_fail(RS_ERR_ARGUMENT, "%s: %s '%s' is %s, expected a row a token, [T,C]", op_rows[op.op].name, what, x.name.c_str(),
+                 shape_text(x.rank, x.shape).c_str());
 }
 
 rs_status expect_f32_vector(const rs_tensor &op, const rs_tensor &x, const char *what, int64_t n) {
@@ -3487,6 +3513,11 @@ rs_status expect_i32(const rs_tensor &op, const rs_tensor &x, const char *what, 
                  rs_type_name(x.type), shape_text(x.rank, x.shape).c_str(), shape_text(1, &dim).c_str());
 }
 
+rs_status expect_activation(const rs_tensor &op) {
+  if (op.params.act >= RS_ACT_NONE && op.params.act <= RS_ACT_QUICK_GELU) return RS_OK;
+  return rs_fail(RS_ERR_ARGUMENT, "%s: activation %d", op_rows[op.op].name, static_cast<int>(op.params.act));
+}
+
 rs_status result_like(rs_tensor &out, const rs_tensor &x) { return set_shape(&out, x.rank, x.shape); }
 
 rs_status result_scores(rs_tensor &out) {
@@ -3496,8 +3527,8 @@ rs_status result_scores(rs_tensor &out) {
 
 // A number a token.
 rs_status expect_scores(const rs_tensor &op, const rs_tensor &x, const char *what) {
-  RS_CHECK(expect_f32_matrix(op, x, what));
-  if (x.shape[0] == RS_DIM_TOKENS && x.shape[1] == 1) return RS_OK;
+  RS_CHECK(expect_token_rows(op, x, what));
+  if (x.shape[1] == 1) return RS_OK;
   return rs_fail(RS_ERR_ARGUMENT, "%s: %s '%s' is %s, expected [T,1]", op_rows[op.op].name, what, x.name.c_str(),
                  shape_text(x.rank, x.shape).c_str());
 }
@@ -3517,79 +3548,93 @@ rs_status rs_graph_create(const rs_model *model, rs_graph **out) {
 void rs_graph_free(rs_graph *graph) { delete graph; }
 
 rs_tensor *rs_input(rs_graph *g, const char *name, rs_type type, int rank, const int64_t *shape) {
-  rs_tensor *t = new_tensor(g, tensor_input);
-  if (!t) return nullptr;
-  t->name = name;
-  t->type = type;
-  if (type != RS_F32 && type != RS_I32)
-    return graph_fail(g, rs_fail(RS_ERR_ARGUMENT, "input '%s' is %s, expected f32 or i32", name, rs_type_name(type)));
-  const rs_status status = set_shape(t, rank, shape);
-  return status == RS_OK ? t : graph_fail(g, status);
+  return built(g, [&]() -> rs_tensor * {
+    rs_tensor *t = new_tensor(g, tensor_input);
+    if (!t) return nullptr;
+    t->name = name;
+    t->type = type;
+    if (type != RS_F32 && type != RS_I32)
+      return graph_fail(g, rs_fail(RS_ERR_ARGUMENT, "input '%s' is %s, expected f32 or i32", name, rs_type_name(type)));
+    const rs_status status = set_shape(t, rank, shape);
+    return status == RS_OK ? t : graph_fail(g, status);
+  });
 }
 
 rs_tensor *rs_weight(rs_graph *g, const char *name, int rank, const int64_t *shape) {
-  if (g->status != RS_OK) return nullptr;
-  if (!g->model) return graph_fail(g, rs_fail(RS_ERR_ARGUMENT, "'%s': the graph has no model to take weights from", name));
-  rs_tensor_info info = {};
-  const rs_status found = rs_model_tensor(g->model, name, &info);
-  if (found != RS_OK) return graph_fail(g, found);
-  if (info.rank != rank || !std::equal(shape, shape + rank, info.shape))
-    return graph_fail(g, rs_fail(RS_ERR_FORMAT, "'%s': shape %s, expected %s", name, shape_text(info.rank, info.shape).c_str(),
-                                 shape_text(rank, shape).c_str()));
-  return rs_constant(g, name, info.type, info.layout, rank, shape, info.data);
+  return built(g, [&]() -> rs_tensor * {
+    if (!g->model) return graph_fail(g, rs_fail(RS_ERR_ARGUMENT, "'%s': the graph has no model to take weights from", name));
+    rs_tensor_info info = {};
+    const rs_status found = rs_model_tensor(g->model, name, &info);
+    if (found != RS_OK) return graph_fail(g, found);
+    if (info.rank != rank || !std::equal(shape, shape + rank, info.shape))
+      return graph_fail(g, rs_fail(RS_ERR_FORMAT, "'%s': shape %s, expected %s", name, shape_text(info.rank, info.shape).c_str(),
+                                   shape_text(rank, shape).c_str()));
+    return rs_constant(g, name, info.type, info.layout, rank, shape, info.data);
+  });
 }
 
 rs_tensor *rs_constant(rs_graph *g, const char *name, rs_type type, rs_layout layout, int rank, const int64_t *shape,
                        const void *data) {
-  size_t bytes;
-  const rs_status status = rs_tensor_bytes(type, layout, rank, shape, &bytes);
-  if (status != RS_OK) return graph_fail(g, status);
-  if (reinterpret_cast<uintptr_t>(data) % align_data)
-    return graph_fail(g, rs_fail(RS_ERR_ARGUMENT, "constant '%s' is not %zu-byte aligned", name, align_data));
-  rs_tensor *t = new_tensor(g, tensor_weight);
-  if (!t) return nullptr;
-  t->name = name;
-  t->type = type;
-  t->layout = layout;
-  t->data = data;
-  t->rank = rank;
-  std::copy(shape, shape + rank, t->shape);
-  return t;
+  return built(g, [&]() -> rs_tensor * {
+    size_t bytes;
+    const rs_status status = rs_tensor_bytes(type, layout, rank, shape, &bytes);
+    if (status != RS_OK) return graph_fail(g, status);
+    if (reinterpret_cast<uintptr_t>(data) % align_data)
+      return graph_fail(g, rs_fail(RS_ERR_ARGUMENT, "constant '%s' is not %zu-byte aligned", name, align_data));
+    rs_tensor *t = new_tensor(g, tensor_weight);
+    if (!t) return nullptr;
+    t->name = name;
+    t->type = type;
+    t->layout = layout;
+    t->data = data;
+    t->rank = rank;
+    std::copy(shape, shape + rank, t->shape);
+    return t;
+  });
 }
 
 [[gnu::cold]] rs_tensor *rs_columns(rs_graph *g, rs_tensor *x, int64_t first, int64_t count) {
-  if (!x || g->status != RS_OK) return nullptr;
-  if (x->rank != 2 || x->type != RS_F32 || x->kind == tensor_weight || first < 0 || count < 1 || first > x->shape[1] - count)
-    return graph_fail(g, rs_fail(RS_ERR_ARGUMENT, "columns [%lld, %lld) of '%s' %s", static_cast<long long>(first),
-                                 static_cast<long long>(first + count), x->name.c_str(), shape_text(x->rank, x->shape).c_str()));
-  rs_tensor *t = new_tensor(g, tensor_view);
-  if (!t) return nullptr;
-  t->name = x->name + "[" + std::to_string(first) + ":" + std::to_string(first + count) + "]";
-  t->type = RS_F32;
-  t->rank = 2;
-  t->shape[0] = x->shape[0];
-  t->shape[1] = count;
-  t->level = x->level;
-  t->base = x;
-  t->first = first;
-  return t;
+  return built(g, [&]() -> rs_tensor * {
+    if (!x) return nullptr;
+    if (x->graph != g) return graph_fail(g, other_graph(*x));
+    if (x->rank != 2 || x->type != RS_F32 || x->kind == tensor_weight || first < 0 || count < 1 || first > x->shape[1] - count)
+      return graph_fail(g, rs_fail(RS_ERR_ARGUMENT, "columns [%lld, %lld) of '%s' %s", static_cast<long long>(first),
+                                   static_cast<long long>(first + count), x->name.c_str(), shape_text(x->rank, x->shape).c_str()));
+    rs_tensor *t = new_tensor(g, tensor_view);
+    if (!t) return nullptr;
+    t->name = x->name + "[" + std::to_string(first) + ":" + std::to_string(first + count) + "]";
+    t->type = RS_F32;
+    t->rank = 2;
+    t->shape[0] = x->shape[0];
+    t->shape[1] = count;
+    t->level = x->level;
+    t->base = x;
+    t->first = first;
+    return t;
+  });
 }
 
 rs_tensor *rs_output(rs_graph *g, rs_tensor *x) {
-  if (!x || g->status != RS_OK) return nullptr;
-  if (x->kind != tensor_op)
-    return graph_fail(g, rs_fail(RS_ERR_ARGUMENT, "output '%s' is not the result of an operator", x->name.c_str()));
-  if (g->finished && !x->output)
-    return graph_fail(g, rs_fail(RS_ERR_ARGUMENT, "output '%s': the graph is finished", x->name.c_str()));
-  x->output = true;
-  return x;
+  return built(g, [&]() -> rs_tensor * {
+    if (!x) return nullptr;
+    if (x->graph != g) return graph_fail(g, other_graph(*x));
+    if (x->kind != tensor_op)
+      return graph_fail(g, rs_fail(RS_ERR_ARGUMENT, "output '%s' is not the result of an operator", x->name.c_str()));
+    if (g->finished && !x->output)
+      return graph_fail(g, rs_fail(RS_ERR_ARGUMENT, "output '%s': the graph is finished", x->name.c_str()));
+    x->output = true;
+    return x;
+  });
 }
 
 rs_tensor *rs_name(rs_graph *g, rs_tensor *x, const char *name) {
-  if (!x || g->status != RS_OK) return nullptr;
-  if (rs_graph_tensor(g, name)) return graph_fail(g, rs_fail(RS_ERR_ARGUMENT, "two tensors of the graph are named '%s'", name));
-  x->name = name;
-  return x;
+  return built(g, [&]() -> rs_tensor * {
+    if (!x) return nullptr;
+    if (x->graph != g) return graph_fail(g, other_graph(*x));
+    if (rs_graph_tensor(g, name)) return graph_fail(g, rs_fail(RS_ERR_ARGUMENT, "two tensors of the graph are named '%s'", name));
+    x->name = name;
+    return x;
+  });
 }
 
 rs_tensor *rs_graph_tensor(const rs_graph *g, const char *name) {
@@ -3717,6 +3762,7 @@ bool is_quantized(rs_type type) { return type == RS_W8 || type == RS_W4; }
 rs_status linear_infer(rs_tensor &out) {
   const rs_tensor &x = *out.src[0], &w = *out.src[1];
   RS_CHECK(expect_f32_matrix(out, x, "x"));
+  RS_CHECK(expect_activation(out));
   if (w.kind != tensor_weight || w.layout != RS_PANELS)
     return rs_fail(RS_ERR_ARGUMENT, "linear: '%s' is in %s, expected a weight in panels", w.name.c_str(), layout_name(w.layout));
   if (w.shape[1] != x.shape[1])
@@ -3913,7 +3959,7 @@ rs_status flash_attn_infer(rs_tensor &out) {
   const rs_tensor &q = *out.src[0];
   static const char *const names[] = {"q", "k", "v"};
   for (int i = 0; i < 3; i++) {
-    RS_CHECK(expect_f32_matrix(out, *out.src[i], names[i]));
+    RS_CHECK(expect_token_rows(out, *out.src[i], names[i]));
     if (!same_shape(q, 2, out.src[i]->shape))
       return rs_fail(RS_ERR_ARGUMENT, "flash_attn: q %s and %s %s differ", shape_text(2, q.shape).c_str(), names[i],
                      shape_text(2, out.src[i]->shape).c_str());
@@ -4153,8 +4199,8 @@ void flash_attn_cpu(const op_run &r, const worker &me) {
 
 rs_status attn_pool_infer(rs_tensor &out) {
   const rs_tensor &k = *out.src[1], &v = *out.src[2];
-  RS_CHECK(expect_f32_matrix(out, k, "k"));
-  RS_CHECK(expect_f32_matrix(out, v, "v"));
+  RS_CHECK(expect_token_rows(out, k, "k"));
+  RS_CHECK(expect_token_rows(out, v, "v"));
   if (!same_shape(k, 2, v.shape))
     return rs_fail(RS_ERR_ARGUMENT, "attn_pool: k %s and v %s differ", shape_text(2, k.shape).c_str(),
                    shape_text(2, v.shape).c_str());
@@ -4202,6 +4248,7 @@ void attn_pool_cpu(const op_run &r, const worker &me) {
 rs_status gate_infer(rs_tensor &out) {
   const rs_tensor &x = *out.src[0];
   RS_CHECK(expect_f32_matrix(out, x, "x"));
+  RS_CHECK(expect_activation(out));
   if (x.shape[1] % 2)
     return rs_fail(RS_ERR_ARGUMENT, "gate: '%s' %s has no two halves", x.name.c_str(), shape_text(2, x.shape).c_str());
   const int64_t shape[] = {x.shape[0], x.shape[1] / 2};
@@ -4293,7 +4340,7 @@ void rope_cpu(const op_run &r, const worker &me) {
 
 rs_status pool_infer(rs_tensor &out) {
   const rs_tensor &x = *out.src[0];
-  RS_CHECK(expect_f32_matrix(out, x, "x"));
+  RS_CHECK(expect_token_rows(out, x, "x"));
   RS_CHECK(expect_i32(out, *out.src[1], "cu_seqlens", RS_DIM_CU_SEQLENS));
   if (out.params.pooling < RS_POOL_MEAN || out.params.pooling > RS_POOL_LAST)
     return rs_fail(RS_ERR_ARGUMENT, "pool: pooling %d", static_cast<int>(out.params.pooling));
@@ -4387,7 +4434,7 @@ void shift_cpu(const op_run &r, const worker &me) {
 // ---- centre_distance: L2 distance of each row from the mean of its sequence
 
 rs_status centre_distance_infer(rs_tensor &out) {
-  RS_CHECK(expect_f32_matrix(out, *out.src[0], "x"));
+  RS_CHECK(expect_token_rows(out, *out.src[0], "x"));
   RS_CHECK(expect_i32(out, *out.src[1], "cu_seqlens", RS_DIM_CU_SEQLENS));
   return result_scores(out);
 }
@@ -4417,8 +4464,8 @@ void centre_distance_cpu(const op_run &r, const worker &me) {
 
 rs_status attn_colsum_infer(rs_tensor &out) {
   const rs_tensor &q = *out.src[0], &k = *out.src[1];
-  RS_CHECK(expect_f32_matrix(out, q, "q"));
-  RS_CHECK(expect_f32_matrix(out, k, "k"));
+  RS_CHECK(expect_token_rows(out, q, "q"));
+  RS_CHECK(expect_token_rows(out, k, "k"));
   if (!same_shape(q, 2, k.shape))
     return rs_fail(RS_ERR_ARGUMENT, "attn_colsum: q %s and k %s differ", shape_text(2, q.shape).c_str(),
                    shape_text(2, k.shape).c_str());
@@ -4669,6 +4716,11 @@ void token_drop_cpu(const op_run &r, const worker &me) {
     const auto origin = [&](int64_t i) { return r.t->src[3] ? previous.origin(from[b] + i) : static_cast<int32_t>(from[b] + i); };
     const int64_t keep = has_extra(rule, n, all) ? all - 1 : all;
     uint64_t *order = reinterpret_cast<uint64_t *>(r.shared) + from[b];
+    for (int64_t i = 0; i < n && keep == n; i++) {  // whatever the scores: there may be none (graph_plan::idle)
+      out.before(to[b] + i) = from[b] + static_cast<int32_t>(i);
+      out.origin(to[b] + i) = origin(i);
+    }
+    if (keep == n) continue;
     for (int64_t i = 0; i < n; i++) {
       float score = r.f32(0)[(from[b] + i) * r.in[0].stride];
       if (std::isnan(score)) {
@@ -4680,7 +4732,7 @@ void token_drop_cpu(const op_run &r, const worker &me) {
       const bool stays = (rule.keep_first && i == 0) || (protect && origin(i) >= 0 && protect[origin(i)]);
       order[i] = drop_order(stays, rule.lowest ? -score : score, i);
     }
-    if (keep < n) std::nth_element(order, order + keep, order + n, std::greater<>());
+    std::nth_element(order, order + keep, order + n, std::greater<>());
     for (int64_t i = 0; i < keep; i++) order[i] = INT32_MAX - (order[i] & INT32_MAX);
     std::sort(order, order + keep);
     for (int64_t i = 0; i < keep; i++) {
@@ -4702,7 +4754,7 @@ int level_before(const rs_tensor &kept) { return kept.src[0]->level; }
 
 rs_status token_gather_infer(rs_tensor &out) {
   const rs_tensor &x = *out.src[0], &kept = *out.src[1];
-  RS_CHECK(expect_f32_matrix(out, x, "x"));
+  RS_CHECK(expect_token_rows(out, x, "x"));
   RS_CHECK(expect_kept(out, kept));
   RS_CHECK(expect_level(out, x, level_before(kept)));
   if (kept.params.rule.fold) return rs_fail(RS_ERR_ARGUMENT, "token_gather: '%s' folds, use rs_token_merge", kept.name.c_str());
@@ -4722,8 +4774,8 @@ void token_gather_cpu(const op_run &r, const worker &me) {
 
 rs_status token_restore_infer(rs_tensor &out) {
   const rs_tensor &x = *out.src[0], &before = *out.src[1], &kept = *out.src[2];
-  RS_CHECK(expect_f32_matrix(out, x, "x"));
-  RS_CHECK(expect_f32_matrix(out, before, "before"));
+  RS_CHECK(expect_token_rows(out, x, "x"));
+  RS_CHECK(expect_token_rows(out, before, "before"));
   RS_CHECK(expect_kept(out, kept));
   RS_CHECK(expect_level(out, x, kept.level));
   RS_CHECK(expect_level(out, before, level_before(kept)));
@@ -4758,13 +4810,14 @@ void token_restore_cpu(const op_run &r, const worker &me) {
 
 rs_status expect_assignment(const rs_tensor &op, const rs_tensor &kept, const rs_tensor &starts) {
   RS_CHECK(expect_kept(op, kept));
-  RS_CHECK(expect_i32(op, starts, "cu_seqlens", RS_DIM_CU_SEQLENS));
-  return expect_level(op, starts, level_before(kept));
+  if (kept.src[1] == &starts) return RS_OK;
+  return rs_fail(RS_ERR_ARGUMENT, "%s: cu_seqlens is '%s', but '%s' was chosen by '%s'", op_rows[op.op].name, starts.name.c_str(),
+                 kept.name.c_str(), kept.src[1]->name.c_str());
 }
 
 rs_status token_assign_infer(rs_tensor &out) {
   const rs_tensor &x = *out.src[0], &kept = *out.src[1];
-  RS_CHECK(expect_f32_matrix(out, x, "x"));
+  RS_CHECK(expect_token_rows(out, x, "x"));
   RS_CHECK(expect_assignment(out, kept, *out.src[2]));
   RS_CHECK(expect_level(out, x, level_before(kept)));
   out.type = RS_I32;
@@ -4904,7 +4957,7 @@ rs_status expect_sizes(const rs_tensor &op, const rs_tensor *sizes, const char *
 
 rs_status token_merge_infer(rs_tensor &out) {
   const rs_tensor &x = *out.src[0], &kept = *out.src[1];
-  RS_CHECK(expect_f32_matrix(out, x, "x"));
+  RS_CHECK(expect_token_rows(out, x, "x"));
   RS_CHECK(expect_assignment(out, kept, *out.src[2]));
   RS_CHECK(expect_assign(out, *out.src[4], kept));
   RS_CHECK(expect_level(out, x, level_before(kept)));
@@ -5085,23 +5138,25 @@ rs_tensor *rs_standardize(rs_graph *g, rs_tensor *x, rs_tensor *cu_seqlens, floa
   return add_op(g, OP_STANDARDIZE, p, {x, cu_seqlens});
 }
 rs_tensor *rs_token_drop(rs_graph *g, rs_tensor *score, rs_tensor *cu_seqlens, rs_tensor *protect, const rs_drop_rule *rule) {
-  if (!score || score->graph != g) return add_op(g, OP_TOKEN_DROP, {}, {score, cu_seqlens, protect});  // the error that it is
-  rs_tensor *starts = new_tensor(g, tensor_starts);
-  if (!starts) return nullptr;
-  const int level = static_cast<int>(g->drops.size()) + 1;
-  starts->name = "token_starts." + std::to_string(starts->id);
-  starts->type = RS_I32;
-  starts->rank = 1;
-  starts->shape[0] = RS_DIM_CU_SEQLENS;
-  starts->level = level;
-  op_params p = {};
-  p.rule = *rule;
-  rs_tensor *before = score->level ? g->drops[static_cast<size_t>(score->level) - 1] : nullptr;
-  rs_tensor *kept = add_op(g, OP_TOKEN_DROP, p, {score, cu_seqlens, protect, before, starts}, 3u << 2);
-  if (!kept) return nullptr;
-  kept->level = level;
-  g->drops.push_back(kept);
-  return kept;
+  return built(g, [&]() -> rs_tensor * {
+    if (!score || score->graph != g) return add_op(g, OP_TOKEN_DROP, {}, {score, cu_seqlens, protect});  // the error that it is
+    rs_tensor *starts = new_tensor(g, tensor_starts);
+    if (!starts) return nullptr;
+    const int level = static_cast<int>(g->drops.size()) + 1;
+    starts->name = "token_starts." + std::to_string(starts->id);
+    starts->type = RS_I32;
+    starts->rank = 1;
+    starts->shape[0] = RS_DIM_CU_SEQLENS;
+    starts->level = level;
+    op_params p = {};
+    p.rule = *rule;
+    rs_tensor *before = score->level ? g->drops[static_cast<size_t>(score->level) - 1] : nullptr;
+    rs_tensor *kept = add_op(g, OP_TOKEN_DROP, p, {score, cu_seqlens, protect, before, starts}, 3u << 2);
+    if (!kept) return nullptr;
+    kept->level = level;
+    g->drops.push_back(kept);
+    return kept;
+  });
 }
 rs_tensor *rs_token_starts(rs_graph *g, rs_tensor *kept) {
   if (!kept || g->status != RS_OK) return nullptr;
@@ -5131,7 +5186,29 @@ namespace {
 // Operators that follow each other and work row by row on the same tokens form a chain: a block of rows can go through all of them
 // before the next one starts, by one thread, while its intermediate results stay in the cache.  Every other operator is a stage of
 // its own.
+constexpr int not_scores = -1;
+
+// What only the choice of a drop needs: where that leaves all tokens, there is nothing to compute (graph_plan::idle).
+void find_scores(rs_graph *g) {
+  constexpr int unread = -2;
+  for (const auto &t : g->tensors) t->scores = t->output ? not_scores : unread;
+  for (auto at = g->tensors.rbegin(); at != g->tensors.rend(); ++at) {  // readers first
+    rs_tensor &t = **at;
+    if (t.kind != tensor_op) continue;
+    if (t.scores == unread) t.scores = not_scores;
+    for (int i = 0; i < max_sources; i++) {
+      if (!t.src[i]) continue;
+      const bool chooses = (t.op == OP_TOKEN_DROP && i == 0) || (t.op == OP_TOKEN_MERGE && i == 6);
+      const int reader = !chooses ? t.scores : t.op == OP_TOKEN_DROP ? t.level : t.src[1]->level;
+      int &scores = g->tensors[static_cast<size_t>(storage_of(t.src[i])->id)]->scores;
+      scores = scores == unread || scores == reader ? reader : not_scores;
+    }
+  }
+}
+
 void find_stages(rs_graph *g) {
+  g->stages.clear();
+  g->ops = 0, g->chain_weights = 0;
   for (const auto &t : g->tensors) {
     t->last_use = t->output ? INT_MAX : t->id;
     if (t->kind != tensor_op) continue;
@@ -5163,9 +5240,11 @@ rs_status rs_graph_finish(rs_graph *g) {
   return guarded([&] {
     if (g->status != RS_OK) return rs_fail(g->status, "%s", g->error.c_str());
     if (g->finished) return RS_OK;
-    for (const auto &t : g->tensors) g->finished |= t->output;
-    if (!g->finished) return rs_fail(RS_ERR_ARGUMENT, "the graph has no output: mark one by rs_output");
+    if (std::none_of(g->tensors.begin(), g->tensors.end(), [](const auto &t) { return t->output; }))
+      return rs_fail(RS_ERR_ARGUMENT, "the graph has no output: mark one by rs_output");
     find_stages(g);
+    find_scores(g);
+    g->finished = true;
     return RS_OK;
   });
 }
@@ -5250,6 +5329,11 @@ struct graph_plan {
   int64_t tokens(const rs_tensor &t) const { return levels[static_cast<size_t>(t.level)].tokens; }
   int64_t block_rows(const rs_tensor &t) const { return levels[static_cast<size_t>(t.level)].block_rows; }
   bool in_block(const rs_tensor &t) const { return t.in_block && block_rows(t); }
+  // Is there nothing to do for an operator, because nobody needs what it makes?
+  bool idle(const rs_tensor &t) const {
+    return t.scores != not_scores &&
+           tokens(*graph->drops[static_cast<size_t>(t.scores) - 1]->src[0]) == levels[static_cast<size_t>(t.scores)].tokens;
+  }
   // The last operator that a result in the arena has to be there for.  Blocks are at different operators of a chain at one time, so
   // what one of them reads is there for all.
   int lives_until(const rs_tensor &t) const {
@@ -5402,10 +5486,14 @@ struct rs_session {
 
 namespace {
 
+void forget_on_device(const rs_session *s, uint64_t graph);
+
 graph_plan *plan_of(const rs_session *s, lane *l, const rs_graph *g) {
   for (const auto &p : l->plans)
     if (p->graph_id == g->id) return p.get();
   // A graph at this address before was freed.
+  for (const auto &p : l->plans)
+    if (p->graph == g && s->device) forget_on_device(s, p->graph_id);
   l->plans.erase(std::remove_if(l->plans.begin(), l->plans.end(), [&](const auto &p) { return p->graph == g; }), l->plans.end());
   auto p = std::make_unique<graph_plan>();
   const size_t n = g->tensors.size();
@@ -5424,12 +5512,11 @@ graph_plan *plan_of(const rs_session *s, lane *l, const rs_graph *g) {
   return l->plans.back().get();
 }
 
-void forget_on_device(rs_session *s, const rs_graph *g);
 void forget_plans(rs_session *s, const rs_graph *g) {
   for (const auto &l : s->lanes)
     l->plans.erase(std::remove_if(l->plans.begin(), l->plans.end(), [&](const auto &p) { return p->graph_id == g->id; }),
                    l->plans.end());
-  if (s->device) forget_on_device(s, g);
+  if (s->device) forget_on_device(s, g->id);
 }
 
 // A graph of one call leaves nothing behind in the session.
@@ -5446,7 +5533,12 @@ rs_status check_binding(const graph_plan &p, const rs_binding &b) {
   const rs_tensor &t = *b.tensor;
   if (b.bytes != p.bytes[t.id])
     return rs_fail(RS_ERR_ARGUMENT, "'%s' has %zu bytes, expected %zu", t.name.c_str(), b.bytes, p.bytes[t.id]);
-  return b.data ? RS_OK : rs_fail(RS_ERR_ARGUMENT, "'%s' is bound to NULL", t.name.c_str());
+  return b.data || !b.bytes ? RS_OK : rs_fail(RS_ERR_ARGUMENT, "'%s' is bound to NULL", t.name.c_str());
+}
+// Not nullptr, which is what is not bound, even where there are no bytes.
+void *bound_data(const rs_binding &b) {
+  static char nothing;
+  return b.data ? b.data : &nothing;
 }
 
 rs_status bind_inputs(graph_plan &p, const rs_binding *bindings, size_t n) {
@@ -5458,7 +5550,7 @@ rs_status bind_inputs(graph_plan &p, const rs_binding *bindings, size_t n) {
       return rs_fail(RS_ERR_ARGUMENT, "'%s' is neither an input nor an output", t->name.c_str());
     if (t->kind != tensor_input) continue;
     RS_CHECK(check_binding(p, bindings[i]));
-    p.bound[t->id] = bindings[i].data;
+    p.bound[t->id] = bound_data(bindings[i]);
   }
   for (const auto &t : p.graph->tensors) {
     if (t->kind != tensor_input) continue;
@@ -5474,7 +5566,7 @@ rs_status bind_outputs(graph_plan &p, const rs_binding *bindings, size_t n) {
   for (size_t i = 0; i < n; i++) {
     if (bindings[i].tensor->kind == tensor_input) continue;
     RS_CHECK(check_binding(p, bindings[i]));
-    p.bound[bindings[i].tensor->id] = bindings[i].data;
+    p.bound[bindings[i].tensor->id] = bound_data(bindings[i]);
   }
   return RS_OK;
 }
@@ -5579,12 +5671,14 @@ struct graph_runner {
         me.barrier();
         continue;
       }
-      for (int i = stage.begin; i < stage.end; i++)
+      for (int i = stage.begin; i < stage.end; i++) {
+        if (p.idle(*p.ops[static_cast<size_t>(i)].t)) continue;
         timed(i, [&] {
           const op_run &r = p.ops[static_cast<size_t>(i)];
           op_rows[r.t->op].cpu(r, me);
           me.barrier();
         });
+      }
     }
   }
 
@@ -5599,7 +5693,8 @@ struct graph_runner {
       if (p.in_block(whole)) v->data = block + p.offsets[whole.id] + (v->data - p.values[whole.id].data);
       else v->data += first * (t.rank == 1 ? 1 : v->stride) * v->width;
     };
-    for (int i = stage.begin; i < stage.end; i++)
+    for (int i = stage.begin; i < stage.end; i++) {
+      if (p.idle(*p.ops[static_cast<size_t>(i)].t)) continue;
       timed(i, [&] {
         op_run r = p.ops[static_cast<size_t>(i)];
         slice(*r.t, &r.out);
@@ -5610,6 +5705,7 @@ struct graph_runner {
         r.each = scratch;
         op_rows[r.t->op].cpu(r, me.alone());
       });
+    }
   }
 
   // The first thread's time stands for all.
@@ -5698,6 +5794,7 @@ rs_status run_parts(rs_session *s, int64_t n, const F &request) {
 rs_status run_on_device(rs_session *s, graph_plan &p, const run_request &q);
 void count_calls(rs_session *s, graph_plan &p) {
   for (size_t i = 0; i < p.ops.size(); i++) {
+    if (p.idle(*p.ops[i].t)) continue;
     profile_entry &e = profile_of(s, p, i);
     e.calls++;
     e.macs += op_rows[p.ops[i].t->op].macs(p.ops[i]).count;
@@ -5879,7 +5976,7 @@ struct device_session {
 
 namespace {
 
-void forget_on_device(rs_session *s, const rs_graph *g) { s->device->on->choice.b->forget_graph(s->device->session, g->id); }
+void forget_on_device(const rs_session *s, uint64_t graph) { s->device->on->choice.b->forget_graph(s->device->session, graph); }
 
 // Launches are recorded for a capacity, so that runs of nearly the same size share them: at most an eighth is in vain.
 int64_t token_capacity(int64_t n) {
@@ -6319,8 +6416,8 @@ rs_status read_metadata(rs_model *m) {
 
 rs_status read_tensor(const rs_model &m, const file_tensor &f, const char *name, rs_tensor_info *t) {
   t->name = name;
-  if (f.rank < 1 || f.rank > RS_MAX_RANK || f.zero)
-    return bad_file(m, "tensor '%s': rank %u, expected 1 to %d", name, f.rank, RS_MAX_RANK);
+  if (f.rank < 1 || f.rank > RS_MAX_RANK) return bad_file(m, "tensor '%s': rank %u, expected 1 to %d", name, f.rank, RS_MAX_RANK);
+  if (f.zero) return bad_file(m, "tensor '%s': a reserved field is %u, expected 0", name, static_cast<unsigned>(f.zero));
   if (f.type > RS_W4 || f.type == RS_BF16 || f.layout > RS_PANELS)
     return bad_file(m, "tensor '%s': unknown type %u, layout %u", name, f.type, f.layout);
   t->type = static_cast<rs_type>(f.type);
@@ -6542,7 +6639,11 @@ std::string bytes_of(const T *values, size_t n) {
   return n ? std::string(reinterpret_cast<const char *>(values), n * sizeof(T)) : std::string();
 }
 
-size_t text_length(const rs_text &t) { return t.length == RS_NUL_TERMINATED ? strlen(t.data) : t.length; }
+// NULL that is not empty has a byte, which whoever takes the text refuses.
+size_t text_length(const rs_text &t) {
+  if (t.length != RS_NUL_TERMINATED) return t.length;
+  return t.data ? strlen(t.data) : 1;
+}
 
 std::string serialize_meta(const std::map<std::string, rs_writer::entry> &meta) {
   std::string out;
@@ -6562,19 +6663,26 @@ rs_status rs_writer_open(const char *path, rs_writer **out) {
   return guarded([&] {
     struct stat st;
     if (!*path) return rs_fail(RS_ERR_ARGUMENT, "the path of the weight file is empty");
-    if (stat(path, &st) == 0 && !S_ISREG(st.st_mode))
+    const bool exists = stat(path, &st) == 0;
+    if (exists && !S_ISREG(st.st_mode))
       return rs_fail(RS_ERR_IO, "%s: is %s, expected a file that can be replaced", path,
                      S_ISDIR(st.st_mode) ? "a directory" : "not a regular file");
     auto w = std::make_unique<rs_writer>();
     w->path = path;
-    std::string temporary = w->path + ".XXXXXX";
-    w->fd = mkostemp(&temporary[0], O_CLOEXEC);
+    // As readable as the file before, or as any other: mkstemp would make it 0600, and no thread can ask for the umask but by
+    // changing it.
+    static std::atomic<uint64_t> files{0};
+    std::string temporary;
+    do {
+      char suffix[32];
+      snprintf(suffix, sizeof suffix, ".%lx-%llx", static_cast<unsigned long>(getpid()), static_cast<unsigned long long>(files++));
+      temporary = w->path + suffix;
+      w->fd = open(temporary.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    } while (w->fd < 0 && errno == EEXIST);
     if (w->fd < 0)
       return rs_fail(RS_ERR_IO, "%s: can't create a file in %s: %s", path, folder_of(w->path).c_str(), strerror(errno));
     w->temporary = temporary;
-    const mode_t mask = umask(0);  // mkstemp makes 0600; a weight file is as readable as any other file
-    umask(mask);
-    if (fchmod(w->fd, 0666 & ~mask)) return write_failed(w.get());
+    if (exists && fchmod(w->fd, st.st_mode & 07777)) return write_failed(w.get());
     const file_header h = {};
     w->at = 0;
     RS_CHECK(write_bytes(w.get(), &h, sizeof h));
@@ -6612,6 +6720,7 @@ rs_status rs_writer_set_strs(rs_writer *w, const char *key, const rs_text *value
     std::vector<uint32_t> offsets(n + 1);
     std::string text;
     for (size_t i = 0; i < n; i++) {
+      if (!values[i].data && values[i].length) return rs_fail(RS_ERR_ARGUMENT, "metadata '%s': text %zu is NULL", key, i);
       text.append(values[i].data, text_length(values[i]));
       text += '\0';
       if (text.size() > UINT32_MAX) return rs_fail(RS_ERR_LIMIT, "metadata '%s' has more than 4 GiB of text", key);
@@ -7337,8 +7446,14 @@ rs_status get_encoder_graph(rs_session *s, const encode_settings &set, const enc
   return RS_OK;
 }
 
+// For rs_encode_failed.
+void forget_failure(const rs_session &s) {
+  if (s.encoder) s.encoder->failed = SIZE_MAX;
+}
+
 rs_status resolve(const rs_session &s, const rs_encode_params *params, rs_tower tower, encode_settings *out) {
   if (!s.model) return rs_fail(RS_ERR_ARGUMENT, "the session has no model");
+  forget_failure(s);
   rs_encode_params p;
   RS_CHECK(read_params(params, "rs_encode_params", &p));
   const rs_model &m = *s.model;
@@ -7393,6 +7508,7 @@ rs_status resolve(const rs_session &s, const rs_encode_params *params, rs_tower 
 // The same for rs_classify: the head decides what a row is.
 rs_status resolve_head(const rs_session &s, const rs_encode_params *params, rs_tower tower, encode_settings *out) {
   rs_encode_params p;
+  forget_failure(s);
   RS_CHECK(read_params(params, "rs_encode_params", &p));
   if (!p.prompt) p.prompt = "";  // the model's own is for vectors
   RS_CHECK(resolve(s, &p, tower, out));
@@ -7542,25 +7658,19 @@ class batch {
 
   rs_status flush() {
     if (e.windows.empty()) return RS_OK;
-    const auto width = static_cast<size_t>(set.width);
     const bool side_by_side = cut_for_throughput();
     if (!side_by_side) cut(s->max_batch_tokens);
-    e.vectors.resize(place_vectors() * width);
-    // Each part has starts of its own, from 0.
-    e.cu_seqlens.clear();
-    for (const batch_part &p : e.parts) {
-      e.cu_seqlens.push_back(0);
-      for (size_t i = p.begin; i < p.end; i++) e.cu_seqlens.push_back(e.cu_seqlens.back() + e.windows[i].tokens);
+    lay_out();
+    rs_status status = side_by_side ? run_parts(s, static_cast<int64_t>(e.parts.size()),
+                                                [&](int64_t i, part_bindings *b) { return request(static_cast<size_t>(i), b); })
+                                    : run_in_turn();
+    if (status == RS_ERR_NUMERIC) {  // a score of a token is NaN: once more, each window by itself, to know whose
+      cut(1);
+      lay_out();
+      status = run_in_turn();
     }
-    if (side_by_side) {
-      RS_CHECK(run_parts(s, static_cast<int64_t>(e.parts.size()),
-                         [&](int64_t i, part_bindings *bindings) { return request(static_cast<size_t>(i), bindings); }));
-    } else {
-      for (size_t i = 0; i < e.parts.size(); i++) {
-        part_bindings bindings;
-        RS_CHECK(run_whole(s, request(i, &bindings)));
-      }
-    }
+    RS_CHECK(status);
+    const auto width = static_cast<size_t>(set.width);
     size_t row = 0;
     for (const window &w : e.windows) {
       const size_t n = vectors_of(w);
@@ -7609,6 +7719,28 @@ class batch {
       for (size_t i = p.begin; i < p.end; i++) row += vectors_of(e.windows[i]);
     }
     return row;
+  }
+
+  // The buffers of all parts.
+  void lay_out() {
+    e.vectors.resize(place_vectors() * static_cast<size_t>(set.width));
+    // Each part has starts of its own, from 0.
+    e.cu_seqlens.clear();
+    for (const batch_part &p : e.parts) {
+      e.cu_seqlens.push_back(0);
+      for (size_t i = p.begin; i < p.end; i++) e.cu_seqlens.push_back(e.cu_seqlens.back() + e.windows[i].tokens);
+    }
+  }
+
+  rs_status run_in_turn() {
+    for (size_t i = 0; i < e.parts.size(); i++) {
+      part_bindings bindings;
+      if (const rs_status status = run_whole(s, request(i, &bindings))) {
+        if (status == RS_ERR_NUMERIC && e.parts[i].end - e.parts[i].begin == 1) e.failed = e.windows[e.parts[i].begin].text;
+        return status;
+      }
+    }
+    return RS_OK;
   }
 
   // Parts of at most `most` tokens, or one window.
@@ -7713,10 +7845,14 @@ rs_status tokenize(rs_session *s, const rs_text &text, rs_tokens *out) {
 rs_status tokenize_text(rs_session *s, const encode_settings &set, const rs_text &text) {
   encoder &e = *s->encoder;
   const size_t prompt_bytes = strlen(set.prompt);
-  if (!prompt_bytes) return tokenize(s, text, &e.tokens);
+  if (!prompt_bytes || (!text.data && text.length)) return tokenize(s, text, &e.tokens);
   e.prompted.assign(set.prompt, prompt_bytes);
-  e.prompted.append(text.data, text_length(text));
-  return tokenize(s, {e.prompted.data(), e.prompted.size()}, &e.tokens);
+  if (text.data) e.prompted.append(text.data, text_length(text));
+  const rs_status status = tokenize(s, {e.prompted.data(), e.prompted.size()}, &e.tokens);
+  if (status == RS_OK) return RS_OK;
+  const std::string error = last_error;
+  RS_CHECK(tokenize(s, text, &e.tokens));  // places in its error are of the text
+  return rs_fail(status, "behind the prompt: %s", error.c_str());
 }
 
 rs_status too_long(rs_session *s, size_t text, const char *what, size_t tokens, const encode_settings &set) {
@@ -7903,6 +8039,12 @@ rs_status rs_encode_ids(rs_session *s, const int32_t *ids, const int32_t *type_i
         return rs_fail(RS_ERR_LIMIT, "sequence %zu: ids [%zu,%zu), expected 1 to %d", i, starts[i], starts[i + 1],
                        s->model->info.position_limit);
       }
+      for (size_t j = starts[i]; j < starts[i + 1]; j++)
+        if (ids[j] < 0 || ids[j] >= s->model->info.vocab) {
+          s->encoder->failed = i;
+          return rs_fail(RS_ERR_ARGUMENT, "sequence %zu: id %d at position %zu, expected 0 to %d", i, ids[j], j - starts[i],
+                         s->model->info.vocab - 1);
+        }
       RS_CHECK(b.add({i, static_cast<int32_t>(tokens), true, true}, ids + starts[i], type_ids ? type_ids + starts[i] : nullptr,
                      nullptr));
     }
@@ -7942,8 +8084,9 @@ void sum_plan(const graph_plan &p, int layers, rs_plan_layer *out) {
     rs_plan_layer &to = out[std::min(layer, layers)];
     // Operators of a drop are of the tokens before it, or behind it: a layer has those that its first operator has.
     if (!to.macs && r.t->op == OP_LINEAR && r.t->shape[0] == RS_DIM_TOKENS) to.tokens = p.tokens(*r.t);
+    if (layer == layers && !to.tokens && r.t->src[0]->shape[0] == RS_DIM_TOKENS) to.tokens = p.tokens(*r.t->src[0]);
     to.bytes = std::max(to.bytes, live_bytes(p, *r.t));
-    to.macs += op_rows[r.t->op].macs(r).count;
+    if (!p.idle(*r.t)) to.macs += op_rows[r.t->op].macs(r).count;
     ended |= name == "blk." + std::to_string(layer) + ".out";
   }
 }

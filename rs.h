@@ -429,7 +429,8 @@ RS_API rs_status rs_classify_images(rs_session *session, const rs_image *images,
                                     float *logits, size_t capacity, rs_image_info *infos);
 
 /* rs_encode from token ids, special tokens included: sequence i is ids[starts[i] .. starts[i + 1]); starts: [n + 1].
- * type_ids: as ids, or NULL for zeros.  params: pooling, normalize, dim and layer_plus_one count. */
+ * type_ids: as ids, or NULL for zeros.  params: pooling, normalize, dim, layer_plus_one and drop count; with a drop, RS_POOL_NONE
+ * gives the rows that rs_drop_counts says are left. */
 RS_API rs_status rs_encode_ids(rs_session *session, const int32_t *ids, const int32_t *type_ids, const size_t *starts, size_t n,
                                const rs_encode_params *params, float *out, size_t capacity);
 

@@ -30,6 +30,8 @@ int find_name(const char *const (&names)[n], std::string_view name) {
 // ---------------------------------------------------------------------------------------- scores
 
 // "-mlp", "norm-0.5mlp:out:cos": terms with signs between them.
+constexpr size_t most_terms = 16;  // more than anybody needs, and little to keep for each layer
+
 class score_parser {
  public:
   score_parser(std::string_view text, std::vector<rs_score_term> *out) : all_(text), left_(text), out_(out) {}
@@ -42,6 +44,7 @@ class score_parser {
       RS_TRY(source(&t));
       while (take(':')) RS_TRY(option(&t));
       RS_TRY(check(t));
+      if (out_->size() == most_terms) return wrong("more than " + std::to_string(most_terms) + " terms");
       out_->push_back(t);
     }
     return RS_OK;
@@ -263,7 +266,7 @@ rs_status rs_drop_resolve(const rs_drop &d, int layers, rs_drop_schedule *out) {
     std::vector<rs_score_term> terms;
     RS_TRY(score_parser(scores[i], &terms).parse());
     for (size_t j = 0; j < out->layers.size(); j++)
-      if (scores.size() == 1 || j == i) out->layers[j].score = terms;
+      if ((scores.size() == 1 || j == i) && out->layers[j].drops) out->layers[j].score = terms;
   }
   return RS_OK;
 }

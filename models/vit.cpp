@@ -74,7 +74,7 @@ rs_status put_columns(rs_importer &in, const std::string &name, const std::vecto
 rs_status convert_head_metadata(rs_importer &in, int64_t labels) {
   const char *activation;
   RS_TRY(convert_labels(in, labels));
-  RS_TRY(find_head_activation(in, std::max<int64_t>(labels, 2), &activation));  // one label: still a softmax in image classifiers
+  RS_TRY(find_head_activation(in, labels, &activation));
   RS_TRY(rs_writer_set_str(in.writer(), "head.type", rs_head_name(RS_HEAD_SEQUENCE)));
   return rs_writer_set_str(in.writer(), "head.activation", activation);
 }
@@ -186,9 +186,13 @@ rs_status convert_timm(rs_importer &in) {
   if (s.hidden < 1) return rs_fail(RS_ERR_FORMAT, "tensor 'patch_embed.proj.weight' is missing");
   while (in.has("blocks." + std::to_string(s.layers) + ".norm1.weight")) s.layers++;
   s.intermediate = in.dim("blocks.0.mlp.fc2.weight", 1);
+  if (s.intermediate > INT32_MAX) return rs_fail(RS_ERR_FORMAT, "tensor 'blocks.0.mlp.fc2.weight' is too large");
   s.gated = in.dim("blocks.0.mlp.fc1.weight", 0) == 2 * s.intermediate;  // SwiGLU, both halves in one matrix
   if (s.gated) s.act_name = "silu";
-  RS_TRY(in.config_i64("model_args.num_heads", &s.heads, 1, s.hidden, timm_heads(s.hidden)));
+  // Another width alone leaves the heads of the architecture that is named.
+  int64_t other_width;
+  RS_TRY(in.config_i64("model_args.embed_dim", &other_width, 0, INT32_MAX, 0));
+  RS_TRY(in.config_i64("model_args.num_heads", &s.heads, 1, s.hidden, other_width ? 0 : timm_heads(s.hidden)));
   if (s.heads < 1)
     return rs_fail(RS_ERR_UNSUPPORTED, "config.json: nothing says how many heads '%s' has (%lld features)", name,
                    static_cast<long long>(s.hidden));

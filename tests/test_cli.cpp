@@ -183,6 +183,8 @@ TEST_F(Cli, WrongUsageExitsWithTwo) {
       {{"embed", "-m", m, "--dim", "33", "x"}, "33 is more than the 32 values"},
       {{"embed", "-m", m, "--overlap", "2", "x"}, "--overlap goes with --long chunk"},
       {{"embed", "-m", m, "--long", "chunk", "--pooling", "none", "x"}, "--pooling none"},
+      {{"embed", "-m", m, "--long", "chunk", "--overlap", "30", "x"}, "30 is not less than the 30 tokens of text in a window"},
+      {{"embed", "-m", m, "--long", "chunk", "--max-tokens", "10", "--overlap", "8", "x"}, "8 is not less than the 8 tokens"},
       {{"embed", "-m", m, "--normalize", "--no-normalize", "x"}, "normalize"},
       {{"embed", "-m", m, "-f", m, "x"}, "both texts and --file"},
       {{"embed", "-m", m, "a", "++"}, "'++'"},
@@ -203,6 +205,7 @@ TEST_F(Cli, WrongUsageExitsWithTwo) {
       {{"convert", hf()}, "--output is required"},
       {{"convert", "-o", "x"}, "is required"},
       {{"convert", hf(), "-o", "x", "--type", "q2"}, "q2"},
+      {{"convert", hf(), "-o", dir_ / "x", "--type", "f16", "--calibrate", dir_ / "none"}, "it goes with q8 and q4"},
       {{"convert", hf(), "-o", dir_ / "x", "--max-tokens", "65"}, "65 is more than the 64 positions"},
       {{"info"}, "is required"},
       {{"verify", m, "--frob"}, "--frob"},
@@ -322,6 +325,14 @@ TEST_F(Cli, KindOfInput) {
   EXPECT_EQ(jsonl(broken.out).size(), 2u);
   EXPECT_NE(broken.err.find("--input jsonl"), std::string::npos) << broken;
   EXPECT_EQ(embed({"--input", "jsonl"}, "{hello\n" + object + "\n").code, 1);
+  // What is wrong behind the name of a member is wrong in that line, not of the file.
+  for (const char *bad : {"{\"id\": 1, \"text\": \"a\", \"w\": NaN}", "{\"text\": \"a\", \"w\": 1e999}", "{\"text\": \"\xff\"}",
+                          " { \"text\": \"a\""}) {
+    const run_result r = embed({}, bad + ("\n" + object + "\n"));
+    EXPECT_EQ(r.code, 1) << r;
+    EXPECT_EQ(r.out, embed({"hello"}).out);
+    EXPECT_NE(r.err.find("stdin:1: not valid JSON"), std::string::npos) << r;
+  }
 }
 
 TEST_F(Cli, JsonLines) {
@@ -705,6 +716,13 @@ TEST_F(Cli, OutputAppearsWholeOrNotAtAll) {
   std::filesystem::permissions(out, std::filesystem::perms::owner_read | std::filesystem::perms::owner_write);
   EXPECT_EQ(embed({"-o", out, "-f", out, "--input", "text"}).code, 0) << "even from the file itself";
   EXPECT_EQ(std::filesystem::status(out).permissions(), std::filesystem::perms::owner_read | std::filesystem::perms::owner_write);
+
+  // What the shell has opened is standard output, by whatever name.
+  const std::string to_stdout = "'" + program() + "' embed -m '" + weights() + "' hello -o /dev/stdout";
+  write_file(dir_ / "log", "before\n");
+  EXPECT_EQ(run({"/bin/sh", "-c", "(" + to_stdout + "; echo behind) >> '" + (dir_ / "log") + "'"}).code, 0);
+  EXPECT_EQ(read_file(dir_ / "log"), "before\n" + embed({"hello"}).out + "behind\n");
+  std::filesystem::remove(dir_ / "log");
 
   std::filesystem::create_symlink("out.jsonl", dir_ / "link");
   EXPECT_EQ(embed({"-o", dir_ / "link", "hello"}).code, 0);

@@ -99,6 +99,9 @@ TEST_F(CliHeads, WrongUsage) {
   expect_failure(on("sentiment", "classify", {"a", "--tokens"}), 2, "this model labels texts, not tokens");
   expect_failure(on("ner", "classify", {"a", "--top", "2"}), 2, "this model labels tokens, not texts");
   expect_failure(on("ner", "classify", {"a", "--long", "chunk"}), 2, "labels of tokens cannot be averaged");
+  expect_failure(on("ner", "classify", {"a", "--pair", "b"}), 2, "--pair: this model labels the tokens of single texts");
+  expect_failure(on("sentiment", "classify", {"a", "--pair", "b", "--long", "chunk"}), 2, "--long chunk cannot cut pairs");
+  expect_failure(on("sentiment", "classify", {"a", "--long", "chunk", "--overlap", "62"}), 2, "62 is not less than");
   expect_failure(on("sentiment", "classify", {"a", "--activation", "relu"}), 2, "--activation");
   expect_failure(on("sentiment", "classify", {"a", "--max-tokens", "65"}), 2, "more than the 64 positions");
   expect_failure(on("sentiment", "classify", {"a", "--max-tokens", "2"}), 2, "leaves no room beside the 2 special tokens");
@@ -110,6 +113,15 @@ TEST_F(CliHeads, WrongUsage) {
                  "the model has 3 labels; --label NAME says which one ranks (there are: bad, so so, good)");
   expect_failure(on("sentiment", "rerank", {"-q", "a", "b", "--label", "great"}), 2, "there is no label 'great'");
   expect_failure(on("squad", "answer", {"a"}), 2, "need --question");
+  // Plain lines have no query beside the texts, and no question beside the context.
+  expect_failure(on("cross", "rerank", {"--input", "text"}, "hello\nworld\n"), 2, "plain lines have no query, which --query gives");
+  expect_failure(on("squad", "answer", {"--input", "text"}, "Where?\n"), 2, "plain lines have no question, which --question gives");
+  for (const auto &[model, command] : {std::pair("cross", "rerank"), std::pair("squad", "answer")}) {
+    const run_result plain = on(model, command, {}, "hello\n");
+    EXPECT_EQ(plain.code, 1) << plain;
+    EXPECT_EQ(plain.out, "");
+    EXPECT_NE(plain.err.find("stdin:1: not valid JSON"), std::string::npos) << plain;
+  }
   expect_failure(on("squad", "answer", {"--context-file", file("squad")}), 2, "--context-file needs --question");
   expect_failure(on("squad", "answer", {"-q", "a", "--context-file", dir_ / "none"}), 1, "No such file");
   expect_failure(on("squad", "answer", {"-q", "a", "--context-file", dir_ / "none", "b"}), 2,

@@ -301,6 +301,26 @@ TEST(token_drop, what_does_not_fit_is_an_error_that_names_it) {
               rs_pool(h.g, rs_token_gather(h.g, h.x, drop(h)), h.starts, nullptr, RS_POOL_MEAN, 0);
             }).find("'cu'"),
             std::string::npos);
+  // Rows that become others, by other bounds than those that they were chosen by.
+  const auto other = [](drop_harness &h) { return h.input("others", RS_I32, {RS_DIM_CU_SEQLENS}, std::vector<int32_t>{0, 5}); };
+  EXPECT_NE(error_of([&](drop_harness &h) {
+              rs_token_assign(h.g, h.x, other(h), drop(h));
+            }).find("cu_seqlens is 'others', but 'token_drop."),
+            std::string::npos);
+  EXPECT_NE(error_of([&](drop_harness &h) {
+              rs_tensor *kept = drop(h), *assign = rs_token_assign(h.g, h.x, h.starts, kept);
+              rs_token_sizes(h.g, assign, kept, other(h), nullptr);
+            }).find("cu_seqlens is 'others'"),
+            std::string::npos);
+  EXPECT_NE(error_of([&](drop_harness &h) {
+              rs_tensor *kept = drop(h), *assign = rs_token_assign(h.g, h.x, h.starts, kept);
+              rs_token_merge(h.g, rs_pool(h.g, h.x, h.starts, nullptr, RS_POOL_MEAN, 0), assign, kept, h.starts, nullptr, nullptr);
+            }).find("expected a row a token"),
+            std::string::npos);
+  EXPECT_NE(error_of([&](drop_harness &h) {
+              rs_token_gather(h.g, rs_pool(h.g, h.x, h.starts, nullptr, RS_POOL_MEAN, 0), drop(h));
+            }).find("expected a row a token"),
+            std::string::npos);
   rule.ratio = 1;
   EXPECT_NE(error_of([&](drop_harness &h) { drop(h); }).find("ratio 1"), std::string::npos);
   rule.ratio = NAN;
@@ -654,6 +674,43 @@ TEST_F(drop_tiny, batch_equals_single_for_every_schedule_type_mode_and_isa) {
   }
 }
 
+// Where all tokens of a run stay, as with a least number that short texts come to, nobody asks for the scores.
+TEST_F(drop_tiny, a_layer_that_drops_nothing_makes_no_scores) {
+  const loaded m(dir / "tiny.rsw");
+  const std::vector<std::string> texts = {some_texts()[0]};
+  std::vector<rs_text_info> infos;
+  encode(m.session, texts, sized<rs_encode_params>(), 32, &infos);
+  const int32_t left = infos[0].tokens - infos[0].tokens / 2;
+  ASSERT_GT(left, 3);
+  for (const char *mode : {"prune", "restore", "merge", "fold"}) {
+    const std::string rest = " score=attn-cls-mlp mode=" + std::string(mode), fold = mode == std::string("fold") ? "+" : "";
+    const schedule once("ratios=0.5" + rest),
+        often("ratios=0.5,0.5,0,0.5" + rest + " min=" + std::to_string(left + (fold.empty() ? 0 : 1)));
+    std::vector<vec> vectors;
+    for (const schedule *drop : {&once, &often}) {
+      auto params = sized<rs_encode_params>();
+      params.drop = drop->drop;
+      auto p = sized<rs_session_params>();
+      p.profile = true;
+      rs_session *s = nullptr;
+      ASSERT_EQ(rs_session_create(m.model, &p, &s), RS_OK);
+      vectors.push_back(encode(s, texts, params, 32));
+      std::map<std::string, uint64_t> calls;
+      for (size_t i = 0; i < rs_session_profile_count(s); i++) {
+        rs_profile_row row;
+        ASSERT_EQ(rs_session_profile_at(s, i, &row), RS_OK);
+        calls[row.op] += row.calls;
+      }
+      EXPECT_EQ(calls["attn_colsum"], 1u) << mode;
+      EXPECT_EQ(calls["shift"], 1u) << mode;
+      rs_session_free(s);
+    }
+    if (fold.empty()) {
+      EXPECT_EQ(vectors[1], vectors[0]) << mode;
+    }
+  }
+}
+
 TEST_F(drop_tiny, nothing_dropped_is_nothing_changed) {
   const loaded m(dir / "tiny.rsw");
   const std::vector<std::string> texts = some_texts();
@@ -1001,6 +1058,10 @@ TEST_F(drop_tiny, profiles_are_read_from_the_file) {
   EXPECT_EQ(with_profiles({text("a")}, {text("ratios=2")}, {text("")}), nullptr);
   EXPECT_NE(std::string(rs_last_error()).find("drop schedule 'a': layer 0 of the drop schedule: ratio 2"), std::string::npos)
       << rs_last_error();
+  std::string terms = "ratios=0.5 score=mlp";
+  for (int i = 0; i < 100000; i++) terms += "+mlp";  // which each layer would keep a copy of
+  EXPECT_EQ(with_profiles({text("a")}, {text(terms.c_str())}, {text("")}), nullptr);
+  EXPECT_NE(std::string(rs_last_error()).find("more than 16 terms"), std::string::npos) << rs_last_error();
   EXPECT_EQ(with_profiles({text("a"), text("b")}, {text("ratios=0")}, {text("")}), nullptr);
   EXPECT_NE(std::string(rs_last_error()).find("2 drop.names, 1 drop.texts"), std::string::npos) << rs_last_error();
 }
@@ -1105,6 +1166,7 @@ TEST_F(drop_tiny, a_plan_counts_tokens_as_the_schedule_does) {
       EXPECT_EQ(layers[i].tokens, counts[i]) << text << ", layer " << i;
       EXPECT_LE(layers[i].bytes, arena) << text << ", layer " << i;
     }
+    EXPECT_EQ(layers[4].tokens, counts[4]) << text << ", what comes behind them";
   }
 }
 

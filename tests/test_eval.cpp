@@ -53,6 +53,8 @@ TEST(metrics, nearest_rows_and_classes) {
   const vectors_view all = {rows, 5, 2};
   EXPECT_EQ(nearest_rows({query, 1, 2}, all, 2), (std::vector<std::vector<size_t>>{{0, 2}}));
   EXPECT_EQ(nearest_rows({query, 1, 2}, all, 9), (std::vector<std::vector<size_t>>{{0, 2, 1, 4, 3}}));
+  EXPECT_EQ(nearest_rows({query, 1, 2}, all, 2, {0}), (std::vector<std::vector<size_t>>{{2, 1}}));
+  EXPECT_EQ(nearest_rows({query, 1, 2}, all, 2, {SIZE_MAX}), (std::vector<std::vector<size_t>>{{0, 2}}));
   const float same[] = {1, 1, 2, 2, 4, 4};  // equal cosines: the earlier first
   EXPECT_EQ(nearest_rows({query, 1, 2}, {same, 3, 2}, 2), (std::vector<std::vector<size_t>>{{0, 1}}));
 
@@ -244,6 +246,19 @@ TEST_F(Beir, IsRead) {
   EXPECT_EQ(read(true).relevant[1][1].gain, 1);
 }
 
+// A query that is a document does not find itself.
+TEST_F(Beir, QueriesAmongTheDocuments) {
+  const size_t none = retrieval_set::no_document;
+  EXPECT_EQ(read().itself, (std::vector<size_t>{none, none}));
+  write("queries.jsonl",
+        "{\"_id\":\"d2\",\"text\":\"second\"}\n{\"_id\":\"3\",\"text\":\"third\"}\n{\"_id\":\"d1\",\"text\":\"other\"}\n");
+  write("qrels/test.tsv", "query-id\tcorpus-id\tscore\nd2\td1\t1\n3\t3\t1\nd1\td2\t1\n");
+  EXPECT_EQ(read().itself, (std::vector<size_t>{1, none, none})) << "3 is said to be relevant, d1 is another text";
+  write("qrels/test.tsv", "query-id\tcorpus-id\tscore\nd2\td1\t1\nd1\td1\t1\n");
+  const retrieval_set set = read(false, {{0, 0}, {1, 0}});  // d1 alone is left of the documents
+  EXPECT_EQ(set.itself, (std::vector<size_t>{none, none}));
+}
+
 TEST_F(Beir, Subsets) {
   const auto documents = [&](size_t queries, size_t limit) { return read(false, {{queries, 0}, {limit, 0}}); };
   retrieval_set set = documents(1, 1);
@@ -368,11 +383,13 @@ class Eval : public Readers {
     small.prompts = false;
     tiny_model(small).write(*shared_ / "small");
     write_head("classifier", "SequenceClassification", {"no", "yes"});
+    write_head("rating", "SequenceClassification", {"1", "2"});
     write_head("answerer", "QuestionAnswering", {"start", "end"});
     for (const auto &[name, folder, type] : {std::tuple("f32", "tiny", "f32"),
                                              {"q8", "tiny", "q8"},
                                              {"small", "small", "f32"},
                                              {"classifier", "classifier", "f32"},
+                                             {"rating", "rating", "f32"},
                                              {"answerer", "answerer", "f32"}}) {
       const run_result r = rs({"convert", *shared_ / folder, "-o", weights(name), "--type", type});
       ASSERT_EQ(r.code, 0) << r;
@@ -488,6 +505,10 @@ TEST_F(Eval, Retrieval) {
   EXPECT_EQ(tokens({"--prompt", ""}), plain + 2 * 2);
   EXPECT_EQ(tokens({"--query-prompt", ""}), plain + 3 * 2);
   EXPECT_EQ(tokens({"--prompt", "hello ", "--query-prompt", "hello world "}), plain + 3 * 1 + 2 * 2);
+
+  // The same texts, but what is relevant is another document: found first, since none finds itself.
+  write("r/qrels/test.tsv", "query-id\tcorpus-id\tscore\n1\t2\t1\n1\t3\t1\n2\t1\t1\n2\t3\t1\n");
+  EXPECT_EQ(eval_json(base).at(0)["full"]["metrics"]["nDCG@10"], 100.0);
 
   strings part = base;
   part.insert(part.end(), {"--limit-queries", "1", "--limit-docs", "2"});
@@ -659,6 +680,14 @@ TEST_F(Eval, Classification) {
   expect_failure(eval({"sst2", "-m", weights("classifier"), "--data", data}), 1,
                  "n.tsv:2: the model has no label 'maybe' (it has 0 to 1: no, yes)");
   expect_failure(eval({"sst2", "-m", weights("f32"), "--data", data}), 1, "no classification head");
+  // Where names are other numbers, numbers are names.
+  const auto rated = [&](int label) {
+    return eval(
+        {"sst2", "-m", weights("rating"), "--data", write("r.jsonl", json{{"text", "a cat"}, {"label", label}}.dump() + "\n")});
+  };
+  EXPECT_EQ(rated(1).code, 0);
+  EXPECT_EQ(rated(2).code, 0);
+  expect_failure(rated(0), 1, "the model has no label '0' (it has 1, 2)");
   expect_failure(eval({"sst2", "-m", weights("answerer"), "--data", data}), 1, "no classification head");
   expect_failure(eval({"sst2", "-m", weights("classifier"), "--data", data, "--pooling", "cls"}), 2,
                  "--pooling does not go with sst2");
@@ -722,6 +751,7 @@ TEST_F(Eval, WrongUse) {
   expect_failure(eval({"stsb", "-m", m, "--data", data, "--train", data}), 2, "--train does not go with stsb");
   expect_failure(eval({"stsb", "-m", m, "--data", data, "--limit-docs", "3"}), 2, "--limit-docs does not go with stsb");
   expect_failure(eval({"retrieval", "-m", m, "--data", data, "--limit", "3"}), 2, "--limit does not go with retrieval");
+  expect_failure(eval({"retrieval", "-m", m, "--data", data, "--drop-queries"}), 2, "--drop-queries needs a schedule");
   expect_failure(eval({"stsb", "-m", m, "--data", data, "--pooling", "none"}), 2, "gives no vector to compare");
   expect_failure(eval({"stsb", "-m", m, "--data", data, "--long", "chunk"}), 2, "--long chunk");
   expect_failure(eval({"stsb", "-m", m, "--data", dir_ / "absent"}), 1, "cannot open");

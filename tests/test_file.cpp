@@ -4,6 +4,7 @@
 #include "tiny_bert.h"
 
 #include <sys/resource.h>
+#include <sys/stat.h>
 
 #include <cmath>
 #include <csignal>
@@ -345,6 +346,9 @@ TEST_F(weight_file, the_writer_checks_its_input) {
   EXPECT_EQ(rs_writer_set_i64(w, "key", 1), RS_OK);
   EXPECT_EQ(rs_writer_set_str(w, "key", "again"), RS_ERR_ARGUMENT);
   EXPECT_EQ(rs_writer_set_f64(w, "nan", NAN), RS_ERR_NUMERIC);
+  const rs_text none = {nullptr, RS_NUL_TERMINATED};
+  EXPECT_EQ(rs_writer_set_strs(w, "none", &none, 1), RS_ERR_ARGUMENT);
+  EXPECT_STREQ(rs_last_error(), "metadata 'none': text 0 is NULL");
   rs_writer_free(w);
   EXPECT_FALSE(file_exists(dir / "new.rsw"));
   size_t left = 0;
@@ -352,6 +356,23 @@ TEST_F(weight_file, the_writer_checks_its_input) {
   EXPECT_EQ(left, 0u) << "the temporary file stays";
   EXPECT_EQ(rs_writer_open(dir.path().c_str(), &w), RS_ERR_IO);
   EXPECT_EQ(rs_writer_open((dir / "no/such/folder.rsw").c_str(), &w), RS_ERR_IO);
+}
+
+// As any other program does it: by the umask, or as the file was before.
+TEST_F(weight_file, has_the_mode_that_files_have) {
+  const auto mode_of_new = [&](const std::string &name) {
+    EXPECT_EQ(tiny_bert(2).convert(dir / name, "f32"), RS_OK) << rs_last_error();
+    struct stat st = {};
+    EXPECT_EQ(stat((dir / name).c_str(), &st), 0);
+    return st.st_mode & 07777;
+  };
+  for (const mode_t mask : {022, 077, 0}) {
+    const mode_t before = umask(mask);
+    EXPECT_EQ(mode_of_new("of" + std::to_string(mask)), 0666 & ~mask);
+    EXPECT_EQ(umask(before), mask);
+  }
+  ASSERT_EQ(chmod(path.c_str(), 0640), 0);
+  EXPECT_EQ(mode_of_new("tiny.rsw"), 0640u);
 }
 
 TEST_F(weight_file, a_full_disk_leaves_the_old_file) {

@@ -1027,6 +1027,43 @@ TEST(graph, errors_name_what_was_wrong) {
              }),
              "expected a positive one");
   contains(error_of([&](harness &h) { rs_weight(h.g, "w", 1, nullptr); }), "no model");
+  // What goes by the bounds of sequences has a row a token.
+  const auto starts = [](harness &h) { return h.input("cu", RS_I32, {RS_DIM_CU_SEQLENS}, std::vector<int32_t>()); };
+  for (const int64_t rows : {int64_t(RS_DIM_SEQUENCES), int64_t(7)}) {
+    const auto y = [&](harness &h) { return h.input("y", RS_F32, {rows, 4}, vec()); };
+    const std::string got = "'y' is [" + std::string(rows == 7 ? "7" : "B") + ",4], expected a row a token";
+    contains(error_of([&](harness &h) {
+               rs_tensor *a = y(h);
+               rs_flash_attn(h.g, a, a, a, starts(h), nullptr, 2, 1);
+             }),
+             got.c_str());
+    contains(error_of([&](harness &h) {
+               rs_tensor *a = y(h);
+               rs_attn_colsum(h.g, a, a, starts(h), nullptr, 2, 1, false);
+             }),
+             got.c_str());
+    contains(error_of([&](harness &h) {
+               rs_tensor *a = y(h);
+               rs_attn_pool(h.g, h.weight("q", RS_F32, RS_ROWS, {4}, vec(4)), a, a, starts(h), nullptr, 2, 1);
+             }),
+             got.c_str());
+    contains(error_of([&](harness &h) { rs_pool(h.g, y(h), starts(h), nullptr, RS_POOL_MEAN, 0); }), got.c_str());
+    contains(error_of([&](harness &h) { rs_centre_distance(h.g, y(h), starts(h)); }), got.c_str());
+  }
+  for (const int act : {-1, 99}) {
+    contains(error_of([&](harness &h) {
+               rs_linear(h.g, x(h, 5), h.weight("w", RS_F32, RS_PANELS, {3, 5}, vec(15)), nullptr, static_cast<rs_activation>(act));
+             }),
+             ("linear: activation " + std::to_string(act)).c_str());
+    contains(error_of([&](harness &h) { rs_gate(h.g, x(h, 4), static_cast<rs_activation>(act)); }),
+             ("gate: activation " + std::to_string(act)).c_str());
+  }
+  contains(error_of([&](harness &h) { h.input("x", RS_F32, {int64_t(1) << 31, int64_t(1) << 31}, vec()); }), "rows of more than");
+  harness other;
+  rs_tensor *foreign = x(other, 4);
+  contains(error_of([&](harness &h) { rs_columns(h.g, foreign, 0, 2); }), "'x' belongs to another graph");
+  contains(error_of([&](harness &h) { rs_output(h.g, foreign); }), "'x' belongs to another graph");
+  contains(error_of([&](harness &h) { rs_name(h.g, foreign, "z"); }), "'x' belongs to another graph");
   contains(error_of([&](harness &h) { rs_input(h.g, "x", RS_W8, 1, nullptr); }), "is w8");
 }
 
@@ -1055,6 +1092,13 @@ TEST(graph, bindings_are_checked) {
   std::vector<int32_t> falls = {0, 3, 1, 3};
   rs_binding b[] = {h.bindings[0], {starts, falls.data(), 16}};
   EXPECT_EQ(rs_graph_run(s.s, h.g, 3, 3, b, 2), RS_ERR_ARGUMENT);
+  // Nothing at all may be NULL, and what is not there may not.
+  std::vector<int32_t> none = {0, 0};
+  rs_binding empty[] = {{in, nullptr, 0}, {starts, none.data(), 8}};
+  EXPECT_EQ(rs_graph_run(s.s, h.g, 0, 1, empty, 2), RS_OK) << rs_last_error();
+  rs_binding missing[] = {{in, nullptr, 48}, h.bindings[1]};
+  EXPECT_EQ(rs_graph_run(s.s, h.g, 3, 1, missing, 2), RS_ERR_ARGUMENT);
+  EXPECT_STREQ(rs_last_error(), "'x' is bound to NULL");
 }
 
 // RS_TEST_ISAS: the rows that must be there, for builds that are meant to run a certain one.

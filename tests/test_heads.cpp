@@ -3,6 +3,7 @@
 #include "bert_f64.h"
 #include "encoding.h"
 #include "tiny_bert.h"
+#include "tiny_vit.h"
 
 #include <nlohmann/json.hpp>
 
@@ -352,6 +353,25 @@ TEST(heads, config_says_how_logits_become_scores) {
   EXPECT_EQ(activation({"score"}, {{"sentence_transformers.activation_fn", "torch.nn.Mish"}}),
             "config.json: 'sentence_transformers.activation_fn' is 'torch.nn.Mish'; rs supports Identity, Sigmoid and Softmax");
   EXPECT_EQ(activation({"score"}, {{"problem_type", "guessing"}}), "config.json: 'problem_type' is 'guessing', which is not known");
+}
+
+// As the image classification pipeline of transformers 5 does it.
+TEST(heads, logits_of_images_become_scores_likewise) {
+  temp_dir dir;
+  const auto activation = [&](const strings &labels, const char *problem) -> std::string {
+    tiny_vit tiny(3);
+    tiny.labels = labels;
+    tiny.problem_type = problem;
+    if (tiny.convert(dir / "m.rsw", "q8") != RS_OK) return rs_last_error();
+    const loaded m(dir / "m.rsw");
+    auto info = sized<rs_model_info>();
+    EXPECT_EQ(rs_model_get_info(m.model, &info), RS_OK);
+    return rs_head_activation_name(info.head_activation);
+  };
+  EXPECT_EQ(activation(labels_of_three, ""), "softmax");
+  EXPECT_EQ(activation(labels_of_three, "multi_label_classification"), "sigmoid");
+  EXPECT_EQ(activation({"score"}, ""), "sigmoid");
+  EXPECT_EQ(activation({"score"}, "regression"), "none");
 }
 
 TEST(heads, config_and_tensors_must_agree) {

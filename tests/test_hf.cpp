@@ -462,6 +462,18 @@ TEST(HfLimits, MaxTokens) {
     f.put("tokenizer_config.json", c.tokenizer);
     EXPECT_EQ(f.read().max_tokens, c.expected) << c.sentence << c.tokenizer;
   }
+  // By other names too, but the first counts.
+  folder named;
+  named.put("sentence_roberta_config.json", json{{"max_seq_length", 9}});
+  std::filesystem::remove(named.path() + "/sentence_bert_config.json");
+  EXPECT_EQ(named.read().max_tokens, 9);
+  named.put("sentence_bert_config.json", json{{"max_seq_length", 8}});
+  EXPECT_EQ(named.read().max_tokens, 8);
+  // rs keeps the beginning of long texts, and says so where a model keeps the end.
+  EXPECT_TRUE(named.read().notes.empty());
+  named.put("tokenizer_config.json", json{{"truncation_side", "left"}});
+  ASSERT_EQ(named.read().notes.size(), 1u);
+  EXPECT_NE(named.read().notes[0].find("truncation_side"), std::string::npos);
   for (const json &bad : {json(0), json(-5), json("many"), json(true)}) {
     folder f;
     f.put("sentence_bert_config.json", json{{"max_seq_length", bad}});
@@ -571,6 +583,15 @@ TEST(HfTokenizer, LowerCasedInputKeepsAccents) {
   EXPECT_FALSE(t.strip_accents);
 }
 
+TEST(HfTokenizer, TypesAreZeroWhereTheInputsHaveNone) {
+  const json file = tiny_model().tokenizer();
+  const std::vector<int64_t> with = read_tokenizer(file, {}).pair_types;
+  EXPECT_NE(with, std::vector<int64_t>(with.size()));
+  EXPECT_EQ(read_tokenizer(file, {{"model_input_names", {"input_ids", "token_type_ids", "attention_mask"}}}).pair_types, with);
+  EXPECT_EQ(read_tokenizer(file, {{"model_input_names", {"input_ids", "attention_mask"}}}).pair_types,
+            std::vector<int64_t>(with.size()));
+}
+
 TEST(HfTokenizer, Templates) {
   json file = tiny_model().tokenizer();
   file["post_processor"] = {{"type", "BertProcessing"}, {"sep", {"[SEP]", 3}}, {"cls", {"[CLS]", 2}}};
@@ -642,6 +663,12 @@ TEST(HfBpe, ReadsTokenizerJson) {
   EXPECT_EQ(t.single, (std::vector<int64_t>{2512, -1, 2513}));
   EXPECT_EQ(t.pair, (std::vector<int64_t>{2512, -1, 2513, 2513, -2, 2513}));
   EXPECT_EQ(t.pair_types, (std::vector<int64_t>(6, 0)));
+  try {
+    read_tokenizer(clip_tokenizer(), json(), true);
+    ADD_FAILURE() << "texts would not be lower-cased";
+  } catch (const failure &e) {
+    EXPECT_NE(std::string(e.what()).find("do_lower_case"), std::string::npos) << e.what();
+  }
   // Merges as pairs; of equal ones the last counts.
   json file = clip_tokenizer();
   json pairs = json::array({{"t", "h"}});
@@ -819,6 +846,24 @@ TEST(HfVocab, Refuses) {
   EXPECT_NE(error("[CLS]\n[SEP]", json()).find("no unknown token '[UNK]'"), std::string::npos);
   EXPECT_NE(error("[UNK]\n[SEP]", json()).find("token '[CLS]' is not in the vocabulary"), std::string::npos);
   EXPECT_NE(error(small_vocab, {{"tokenizer_class", "BertJapaneseTokenizer"}}).find("'BertJapaneseTokenizer'"), std::string::npos);
+  EXPECT_NE(error(small_vocab, {{"word_tokenizer_type", "mecab"}}).find("word_tokenizer_type"), std::string::npos);
+  // Where tokenizer_config.json names no class, or is not there, config.json's counts.
+  for (const json &config : {json(), json{{"do_lower_case", false}}}) {
+    hf_tokenizer_files files;
+    files.config = config;
+    files.has_vocab = true;
+    files.vocab = small_vocab;
+    files.model_class = "BertTokenizer";
+    EXPECT_EQ(read_hf_tokenizer(files).unk, "[UNK]");
+    files.model_class = "BertJapaneseTokenizer";
+    std::string said;
+    try {
+      read_hf_tokenizer(files);
+    } catch (const failure &e) {
+      said = e.what();
+    }
+    EXPECT_EQ(said.find("config.json: tokenizer_class 'BertJapaneseTokenizer'"), 0u) << said;
+  }
   EXPECT_NE(error(small_vocab, json(), {{"<x>", "y"}}).find("expected a whole number"), std::string::npos);
   EXPECT_NE(error(small_vocab, json(), {{"<x>", int64_t(1) << 40}}).find("has the id"), std::string::npos);
   EXPECT_NE(error(small_vocab, {{"added_tokens_decoder", {{"-1", json::object()}}}}).find("'-1' is not an id"), std::string::npos);

@@ -572,6 +572,26 @@ TEST_F(encode_tiny, bad_arguments_and_texts_are_errors) {
   EXPECT_EQ(rs_encode(m->session, texts, 2, &params, out, 63, nullptr), RS_ERR_LIMIT);
   EXPECT_EQ(rs_encode_failed(m->session), SIZE_MAX);
   EXPECT_EQ(rs_encode(m->session, texts, 0, &params, nullptr, 0, nullptr), RS_OK);
+  // A call that fails before any text is looked at is no text's fault.
+  EXPECT_EQ(rs_encode(m->session, texts, 4, &params, out, 128, nullptr), RS_ERR_TEXT);
+  params.pooling = static_cast<rs_pooling>(99);
+  EXPECT_EQ(rs_encode(m->session, texts, 2, &params, out, 128, nullptr), RS_ERR_ARGUMENT);
+  EXPECT_EQ(rs_encode_failed(m->session), SIZE_MAX);
+  params = sized<rs_encode_params>();
+  for (const char *prompt : {"", "the "}) {
+    params.prompt = prompt;
+    for (const size_t length : {size_t(5), RS_NUL_TERMINATED}) {
+      const rs_text none = {nullptr, length};
+      EXPECT_EQ(rs_encode(m->session, &none, 1, &params, out, 32, nullptr), RS_ERR_ARGUMENT) << prompt;
+      EXPECT_STREQ(rs_last_error(), "the text is NULL");
+    }
+    EXPECT_EQ(status_of("caf\xc3"), RS_ERR_TEXT);
+    EXPECT_NE(std::string(rs_last_error()).find("invalid UTF-8 at byte 3"), std::string::npos) << rs_last_error();
+  }
+  params.prompt = "\xff";
+  EXPECT_EQ(status_of("a"), RS_ERR_TEXT);
+  EXPECT_NE(std::string(rs_last_error()).find("behind the prompt: invalid UTF-8 at byte 0"), std::string::npos) << rs_last_error();
+  params = sized<rs_encode_params>();
   params.max_tokens = 41;
   EXPECT_EQ(status_of("a"), RS_ERR_ARGUMENT);
   params.max_tokens = 2;
@@ -593,7 +613,9 @@ TEST_F(encode_tiny, bad_arguments_and_texts_are_errors) {
   const int32_t ids[] = {2, 18, 3};
   const size_t starts[] = {0, 3}, backwards[] = {3, 0};
   EXPECT_EQ(rs_encode_ids(m->session, ids, nullptr, starts, 1, nullptr, out, 32), RS_ERR_ARGUMENT);
-  EXPECT_NE(std::string(rs_last_error()).find("id 18"), std::string::npos) << rs_last_error();
+  EXPECT_NE(std::string(rs_last_error()).find("sequence 0: id 18 at position 1, expected 0 to 17"), std::string::npos)
+      << rs_last_error();
+  EXPECT_EQ(rs_encode_failed(m->session), 0u);
   EXPECT_EQ(rs_encode_ids(m->session, ids, nullptr, backwards, 1, nullptr, out, 32), RS_ERR_LIMIT);
 }
 

@@ -151,6 +151,25 @@ TEST(texts, heads_are_those_of_the_folder) {
 }
 
 // Some files have a pooler beside the head, which has no use for it.
+// A token of nothing but spaces has no place in the text, and a label.
+TEST(texts, every_token_of_a_text_has_a_label) {
+  const temp_dir dir;
+  for (const std::string name : {"roberta-tokens", "modernbert-tokens"}) {
+    const std::string path = converted(dir, name, "f32");
+    const std::string text = "two  words   and spaces ";
+    const run_result tokens = rs({"tokenize", "-m", path, "--", text}),
+                     labels = rs({"classify", "-m", path, "--tokens", "--", text});
+    ASSERT_EQ(labels.code, 0) << labels;
+    const json ids = json::parse(tokens.out)["ids"], found = json::parse(labels.out)["token_labels"];
+    ASSERT_EQ(found.size(), ids.size() - 2) << labels;
+    size_t empty = 0;
+    for (const json &label : found) empty += label["begin"] == label["end"];
+    if (name == "roberta-tokens") {  // whose places are without spaces
+      EXPECT_GT(empty, 0u) << "no such token: " << tokens;
+    }
+  }
+}
+
 TEST(texts, a_pooler_beside_a_head_of_roberta_changes_nothing) {
   for (const auto &[name, head] : {std::pair("roberta-classifier", RS_HEAD_SEQUENCE), {"roberta-tokens", RS_HEAD_TOKENS}}) {
     SCOPED_TRACE(name);

@@ -102,11 +102,13 @@ TEST_F(threads, memory_is_bounded_in_every_mode) {
 
 TEST_F(threads, errors_of_other_threads_are_reported) {
   make_sequences(300);
-  ids[ids.size() / 2] = 1000;
+  std::vector<int32_t> types(ids.size());
+  types[ids.size() / 2] = 1000;
   std::vector<float> out(300 * dim);
   for (rs_thread_mode mode : all_modes) {
     const loaded m(path, 4, 0, mode);
-    EXPECT_EQ(rs_encode_ids(m.session, ids.data(), nullptr, starts.data(), 300, nullptr, out.data(), out.size()), RS_ERR_ARGUMENT);
+    EXPECT_EQ(rs_encode_ids(m.session, ids.data(), types.data(), starts.data(), 300, nullptr, out.data(), out.size()),
+              RS_ERR_ARGUMENT);
     EXPECT_NE(std::string(rs_last_error()).find("id 1000"), std::string::npos) << rs_last_error();
   }
 }

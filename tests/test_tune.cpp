@@ -391,6 +391,7 @@ temp_dir *Tune::shared_ = nullptr;
 
 TEST_F(Tune, FindsChoosesStoresAndTheProfileIsReadable) {
   const std::string plot = dir_ / "plot.svg";
+  std::filesystem::permissions(model(), std::filesystem::perms::owner_read | std::filesystem::perms::owner_write);
   const run_result r = tune({"--store", "loose=50%", "-o", plot, "--rounds", "9"});
   ASSERT_EQ(r.code, 0) << r;
   EXPECT_NE(r.out.find("held out"), std::string::npos) << r;
@@ -398,6 +399,8 @@ TEST_F(Tune, FindsChoosesStoresAndTheProfileIsReadable) {
   EXPECT_NE(r.err.find("stored 'loose'"), std::string::npos) << r;
   EXPECT_EQ(read_file(plot).compare(0, 5, "<svg "), 0);
   EXPECT_EQ(run({program(), "verify", model()}).code, 0);
+  EXPECT_EQ(std::filesystem::status(model()).permissions(),
+            std::filesystem::perms::owner_read | std::filesystem::perms::owner_write);
 
   rs_model *m = nullptr;
   ASSERT_EQ(rs_model_load(model().c_str(), nullptr, &m), RS_OK) << rs_last_error();
@@ -519,7 +522,13 @@ TEST_F(Tune, AJournalBelongsToItsDataAndItsModel) {
   write_file(mine, lines);
   const run_result data_differ = tune_with(model());
   EXPECT_EQ(data_differ.code, 1) << data_differ;
-  for (const run_result &r : {model_differs, data_differ})
+  lines.replace(lines.find("jello"), 5, "hello");
+  write_file(mine, lines);
+  setenv("RS_ISA", "scalar", 1);  // whose vectors differ a little
+  const run_result kernels_differ = tune_with(model());
+  unsetenv("RS_ISA");
+  EXPECT_EQ(kernels_differ.code, 1) << kernels_differ;
+  for (const run_result &r : {model_differs, data_differ, kernels_differ})
     EXPECT_NE(r.err.find("the journal is of other settings, another model or other data"), std::string::npos) << r;
   EXPECT_EQ(read_file(journal), kept);
 }
@@ -543,6 +552,7 @@ TEST_F(Tune, WhatIsWrongIsSaidInOneLine) {
       {{"--store", "a=1%", "--store", "a=2%"}, 2, "'a' is given twice"},
       {{"--store", "a=x"}, 2, "'x'"},
       {{"--metric", "magic"}, 2, "magic"},
+      {{"--limit-docs", "5"}, 2, "--limit-docs does not go with cosine"},
       {{"--metric", "sst2", "--data", data()}, 2, "--data"},
       {{"--resume", "--no-resume"}, 2, "--resume"},
       {{"--journal", model()}, 1, "is the weight file itself"},

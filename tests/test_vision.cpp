@@ -419,6 +419,21 @@ TEST(vision, damaged_images_and_pixels_are_told_apart_from_damaged_files) {
       if (pooling == RS_POOL_CLS && layer == 1) continue;  // the class token has no pixels
       EXPECT_EQ(rs_encode_images(m.session, &image, 1, &p, out, 32, nullptr), RS_ERR_NUMERIC) << pooling << " " << layer;
     }
+  // Which of many it was, whether the result shows it or a score of its tokens did before.
+  const floats good(pixels.size(), 0.25f);
+  std::vector<rs_image> many(40, {RS_IMAGE_PIXELS, good.data(), 0, 32, 32});
+  many[33] = image;
+  std::vector<float> all(many.size() * 32);
+  for (const char *schedule : {"ratios=0", "ratios=0.5 score=norm", "ratios=0,0.5 score=attn-cls mode=merge"}) {
+    rs_drop *drop = nullptr;
+    ASSERT_EQ(rs_drop_parse(schedule, &drop), RS_OK);
+    rs_encode_params p = params_of(RS_POOL_CLS);
+    p.drop = drop;
+    EXPECT_EQ(rs_encode_images(m.session, many.data(), many.size(), &p, all.data(), all.size(), nullptr), RS_ERR_NUMERIC);
+    EXPECT_EQ(rs_encode_failed(m.session), 33u) << schedule;
+    EXPECT_EQ(rs_encode_images(m.session, many.data(), 33, &p, all.data(), all.size(), nullptr), RS_OK) << rs_last_error();
+    rs_drop_free(drop);
+  }
 }
 
 // Copies of a file in which one thing is another.

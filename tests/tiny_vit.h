@@ -5,6 +5,7 @@
 struct tiny_vit : tiny_source {
   int64_t hidden = 32, layers = 3, heads = 4, intermediate = 64, patch = 4, size = 24;
   std::vector<std::string> labels;  // of a head on top
+  std::string problem_type;         // of that head
   bool clip = false;                // with a tower for texts, in the words of tiny_bert
   float logit_scale = 2, logit_bias = 0;
   std::string profile;  // a schedule that is stored by the name "fast"
@@ -101,6 +102,7 @@ struct tiny_vit : tiny_source {
       string("model_type", "vit"), string("architectures.0", labels.empty() ? "ViTModel" : "ViTForImageClassification");
       tower("", hidden), number("image_size", size), number("patch_size", patch);
       id2label(labels);
+      if (!problem_type.empty()) string("problem_type", problem_type);
     }
   }
 

@@ -141,8 +141,11 @@ class classifier : public text_run {
     image_size_of(options_.image_size, model_.get());
     check_max_tokens(options_.max_tokens, model_.get(), options_.pair_option->count() > 0);
     params_.max_tokens = options_.max_tokens;
-    set_long(options_.long_text, options_.overlap, &params_);
-    if (of_tokens() && params_.long_text == RS_LONG_CHUNK) fail_usage("--long chunk: labels of tokens cannot be averaged");
+    set_long(options_.long_text, options_.overlap, model_.get(), &params_);
+    const bool chunks = params_.long_text == RS_LONG_CHUNK;
+    if (of_tokens() && chunks) fail_usage("--long chunk: labels of tokens cannot be averaged");
+    if (options_.pair_option->count() > 0 && of_tokens()) fail_usage("--pair: this model labels the tokens of single texts");
+    if (options_.pair_option->count() > 0 && chunks) fail_usage("--pair: --long chunk cannot cut pairs");
     truncator_ = std::make_unique<truncator>(model_.get(), size_t(classifier::max_tokens()));
   }
 
@@ -253,9 +256,9 @@ class classifier : public text_run {
     check(tokenize(model_.get(), item, &tokens_));
     truncator_->cut(item, &tokens_);
     std::vector<token_label> found;
-    for (size_t i = 0; i < tokens_.ids.size(); ++i) {
+    const auto [begin, end] = truncator_->of_text(tokens_.ids.size());
+    for (size_t i = begin; i < end; ++i) {
       const rs_span &span = tokens_.spans[i];
-      if (span.begin == span.end) continue;  // special tokens
       const float *row = scores.data() + i * labels();
       size_t best = best_first(row, labels(), 1)[0];
       found.push_back({best, row[best], span, tokens_.ids[i]});

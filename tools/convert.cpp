@@ -203,7 +203,10 @@ class converter {
     if (!options_.license.empty()) folder_.license = options_.license;
     if (!options_.source.empty()) folder_.source = options_.source;
     if (!folder_.texts && options_.max_tokens > 0) fail_usage("--max-tokens: this model takes no texts");
-    if (!folder_.texts && !options_.calibrate.empty() && options_.calibrate != "none")
+    const bool calibrates = !options_.calibrate.empty() && options_.calibrate != "none";
+    if (calibrates && options_.type != "q8" && options_.type != "q4")
+      fail_usage("--calibrate: weights of type ", options_.type, " are not rounded by texts; it goes with q8 and q4");
+    if (!folder_.texts && calibrates)
       fail_usage("--calibrate: a file of texts, but this model takes none; images are calibrated on built-in pictures");
     if (options_.max_tokens == 0) return;
     if (folder_.position_limit > 0 && options_.max_tokens > folder_.position_limit)

@@ -385,8 +385,13 @@ raw_retrieval read_beir(const std::string &folder) {
   need_some(raw.set.documents.size(), raw.set.documents.file, "documents");
   raw.set.queries.file = folder + "/queries.jsonl";
   read_objects(raw.set.queries.file, [&](const json_object &row, size_t line) {
-    add_id(&raw.queries, id_of(row), row.where(), "query");
+    const std::string id = id_of(row);
+    add_id(&raw.queries, id, row.where(), "query");
     raw.set.queries.add(required_string(row, {"text"}), line);
+    const auto itself = raw.documents.find(id);
+    const bool same = itself != raw.documents.end() &&
+                      raw.set.documents.texts[itself->second].find(raw.set.queries.texts.back()) != std::string::npos;
+    raw.set.itself.push_back(same ? itself->second : retrieval_set::no_document);
   });
   const column_finder finder({}, {0, 1, 2});
   data_file judgements(folder + "/qrels/test.tsv");
@@ -395,6 +400,9 @@ raw_retrieval read_beir(const std::string &folder) {
     if (judgements.line() == 1 && row[2] == "score") continue;
     raw.judge(row[0], row[1], parse_number(row[2], judgements.place(), "the score"), judgements.place());
   }
+  for (size_t query = 0; query < raw.set.relevant.size(); ++query)
+    for (const judged_document &judged : raw.set.relevant[query])
+      if (judged.document == raw.set.itself[query]) raw.set.itself[query] = retrieval_set::no_document;
   return raw;
 }
 
@@ -533,6 +541,7 @@ std::vector<size_t> choose_documents(const retrieval_set &set, const subset &par
 void keep_queries(retrieval_set *set, const std::vector<size_t> &chosen) {
   set->queries.keep(chosen);
   keep_of(&set->relevant, chosen);
+  keep_of(&set->itself, chosen);
 }
 
 void drop_unanswered(retrieval_set *set) {
@@ -543,7 +552,7 @@ void drop_unanswered(retrieval_set *set) {
 }
 
 void keep_documents(retrieval_set *set, const std::vector<size_t> &chosen) {
-  constexpr size_t gone = SIZE_MAX;
+  constexpr size_t gone = retrieval_set::no_document;
   std::vector<size_t> moved(set->documents.size(), gone);
   for (size_t i = 0; i < chosen.size(); ++i) moved[chosen[i]] = i;
   set->documents.keep(chosen);
@@ -553,6 +562,8 @@ void keep_documents(retrieval_set *set, const std::vector<size_t> &chosen) {
       if (moved[judged.document] != gone) left.push_back({moved[judged.document], judged.gain});
     relevant = std::move(left);
   }
+  for (size_t &itself : set->itself)
+    if (itself != gone) itself = moved[itself];
 }
 
 }  // namespace
@@ -566,6 +577,7 @@ retrieval_set read_retrieval(const std::string &folder, bool binary, const retri
     fail(in_quotes(folder), ": neither corpus.jsonl (BEIR) nor cran.all.1400 (Cranfield) is in it");
   retrieval_set set = std::move((beir ? read_beir(folder) : read_cranfield(folder)).set);
   set.relevant.resize(set.queries.size());
+  set.itself.resize(set.queries.size(), retrieval_set::no_document);
   if (binary)
     for (auto &relevant : set.relevant)
       for (judged_document &judged : relevant) judged.gain = 1;

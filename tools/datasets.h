@@ -55,6 +55,10 @@ struct retrieval_set {
   text_list documents;  // "title text"
   text_list queries;
   std::vector<std::vector<judged_document>> relevant;  // to each query
+  // Of queries that are documents of the set (BEIR's ArguAna: equal ids, the text in it, not judged relevant), that document, which
+  // does not count among what is found; or no_document.
+  static constexpr size_t no_document = SIZE_MAX;
+  std::vector<size_t> itself;
 };
 struct retrieval_subset {
   subset queries, documents;  // of documents, those that are relevant to a query come first

@@ -61,6 +61,10 @@ class embedder : public text_run {
         options_(options),
         encoding_(options.encode, model_.get()),
         writer_(make_vector_writer(options.format, encoding_.dim, &out_)) {
+    // Of long texts, the states of a usual batch would be gigabytes.
+    constexpr size_t most_states = size_t(256) << 20;
+    if (encoding_.per_token() && takes != inputs::images)
+      most_items_ = std::max<size_t>(1, most_states / (size_t(encoding_.max_tokens) * size_t(encoding_.dim) * sizeof(float)));
     if (takes == inputs::texts) return;
     const image_size size{encoding_.params.image_width, encoding_.params.image_height};
     check(rs_image_get_shape(model_.get(), size.width, size.height, &shape_));

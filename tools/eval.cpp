@@ -367,6 +367,10 @@ int run_eval(const eval_options &options) {
   for (const char *option : options_of_texts)
     if (options.of_images() && options.sub->count(option) > 0) fail_usage(option, " does not go with images");
   if (!options.of_images() && options.sub->count("--image-size") > 0) fail_usage("--image-size goes with a folder of images");
+  const std::initializer_list<const char *> schedules = {"--drop", "--keep", "--drop-profile", "--drop-list"};
+  if (options.drop_queries &&
+      std::none_of(schedules.begin(), schedules.end(), [&](const char *o) { return options.sub->count(o) > 0; }))
+    fail_usage("--drop-queries needs a schedule: --drop, --keep, --drop-profile or --drop-list");
   if (options.drop_list.empty()) return evaluator(options).run();
   eval_options listed = options;
   listed.listed = read_drop_list(options.drop_list);

@@ -168,7 +168,9 @@ class folder_reader {
     read_image_settings(config);
     if (!out_.texts) return finish(hyper);
     check_pooled();
-    json sentence = read_json(transformer_, "sentence_bert_config.json", false);
+    json sentence;
+    for (const char *name : sentence_configs)
+      if (sentence.is_null()) sentence = read_json(transformer_, sentence_name_ = name, false);
     json tokenizer_config = read_json(transformer_, "tokenizer_config.json", false);
     read_max_tokens(hyper, sentence, tokenizer_config);
     read_tokenizer(sentence, tokenizer_config);
@@ -356,9 +358,13 @@ class folder_reader {
       files.vocab_json = read_json(transformer_, "vocab.json", false);
       files.merges = read(transformer_, "merges.txt");
     }
-    if (!sentence.is_null())
-      files.lower_input = json_object(sentence, "sentence_bert_config.json").boolean("do_lower_case").value_or(false);
+    if (!sentence.is_null()) files.lower_input = json_object(sentence, sentence_name_).boolean("do_lower_case").value_or(false);
+    files.model_class = config_string("tokenizer_class");
     out_.tokenizer = read_hf_tokenizer(files);
+    if (!tokenizer_config.is_null() &&
+        json_object(tokenizer_config, "tokenizer_config.json").string("truncation_side").value_or("right") != "right")
+      out_.notes.push_back(
+          "tokenizer_config.json: truncation_side is not 'right', but rs keeps the beginning of texts that are too long");
   }
 
   static std::optional<int64_t> limit_in(const json &file, const char *name, const char *key) {
@@ -383,7 +389,7 @@ class folder_reader {
     if (hyper.string("model_type").value_or("") == "roberta" && padding >= 0)
       positions = padding < positions ? positions - padding - 1 : 0;
     out_.position_limit = std::max<int64_t>(positions, 0);
-    std::optional<int64_t> limit = limit_in(sentence, "sentence_bert_config.json", "max_seq_length");
+    std::optional<int64_t> limit = limit_in(sentence, sentence_name_.c_str(), "max_seq_length");
     if (!limit) limit = limit_in(tokenizer_config, "tokenizer_config.json", "model_max_length");
     out_.max_tokens = limit.value_or(out_.position_limit);
     if (out_.position_limit > 0) out_.max_tokens = std::min(out_.max_tokens, out_.position_limit);
@@ -411,7 +417,14 @@ class folder_reader {
     if (!known) fail(name, ": default_prompt_name ", in_quotes(out_.default_prompt), " is not among the prompts");
   }
 
+  // As sentence-transformers looks for them.
+  static constexpr const char *sentence_configs[] = {"sentence_bert_config.json",       "sentence_roberta_config.json",
+                                                     "sentence_distilbert_config.json", "sentence_camembert_config.json",
+                                                     "sentence_albert_config.json",     "sentence_xlm-roberta_config.json",
+                                                     "sentence_xlnet_config.json"};
+
   fs::path root_, transformer_;
+  std::string sentence_name_;
   bool has_modules_ = false, pooled_ = false;
   hf_folder out_;
 };

@@ -37,6 +37,7 @@ struct hf_tokenizer_files {
   json vocab_json;     // vocab.json
   std::string merges;  // merges.txt
   bool has_merges = false;
+  std::string model_class;   // config.json: tokenizer_class, where tokenizer_config.json names none
   bool lower_input = false;  // sentence_bert_config.json: do_lower_case
 };
 

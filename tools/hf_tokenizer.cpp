@@ -53,10 +53,21 @@ class tokenizer_reader {
       find_special_ids(token_roles);
       if (ids_.find(out_.unk) == ids_.end()) fail("the vocabulary has no unknown token ", in_quotes(out_.unk));
     }
+    if (is_bpe() && files_.lower_input)
+      fail("sentence-transformers' do_lower_case is true, which rs does for WordPiece, not for BPE");
+    if (!takes_types())
+      for (auto *types : {&out_.single_types, &out_.pair_types}) std::fill(types->begin(), types->end(), 0);
     return std::move(out_);
   }
 
  private:
+  // Where the model's inputs are listed without them, all types are 0.
+  bool takes_types() const {
+    if (files_.config.is_null() || !files_.config.is_object() || !files_.config.contains("model_input_names")) return true;
+    const json &names = files_.config["model_input_names"];
+    return !names.is_array() || std::find(names.begin(), names.end(), "token_type_ids") != names.end();
+  }
+
   bool is_bpe() const { return out_.type == "bpe"; }
   // BPE whose tokens have no suffix: words are found as GPT-2 does it.
   bool is_gpt2() const { return is_bpe() && out_.suffix.empty(); }
@@ -511,13 +522,21 @@ class tokenizer_reader {
 
   // vocab.txt alone does not say how words are found.  BertJapaneseTokenizer, for one, uses a dictionary.
   void check_tokenizer_class() const {
-    if (files_.config.is_null()) return;
-    std::string name = json_object(files_.config, "tokenizer_config.json").string("tokenizer_class").value_or("BertTokenizer");
+    std::optional<std::string> name;
+    if (!files_.config.is_null()) {
+      json_object config(files_.config, "tokenizer_config.json");
+      for (const char *kind : {"word_tokenizer_type", "subword_tokenizer_type"})
+        if (config.find(kind))
+          fail("tokenizer_config.json: ", kind, ", which BertJapaneseTokenizer has; rs reads vocab.txt of BertTokenizer");
+      name = config.string("tokenizer_class");
+    }
+    const char *const place = name ? "tokenizer_config.json" : "config.json";
+    if (!name) name = files_.model_class.empty() ? "BertTokenizer" : files_.model_class;
     const char *const known[] = {"BertTokenizer",           "BertTokenizerFast", "DistilBertTokenizer",
                                  "DistilBertTokenizerFast", "ElectraTokenizer",  "ElectraTokenizerFast"};
     for (const char *k : known)
-      if (name == k) return;
-    fail("tokenizer_config.json: tokenizer_class ", in_quotes(name), " and no tokenizer.json; rs reads vocab.txt of BertTokenizer");
+      if (*name == k) return;
+    fail(place, ": tokenizer_class ", in_quotes(*name), " and no tokenizer.json; rs reads vocab.txt of BertTokenizer");
   }
 
   // One token a line, the line's number its id.  Of equal lines the last counts, as in transformers.

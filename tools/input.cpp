@@ -353,8 +353,12 @@ class stream_source : public text_source {
       has_first_ = true;
       break;
     }
-    if (!has_first_ || first_result_ != line_reader::result::line || first_[first_.find_first_not_of(" \t")] != '{') return;
-    if (json::accept(first_)) kind_ = input_kind::jsonl;
+    if (!has_first_ || first_result_ != line_reader::result::line) return;
+    const size_t brace = first_.find_first_not_of(" \t");
+    if (first_[brace] != '{') return;
+    // What is wrong behind the name of a member is an error of that line, not another kind of file.
+    const size_t next = first_.find_first_not_of(" \t\r", brace + 1);
+    if (next != std::string::npos && (first_[next] == '"' || first_[next] == '}')) kind_ = input_kind::jsonl;
     else say(name_ + ": the first line begins with '{' but is not JSON; reading plain text (--input jsonl reads JSON lines)");
   }
 

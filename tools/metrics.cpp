@@ -95,7 +95,7 @@ class neighbours {
  public:
   explicit neighbours(vectors_view rows) : rows_(rows), scale_(inverse_norms(rows)), cosines_(rows.n) {}
 
-  // `left_out`: a row that does not count, or rows.n.
+  // `left_out`: a row that does not count, or SIZE_MAX.
   std::vector<size_t> best(const float *query, size_t k, size_t left_out) {
     const double scale = inverse_norms({query, 1, rows_.dim})[0];
     for (size_t i = 0; i < rows_.n; ++i) cosines_[i] = scale * scale_[i] * dot(query, rows_.values + i * rows_.dim, rows_.dim);
@@ -115,10 +115,12 @@ class neighbours {
   std::vector<double> scale_, cosines_;
 };
 
-std::vector<std::vector<size_t>> nearest_rows(vectors_view queries, vectors_view rows, size_t k) {
+std::vector<std::vector<size_t>> nearest_rows(vectors_view queries, vectors_view rows, size_t k,
+                                              const std::vector<size_t> &left_out) {
   neighbours all(rows);
   std::vector<std::vector<size_t>> result;
-  for (size_t i = 0; i < queries.n; ++i) result.push_back(all.best(queries.values + i * queries.dim, k, rows.n));
+  for (size_t i = 0; i < queries.n; ++i)
+    result.push_back(all.best(queries.values + i * queries.dim, k, left_out.empty() ? SIZE_MAX : left_out[i]));
   return result;
 }
 
@@ -130,7 +132,7 @@ std::vector<int> nearest_classes(vectors_view train, const std::vector<int> &cla
   std::vector<int> result;
   for (size_t i = 0; i < test.n; ++i) {
     std::map<int, double> votes;
-    for (size_t row : all.best(test.values + i * test.dim, k, leave_one_out ? i : train.n))
+    for (size_t row : all.best(test.values + i * test.dim, k, leave_one_out ? i : SIZE_MAX))
       votes[classes[row]] += std::exp(all.cosine(row) / temperature);
     const auto most =
         std::max_element(votes.begin(), votes.end(), [](const auto &a, const auto &b) { return a.second < b.second; });

@@ -26,8 +26,10 @@ struct vectors_view {
 };
 std::vector<int> nearest_classes(vectors_view train, const std::vector<int> &classes, vectors_view test, size_t k);
 
-// For each query the k rows that are most like it (cosine), best first; of equal ones the earlier.
-std::vector<std::vector<size_t>> nearest_rows(vectors_view queries, vectors_view rows, size_t k);
+// For each query the k rows that are most like it (cosine), best first; of equal ones the earlier.  `left_out`: for each query a
+// row that does not count, or SIZE_MAX; empty: all do.
+std::vector<std::vector<size_t>> nearest_rows(vectors_view queries, vectors_view rows, size_t k,
+                                              const std::vector<size_t> &left_out = {});
 
 // SQuAD's evaluate-v2.0.py: lower case, no ASCII punctuation, no articles, single spaces.  Two things differ from Python: Σ at the
 // end of a word becomes σ, and İ becomes i without its dot.

@@ -93,6 +93,11 @@ std::unique_ptr<text_source> text_options::open(const line_keys &keys, const std
     fail_usage("no text: give texts as arguments, --file FILE, or a pipe ('-' reads from the terminal)");
   }
   input_kind wanted = kind == "text" ? input_kind::text : kind == "jsonl" ? input_kind::jsonl : input_kind::automatic;
+  if (keys.needs_list || keys.needs_pair) {
+    if (wanted == input_kind::text)
+      fail_usage("--input text: plain lines have no ", keys.text.front(), ", which --", keys.text.front(), " gives");
+    wanted = input_kind::jsonl;
+  }
   return texts_of_file(file.empty() ? "-" : file, wanted, keys);
 }
 
@@ -113,14 +118,18 @@ void add_max_tokens_option(CLI::App *sub, int *max_tokens) {
       ->check(CLI::PositiveNumber);
 }
 
+// How many tokens the model's template puts beside the texts.
+static size_t special_tokens(const rs_model *model, bool pair) {
+  rs_meta parts;  // special tokens, and the places of the texts
+  return find_meta(model, pair ? "tokenizer.pair" : "tokenizer.single", &parts) ? parts.count - (pair ? 2 : 1) : 0;
+}
+
 void check_max_tokens(int max_tokens, const rs_model *model, bool pair) {
   const int32_t limit = model_info(model).position_limit;
   if (max_tokens > limit) fail_usage("--max-tokens: ", max_tokens, " is more than the ", limit, " positions of this model");
-  rs_meta special;  // the template: its special tokens and the places of the texts
-  if (max_tokens == 0 || !find_meta(model, pair ? "tokenizer.pair" : "tokenizer.single", &special)) return;
-  const size_t texts = pair ? 2 : 1;
-  if (size_t(max_tokens) <= special.count - texts)
-    fail_usage("--max-tokens: ", max_tokens, " leaves no room beside the ", special.count - texts, " special tokens");
+  const size_t special = special_tokens(model, pair);
+  if (max_tokens > 0 && size_t(max_tokens) <= special)
+    fail_usage("--max-tokens: ", max_tokens, " leaves no room beside the ", special, " special tokens");
 }
 
 void add_long_options(CLI::App *sub, std::string *what, int *overlap, const char *joined) {
@@ -137,10 +146,14 @@ void add_long_options(CLI::App *sub, std::string *what, int *overlap, const char
       ->check(CLI::PositiveNumber);
 }
 
-void set_long(const std::string &what, int overlap, rs_encode_params *params) {
+void set_long(const std::string &what, int overlap, const rs_model *model, rs_encode_params *params) {
   if (what == "error") params->long_text = RS_LONG_ERROR;
   if (what == "chunk") params->long_text = RS_LONG_CHUNK;
   if (overlap > 0 && params->long_text != RS_LONG_CHUNK) fail_usage("--overlap goes with --long chunk");
+  const int64_t window = params->max_tokens > 0 ? params->max_tokens : model_info(model).max_tokens,
+                room = window - int64_t(special_tokens(model, false));
+  if (overlap > 0 && overlap >= room)
+    fail_usage("--overlap: ", overlap, " is not less than the ", room, " tokens of text in a window");
   params->chunk_overlap = overlap;
 }
 
@@ -222,7 +235,7 @@ encoding::encoding(const encode_options &options, const rs_model *model) : drop(
   image_dim = options.dim > 0 ? options.dim : of_images;
   dim = of_texts == 0 ? image_dim : options.dim > 0 ? options.dim : of_texts;
 
-  set_long(options.long_text, options.overlap, &params);
+  set_long(options.long_text, options.overlap, model, &params);
   if (params.long_text == RS_LONG_CHUNK && per_token())
     fail_usage("--long chunk averages vectors of windows; --pooling none has none");
   if (prompted) set_prompt(options.prompt, model);

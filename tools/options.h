@@ -74,7 +74,7 @@ void check_max_tokens(int max_tokens, const rs_model *model, bool pair);
 
 // What becomes of a text with more tokens than that.
 void add_long_options(CLI::App *sub, std::string *what, int *overlap, const char *joined);
-void set_long(const std::string &what, int overlap, rs_encode_params *params);
+void set_long(const std::string &what, int overlap, const rs_model *model, rs_encode_params *params);  // max_tokens is set
 
 // --image-size N or WxH: what images are brought to.
 void add_image_size_option(CLI::App *sub, std::string *size);

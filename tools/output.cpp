@@ -17,8 +17,16 @@ static constexpr size_t buffer_bytes = size_t(1) << 18;
 
 // ---------------------------------------------------------------------------------------------- output_file
 
+// /dev/stdout is the file that the shell has opened, at whose place it stands: what is there already must not be replaced.
+static bool is_file_of_standard_output(const std::string &path) {
+  struct stat named {
+  }, opened{};
+  return stat(path.c_str(), &named) == 0 && fstat(STDOUT_FILENO, &opened) == 0 && S_ISREG(opened.st_mode) &&
+         named.st_dev == opened.st_dev && named.st_ino == opened.st_ino;
+}
+
 output_file::output_file(const std::string &path) {
-  if (path.empty() || path == "-") {
+  if (path.empty() || path == "-" || is_file_of_standard_output(path)) {
     fd_ = STDOUT_FILENO;
     name_ = "standard output";
   } else {

@@ -1,6 +1,7 @@
 #include "scratch.h"
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #include <cerrno>
 #include <chrono>
@@ -118,6 +119,8 @@ std::string temporary_beside(const std::string &target) {
 }
 
 void replace_file(const std::string &from, const std::string &to) {
+  struct stat before {};
+  if (stat(to.c_str(), &before) == 0 && chmod(from.c_str(), before.st_mode & 07777) != 0) fail_errno("write", to);
   if (rename(from.c_str(), to.c_str()) != 0) fail_errno("write", to);
   int folder = open(folder_of(to).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (folder < 0) return;  // the file is in its place; only a power cut in the next seconds could undo that

@@ -49,5 +49,5 @@ class scratch_folder {
 std::string output_target(const std::string &path);
 std::string folder_of(const std::string &path);
 std::string temporary_beside(const std::string &target);  // a pattern for mkstemp and mkdtemp
-// rename(2), and the folder's entry on disk.
+// rename(2), with the mode of the file that was there, and the folder's entry on disk.
 void replace_file(const std::string &from, const std::string &to);

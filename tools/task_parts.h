@@ -20,7 +20,7 @@ class layer_counter {
   std::vector<int32_t> counts_;
 };
 
-// Labels as data has them: what the model calls them, or their numbers.
+// Labels as data has them: what the model calls them, or their numbers, unless it calls them by other numbers.
 class label_finder {
  public:
   explicit label_finder(const rs_model *model);
@@ -31,6 +31,7 @@ class label_finder {
   std::map<std::string, size_t> numbers_;
   std::string names_;
   int32_t labels_;
+  bool by_number_;
 };
 
 // Accuracy and macro-F1 of logits [n, labels].

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <filesystem>
 #include <map>
 #include <numeric>
@@ -127,20 +128,23 @@ void layer_counter::add_sequence(int32_t tokens, const rs_drop *drop, int32_t pr
 
 label_finder::label_finder(const rs_model *model) : labels_(std::max(model_info(model).labels, 2)) {
   const int32_t labels = model_info(model).labels;
-  for (int32_t i = 0; i < labels_; ++i) {
-    numbers_.emplace(std::to_string(i), size_t(i));
+  bool other_numbers = false;  // names such as "1" to "5", beside which numbers of labels would mean something else
+  for (int32_t i = 0; i < labels_; ++i)
     if (const char *name = i < labels && labels > 1 ? rs_model_label(model, i) : nullptr) {
       numbers_[name] = size_t(i);
       names_ += (names_.empty() ? "" : ", ") + std::string(name);
+      const bool number = *name && strspn(name, "0123456789") == strlen(name);
+      other_numbers |= number && name != std::to_string(i);
     }
-  }
+  by_number_ = !other_numbers;
+  for (int32_t i = 0; i < labels_ && by_number_; ++i) numbers_.emplace(std::to_string(i), size_t(i));
 }
 
 size_t label_finder::find(const std::string &name, const std::string &place) const {
   auto found = numbers_.find(name);
   if (found == numbers_.end())
-    fail(place, ": the model has no label ", in_quotes(name), " (it has 0 to ", labels_ - 1,
-         names_.empty() ? "" : ": " + one_line(names_, 200), ")");
+    fail(place, ": the model has no label ", in_quotes(name), " (it has ",
+         by_number_ ? join("0 to ", labels_ - 1, names_.empty() ? "" : ": ") : "", one_line(names_, 200), ")");
   return found->second;
 }
 
@@ -299,7 +303,7 @@ class retrieval_task : public vector_task {
   std::vector<eval_metric> judge(const eval_setting &, const std::vector<group_vectors> &vectors) const override {
     constexpr size_t deep = 100, shallow = 10;
     double ndcg = 0, recall = 0, recall_deep = 0;
-    const std::vector<std::vector<size_t>> ranked = nearest_rows(vectors[1].view(), vectors[0].view(), deep);
+    const std::vector<std::vector<size_t>> ranked = nearest_rows(vectors[1].view(), vectors[0].view(), deep, set_.itself);
     for (size_t query = 0; query < ranked.size(); ++query) {
       std::map<size_t, double> gains;
       std::vector<double> relevant, found;

@@ -46,7 +46,8 @@ int text_run::run() {
 }
 
 size_t text_run::batch_limit(const text_item &item) const {
-  return size_t(options_.batch > 0 ? options_.batch : item.has_image ? image_batch : text_batch);
+  if (options_.batch > 0) return size_t(options_.batch);
+  return std::min(most_items_, size_t(item.has_image ? image_batch : text_batch));
 }
 
 // At least one text; more only as far as they are there already, so that a slow producer gets its answers at once.

@@ -73,6 +73,7 @@ class text_run {
   rs_model_info info_;
   session_ptr session_;
   output_file out_;
+  size_t most_items_ = SIZE_MAX;  // of a batch, where --batch says nothing
 
  private:
   bool read_batch();

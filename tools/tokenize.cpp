@@ -1,4 +1,4 @@
-// rs tokenize: texts to token ids, as the model would see them; uncut unless asked.
+// rs tokenize: texts to token ids, as the model would see them; uncut unless asked, and without its prompts.
 #include "json.h"
 #include "options.h"
 #include "output.h"

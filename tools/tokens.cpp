@@ -43,6 +43,12 @@ std::string truncator::cut(const text_item &item, tokens *all) const {
   return "";
 }
 
+std::pair<size_t, size_t> truncator::of_text(size_t count) const {
+  const std::vector<int64_t> &pieces = template_[false];
+  const size_t before = size_t(std::find(pieces.begin(), pieces.end(), -1) - pieces.begin());
+  return {before, count - (pieces.size() - 1 - before)};
+}
+
 // Tokens of the first text of a pair.
 size_t truncator::length_alone(const text_item &item) const {
   size_t n = 0;

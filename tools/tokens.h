@@ -28,6 +28,8 @@ class truncator {
   truncator(const rs_model *model, size_t max_tokens);
   // Returns what is wrong when the special tokens alone are too many, else "".
   std::string cut(const text_item &item, tokens *all) const;
+  // Where the tokens of a single text of `count` are, [first, second): beside them are the template's.
+  std::pair<size_t, size_t> of_text(size_t count) const;
 
  private:
   size_t length_alone(const text_item &item) const;

@@ -91,6 +91,8 @@ size_t picture_bytes(const traced_image &trace);  // that its pictures take toge
 
 // What both have in common: a layer as JSON, with the names of tokens where there are any; lines of the terminal, a layer each; the
 // index of a layer among those that drop, as a share of them.
+// An object as text, its "id" first and as it was written, unless it is empty.
+std::string with_id(const std::string &id, const nlohmann::ordered_json &object);
 nlohmann::ordered_json layer_json(const traced_layer &layer, const std::vector<traced_token> *tokens);
 std::string layer_lines(const traced_sequence &trace, const trace_setting &setting);
 double share_of(const trace_setting &setting, int32_t layer);

@@ -140,7 +140,6 @@ canvas trace_picture(const traced_image &trace, const trace_setting &setting) {
 
 std::string trace_json(const traced_image &trace, const trace_setting &setting) {
   ordered root;
-  if (!trace.id.empty()) root["id"] = ordered(json::parse(trace.id));
   root["image"] = trace.path;
   root["size"] = {trace.shape.width, trace.shape.height};
   root["patch"] = trace.patch;
@@ -153,7 +152,7 @@ std::string trace_json(const traced_image &trace, const trace_setting &setting) 
   for (const traced_layer &layer : trace.layers) root["layers"].push_back(layer_json(layer, nullptr));
   root["saved"] = trace.saved(setting.layers);
   root["schedule"] = setting.json;
-  return root.dump(-1, ' ', false, ordered::error_handler_t::replace) + "\n";
+  return with_id(trace.id, root) + "\n";
 }
 
 // ---------------------------------------------------------------------------------------------- terminal

@@ -77,6 +77,11 @@ ordered token_json(const traced_token &token, size_t index, bool has_pair) {
 
 }  // namespace
 
+std::string with_id(const std::string &id, const ordered &object) {
+  const std::string text = object.dump(-1, ' ', false, ordered::error_handler_t::replace);
+  return id.empty() ? text : "{\"id\":" + id + "," + text.substr(1);
+}
+
 ordered layer_json(const traced_layer &layer, const std::vector<traced_token> *tokens) {
   ordered kept = ordered::array(), dropped = ordered::array(), scores = ordered::array();
   for (size_t i = 0; i < layer.positions.size(); ++i) {
@@ -99,7 +104,6 @@ ordered layer_json(const traced_layer &layer, const std::vector<traced_token> *t
 
 std::string trace_json(const traced_text &trace, const trace_setting &setting) {
   ordered root;
-  if (!trace.id.empty()) root["id"] = ordered(json::parse(trace.id));
   root["text"] = trace.text;
   if (trace.has_pair) root["pair"] = trace.pair;
   root["tokens"] = ordered::array();
@@ -109,7 +113,7 @@ std::string trace_json(const traced_text &trace, const trace_setting &setting) {
   for (const traced_layer &layer : trace.layers) root["layers"].push_back(layer_json(layer, &trace.tokens));
   root["saved"] = trace.saved(setting.layers);
   root["schedule"] = setting.json;
-  return root.dump(-1, ' ', false, ordered::error_handler_t::replace) + "\n";
+  return with_id(trace.id, root) + "\n";
 }
 
 // ---------------------------------------------------------------------------------------------- terminal

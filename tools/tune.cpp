@@ -414,6 +414,8 @@ class tuner {
     for (const auto &file : files_) models.push_back(file->hash());
     return {{"version", rs_version()},
             {"models", models},
+            {"device", rs_model_device(files_[0]->model())},
+            {"isa", rs_isa()},
             {"data", hash_of_data(options_.data, options_.of_images())},
             {"metric", options_.metric},
             {"seed", options_.seed},
@@ -752,12 +754,14 @@ class tuner {
       notes[at] = note;
     }
     const std::string target = output_target(files_[file]->path());
-    writer_ptr writer = open_writer(target);
+    scratch_folder scratch(target);
+    writer_ptr writer = open_writer(scratch / "result");
     set(writer.get(), "drop.names", names);
     set(writer.get(), "drop.texts", texts);
     set(writer.get(), "drop.notes", notes);
     check(rs_writer_copy(writer.get(), model));
     check(rs_writer_finish(writer.get()));
+    replace_file(scratch / "result", target);
   }
 
   const tune_options &options_;
@@ -782,6 +786,9 @@ int run_tune(const tune_options &options) {
   tune_options all = options;
   if (all.metric.empty()) all.metric = usual_metric(all);
   if (!all.of_images() && !all.image_size.empty()) fail_usage("--image-size goes with a folder of images");
+  if (all.metric != "retrieval" && all.limit_documents > 0) fail_usage("--limit-docs does not go with ", all.metric);
+  if (all.of_images() && all.encode.prompt_option->count() > 0) fail_usage("--prompt does not go with images");
+  if (all.of_images() && all.encode.max_tokens > 0) fail_usage("--max-tokens does not go with images");
   return tuner(all).run();
 }
 
