@@ -5640,12 +5640,12 @@ void place(const lane &l, graph_plan &p, run_error *error) {
 
 profile_entry &profile_of(rs_session *s, graph_plan &p, size_t i) {
   const op_run &r = p.ops[i];
-  if (i == p.profile.size()) {  // the first run of this graph: find the row of that name, or make one
-    size_t at = 0;
+  if (p.profile.empty()) p.profile.assign(p.ops.size(), SIZE_MAX);
+  if (size_t &at = p.profile[i]; at == SIZE_MAX) {  // its first run in this graph: find the row of that name, or make one
+    at = 0;
     while (at < s->profile_rows.size() && s->profile_rows[at].name != r.t->name) at++;
     if (at == s->profile_rows.size())
       s->profile_rows.push_back({r.t->name, op_rows[r.t->op].name, 0, 0, 0, op_rows[r.t->op].macs(r).type});
-    p.profile.push_back(at);
   }
   return s->profile_rows[p.profile[i]];
 }
