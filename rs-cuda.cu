@@ -2615,8 +2615,8 @@ RS_KERNEL(row_threads, 4) token_drop_kernel(drop_args a) {
   for (int i = first + lane; i < last; i += warp_size) {
     float score = a.score[(begin + i) * a.lds];
     if (score != score) {
-      report(a.fault, RS_ERR_NUMERIC, a.index, i, b);
-      score = 0;  // the operators behind this one get rows that exist
+      if (keep < n) report(a.fault, RS_ERR_NUMERIC, a.index, i, b);  // where all stay, no score counts
+      score = 0;                                                     // the operators behind this one get rows that exist
     }
     bool stays = a.keep_first && i == 0;
     if (a.protect && !stays) {

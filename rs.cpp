@@ -4623,6 +4623,7 @@ struct moments {
     return deviation > 0 ? (static_cast<double>(x) - mean) / deviation : std::isnan(deviation) ? deviation : 0;
   }
 };
+// Cold is small: vectors of all kinds of strides would be 7 KB for a number a token.
 [[gnu::cold]] void standardize_cpu(const op_run &r, const worker &me) {
   const int32_t *cu = r.i32(1);
   for (int64_t b = me.next(-1); b < r.in[1].cols - 1; b = me.next(b)) {

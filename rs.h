@@ -650,8 +650,8 @@ typedef struct rs_drop_rule { /* as the fields of rs_drop */
   bool fold;       /* where tokens are dropped, one more stands at the end */
 } rs_drop_rule;
 /* Which tokens stay: score [T, 1] -> [T', 2] i32: the row that it is of score, and of the graph's inputs; both -1 for an extra
- * token. protect: an input [T] i32 of the graph: not 0 for tokens that never leave, or NULL.  A NaN among the scores fails the run.
- */
+ * token. protect: an input [T] i32 of the graph: not 0 for tokens that never leave, or NULL.  A NaN among the scores of a sequence
+ * of which tokens leave fails the run. */
 RS_API rs_tensor *rs_token_drop(rs_graph *g, rs_tensor *score, rs_tensor *cu_seqlens, rs_tensor *protect, const rs_drop_rule *rule);
 /* cu_seqlens of the tokens that stay: [B + 1] i32.  No operator: it is known when a run is planned. */
 RS_API rs_tensor *rs_token_starts(rs_graph *g, rs_tensor *kept);

@@ -385,13 +385,8 @@ raw_retrieval read_beir(const std::string &folder) {
   need_some(raw.set.documents.size(), raw.set.documents.file, "documents");
   raw.set.queries.file = folder + "/queries.jsonl";
   read_objects(raw.set.queries.file, [&](const json_object &row, size_t line) {
-    const std::string id = id_of(row);
-    add_id(&raw.queries, id, row.where(), "query");
+    add_id(&raw.queries, id_of(row), row.where(), "query");
     raw.set.queries.add(required_string(row, {"text"}), line);
-    const auto itself = raw.documents.find(id);
-    const bool same = itself != raw.documents.end() &&
-                      raw.set.documents.texts[itself->second].find(raw.set.queries.texts.back()) != std::string::npos;
-    raw.set.itself.push_back(same ? itself->second : retrieval_set::no_document);
   });
   const column_finder finder({}, {0, 1, 2});
   data_file judgements(folder + "/qrels/test.tsv");
@@ -400,9 +395,15 @@ raw_retrieval read_beir(const std::string &folder) {
     if (judgements.line() == 1 && row[2] == "score") continue;
     raw.judge(row[0], row[1], parse_number(row[2], judgements.place(), "the score"), judgements.place());
   }
-  for (size_t query = 0; query < raw.set.relevant.size(); ++query)
-    for (const judged_document &judged : raw.set.relevant[query])
-      if (judged.document == raw.set.itself[query]) raw.set.itself[query] = retrieval_set::no_document;
+  raw.set.itself.assign(raw.queries.size(), retrieval_set::no_document);
+  for (const auto &[id, query] : raw.queries) {
+    const auto document = raw.documents.find(id);
+    if (document == raw.documents.end() || query >= raw.set.relevant.size()) continue;
+    const std::vector<judged_document> &relevant = raw.set.relevant[query];
+    const bool judged = std::any_of(relevant.begin(), relevant.end(), [&](auto &r) { return r.document == document->second; });
+    if (!judged && raw.set.documents.texts[document->second].find(raw.set.queries.texts[query]) != std::string::npos)
+      raw.set.itself[query] = document->second;
+  }
   return raw;
 }
 

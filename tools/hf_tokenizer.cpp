@@ -63,7 +63,7 @@ class tokenizer_reader {
  private:
   // Where the model's inputs are listed without them, all types are 0.
   bool takes_types() const {
-    if (files_.config.is_null() || !files_.config.is_object() || !files_.config.contains("model_input_names")) return true;
+    if (!files_.config.is_object() || !files_.config.contains("model_input_names")) return true;
     const json &names = files_.config["model_input_names"];
     return !names.is_array() || std::find(names.begin(), names.end(), "token_type_ids") != names.end();
   }

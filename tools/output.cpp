@@ -19,8 +19,8 @@ static constexpr size_t buffer_bytes = size_t(1) << 18;
 
 // /dev/stdout is the file that the shell has opened, at whose place it stands: what is there already must not be replaced.
 static bool is_file_of_standard_output(const std::string &path) {
-  struct stat named {
-  }, opened{};
+  struct stat named {};
+  struct stat opened {};
   return stat(path.c_str(), &named) == 0 && fstat(STDOUT_FILENO, &opened) == 0 && S_ISREG(opened.st_mode) &&
          named.st_dev == opened.st_dev && named.st_ino == opened.st_ino;
 }
