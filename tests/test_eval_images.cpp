@@ -404,6 +404,8 @@ TEST_F(EvalImages, WrongUse) {
             std::string("this model takes only images, and ") + task +
                 " is a task of texts; of images are images, classification and cosine");
   expect_failure(rs({"tune", "-m", m, "--metric", "stsb", "--data", data(), "--no-resume"}), 1, "stsb is a task of texts");
+  expect_failure(rs({"tune", "-m", m, "--data", data(), "--prompt", "x"}), 2, "--prompt does not go with images");
+  expect_failure(rs({"tune", "-m", m, "--data", data(), "--max-tokens", "9"}), 2, "--max-tokens does not go with images");
   write_file(dir_ / "texts.txt", "a text\n");
   wrong({"cosine", "-m", m, "--data", dir_ / "texts.txt"}, 1, "takes only images");
   wrong({"cosine", "-m", m, "--data", dir_ / "texts.txt", "--image-size", "32"}, 2, "--image-size goes with a folder of images");

@@ -113,6 +113,19 @@ TEST(vision, labels_are_those_of_the_folder) {
   }
 }
 
+// Another width alone leaves timm's architecture its heads, which rs does not know by name.
+TEST(vision, heads_of_another_width_must_be_said) {
+  const temp_dir dir;
+  std::filesystem::copy(fixture("timm-vit"), dir.path(), std::filesystem::copy_options::recursive);
+  json config = json::parse(read_file(dir / "config.json"));
+  config["model_args"] = {{"embed_dim", 32}};
+  write_file(dir / "config.json", config.dump());
+  expect_failure(rs({"convert", dir.path(), "-o", dir / "a.rsw"}), 1, "nothing says how many heads");
+  config["model_args"]["num_heads"] = 2;
+  write_file(dir / "config.json", config.dump());
+  EXPECT_EQ(rs({"convert", dir.path(), "-o", dir / "a.rsw"}).code, 0);
+}
+
 TEST(vision, verify_looks_at_the_vectors_of_pictures) {
   temp_dir dir;
   const std::string path = converted(dir, "dinov2", "q8");
