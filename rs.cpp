@@ -710,36 +710,6 @@ const char *rs_status_name(rs_status status) {
 
 namespace {
 
-// The C++ library may throw (std::bad_alloc above all); nothing leaves the API.
-template <class F>
-rs_status guarded(F f) {
-  try {
-    return f();
-  } catch (const std::bad_alloc &) {
-    return rs_fail(RS_ERR_MEMORY, "out of memory");
-  } catch (const std::exception &e) {
-    return rs_fail(RS_ERR_MEMORY, "internal: %s", e.what());
-  }
-}
-
-#define RS_CHECK(call) \
-  do { \
-    const rs_status status_ = (call); \
-    if (status_ != RS_OK) return status_; \
-  } while (0)
-
-// Parameter structs of callers: copy the fields that the caller's version of the struct has, leave the others at zero.
-template <class P>
-rs_status read_params(const P *params, const char *what, P *out) {
-  memset(static_cast<void *>(out), 0, sizeof *out);
-  out->size = sizeof *out;
-  if (!params) return RS_OK;
-  if (params->size < sizeof(uint32_t))
-    return rs_fail(RS_ERR_ARGUMENT, "%s.size is %u: set it to sizeof(%s)", what, params->size, what);
-  memcpy(static_cast<void *>(out), params, std::min<size_t>(params->size, sizeof *out));
-  return RS_OK;
-}
-
 std::string shape_text(int rank, const int64_t *shape) {
   std::string s = "[";
   for (int i = 0; i < rank; i++) {
@@ -1029,7 +999,7 @@ rs_status as_matrix(int rank, const int64_t *shape, matrix *out) {
   for (int i = 0; i < rank; i++) {
     if (shape[i] < 1 || shape[i] > max_dim)
       return rs_fail(RS_ERR_ARGUMENT, "shape %s: dimension %d is out of range", shape_text(rank, shape).c_str(), i);
-    if (i + 1 < rank && mul_overflows(n, static_cast<size_t>(shape[i]), &n))
+    if (i + 1 < rank && (mul_overflows(n, static_cast<size_t>(shape[i]), &n) || n > SIZE_MAX / 2))
       return rs_fail(RS_ERR_ARGUMENT, "shape %s is too large", shape_text(rank, shape).c_str());
   }
   *out = {n, static_cast<size_t>(shape[rank - 1])};
@@ -1114,13 +1084,16 @@ void limit_pair(int *a, int *b) {
   *b = limit_second(*a, *b);
 }
 
+// Rows that hold nothing larger are zeros: their scale would be a denormal number or zero, which no file may have.
+constexpr float least_top = 256 * FLT_MIN;
+
 // The scale of a row for w8.  It is searched between the one that uses 63 steps, where no pair is over its limit, and finer ones,
 // where some pairs and perhaps the largest weights are clipped.
 float best_scale_w8(const float *x, size_t k, const rounding *r) {
   const float top = max_abs(x, k);
   float best_scale = 1;
   double best = INFINITY;
-  for (int steps = 63; steps <= 140 && top > 0; steps++) {
+  for (int steps = 63; steps <= 140 && top >= least_top; steps++) {
     const float scale = top / static_cast<float>(steps), inverse = 1 / scale;
     double error = 0;
     for (size_t i = 0; i < k; i += 2) {
@@ -1181,7 +1154,7 @@ float quantize_row_w4(const float *x, size_t k, const rounding *r, std::vector<f
   };
   float top = 0;
   for (size_t g = 0; g < groups; g++) top = std::max(top, group_scale(x, g * group_k));
-  if (top == 0) top = 1;
+  if (top < least_top) top = 1;
   const float scale = top / static_cast<float>(m_max);
   float step = 0;
   round_row(x, k, r, work, [&](size_t j, const float *w) {
@@ -1298,7 +1271,7 @@ size_t w8_rows_bytes(matrix m) { return m.n * w8_rows_stride(m); }
 void w8_rows_encode(const float *src, matrix m, void *dst, const rounding *) {
   for (size_t i = 0; i < m.n; i++) {
     char *row = static_cast<char *>(dst) + i * w8_rows_stride(m);
-    const float *x = src + i * m.k, top = max_abs(x, m.k), scale = top > 0 ? top / 127 : 1;
+    const float *x = src + i * m.k, top = max_abs(x, m.k), scale = top >= least_top ? top / 127 : 1;
     memcpy(row, &scale, 4);
     for (size_t j = 0; j < m.k; j++) row[4 + j] = static_cast<char>(round_clamp(x[j] / scale, -127, 127));
   }
@@ -1554,7 +1527,7 @@ const char *rs_type_name(rs_type type) {
 }
 
 rs_status rs_tensor_bytes(rs_type type, rs_layout layout, int rank, const int64_t *shape, size_t *bytes) {
-  return guarded([&]() -> rs_status {
+  return rs_guarded([&]() -> rs_status {
     matrix m = {};
     const codec *c = find_codec(type, layout, rank, shape, &m);
     if (!c) return RS_ERR_ARGUMENT;
@@ -1582,12 +1555,12 @@ rs_status encode(rs_type type, rs_layout layout, int rank, const int64_t *shape,
 
 rs_status rs_tensor_encode(rs_type type, rs_layout layout, int rank, const int64_t *shape, const float *src, void *dst,
                            size_t capacity) {
-  return guarded([&] { return encode(type, layout, rank, shape, src, nullptr, dst, capacity); });
+  return rs_guarded([&] { return encode(type, layout, rank, shape, src, nullptr, dst, capacity); });
 }
 
 rs_status rs_tensor_decode(rs_type type, rs_layout layout, int rank, const int64_t *shape, const void *src, float *dst,
                            size_t capacity_elements) {
-  return guarded([&]() -> rs_status {
+  return rs_guarded([&]() -> rs_status {
     matrix m = {};
     const codec *c = find_codec(type, layout, rank, shape, &m);
     if (!c) return RS_ERR_ARGUMENT;
@@ -1987,8 +1960,8 @@ constexpr kernel_row scalar_row = {
 namespace {
 
 // Vector code is written once, against a handful of primitives that each ISA defines in a namespace of its own; this file then
-// includes the part of itself at its top, RS_VECTOR_PART, which defines everything else there: for_floats in namespace avx2, in
-// avx512 … What is left to each ISA is the integer dot product, where they really differ.
+// includes the part of itself at its top, RS_VECTOR_PART, which defines everything else there: layer_norm, softmax … What is left
+// to each ISA is the integer dot product, where they really differ.
 //
 // min and max return the second operand where one is NaN.
 
@@ -3230,13 +3203,14 @@ const kernel_row *const kernel_rows[] = {
 // The row that RS_ISA names, or the best available; nullptr with an error for a name that is unknown or not available.
 const kernel_row *choose_kernels() {
   const char *wanted = getenv("RS_ISA");
-  std::string names;
-  for (const kernel_row *row : kernel_rows) {
-    if (!row->available()) continue;
-    if (!wanted || !*wanted || !strcmp(wanted, row->name)) return row;
-    names += std::string(names.empty() ? "" : ", ") + row->name;
-  }
-  rs_fail(RS_ERR_UNSUPPORTED, "RS_ISA=%s: this build on this CPU has %s", wanted, names.c_str());
+  for (const kernel_row *row : kernel_rows)
+    if (row->available() && (!wanted || !*wanted || !strcmp(wanted, row->name))) return row;
+  (void)rs_guarded([&] {
+    std::string names;
+    for (const kernel_row *row : kernel_rows)
+      if (row->available()) names += std::string(names.empty() ? "" : ", ") + row->name;
+    return rs_fail(RS_ERR_UNSUPPORTED, "RS_ISA=%s: this build on this CPU has %s", wanted, names.c_str());
+  });
   return nullptr;
 }
 
@@ -3257,7 +3231,7 @@ const char *rs_isa(void) {
 // before them, which also wake the CPU up, find out how many steps that is.  They are counted, not timed as a whole: one long
 // interruption must not take the place of all.
 rs_status rs_measure_peak(rs_type type, int32_t threads, double *macs_per_second) {
-  return guarded([&] {
+  return rs_guarded([&] {
     if (type != RS_F32 && type != RS_F16 && type != RS_BF16 && type != RS_W8 && type != RS_W4)
       return rs_fail(RS_ERR_ARGUMENT, "type is %s (%d), expected f32, f16, bf16, w8 or w4", rs_type_name(type),
                      static_cast<int>(type));
@@ -3411,6 +3385,8 @@ rs_tensor *built(rs_graph *g, F build) {
     return build();
   } catch (const std::bad_alloc &) {
     return graph_fail(g, rs_fail(RS_ERR_MEMORY, "out of memory"));
+  } catch (const std::exception &e) {
+    return graph_fail(g, rs_fail(RS_ERR_MEMORY, "internal: %s", e.what()));
   }
 }
 
@@ -3457,7 +3433,7 @@ rs_status expect_level(const rs_tensor &op, const rs_tensor &x, int level) {
 
 rs_status expect_one_level(const rs_tensor &op) {
   for (const rs_tensor *x : op.src)
-    if (x) RS_CHECK(expect_level(op, *x, op.level));
+    if (x) RS_TRY(expect_level(op, *x, op.level));
   return RS_OK;
 }
 
@@ -3495,7 +3471,7 @@ rs_status expect_f32_matrix(const rs_tensor &op, const rs_tensor &x, const char 
 
 // A row a token, where an operator goes by the bounds of sequences.
 rs_status expect_token_rows(const rs_tensor &op, const rs_tensor &x, const char *what) {
-  RS_CHECK(expect_f32_matrix(op, x, what));
+  RS_TRY(expect_f32_matrix(op, x, what));
   if (x.shape[0] == RS_DIM_TOKENS) return RS_OK;
   return rs_fail(RS_ERR_ARGUMENT, "%s: %s '%s' is %s, expected a row a token, [T,C]", op_rows[op.op].name, what, x.name.c_str(),
                  shape_text(x.rank, x.shape).c_str());
@@ -3527,7 +3503,7 @@ rs_status result_scores(rs_tensor &out) {
 
 // A number a token.
 rs_status expect_scores(const rs_tensor &op, const rs_tensor &x, const char *what) {
-  RS_CHECK(expect_token_rows(op, x, what));
+  RS_TRY(expect_token_rows(op, x, what));
   if (x.shape[1] == 1) return RS_OK;
   return rs_fail(RS_ERR_ARGUMENT, "%s: %s '%s' is %s, expected [T,1]", op_rows[op.op].name, what, x.name.c_str(),
                  shape_text(x.rank, x.shape).c_str());
@@ -3536,7 +3512,7 @@ rs_status expect_scores(const rs_tensor &op, const rs_tensor &x, const char *wha
 }  // namespace
 
 rs_status rs_graph_create(const rs_model *model, rs_graph **out) {
-  return guarded([&] {
+  return rs_guarded([&] {
     static std::atomic<uint64_t> graphs{0};
     *out = new rs_graph();
     (*out)->id = ++graphs;
@@ -3579,8 +3555,8 @@ rs_tensor *rs_constant(rs_graph *g, const char *name, rs_type type, rs_layout la
     size_t bytes;
     const rs_status status = rs_tensor_bytes(type, layout, rank, shape, &bytes);
     if (status != RS_OK) return graph_fail(g, status);
-    if (reinterpret_cast<uintptr_t>(data) % align_data)
-      return graph_fail(g, rs_fail(RS_ERR_ARGUMENT, "constant '%s' is not %zu-byte aligned", name, align_data));
+    if (!data || reinterpret_cast<uintptr_t>(data) % align_data)
+      return graph_fail(g, rs_fail(RS_ERR_ARGUMENT, "constant '%s' is NULL or not %zu-byte aligned", name, align_data));
     rs_tensor *t = new_tensor(g, tensor_weight);
     if (!t) return nullptr;
     t->name = name;
@@ -3631,6 +3607,7 @@ rs_tensor *rs_name(rs_graph *g, rs_tensor *x, const char *name) {
   return built(g, [&]() -> rs_tensor * {
     if (!x) return nullptr;
     if (x->graph != g) return graph_fail(g, other_graph(*x));
+    if (g->finished) return graph_fail(g, rs_fail(RS_ERR_ARGUMENT, "name '%s': the graph is finished", name));
     if (rs_graph_tensor(g, name)) return graph_fail(g, rs_fail(RS_ERR_ARGUMENT, "two tensors of the graph are named '%s'", name));
     x->name = name;
     return x;
@@ -3699,7 +3676,7 @@ struct scratch_parts {
 
 rs_status embed_infer(rs_tensor &out) {
   const rs_tensor &ids = *out.src[0], &table = *out.src[1];
-  RS_CHECK(expect_i32(out, ids, "ids", RS_DIM_TOKENS));
+  RS_TRY(expect_i32(out, ids, "ids", RS_DIM_TOKENS));
   if (table.kind != tensor_weight || table.layout != RS_ROWS || table.rank != 2 || table.type == RS_I32)
     return rs_fail(RS_ERR_ARGUMENT, "embed: table '%s' is %s in %s %s, expected a table in rows [V,C]", table.name.c_str(),
                    rs_type_name(table.type), layout_name(table.layout), shape_text(table.rank, table.shape).c_str());
@@ -3731,8 +3708,8 @@ void embed_cpu(const op_run &r, const worker &me) {
 
 rs_status add_infer(rs_tensor &out) {
   const rs_tensor &a = *out.src[0], &b = *out.src[1];
-  RS_CHECK(expect_f32_matrix(out, a, "a"));
-  RS_CHECK(expect_f32_matrix(out, b, "b"));
+  RS_TRY(expect_f32_matrix(out, a, "a"));
+  RS_TRY(expect_f32_matrix(out, b, "b"));
   if (!same_shape(a, b.rank, b.shape))
     return rs_fail(RS_ERR_ARGUMENT, "add: '%s' %s and '%s' %s differ", a.name.c_str(), shape_text(a.rank, a.shape).c_str(),
                    b.name.c_str(), shape_text(b.rank, b.shape).c_str());
@@ -3761,14 +3738,14 @@ bool is_quantized(rs_type type) { return type == RS_W8 || type == RS_W4; }
 
 rs_status linear_infer(rs_tensor &out) {
   const rs_tensor &x = *out.src[0], &w = *out.src[1];
-  RS_CHECK(expect_f32_matrix(out, x, "x"));
-  RS_CHECK(expect_activation(out));
+  RS_TRY(expect_f32_matrix(out, x, "x"));
+  RS_TRY(expect_activation(out));
   if (w.kind != tensor_weight || w.layout != RS_PANELS)
     return rs_fail(RS_ERR_ARGUMENT, "linear: '%s' is in %s, expected a weight in panels", w.name.c_str(), layout_name(w.layout));
   if (w.shape[1] != x.shape[1])
     return rs_fail(RS_ERR_ARGUMENT, "linear: '%s' %s times '%s' %s: the inner dimensions differ", x.name.c_str(),
                    shape_text(x.rank, x.shape).c_str(), w.name.c_str(), shape_text(w.rank, w.shape).c_str());
-  if (out.src[2]) RS_CHECK(expect_f32_vector(out, *out.src[2], "bias", w.shape[0]));
+  if (out.src[2]) RS_TRY(expect_f32_vector(out, *out.src[2], "bias", w.shape[0]));
   const int64_t shape[] = {x.shape[0], w.shape[0]};
   return set_shape(&out, 2, shape);
 }
@@ -3886,16 +3863,16 @@ void linear_cpu(const op_run &r, const worker &me) {
 
 rs_status layer_norm_infer(rs_tensor &out) {
   const rs_tensor &x = *out.src[0];
-  RS_CHECK(expect_f32_matrix(out, x, "x"));
+  RS_TRY(expect_f32_matrix(out, x, "x"));
   if (const rs_tensor *residual = out.src[1]) {
-    RS_CHECK(expect_f32_matrix(out, *residual, "residual"));
+    RS_TRY(expect_f32_matrix(out, *residual, "residual"));
     if (!same_shape(x, residual->rank, residual->shape))
       return rs_fail(RS_ERR_ARGUMENT, "layer_norm: '%s' %s and residual '%s' %s differ", x.name.c_str(),
                      shape_text(x.rank, x.shape).c_str(), residual->name.c_str(),
                      shape_text(residual->rank, residual->shape).c_str());
   }
-  RS_CHECK(expect_f32_vector(out, *out.src[2], "gamma", x.shape[1]));
-  RS_CHECK(expect_f32_vector(out, *out.src[3], "beta", x.shape[1]));
+  RS_TRY(expect_f32_vector(out, *out.src[2], "gamma", x.shape[1]));
+  RS_TRY(expect_f32_vector(out, *out.src[3], "beta", x.shape[1]));
   if (!(out.params.eps >= 0) || !std::isfinite(out.params.eps))
     return rs_fail(RS_ERR_ARGUMENT, "layer_norm: eps %g", static_cast<double>(out.params.eps));
   return result_like(out, x);
@@ -3948,7 +3925,7 @@ rs_status expect_heads(const rs_tensor &op, const rs_tensor &x) {
 }
 
 rs_status expect_attention(const rs_tensor &op, const rs_tensor &q, const rs_tensor *sizes) {
-  RS_CHECK(expect_heads(op, q));
+  RS_TRY(expect_heads(op, q));
   if (!(op.params.scale > 0) || !std::isfinite(op.params.scale))
     return rs_fail(RS_ERR_ARGUMENT, "%s: scale %g, expected a positive one", op_rows[op.op].name,
                    static_cast<double>(op.params.scale));
@@ -3959,13 +3936,13 @@ rs_status flash_attn_infer(rs_tensor &out) {
   const rs_tensor &q = *out.src[0];
   static const char *const names[] = {"q", "k", "v"};
   for (int i = 0; i < 3; i++) {
-    RS_CHECK(expect_token_rows(out, *out.src[i], names[i]));
+    RS_TRY(expect_token_rows(out, *out.src[i], names[i]));
     if (!same_shape(q, 2, out.src[i]->shape))
       return rs_fail(RS_ERR_ARGUMENT, "flash_attn: q %s and %s %s differ", shape_text(2, q.shape).c_str(), names[i],
                      shape_text(2, out.src[i]->shape).c_str());
   }
-  RS_CHECK(expect_i32(out, *out.src[3], "cu_seqlens", RS_DIM_CU_SEQLENS));
-  RS_CHECK(expect_attention(out, q, out.src[4]));
+  RS_TRY(expect_i32(out, *out.src[3], "cu_seqlens", RS_DIM_CU_SEQLENS));
+  RS_TRY(expect_attention(out, q, out.src[4]));
   return result_like(out, q);
 }
 
@@ -4199,14 +4176,14 @@ void flash_attn_cpu(const op_run &r, const worker &me) {
 
 rs_status attn_pool_infer(rs_tensor &out) {
   const rs_tensor &k = *out.src[1], &v = *out.src[2];
-  RS_CHECK(expect_token_rows(out, k, "k"));
-  RS_CHECK(expect_token_rows(out, v, "v"));
+  RS_TRY(expect_token_rows(out, k, "k"));
+  RS_TRY(expect_token_rows(out, v, "v"));
   if (!same_shape(k, 2, v.shape))
     return rs_fail(RS_ERR_ARGUMENT, "attn_pool: k %s and v %s differ", shape_text(2, k.shape).c_str(),
                    shape_text(2, v.shape).c_str());
-  RS_CHECK(expect_f32_vector(out, *out.src[0], "query", k.shape[1]));
-  RS_CHECK(expect_i32(out, *out.src[3], "cu_seqlens", RS_DIM_CU_SEQLENS));
-  RS_CHECK(expect_attention(out, k, out.src[4]));
+  RS_TRY(expect_f32_vector(out, *out.src[0], "query", k.shape[1]));
+  RS_TRY(expect_i32(out, *out.src[3], "cu_seqlens", RS_DIM_CU_SEQLENS));
+  RS_TRY(expect_attention(out, k, out.src[4]));
   out.level = k.level;
   const int64_t shape[] = {RS_DIM_SEQUENCES, k.shape[1]};
   return set_shape(&out, 2, shape);
@@ -4247,8 +4224,8 @@ void attn_pool_cpu(const op_run &r, const worker &me) {
 
 rs_status gate_infer(rs_tensor &out) {
   const rs_tensor &x = *out.src[0];
-  RS_CHECK(expect_f32_matrix(out, x, "x"));
-  RS_CHECK(expect_activation(out));
+  RS_TRY(expect_f32_matrix(out, x, "x"));
+  RS_TRY(expect_activation(out));
   if (x.shape[1] % 2)
     return rs_fail(RS_ERR_ARGUMENT, "gate: '%s' %s has no two halves", x.name.c_str(), shape_text(2, x.shape).c_str());
   const int64_t shape[] = {x.shape[0], x.shape[1] / 2};
@@ -4282,8 +4259,8 @@ void gate_cpu(const op_run &r, const worker &me) {
 
 rs_status rope_table_infer(rs_tensor &out) {
   const rs_tensor &frequencies = *out.src[1];
-  RS_CHECK(expect_i32(out, *out.src[0], "positions", RS_DIM_TOKENS));
-  RS_CHECK(expect_f32_vector(out, frequencies, "frequencies", frequencies.rank == 1 ? frequencies.shape[0] : 1));
+  RS_TRY(expect_i32(out, *out.src[0], "positions", RS_DIM_TOKENS));
+  RS_TRY(expect_f32_vector(out, frequencies, "frequencies", frequencies.rank == 1 ? frequencies.shape[0] : 1));
   const int64_t shape[] = {RS_DIM_TOKENS, 2 * frequencies.shape[0]};
   return set_shape(&out, 2, shape);
 }
@@ -4317,9 +4294,9 @@ void rope_table_cpu(const op_run &r, const worker &me) {
 
 rs_status rope_infer(rs_tensor &out) {
   const rs_tensor &x = *out.src[0], &table = *out.src[1];
-  RS_CHECK(expect_f32_matrix(out, x, "x"));
-  RS_CHECK(expect_f32_matrix(out, table, "table"));
-  RS_CHECK(expect_heads(out, x));
+  RS_TRY(expect_f32_matrix(out, x, "x"));
+  RS_TRY(expect_f32_matrix(out, table, "table"));
+  RS_TRY(expect_heads(out, x));
   if (table.shape[0] != x.shape[0] || table.shape[1] % 2 || table.shape[1] > x.shape[1] / out.params.heads)
     return rs_fail(RS_ERR_ARGUMENT, "rope: '%s' %s by '%s' %s: expected a row of at most %lld columns a token, two for each angle",
                    x.name.c_str(), shape_text(2, x.shape).c_str(), table.name.c_str(), shape_text(2, table.shape).c_str(),
@@ -4340,12 +4317,12 @@ void rope_cpu(const op_run &r, const worker &me) {
 
 rs_status pool_infer(rs_tensor &out) {
   const rs_tensor &x = *out.src[0];
-  RS_CHECK(expect_token_rows(out, x, "x"));
-  RS_CHECK(expect_i32(out, *out.src[1], "cu_seqlens", RS_DIM_CU_SEQLENS));
+  RS_TRY(expect_token_rows(out, x, "x"));
+  RS_TRY(expect_i32(out, *out.src[1], "cu_seqlens", RS_DIM_CU_SEQLENS));
   if (out.params.pooling < RS_POOL_MEAN || out.params.pooling > RS_POOL_LAST)
     return rs_fail(RS_ERR_ARGUMENT, "pool: pooling %d", static_cast<int>(out.params.pooling));
   if (out.params.skip < 0) return rs_fail(RS_ERR_ARGUMENT, "pool: skip %d", out.params.skip);
-  if (out.src[2]) RS_CHECK(expect_scores(out, *out.src[2], "sizes"));
+  if (out.src[2]) RS_TRY(expect_scores(out, *out.src[2], "sizes"));
   const int64_t shape[] = {RS_DIM_SEQUENCES, x.shape[1]};
   return set_shape(&out, 2, shape);
 }
@@ -4394,7 +4371,7 @@ void l2_normalize_row(const float *x, int64_t n, float *y) {
 }
 
 rs_status l2_normalize_infer(rs_tensor &out) {
-  RS_CHECK(expect_f32_matrix(out, *out.src[0], "x"));
+  RS_TRY(expect_f32_matrix(out, *out.src[0], "x"));
   return result_like(out, *out.src[0]);
 }
 work_bytes l2_normalize_work(const op_run &) { return {0, 0}; }
@@ -4408,9 +4385,9 @@ void l2_normalize_cpu(const op_run &r, const worker &me) {
 
 rs_status shift_infer(rs_tensor &out) {
   const rs_tensor &to = *out.src[0];
-  RS_CHECK(expect_f32_matrix(out, to, "to"));
+  RS_TRY(expect_f32_matrix(out, to, "to"));
   if (const rs_tensor *from = out.src[1]) {
-    RS_CHECK(expect_f32_matrix(out, *from, "from"));
+    RS_TRY(expect_f32_matrix(out, *from, "from"));
     if (!same_shape(to, from->rank, from->shape))
       return rs_fail(RS_ERR_ARGUMENT, "shift: '%s' %s and '%s' %s differ", to.name.c_str(), shape_text(to.rank, to.shape).c_str(),
                      from->name.c_str(), shape_text(from->rank, from->shape).c_str());
@@ -4434,8 +4411,8 @@ void shift_cpu(const op_run &r, const worker &me) {
 // ---- centre_distance: L2 distance of each row from the mean of its sequence
 
 rs_status centre_distance_infer(rs_tensor &out) {
-  RS_CHECK(expect_token_rows(out, *out.src[0], "x"));
-  RS_CHECK(expect_i32(out, *out.src[1], "cu_seqlens", RS_DIM_CU_SEQLENS));
+  RS_TRY(expect_token_rows(out, *out.src[0], "x"));
+  RS_TRY(expect_i32(out, *out.src[1], "cu_seqlens", RS_DIM_CU_SEQLENS));
   return result_scores(out);
 }
 work_bytes centre_distance_work(const op_run &r) { return {0, static_cast<size_t>(r.in[0].cols) * 4}; }
@@ -4464,13 +4441,13 @@ void centre_distance_cpu(const op_run &r, const worker &me) {
 
 rs_status attn_colsum_infer(rs_tensor &out) {
   const rs_tensor &q = *out.src[0], &k = *out.src[1];
-  RS_CHECK(expect_token_rows(out, q, "q"));
-  RS_CHECK(expect_token_rows(out, k, "k"));
+  RS_TRY(expect_token_rows(out, q, "q"));
+  RS_TRY(expect_token_rows(out, k, "k"));
   if (!same_shape(q, 2, k.shape))
     return rs_fail(RS_ERR_ARGUMENT, "attn_colsum: q %s and k %s differ", shape_text(2, q.shape).c_str(),
                    shape_text(2, k.shape).c_str());
-  RS_CHECK(expect_i32(out, *out.src[2], "cu_seqlens", RS_DIM_CU_SEQLENS));
-  RS_CHECK(expect_attention(out, q, out.src[3]));
+  RS_TRY(expect_i32(out, *out.src[2], "cu_seqlens", RS_DIM_CU_SEQLENS));
+  RS_TRY(expect_attention(out, q, out.src[3]));
   return result_scores(out);
 }
 
@@ -4575,7 +4552,7 @@ void attn_colsum_cpu(const op_run &r, const worker &me) {
 // ---- position_score: by place, or by chance
 
 rs_status position_score_infer(rs_tensor &out) {
-  RS_CHECK(expect_i32(out, *out.src[0], "cu_seqlens", RS_DIM_CU_SEQLENS));
+  RS_TRY(expect_i32(out, *out.src[0], "cu_seqlens", RS_DIM_CU_SEQLENS));
   return result_scores(out);
 }
 work_bytes position_score_work(const op_run &) { return {0, 0}; }
@@ -4602,8 +4579,8 @@ void position_score_cpu(const op_run &r, const worker &me) {
 // ---- standardize: mean 0, deviation `weight` over each sequence
 
 rs_status standardize_infer(rs_tensor &out) {
-  RS_CHECK(expect_scores(out, *out.src[0], "x"));
-  RS_CHECK(expect_i32(out, *out.src[1], "cu_seqlens", RS_DIM_CU_SEQLENS));
+  RS_TRY(expect_scores(out, *out.src[0], "x"));
+  RS_TRY(expect_i32(out, *out.src[1], "cu_seqlens", RS_DIM_CU_SEQLENS));
   return result_scores(out);
 }
 work_bytes standardize_work(const op_run &) { return {0, 0}; }
@@ -4669,13 +4646,13 @@ int64_t protected_tokens(const rs_drop_rule &rule, const int32_t *protect, int64
 rs_status token_drop_infer(rs_tensor &out) {
   const rs_tensor &score = *out.src[0], &starts = *out.src[1];
   const rs_drop_rule &rule = out.params.rule;
-  RS_CHECK(expect_scores(out, score, "score"));
-  RS_CHECK(expect_i32(out, starts, "cu_seqlens", RS_DIM_CU_SEQLENS));
-  RS_CHECK(expect_level(out, starts, score.level));
+  RS_TRY(expect_scores(out, score, "score"));
+  RS_TRY(expect_i32(out, starts, "cu_seqlens", RS_DIM_CU_SEQLENS));
+  RS_TRY(expect_level(out, starts, score.level));
   if (starts.kind != tensor_input && starts.kind != tensor_starts)
     return rs_fail(RS_ERR_ARGUMENT, "token_drop: '%s' is neither an input nor from rs_token_starts", starts.name.c_str());
   if (const rs_tensor *protect = out.src[2]) {
-    RS_CHECK(expect_i32(out, *protect, "protect", RS_DIM_TOKENS));
+    RS_TRY(expect_i32(out, *protect, "protect", RS_DIM_TOKENS));
     if (protect->kind != tensor_input)
       return rs_fail(RS_ERR_ARGUMENT, "token_drop: protect '%s' is not an input of the graph", protect->name.c_str());
   }
@@ -4755,9 +4732,9 @@ int level_before(const rs_tensor &kept) { return kept.src[0]->level; }
 
 rs_status token_gather_infer(rs_tensor &out) {
   const rs_tensor &x = *out.src[0], &kept = *out.src[1];
-  RS_CHECK(expect_token_rows(out, x, "x"));
-  RS_CHECK(expect_kept(out, kept));
-  RS_CHECK(expect_level(out, x, level_before(kept)));
+  RS_TRY(expect_token_rows(out, x, "x"));
+  RS_TRY(expect_kept(out, kept));
+  RS_TRY(expect_level(out, x, level_before(kept)));
   if (kept.params.rule.fold) return rs_fail(RS_ERR_ARGUMENT, "token_gather: '%s' folds, use rs_token_merge", kept.name.c_str());
   out.level = kept.level;
   return result_like(out, x);
@@ -4775,11 +4752,11 @@ void token_gather_cpu(const op_run &r, const worker &me) {
 
 rs_status token_restore_infer(rs_tensor &out) {
   const rs_tensor &x = *out.src[0], &before = *out.src[1], &kept = *out.src[2];
-  RS_CHECK(expect_token_rows(out, x, "x"));
-  RS_CHECK(expect_token_rows(out, before, "before"));
-  RS_CHECK(expect_kept(out, kept));
-  RS_CHECK(expect_level(out, x, kept.level));
-  RS_CHECK(expect_level(out, before, level_before(kept)));
+  RS_TRY(expect_token_rows(out, x, "x"));
+  RS_TRY(expect_token_rows(out, before, "before"));
+  RS_TRY(expect_kept(out, kept));
+  RS_TRY(expect_level(out, x, kept.level));
+  RS_TRY(expect_level(out, before, level_before(kept)));
   if (kept.params.rule.fold)
     return rs_fail(RS_ERR_ARGUMENT, "token_restore: '%s' folds: there is nothing to restore", kept.name.c_str());
   if (!same_shape(x, before.rank, before.shape))
@@ -4810,7 +4787,7 @@ void token_restore_cpu(const op_run &r, const worker &me) {
 // ---- token_assign: the row that each token becomes part of
 
 rs_status expect_assignment(const rs_tensor &op, const rs_tensor &kept, const rs_tensor &starts) {
-  RS_CHECK(expect_kept(op, kept));
+  RS_TRY(expect_kept(op, kept));
   if (kept.src[1] == &starts) return RS_OK;
   return rs_fail(RS_ERR_ARGUMENT, "%s: cu_seqlens is '%s', but '%s' was chosen by '%s'", op_rows[op.op].name, starts.name.c_str(),
                  kept.name.c_str(), kept.src[1]->name.c_str());
@@ -4818,9 +4795,9 @@ rs_status expect_assignment(const rs_tensor &op, const rs_tensor &kept, const rs
 
 rs_status token_assign_infer(rs_tensor &out) {
   const rs_tensor &x = *out.src[0], &kept = *out.src[1];
-  RS_CHECK(expect_token_rows(out, x, "x"));
-  RS_CHECK(expect_assignment(out, kept, *out.src[2]));
-  RS_CHECK(expect_level(out, x, level_before(kept)));
+  RS_TRY(expect_token_rows(out, x, "x"));
+  RS_TRY(expect_assignment(out, kept, *out.src[2]));
+  RS_TRY(expect_level(out, x, level_before(kept)));
   out.type = RS_I32;
   return result_scores(out);
 }
@@ -4944,6 +4921,7 @@ void token_assign_cpu(const op_run &r, const worker &me) {
 // ---- token_merge: weighted means of the rows that become one
 
 constexpr int64_t merge_unit_rows = 64;  // of the result
+constexpr double fold_z = 64;
 
 rs_status expect_assign(const rs_tensor &op, const rs_tensor &assign, const rs_tensor &kept) {
   if (assign.kind == tensor_op && assign.op == OP_TOKEN_ASSIGN && assign.src[1] == &kept) return RS_OK;
@@ -4952,18 +4930,18 @@ rs_status expect_assign(const rs_tensor &op, const rs_tensor &assign, const rs_t
 }
 rs_status expect_sizes(const rs_tensor &op, const rs_tensor *sizes, const char *what, int level) {
   if (!sizes) return RS_OK;
-  RS_CHECK(expect_scores(op, *sizes, what));
+  RS_TRY(expect_scores(op, *sizes, what));
   return expect_level(op, *sizes, level);
 }
 
 rs_status token_merge_infer(rs_tensor &out) {
   const rs_tensor &x = *out.src[0], &kept = *out.src[1];
-  RS_CHECK(expect_token_rows(out, x, "x"));
-  RS_CHECK(expect_assignment(out, kept, *out.src[2]));
-  RS_CHECK(expect_assign(out, *out.src[4], kept));
-  RS_CHECK(expect_level(out, x, level_before(kept)));
-  RS_CHECK(expect_sizes(out, out.src[5], "sizes", level_before(kept)));
-  RS_CHECK(expect_sizes(out, out.src[6], "score", level_before(kept)));
+  RS_TRY(expect_token_rows(out, x, "x"));
+  RS_TRY(expect_assignment(out, kept, *out.src[2]));
+  RS_TRY(expect_assign(out, *out.src[4], kept));
+  RS_TRY(expect_level(out, x, level_before(kept)));
+  RS_TRY(expect_sizes(out, out.src[5], "sizes", level_before(kept)));
+  RS_TRY(expect_sizes(out, out.src[6], "score", level_before(kept)));
   out.level = kept.level;
   return result_like(out, x);
 }
@@ -4980,7 +4958,8 @@ void merge_rows(const op_run &r, int64_t first, int64_t last, int64_t begin, int
   const auto weight = [&](int64_t i) {
     const float size = r.t->src[5] ? r.f32(5)[i * r.in[5].stride] : 1;
     if (!ranked || assign[i] != extra) return size;
-    const double z = m.of(r.f32(6)[i * r.in[6].stride]);
+    // Of n tokens, z may be as far from 0 as the root of n: within what has a float for exp.
+    const double z = std::clamp(m.of(r.f32(6)[i * r.in[6].stride]), -fold_z, fold_z);
     return size * static_cast<float>(std::exp(r.t->src[1]->params.rule.lowest ? -z : z));
   };
   const auto is_here = [&](int64_t i) { return assign[i] >= begin && assign[i] < end; };
@@ -5020,9 +4999,9 @@ void token_merge_cpu(const op_run &r, const worker &me) {
 
 rs_status token_sizes_infer(rs_tensor &out) {
   const rs_tensor &kept = *out.src[1];
-  RS_CHECK(expect_assignment(out, kept, *out.src[2]));
-  RS_CHECK(expect_assign(out, *out.src[0], kept));
-  RS_CHECK(expect_sizes(out, out.src[4], "sizes", level_before(kept)));
+  RS_TRY(expect_assignment(out, kept, *out.src[2]));
+  RS_TRY(expect_assign(out, *out.src[0], kept));
+  RS_TRY(expect_sizes(out, out.src[4], "sizes", level_before(kept)));
   out.level = kept.level;
   return result_scores(out);
 }
@@ -5065,8 +5044,10 @@ op_params attention_params(int heads, float scale, bool causal) {
 }
 rs_tensor *add_windowed(rs_graph *g, op_code op, op_params p, int window, std::initializer_list<rs_tensor *> src,
                         unsigned optional) {
-  if (g && g->status == RS_OK && window < 1)  // 0, in op_params, says that there is none
-    return graph_fail(g, rs_fail(RS_ERR_ARGUMENT, "%s: a window of %d places, expected at least 1", op_rows[op].name, window));
+  if (window < 1)  // 0, in op_params, says that there is none
+    return built(g, [&] {
+      return graph_fail(g, rs_fail(RS_ERR_ARGUMENT, "%s: a window of %d places, expected at least 1", op_rows[op].name, window));
+    });
   p.window = window;
   return add_op(g, op, p, src, optional);
 }
@@ -5140,6 +5121,7 @@ rs_tensor *rs_standardize(rs_graph *g, rs_tensor *x, rs_tensor *cu_seqlens, floa
 }
 rs_tensor *rs_token_drop(rs_graph *g, rs_tensor *score, rs_tensor *cu_seqlens, rs_tensor *protect, const rs_drop_rule *rule) {
   return built(g, [&]() -> rs_tensor * {
+    if (!rule) return graph_fail(g, rs_fail(RS_ERR_ARGUMENT, "token_drop: rule is NULL"));
     if (!score || score->graph != g) return add_op(g, OP_TOKEN_DROP, {}, {score, cu_seqlens, protect});  // the error that it is
     rs_tensor *starts = new_tensor(g, tensor_starts);
     if (!starts) return nullptr;
@@ -5160,10 +5142,12 @@ rs_tensor *rs_token_drop(rs_graph *g, rs_tensor *score, rs_tensor *cu_seqlens, r
   });
 }
 rs_tensor *rs_token_starts(rs_graph *g, rs_tensor *kept) {
-  if (!kept || g->status != RS_OK) return nullptr;
-  if (kept->graph == g && kept->kind == tensor_op && kept->op == OP_TOKEN_DROP) return kept->src[4];
-  return graph_fail(
-      g, rs_fail(RS_ERR_ARGUMENT, "token_starts: '%s' is not what rs_token_drop of this graph returned", kept->name.c_str()));
+  return built(g, [&]() -> rs_tensor * {
+    if (!kept) return nullptr;
+    if (kept->graph == g && kept->kind == tensor_op && kept->op == OP_TOKEN_DROP) return kept->src[4];
+    return graph_fail(
+        g, rs_fail(RS_ERR_ARGUMENT, "token_starts: '%s' is not what rs_token_drop of this graph returned", kept->name.c_str()));
+  });
 }
 rs_tensor *rs_token_gather(rs_graph *g, rs_tensor *x, rs_tensor *kept) { return add_op(g, OP_TOKEN_GATHER, {}, {x, kept}); }
 rs_tensor *rs_token_restore(rs_graph *g, rs_tensor *x, rs_tensor *before, rs_tensor *kept) {
@@ -5238,7 +5222,7 @@ void find_stages(rs_graph *g) {
 }  // namespace
 
 rs_status rs_graph_finish(rs_graph *g) {
-  return guarded([&] {
+  return rs_guarded([&] {
     if (g->status != RS_OK) return rs_fail(g->status, "%s", g->error.c_str());
     if (g->finished) return RS_OK;
     if (std::none_of(g->tensors.begin(), g->tensors.end(), [](const auto &t) { return t->output; }))
@@ -5489,13 +5473,20 @@ namespace {
 
 void forget_on_device(const rs_session *s, uint64_t graph);
 
+// Graphs that a session's encoder keeps, the last used at the end.  More than any program needs that does not try out drop
+// schedules; one that does shall not grow with each.
+constexpr size_t most_graphs = 16;
+constexpr size_t most_plans = 2 * most_graphs;  // that a lane keeps
+
 graph_plan *plan_of(const rs_session *s, lane *l, const rs_graph *g) {
   for (const auto &p : l->plans)
     if (p->graph_id == g->id) return p.get();
-  // A graph at this address before was freed.
+  // Nobody tells when a graph is freed.  One at this address before was, and the oldest of many may have been.
+  const graph_plan *oldest = l->plans.size() >= most_plans ? l->plans.front().get() : nullptr;
+  const auto is_old = [&](const auto &p) { return p->graph == g || p.get() == oldest; };
   for (const auto &p : l->plans)
-    if (p->graph == g && s->device) forget_on_device(s, p->graph_id);
-  l->plans.erase(std::remove_if(l->plans.begin(), l->plans.end(), [&](const auto &p) { return p->graph == g; }), l->plans.end());
+    if (is_old(p) && s->device) forget_on_device(s, p->graph_id);
+  l->plans.erase(std::remove_if(l->plans.begin(), l->plans.end(), is_old), l->plans.end());
   auto p = std::make_unique<graph_plan>();
   const size_t n = g->tensors.size();
   p->graph = g;
@@ -5550,7 +5541,7 @@ rs_status bind_inputs(graph_plan &p, const rs_binding *bindings, size_t n) {
     if (t->kind != tensor_input && !t->output)
       return rs_fail(RS_ERR_ARGUMENT, "'%s' is neither an input nor an output", t->name.c_str());
     if (t->kind != tensor_input) continue;
-    RS_CHECK(check_binding(p, bindings[i]));
+    RS_TRY(check_binding(p, bindings[i]));
     p.bound[t->id] = bound_data(bindings[i]);
   }
   for (const auto &t : p.graph->tensors) {
@@ -5558,7 +5549,7 @@ rs_status bind_inputs(graph_plan &p, const rs_binding *bindings, size_t n) {
     if (t.get() == p.pixels.input) continue;
     if (!p.bound[t->id]) return rs_fail(RS_ERR_ARGUMENT, "input '%s' is not bound", t->name.c_str());
     if (t->type == RS_I32 && t->rank == 1 && t->shape[0] == RS_DIM_CU_SEQLENS)
-      RS_CHECK(check_cu_seqlens(*t, static_cast<const int32_t *>(p.bound[t->id]), p.levels[0].tokens, p.sequences));
+      RS_TRY(check_cu_seqlens(*t, static_cast<const int32_t *>(p.bound[t->id]), p.levels[0].tokens, p.sequences));
   }
   return RS_OK;
 }
@@ -5566,7 +5557,7 @@ rs_status bind_inputs(graph_plan &p, const rs_binding *bindings, size_t n) {
 rs_status bind_outputs(graph_plan &p, const rs_binding *bindings, size_t n) {
   for (size_t i = 0; i < n; i++) {
     if (bindings[i].tensor->kind == tensor_input) continue;
-    RS_CHECK(check_binding(p, bindings[i]));
+    RS_TRY(check_binding(p, bindings[i]));
     p.bound[bindings[i].tensor->id] = bound_data(bindings[i]);
   }
   return RS_OK;
@@ -5632,8 +5623,8 @@ void place(const lane &l, graph_plan &p, run_error *error) {
     r.out = p.values[r.t->id];
     for (int i = 0; i < max_sources; i++)
       if (r.t->src[i]) r.in[i] = p.values[r.t->src[i]->id];
-    r.shared = l.arena + p.tensor_bytes;
-    r.each = r.shared + p.shared_bytes;
+    r.shared = l.arena ? l.arena + p.tensor_bytes : nullptr;  // a plan that is only looked at has none
+    r.each = l.arena ? r.shared + p.shared_bytes : nullptr;
     r.each_bytes = p.each_bytes;
     r.error = error;
   }
@@ -5738,7 +5729,7 @@ rs_status plan_request(graph_plan &p, const run_request &q) {
   p.levels[0].tokens = q.tokens;
   p.pixels = q.pixels;
   plan_shapes(p);
-  RS_CHECK(bind_inputs(p, q.bindings, q.n_bindings));
+  RS_TRY(bind_inputs(p, q.bindings, q.n_bindings));
   plan_levels(p);
   if (p.levels.size() > 1) plan_shapes(p);
   return bind_outputs(p, q.bindings, q.n_bindings);
@@ -5746,7 +5737,7 @@ rs_status plan_request(graph_plan &p, const run_request &q) {
 
 // All but memory.  Allocates nothing.
 rs_status make_plan(const rs_session *s, int threads, graph_plan &p, const run_request &q) {
-  RS_CHECK(plan_request(p, q));
+  RS_TRY(plan_request(p, q));
   for (token_level &l : p.levels) l.block_rows = choose_block_rows(l.tokens, threads, p.graph->chain_weights);
   p.tensor_bytes = plan_places(p, false);
   p.block_tensor_bytes = plan_places(p, true);
@@ -5769,14 +5760,14 @@ rs_status run_parts(rs_session *s, int64_t n, const F &request) {
     part_bindings bindings;
     const run_request q = request(i, &bindings);
     graph_plan &p = *plan_of(s, s->lanes[0].get(), q.graph);
-    RS_CHECK(make_plan(s, 1, p, q));
+    RS_TRY(make_plan(s, 1, p, q));
     bytes = std::max(bytes, arena_bytes_of(p, 1));
     for (const auto &l : s->lanes) {
       std::vector<token_level> &levels = plan_of(s, l.get(), q.graph)->levels;
       for (size_t j = 0; j < levels.size(); j++) levels[j].cu.reserve(p.levels[j].cu.size());
     }
   }
-  for (const auto &l : s->lanes) RS_CHECK(reserve_arena(s, l.get(), bytes));
+  for (const auto &l : s->lanes) RS_TRY(reserve_arena(s, l.get(), bytes));
   run_error error;
   run_team(s->threads, [&](const worker &me) {
     lane *l = s->lanes[static_cast<size_t>(me.thread)].get();
@@ -5807,8 +5798,8 @@ rs_status run_whole(rs_session *s, const run_request &q) {
   lane *l = s->lanes[0].get();
   graph_plan &p = *plan_of(s, l, q.graph);
   if (s->device) return run_on_device(s, p, q);
-  RS_CHECK(make_plan(s, s->threads, p, q));
-  RS_CHECK(reserve_arena(s, l, arena_bytes_of(p, s->threads)));
+  RS_TRY(make_plan(s, s->threads, p, q));
+  RS_TRY(reserve_arena(s, l, arena_bytes_of(p, s->threads)));
   run_error error;
   place(*l, p, &error);
   if (s->profile) count_calls(s, p);
@@ -5820,7 +5811,7 @@ rs_status run_whole(rs_session *s, const run_request &q) {
 
 rs_status rs_graph_run(rs_session *s, rs_graph *graph, int64_t tokens, int64_t sequences, const rs_binding *bindings,
                        size_t n_bindings) {
-  return guarded([&] {
+  return rs_guarded([&] {
     if (!graph->finished) return rs_fail(RS_ERR_ARGUMENT, "the graph is not finished: call rs_graph_finish first");
     if (tokens < 0 || sequences < 0 || tokens > INT32_MAX || sequences > INT32_MAX)
       return rs_fail(RS_ERR_ARGUMENT, "%lld tokens, %lld sequences", static_cast<long long>(tokens),
@@ -5896,7 +5887,7 @@ struct device_choice {
 
 rs_status find_card(int index, device_choice *out) {
   const backend *b;
-  RS_CHECK(find_backend(&b));
+  RS_TRY(find_backend(&b));
   backend_error error = {};
   int n = 0;
   const rs_status status = b->count_devices(&n, &error);
@@ -6075,7 +6066,7 @@ void plan_capacity(graph_plan &p, int64_t sequences, const std::vector<backend_l
 
 rs_status run_on_device(rs_session *s, graph_plan &p, const run_request &q) {
   device_session &d = *s->device;
-  RS_CHECK(plan_request(p, q));
+  RS_TRY(plan_request(p, q));
   if (s->profile) {  // multiplications are counted by the true numbers
     plan_ops(p, s->kernels);
     place(*s->lanes[0], p, nullptr);
@@ -6122,11 +6113,11 @@ rs_status run_on_device(rs_session *s, graph_plan &p, const run_request &q) {
 }  // namespace
 
 rs_status rs_device_get_info(const char *name, rs_device_info *info) {
-  return guarded([&] {
+  return rs_guarded([&] {
     if (info->size < sizeof(uint32_t))
       return rs_fail(RS_ERR_ARGUMENT, "rs_device_info.size is %u: set it to sizeof(rs_device_info)", info->size);
     device_choice choice;
-    RS_CHECK(choose_device(name, &choice));
+    RS_TRY(choose_device(name, &choice));
     rs_device_info full = {};
     snprintf(full.device, sizeof full.device, "%s", choice.name().c_str());
     if (choice.b) {
@@ -6152,7 +6143,7 @@ rs_status rs_device_get_info(const char *name, rs_device_info *info) {
 //   header 128 bytes | data | metadata | tensor directory | CRC32C of each 64 KiB of data
 //
 // Regions follow each other without holes, each 64-byte aligned, padded with zeros.  The header has a checksum of itself and one of
-// everything behind the data; both are checked at load, the blocks of data by rs_model_verify.
+// everything behind the data; both are checked at load, the blocks of data by rs_model_verify and, where asked, at load.
 
 namespace {
 
@@ -6304,10 +6295,10 @@ rs_status read_header(rs_model *m) {
     return bad_file(*m, "%u metadata keys, %u tensors: more than %llu", h.meta_count, h.tensor_count,
                     static_cast<unsigned long long>(max_entries));
   uint64_t end = sizeof h;
-  RS_CHECK(check_region(*m, "data", &end, h.data_offset, h.data_size));
-  RS_CHECK(check_region(*m, "metadata", &end, h.meta_offset, h.meta_size));
-  RS_CHECK(check_region(*m, "tensor directory", &end, h.dir_offset, h.dir_size));
-  RS_CHECK(check_region(*m, "checksums", &end, h.crc_offset, h.crc_size));
+  RS_TRY(check_region(*m, "data", &end, h.data_offset, h.data_size));
+  RS_TRY(check_region(*m, "metadata", &end, h.meta_offset, h.meta_size));
+  RS_TRY(check_region(*m, "tensor directory", &end, h.dir_offset, h.dir_size));
+  RS_TRY(check_region(*m, "checksums", &end, h.crc_offset, h.crc_size));
   if (end != m->map_bytes)
     return bad_file(*m, "%llu bytes behind the last region", static_cast<unsigned long long>(m->map_bytes - end));
   if (h.dir_size != h.tensor_count * sizeof(file_tensor))
@@ -6407,7 +6398,7 @@ rs_status read_metadata(rs_model *m) {
       return bad_file(*m, "metadata '%s': padding is not zero", key);
     rs_meta value = {};
     value.key = previous = key;
-    RS_CHECK(read_meta_value(*m, h.kind, data, h.value_bytes, &value));
+    RS_TRY(read_meta_value(*m, h.kind, data, h.value_bytes, &value));
     m->meta.push_back(value);
     p = data + round_up(h.value_bytes, 8);
     left -= sizeof h + key_room + round_up(h.value_bytes, 8);
@@ -6462,7 +6453,7 @@ rs_status read_directory(rs_model *m) {
     if (n == sizeof dir[i].name || !is_printable(name, n) || !is_zero(name + n, sizeof dir[i].name - n))
       return bad_file(*m, "the name of tensor %zu is malformed", i);
     if (i && strcmp(dir[i - 1].name, name) >= 0) return bad_file(*m, "tensor '%s' is not in order", name);
-    RS_CHECK(read_tensor(*m, dir[i], name, &m->tensors[i]));
+    RS_TRY(read_tensor(*m, dir[i], name, &m->tensors[i]));
     order[i] = i;
   }
   // Data without holes and without overlaps.
@@ -6480,7 +6471,7 @@ rs_status read_directory(rs_model *m) {
     return bad_file(*m, "the data end at %llu, the last tensor at %llu",
                     static_cast<unsigned long long>(m->header.data_offset + m->header.data_size),
                     static_cast<unsigned long long>(end));
-  for (const rs_tensor_info &t : m->tensors) RS_CHECK(check_tensor(*m, t, false));
+  for (const rs_tensor_info &t : m->tensors) RS_TRY(check_tensor(*m, t, false));
   return RS_OK;
 }
 
@@ -6558,9 +6549,9 @@ rs_status rs_model_tensor(const rs_model *m, const char *name, rs_tensor_info *o
 }
 
 rs_status rs_model_verify(const rs_model *m) {
-  return guarded([&] {
-    RS_CHECK(check_blocks(*m));
-    for (const rs_tensor_info &t : m->tensors) RS_CHECK(check_tensor(*m, t, true));
+  return rs_guarded([&] {
+    RS_TRY(check_blocks(*m));
+    for (const rs_tensor_info &t : m->tensors) RS_TRY(check_tensor(*m, t, true));
     return RS_OK;
   });
 }
@@ -6615,7 +6606,7 @@ rs_status write_data(rs_writer *w, const void *data, size_t n) {
     const uint64_t in_block = (w->at - sizeof(file_header)) % crc_block;
     const auto part = static_cast<size_t>(std::min<uint64_t>(n, crc_block - in_block));
     w->crc = crc32c(in_block ? w->crc : 0, p, part);
-    RS_CHECK(write_bytes(w, p, part));
+    RS_TRY(write_bytes(w, p, part));
     if (in_block + part == crc_block) w->crcs.push_back(w->crc);
     p += part, n -= part;
   }
@@ -6661,7 +6652,7 @@ std::string serialize_meta(const std::map<std::string, rs_writer::entry> &meta) 
 }  // namespace
 
 rs_status rs_writer_open(const char *path, rs_writer **out) {
-  return guarded([&] {
+  return rs_guarded([&] {
     struct stat st;
     if (!*path) return rs_fail(RS_ERR_ARGUMENT, "the path of the weight file is empty");
     const bool exists = stat(path, &st) == 0;
@@ -6686,7 +6677,7 @@ rs_status rs_writer_open(const char *path, rs_writer **out) {
     if (exists && fchmod(w->fd, st.st_mode & 07777)) return write_failed(w.get());
     const file_header h = {};
     w->at = 0;
-    RS_CHECK(write_bytes(w.get(), &h, sizeof h));
+    RS_TRY(write_bytes(w.get(), &h, sizeof h));
     *out = w.release();
     return RS_OK;
   });
@@ -6695,28 +6686,28 @@ rs_status rs_writer_open(const char *path, rs_writer **out) {
 void rs_writer_free(rs_writer *w) { delete w; }
 
 rs_status rs_writer_set_bool(rs_writer *w, const char *key, bool value) {
-  return guarded([&] { return set_meta(w, key, RS_META_BOOL, std::string(1, value ? '\1' : '\0')); });
+  return rs_guarded([&] { return set_meta(w, key, RS_META_BOOL, std::string(1, value ? '\1' : '\0')); });
 }
 rs_status rs_writer_set_i64(rs_writer *w, const char *key, int64_t value) {
-  return guarded([&] { return set_meta(w, key, RS_META_I64, bytes_of(&value, 1)); });
+  return rs_guarded([&] { return set_meta(w, key, RS_META_I64, bytes_of(&value, 1)); });
 }
 rs_status rs_writer_set_f64(rs_writer *w, const char *key, double value) {
-  return guarded([&] {
+  return rs_guarded([&] {
     if (!std::isfinite(value)) return rs_fail(RS_ERR_NUMERIC, "metadata '%s' is NaN or infinite", key);
     return set_meta(w, key, RS_META_F64, bytes_of(&value, 1));
   });
 }
 rs_status rs_writer_set_str(rs_writer *w, const char *key, const char *value) {
-  return guarded([&] { return set_meta(w, key, RS_META_STR, std::string(value, strlen(value) + 1)); });
+  return rs_guarded([&] { return set_meta(w, key, RS_META_STR, std::string(value, strlen(value) + 1)); });
 }
 rs_status rs_writer_set_i64s(rs_writer *w, const char *key, const int64_t *values, size_t n) {
-  return guarded([&] { return set_meta(w, key, RS_META_I64S, bytes_of(values, n)); });
+  return rs_guarded([&] { return set_meta(w, key, RS_META_I64S, bytes_of(values, n)); });
 }
 rs_status rs_writer_set_f32s(rs_writer *w, const char *key, const float *values, size_t n) {
-  return guarded([&] { return set_meta(w, key, RS_META_F32S, bytes_of(values, n)); });
+  return rs_guarded([&] { return set_meta(w, key, RS_META_F32S, bytes_of(values, n)); });
 }
 rs_status rs_writer_set_strs(rs_writer *w, const char *key, const rs_text *values, size_t n) {
-  return guarded([&] {
+  return rs_guarded([&] {
     const strs_header h = {n};
     std::vector<uint32_t> offsets(n + 1);
     std::string text;
@@ -6733,7 +6724,7 @@ rs_status rs_writer_set_strs(rs_writer *w, const char *key, const rs_text *value
 
 rs_status rs_writer_add(rs_writer *w, const char *name, rs_type type, rs_layout layout, int rank, const int64_t *shape,
                         const void *data, size_t bytes) {
-  return guarded([&] {
+  return rs_guarded([&] {
     file_tensor t = {};
     const size_t n = strlen(name);
     if (!is_printable(name, n) || n >= sizeof t.name)
@@ -6745,42 +6736,42 @@ rs_status rs_writer_add(rs_writer *w, const char *name, rs_type type, rs_layout 
     if (w->tensors.size() == max_entries)
       return rs_fail(RS_ERR_LIMIT, "more than %llu tensors", static_cast<unsigned long long>(max_entries));
     size_t expected;
-    RS_CHECK(rs_tensor_bytes(type, layout, rank, shape, &expected));
+    RS_TRY(rs_tensor_bytes(type, layout, rank, shape, &expected));
     if (bytes != expected)
       return rs_fail(RS_ERR_ARGUMENT, "tensor '%s': %zu bytes, a %s of shape %s has %zu", name, bytes, rs_type_name(type),
                      shape_text(rank, shape).c_str(), expected);
-    RS_CHECK(write_data(w, zeros, round_up(w->at, align_data) - w->at));
+    RS_TRY(write_data(w, zeros, round_up(w->at, align_data) - w->at));
     memcpy(t.name, name, n);
     t.type = type, t.layout = layout, t.rank = static_cast<uint32_t>(rank);
     for (int i = 0; i < rank; i++) t.shape[i] = static_cast<uint64_t>(shape[i]);
     t.offset = w->at, t.bytes = bytes;
-    RS_CHECK(write_data(w, data, bytes));
+    RS_TRY(write_data(w, data, bytes));
     w->tensors.insert(place, t);
     return RS_OK;
   });
 }
 
 rs_status rs_writer_copy(rs_writer *w, const rs_model *model) {
-  return guarded([&] {
+  return rs_guarded([&] {
     const char *p = model->map + model->header.meta_offset;
     for (const rs_meta &m : model->meta) {
       file_meta h;
       memcpy(&h, p, sizeof h);
       const char *value = p + sizeof h + round_up(uint64_t{h.key_bytes} + 1, 8);
       p = value + round_up(h.value_bytes, 8);
-      if (!w->meta.count(m.key)) RS_CHECK(set_meta(w, m.key, m.kind, std::string(value, h.value_bytes)));
+      if (!w->meta.count(m.key)) RS_TRY(set_meta(w, m.key, m.kind, std::string(value, h.value_bytes)));
     }
     std::vector<const rs_tensor_info *> order;  // as the file has them: tables last
     for (const rs_tensor_info &t : model->tensors) order.push_back(&t);
     std::sort(order.begin(), order.end(), [](const rs_tensor_info *a, const rs_tensor_info *b) { return a->offset < b->offset; });
     for (const rs_tensor_info *t : order)
-      RS_CHECK(rs_writer_add(w, t->name, t->type, t->layout, t->rank, t->shape, t->data, t->bytes));
+      RS_TRY(rs_writer_add(w, t->name, t->type, t->layout, t->rank, t->shape, t->data, t->bytes));
     return RS_OK;
   });
 }
 
 rs_status rs_writer_finish(rs_writer *w) {
-  return guarded([&] {
+  return rs_guarded([&] {
     if (w->finished) return rs_fail(RS_ERR_ARGUMENT, "%s is finished already", w->path.c_str());
     file_header h = {};
     memcpy(h.magic, file_magic, sizeof h.magic);
@@ -6791,7 +6782,7 @@ rs_status rs_writer_finish(rs_writer *w) {
     h.meta_count = static_cast<uint32_t>(w->meta.size());
     h.tensor_count = static_cast<uint32_t>(w->tensors.size());
     // Everything behind the data in one piece; it begins at the first multiple of 64 behind them.
-    RS_CHECK(write_bytes(w, zeros, round_up(w->at, align_data) - w->at));
+    RS_TRY(write_bytes(w, zeros, round_up(w->at, align_data) - w->at));
     std::string tail;
     const auto append = [&](const std::string &region, uint64_t *offset, uint64_t *size) {
       tail.append(round_up(tail.size(), align_data) - tail.size(), '\0');
@@ -6805,7 +6796,7 @@ rs_status rs_writer_finish(rs_writer *w) {
     h.file_size = w->at + tail.size();
     h.tail_crc = crc32c(0, tail.data(), tail.size());
     h.header_crc = crc32c(0, &h, offsetof(file_header, header_crc));
-    RS_CHECK(write_bytes(w, tail.data(), tail.size()));
+    RS_TRY(write_bytes(w, tail.data(), tail.size()));
     if (pwrite(w->fd, &h, sizeof h, 0) != static_cast<ssize_t>(sizeof h) || fsync(w->fd)) return write_failed(w);
     const int fd = w->fd;
     w->fd = -1;
@@ -6828,13 +6819,13 @@ rs_status rs_writer_finish(rs_writer *w) {
 namespace {
 
 rs_status meta_of_kind(const rs_model &m, const char *key, rs_meta_kind kind, rs_meta *out) {
-  RS_CHECK(rs_model_meta(&m, key, out));
+  RS_TRY(rs_model_meta(&m, key, out));
   return out->kind == kind ? RS_OK : bad_file(m, "metadata '%s' is of kind %d, expected %d", key, out->kind, kind);
 }
 
 rs_status positive(const rs_model &m, const std::string &key, int32_t *out) {
   rs_meta v;
-  RS_CHECK(meta_of_kind(m, key.c_str(), RS_META_I64, &v));
+  RS_TRY(meta_of_kind(m, key.c_str(), RS_META_I64, &v));
   if (v.i64 < 1 || v.i64 > INT32_MAX) return bad_file(m, "metadata '%s' is %lld", key.c_str(), static_cast<long long>(v.i64));
   *out = static_cast<int32_t>(v.i64);
   return RS_OK;
@@ -6848,7 +6839,7 @@ const char *optional_str(const rs_model &m, const char *key, const char *otherwi
 // Hyper-parameters that every family has.
 rs_status read_info(rs_model *m) {
   rs_meta v;
-  RS_CHECK(meta_of_kind(*m, "general.architecture", RS_META_STR, &v));
+  RS_TRY(meta_of_kind(*m, "general.architecture", RS_META_STR, &v));
   m->info.architecture = v.str;
   m->family = rs_family_find(v.str);
   if (!m->family) return rs_fail(RS_ERR_UNSUPPORTED, "%s: architecture '%s' is not known to this library", m->path.c_str(), v.str);
@@ -6867,7 +6858,7 @@ rs_status read_info(rs_model *m) {
   m->info.logit_scale = shape.logit_scale;
   m->info.logit_bias = shape.logit_bias;
   if (shape.text.hidden) {
-    RS_CHECK(positive(*m, "encode.max_tokens", &m->info.max_tokens));
+    RS_TRY(positive(*m, "encode.max_tokens", &m->info.max_tokens));
     if (m->info.max_tokens > m->info.position_limit)
       return bad_file(*m, "encode.max_tokens is %d, more than the %d positions", m->info.max_tokens, m->info.position_limit);
   }
@@ -6877,7 +6868,7 @@ rs_status read_info(rs_model *m) {
     m->info.image_width = m->image.width();
     m->info.image_height = m->image.height();
     rs_image_shape native;
-    RS_CHECK(rs_image_get_shape(m, 0, 0, &native));
+    RS_TRY(rs_image_get_shape(m, 0, 0, &native));
   }
   m->info.name = optional_str(*m, "general.name", "");
   m->info.weight_type = optional_str(*m, "general.weight_type", "");
@@ -6893,18 +6884,18 @@ rs_status read_info(rs_model *m) {
 
 rs_status read_encode_settings(rs_model *m) {
   rs_meta v;
-  RS_CHECK(meta_of_kind(*m, "encode.pooling", RS_META_STR, &v));
+  RS_TRY(meta_of_kind(*m, "encode.pooling", RS_META_STR, &v));
   if (rs_pooling_parse(v.str, &m->pooling) != RS_OK || m->pooling == RS_POOL_DEFAULT || m->pooling == RS_POOL_NONE)
     return bad_file(*m, "encode.pooling is '%s'", v.str);
-  RS_CHECK(meta_of_kind(*m, "encode.normalize", RS_META_BOOL, &v));
+  RS_TRY(meta_of_kind(*m, "encode.normalize", RS_META_BOOL, &v));
   m->normalize = v.boolean;
   rs_meta names, texts;
   if (rs_model_meta(m, "prompt.names", &names) == RS_OK) {
-    RS_CHECK(meta_of_kind(*m, "prompt.names", RS_META_STRS, &names));
-    RS_CHECK(meta_of_kind(*m, "prompt.texts", RS_META_STRS, &texts));
+    RS_TRY(meta_of_kind(*m, "prompt.names", RS_META_STRS, &names));
+    RS_TRY(meta_of_kind(*m, "prompt.texts", RS_META_STRS, &texts));
     if (names.count != texts.count) return bad_file(*m, "%zu prompt.names, %zu prompt.texts", names.count, texts.count);
     if (rs_model_meta(m, "prompt.default", &v) == RS_OK) {
-      RS_CHECK(meta_of_kind(*m, "prompt.default", RS_META_STR, &v));
+      RS_TRY(meta_of_kind(*m, "prompt.default", RS_META_STR, &v));
       if (rs_model_prompt(m, v.str, &m->default_prompt) != RS_OK)
         return bad_file(*m, "prompt.default '%s' is not among prompt.names", v.str);
     }
@@ -6916,9 +6907,9 @@ rs_status read_encode_settings(rs_model *m) {
 rs_status read_drops(rs_model *m) {
   rs_meta names, texts, notes;
   if (rs_model_meta(m, "drop.names", &names) != RS_OK) return RS_OK;
-  RS_CHECK(meta_of_kind(*m, "drop.names", RS_META_STRS, &names));
-  RS_CHECK(meta_of_kind(*m, "drop.texts", RS_META_STRS, &texts));
-  RS_CHECK(meta_of_kind(*m, "drop.notes", RS_META_STRS, &notes));
+  RS_TRY(meta_of_kind(*m, "drop.names", RS_META_STRS, &names));
+  RS_TRY(meta_of_kind(*m, "drop.texts", RS_META_STRS, &texts));
+  RS_TRY(meta_of_kind(*m, "drop.notes", RS_META_STRS, &notes));
   if (names.count != texts.count || names.count != notes.count)
     return bad_file(*m, "%zu drop.names, %zu drop.texts, %zu drop.notes", names.count, texts.count, notes.count);
   for (size_t i = 0; i < names.count; i++) {
@@ -6961,7 +6952,7 @@ struct image_rows {
   std::unique_ptr<float, void (*)(void *)> memory{nullptr, std::free};
 
   rs_status find(const rs_model &m, int32_t width, int32_t height) {
-    RS_CHECK(rs_image_get_shape(&m, width, height, &shape));
+    RS_TRY(rs_image_get_shape(&m, width, height, &shape));
     const size_t floats = static_cast<size_t>(shape.tokens) * static_cast<size_t>(m.shape.image.hidden);
     memory.reset(static_cast<float *>(std::aligned_alloc(align_data, round_up(floats * 4, align_data))));
     if (!memory) return rs_fail(RS_ERR_MEMORY, "%zu bytes for the positions of an image", floats * 4);
@@ -6977,20 +6968,20 @@ constexpr const char *head_activation_names[] = {"none", "softmax", "sigmoid"};
 rs_status read_head(rs_model *m) {
   rs_meta v;
   if (rs_model_meta(m, "head.labels", &v) != RS_OK) return RS_OK;
-  RS_CHECK(meta_of_kind(*m, "head.labels", RS_META_STRS, &v));
+  RS_TRY(meta_of_kind(*m, "head.labels", RS_META_STRS, &v));
   if (v.count < 1 || v.count > INT32_MAX / sizeof(float)) return bad_file(*m, "%zu head.labels", v.count);
   m->info.labels = static_cast<int32_t>(v.count);
   m->info.head_activation = v.count == 1 ? RS_HEAD_SIGMOID : RS_HEAD_SOFTMAX;
   if (rs_model_meta(m, "head.type", &v) != RS_OK) return RS_OK;  // an early file: see check_heads
   const auto read = [&](const char *key, const char *const *names, size_t begin, size_t end, size_t *out) -> rs_status {
-    RS_CHECK(meta_of_kind(*m, key, RS_META_STR, &v));
+    RS_TRY(meta_of_kind(*m, key, RS_META_STR, &v));
     for (*out = begin; *out < end; ++*out)
       if (!strcmp(v.str, names[*out])) return RS_OK;
     return bad_file(*m, "%s is '%s'", key, v.str);
   };
   size_t head, activation;
-  RS_CHECK(read("head.type", head_names, RS_HEAD_SEQUENCE, std::size(head_names), &head));
-  RS_CHECK(read("head.activation", head_activation_names, 0, std::size(head_activation_names), &activation));
+  RS_TRY(read("head.type", head_names, RS_HEAD_SEQUENCE, std::size(head_names), &head));
+  RS_TRY(read("head.activation", head_activation_names, 0, std::size(head_activation_names), &activation));
   m->info.head = static_cast<rs_head>(head);
   m->info.head_activation = static_cast<rs_head_activation>(activation);
   if (m->info.head == RS_HEAD_SPANS && m->info.labels != 2)
@@ -7001,7 +6992,7 @@ rs_status read_head(rs_model *m) {
 // Build a whole tower, and what is on top of it, once and throw it away: every shape is then known to fit.
 rs_status check_tower(const rs_model &m, rs_tower tower, rs_head head) {
   rs_graph *g;
-  RS_CHECK(rs_graph_create(&m, &g));
+  RS_TRY(rs_graph_create(&m, &g));
   rs_states states = {};
   rs_image_shape image = {};
   alignas(align_data) static const float unread = 0;  // a graph that does not run reads no positions
@@ -7021,7 +7012,7 @@ rs_status check_tower(const rs_model &m, rs_tower tower, rs_head head) {
 
 rs_status check_architecture(const rs_model &m, rs_head head) {
   for (const rs_tower tower : {rs_tower::text, rs_tower::image})
-    if (m.shape.of(tower).hidden) RS_CHECK(check_tower(m, tower, head));
+    if (m.shape.of(tower).hidden) RS_TRY(check_tower(m, tower, head));
   return RS_OK;
 }
 
@@ -7044,6 +7035,9 @@ rs_status load_tokenizer(rs_model *m) {
   if (status != RS_OK) return rs_fail(status, "%s: %s", m->path.c_str(), std::string(last_error).c_str());
   if (rs_tokenizer_vocab(m->tokenizer) > static_cast<size_t>(m->info.vocab))
     return bad_file(*m, "the tokenizer has %zu tokens, the embedding table %d", rs_tokenizer_vocab(m->tokenizer), m->info.vocab);
+  if (m->shape.types && rs_tokenizer_types(m->tokenizer) > m->shape.types)
+    return bad_file(*m, "the tokenizer has type ids up to %d, the model %d of them", rs_tokenizer_types(m->tokenizer) - 1,
+                    m->shape.types);
   if (rs_tokenizer_special(m->tokenizer, false) >= static_cast<size_t>(m->info.max_tokens))
     return bad_file(*m, "encode.max_tokens %d leaves no room for text", m->info.max_tokens);
   return RS_OK;
@@ -7052,10 +7046,10 @@ rs_status load_tokenizer(rs_model *m) {
 // Weights go to the device once, whatever number of sessions the model has.
 rs_status load_device(rs_model *m, const char *name) {
   device_choice choice;
-  RS_CHECK(choose_device(name, &choice));
+  RS_TRY(choose_device(name, &choice));
   if (!choice.b) return RS_OK;
   auto d = std::make_shared<device>();
-  RS_CHECK(d->open(choice));
+  RS_TRY(d->open(choice));
   for (const rs_tensor_info &t : m->tensors) {
     backend_error error = {};
     const rs_status status = choice.b->add_weight(d->model, &t, &error);
@@ -7068,23 +7062,23 @@ rs_status load_device(rs_model *m, const char *name) {
 }  // namespace
 
 rs_status rs_model_load(const char *path, const rs_load_params *params, rs_model **out) {
-  return guarded([&] {
+  return rs_guarded([&] {
     rs_load_params p;
-    RS_CHECK(read_params(params, "rs_load_params", &p));
+    RS_TRY(rs_read_params(params, "rs_load_params", &p));
     auto m = std::make_unique<rs_model>();
     m->path = path;
-    RS_CHECK(map_file(m.get()));
-    RS_CHECK(read_header(m.get()));
-    RS_CHECK(read_metadata(m.get()));
-    RS_CHECK(read_directory(m.get()));
-    if (p.check_data) RS_CHECK(check_blocks(*m));
-    RS_CHECK(read_info(m.get()));
-    RS_CHECK(read_encode_settings(m.get()));
-    RS_CHECK(read_drops(m.get()));
-    RS_CHECK(read_head(m.get()));
-    RS_CHECK(check_heads(m.get()));
-    RS_CHECK(load_tokenizer(m.get()));
-    RS_CHECK(load_device(m.get(), p.device));
+    RS_TRY(map_file(m.get()));
+    RS_TRY(read_header(m.get()));
+    RS_TRY(read_metadata(m.get()));
+    RS_TRY(read_directory(m.get()));
+    if (p.check_data) RS_TRY(check_blocks(*m));
+    RS_TRY(read_info(m.get()));
+    RS_TRY(read_encode_settings(m.get()));
+    RS_TRY(read_drops(m.get()));
+    RS_TRY(read_head(m.get()));
+    RS_TRY(check_heads(m.get()));
+    RS_TRY(load_tokenizer(m.get()));
+    RS_TRY(load_device(m.get(), p.device));
     *out = m.release();
     return RS_OK;
   });
@@ -7116,32 +7110,47 @@ const char *rs_head_activation_name(rs_head_activation how) {
   return how >= RS_HEAD_RAW && how <= RS_HEAD_SIGMOID ? head_activation_names[how] : "?";
 }
 
+namespace {
+// For a message, which has no room for all that a file may hold.
+struct name_list {
+  std::string all;
+  void add(const char *name) {
+    if (all.size() < 512) all += (all.empty() ? "" : ", ") + std::string(name);
+  }
+  const char *text() const { return all.empty() ? "none" : all.c_str(); }
+};
+}  // namespace
+
 rs_status rs_model_prompt(const rs_model *m, const char *name, const char **text) {
-  rs_meta names, texts;
-  std::string known;
-  if (rs_model_meta(m, "prompt.names", &names) == RS_OK && rs_model_meta(m, "prompt.texts", &texts) == RS_OK)
-    for (size_t i = 0; i < names.count; i++) {
-      const char *candidate = rs_meta_string(&names, i, nullptr);
-      if (!strcmp(candidate, name)) {
-        *text = rs_meta_string(&texts, i, nullptr);
-        return RS_OK;
+  return rs_guarded([&] {
+    rs_meta names, texts;
+    name_list known;
+    if (rs_model_meta(m, "prompt.names", &names) == RS_OK && rs_model_meta(m, "prompt.texts", &texts) == RS_OK)
+      for (size_t i = 0; i < names.count; i++) {
+        const char *candidate = rs_meta_string(&names, i, nullptr);
+        if (!strcmp(candidate, name)) {
+          *text = rs_meta_string(&texts, i, nullptr);
+          return RS_OK;
+        }
+        known.add(candidate);
       }
-      known += std::string(known.empty() ? "" : ", ") + candidate;
-    }
-  return rs_fail(RS_ERR_NOT_FOUND, "there is no prompt '%s' (stored: %s)", name, known.empty() ? "none" : known.c_str());
+    return rs_fail(RS_ERR_NOT_FOUND, "there is no prompt '%s' (stored: %s)", name, known.text());
+  });
 }
 
 rs_status rs_model_drop(const rs_model *m, const char *name, const rs_drop **drop, const char **note) {
-  std::string known;
-  for (const stored_drop &d : m->drops) {
-    if (!strcmp(d.name, name)) {
-      *drop = d.drop.get();
-      if (note) *note = d.note;
-      return RS_OK;
+  return rs_guarded([&] {
+    name_list known;
+    for (const stored_drop &d : m->drops) {
+      if (!strcmp(d.name, name)) {
+        *drop = d.drop.get();
+        if (note) *note = d.note;
+        return RS_OK;
+      }
+      known.add(d.name);
     }
-    known += std::string(known.empty() ? "" : ", ") + d.name;
-  }
-  return rs_fail(RS_ERR_NOT_FOUND, "there is no drop schedule '%s' (stored: %s)", name, known.empty() ? "none" : known.c_str());
+    return rs_fail(RS_ERR_NOT_FOUND, "there is no drop schedule '%s' (stored: %s)", name, known.text());
+  });
 }
 
 namespace {
@@ -7150,7 +7159,7 @@ rs_tower drop_tower(const rs_model &m) { return m.shape.image.hidden ? rs_tower:
 
 rs_status resolve_drop(const rs_model &m, const rs_drop &drop, rs_drop_schedule *out) {
   const rs_tower tower = drop_tower(m);
-  RS_CHECK(rs_drop_resolve(drop, m.shape.of(tower).layers, out));
+  RS_TRY(rs_drop_resolve(drop, m.shape.of(tower).layers, out));
   if (tower == rs_tower::text)
     return m.shape.drops_texts ? RS_OK : rs_fail(RS_ERR_UNSUPPORTED, "%s: tokens of its texts can't be dropped", m.path.c_str());
   if (drop.protect == RS_PROTECT_NONE && m.shape.prefix)
@@ -7164,35 +7173,35 @@ rs_status resolve_drop(const rs_model &m, const rs_drop &drop, rs_drop_schedule 
 }  // namespace
 
 rs_status rs_drop_check(const rs_model *m, const rs_drop *drop) {
-  return guarded([&] {
+  return rs_guarded([&] {
     rs_drop d;
     rs_drop_schedule schedule;
-    RS_CHECK(read_params(drop, "rs_drop", &d));
+    RS_TRY(rs_read_params(drop, "rs_drop", &d));
     return resolve_drop(*m, d, &schedule);
   });
 }
 
 const char *rs_drop_warning(const rs_model *m, const rs_drop *drop) {
   const char *warning = nullptr;
-  (void)guarded([&] {
+  (void)rs_guarded([&] {
     rs_drop d;
     rs_drop_schedule schedule;
-    RS_CHECK(read_params(drop, "rs_drop", &d));
-    RS_CHECK(resolve_drop(*m, d, &schedule));
-    warning = m->family->drop_warning(schedule);
+    RS_TRY(rs_read_params(drop, "rs_drop", &d));
+    RS_TRY(resolve_drop(*m, d, &schedule));
+    if (m->family->drop_warning) warning = m->family->drop_warning(schedule);
     return RS_OK;
   });
   return warning;
 }
 
 rs_status rs_drop_counts(const rs_model *m, const rs_drop *drop, int32_t tokens, int32_t protect, int32_t *counts) {
-  return guarded([&] {
+  return rs_guarded([&] {
     if (tokens < 0 || protect < 0 || protect > tokens)
       return rs_fail(RS_ERR_ARGUMENT, "%d tokens, %d of them protected", tokens, protect);
     rs_drop d;
     rs_drop_schedule schedule;
-    RS_CHECK(read_params(drop, "rs_drop", &d));
-    RS_CHECK(resolve_drop(*m, d, &schedule));
+    RS_TRY(rs_read_params(drop, "rs_drop", &d));
+    RS_TRY(resolve_drop(*m, d, &schedule));
     counts[0] = tokens;
     for (size_t i = 0; i < schedule.layers.size(); i++) counts[i + 1] = drop_layer_count(schedule.layers[i], counts[i], protect);
     return RS_OK;
@@ -7262,10 +7271,10 @@ struct encoder_graph {
     head = to.head;
     if (tower == rs_tower::image && !image) {
       image = std::make_shared<image_rows>();
-      RS_CHECK(image->find(model, to.image_width, to.image_height));
+      RS_TRY(image->find(model, to.image_width, to.image_height));
     }
     if (!to.drop) return RS_OK;
-    RS_CHECK(resolve_drop(model, *to.drop, &schedule));
+    RS_TRY(resolve_drop(model, *to.drop, &schedule));
     drop = std::make_unique<rs_owned_drop>(*to.drop);
     return RS_OK;
   }
@@ -7329,13 +7338,13 @@ void default_free(void *, void *memory, size_t) { std::free(memory); }
 rs_status open_device(rs_session *s, const char *name) {
   std::shared_ptr<const device> on = s->model ? s->model->device : nullptr;
   device_choice choice;
-  if (!s->model || name) RS_CHECK(choose_device(name, &choice));
+  if (!s->model || name) RS_TRY(choose_device(name, &choice));
   if (s->model && name && choice.name() != rs_model_device(s->model))
     return rs_fail(RS_ERR_ARGUMENT, "device '%s': the model is on %s", name, rs_model_device(s->model));
   if (!s->model) {
     if (choice.b) {
       auto own = std::make_shared<device>();
-      RS_CHECK(own->open(choice));
+      RS_TRY(own->open(choice));
       on = std::move(own);
     }
   }
@@ -7347,9 +7356,9 @@ rs_status open_device(rs_session *s, const char *name) {
 }  // namespace
 
 [[gnu::cold]] rs_status rs_session_create(const rs_model *model, const rs_session_params *params, rs_session **out) {
-  return guarded([&] {
+  return rs_guarded([&] {
     rs_session_params p;
-    RS_CHECK(read_params(params, "rs_session_params", &p));
+    RS_TRY(rs_read_params(params, "rs_session_params", &p));
     if (p.threads < 0 || p.threads > max_threads)
       return rs_fail(RS_ERR_ARGUMENT, "threads is %d, expected 1 to %d, or 0 for all", p.threads, max_threads);
     if (p.max_batch_tokens < 0) return rs_fail(RS_ERR_ARGUMENT, "max_batch_tokens is %d", p.max_batch_tokens);
@@ -7365,7 +7374,7 @@ rs_status open_device(rs_session *s, const char *name) {
 #ifndef _OPENMP
     s->threads = 1;
 #endif
-    RS_CHECK(open_device(s.get(), p.device));
+    RS_TRY(open_device(s.get(), p.device));
     // A card wants many tokens at once; the cores of a CPU are busy with few.
     s->max_batch_tokens = p.max_batch_tokens ? p.max_batch_tokens : s->device ? 32768 : 1024;
     s->allocator = p.allocator ? *p.allocator : rs_allocator{default_alloc, default_free, nullptr};
@@ -7398,8 +7407,8 @@ template <class F>
 rs_status build_encoder_graph(const rs_model *model, encoder_graph *e, F mark) {
   rs_graph *g = e->graph;
   rs_states states = {};
-  RS_CHECK(model->family->build(model, g, e->tower, e->layers, e->drop ? &e->schedule : nullptr,
-                                e->image ? &e->image->grid : nullptr, &states));
+  RS_TRY(model->family->build(model, g, e->tower, e->layers, e->drop ? &e->schedule : nullptr, e->image ? &e->image->grid : nullptr,
+                              &states));
   e->ids = rs_graph_tensor(g, "ids");
   e->type_ids = rs_graph_tensor(g, "type_ids");
   e->pixels = rs_graph_tensor(g, "pixels");
@@ -7407,7 +7416,7 @@ rs_status build_encoder_graph(const rs_model *model, encoder_graph *e, F mark) {
   e->cu_seqlens = rs_graph_tensor(g, "cu_seqlens");
   e->protect = rs_graph_tensor(g, "protect");
   rs_tensor *result = states.x;
-  if (e->head) RS_CHECK(model->family->head(model, g, model->info.head, model->info.labels, states, &result));
+  if (e->head) RS_TRY(model->family->head(model, g, model->info.head, model->info.labels, states, &result));
   else if (e->pooling == RS_POOL_DEFAULT) result = rs_name(g, model->family->embed(model, g, e->tower, states), "embedding");
   else if (e->pooling != RS_POOL_NONE) {
     const bool patches = e->tower == rs_tower::image && e->pooling != RS_POOL_CLS;
@@ -7418,10 +7427,6 @@ rs_status build_encoder_graph(const rs_model *model, encoder_graph *e, F mark) {
   mark(g);
   return rs_graph_finish(g);
 }
-
-// Graphs that a session keeps, the last used at the end.  More than any program needs that does not try out drop schedules; one
-// that does shall not grow with each.
-constexpr size_t most_graphs = 16;
 
 rs_status get_encoder_graph(rs_session *s, const encode_settings &set, const encoder_graph **out) {
   auto &graphs = s->encoder->graphs;
@@ -7435,9 +7440,9 @@ rs_status get_encoder_graph(rs_session *s, const encode_settings &set, const enc
   if (set.tower == rs_tower::image)
     for (const auto &g : graphs)
       if (g->of_size(set)) e->image = g->image;
-  RS_CHECK(e->set(*s->model, set));
-  RS_CHECK(rs_graph_create(s->model, &e->graph));
-  RS_CHECK(build_encoder_graph(s->model, e.get(), [](rs_graph *) {}));
+  RS_TRY(e->set(*s->model, set));
+  RS_TRY(rs_graph_create(s->model, &e->graph));
+  RS_TRY(build_encoder_graph(s->model, e.get(), [](rs_graph *) {}));
   if (graphs.size() == most_graphs) {
     forget_plans(s, graphs.front()->graph);
     graphs.erase(graphs.begin());
@@ -7456,7 +7461,7 @@ rs_status resolve(const rs_session &s, const rs_encode_params *params, rs_tower 
   if (!s.model) return rs_fail(RS_ERR_ARGUMENT, "the session has no model");
   forget_failure(s);
   rs_encode_params p;
-  RS_CHECK(read_params(params, "rs_encode_params", &p));
+  RS_TRY(rs_read_params(params, "rs_encode_params", &p));
   const rs_model &m = *s.model;
   const rs_tower_shape &shape = m.shape.of(tower);
   if (!shape.hidden)
@@ -7487,13 +7492,13 @@ rs_status resolve(const rs_session &s, const rs_encode_params *params, rs_tower 
   if (p.drop && tower != drop_tower(m))
     return rs_fail(RS_ERR_UNSUPPORTED, "%s: tokens of texts can't be dropped in a model that takes images", m.path.c_str());
   if (p.drop) {
-    RS_CHECK(read_params(p.drop, "rs_drop", &out->drop_fields));
-    RS_CHECK(rs_drop_check_fields(out->drop_fields));
+    RS_TRY(rs_read_params(p.drop, "rs_drop", &out->drop_fields));
+    RS_TRY(rs_drop_check_fields(out->drop_fields));
     out->drop = &out->drop_fields;
   }
   if (tower == rs_tower::image) {
     rs_image_shape image = {};
-    RS_CHECK(rs_image_get_shape(&m, p.image_width, p.image_height, &image));
+    RS_TRY(rs_image_get_shape(&m, p.image_width, p.image_height, &image));
     out->image_width = image.width;
     out->image_height = image.height;
     return RS_OK;
@@ -7510,9 +7515,9 @@ rs_status resolve(const rs_session &s, const rs_encode_params *params, rs_tower 
 rs_status resolve_head(const rs_session &s, const rs_encode_params *params, rs_tower tower, encode_settings *out) {
   rs_encode_params p;
   forget_failure(s);
-  RS_CHECK(read_params(params, "rs_encode_params", &p));
+  RS_TRY(rs_read_params(params, "rs_encode_params", &p));
   if (!p.prompt) p.prompt = "";  // the model's own is for vectors
-  RS_CHECK(resolve(s, &p, tower, out));
+  RS_TRY(resolve(s, &p, tower, out));
   const rs_model_info &info = s.model->info;
   if (info.head == RS_HEAD_NONE) return rs_fail(RS_ERR_ARGUMENT, "%s: the model has no head", s.model->path.c_str());
   if (out->layers != s.model->shape.of(tower).layers)
@@ -7528,15 +7533,13 @@ rs_status resolve_head(const rs_session &s, const rs_encode_params *params, rs_t
   return RS_OK;
 }
 
-// The tokens of a sequence that never leave, as the input "protect" has them; returns how many these are.
-int32_t mark_protected(const rs_tokenizer *t, rs_drop_protect protect, const int32_t *ids, const int32_t *type_ids, size_t n,
-                       int32_t *flags) {
-  const bool pair = protect == RS_PROTECT_PREFIX && std::any_of(type_ids, type_ids + n, [](int32_t type) { return type > 0; });
+// The tokens of a sequence that never leave, as the input "protect" has them; returns how many these are.  pair: where the second
+// text begins, or 0.
+int32_t mark_protected(const rs_tokenizer *t, rs_drop_protect protect, const int32_t *ids, size_t pair, size_t n, int32_t *flags) {
+  const size_t first = protect == RS_PROTECT_NONE ? 0 : protect == RS_PROTECT_PREFIX && pair ? pair : 1;
   int32_t count = 0;
   for (size_t i = 0; i < n; i++) {
-    flags[i] = protect == RS_PROTECT_SPECIAL ? rs_tokenizer_in_template(t, ids[i])
-               : pair                        ? type_ids[i] == 0
-                                             : protect != RS_PROTECT_NONE && i == 0;
+    flags[i] = protect == RS_PROTECT_SPECIAL ? rs_tokenizer_in_template(t, ids[i]) : i < first;
     count += flags[i];
   }
   return count;
@@ -7605,7 +7608,7 @@ rs_status image_pixels(const rs_model *m, const rs_image_shape &shape, const rs_
   }
   prepared->resize(3 * static_cast<size_t>(shape.width) * static_cast<size_t>(shape.height));
   int32_t size[2];
-  RS_CHECK(rs_image_prepare(m, &image, shape.width, shape.height, prepared->data(), prepared->size(), size));
+  RS_TRY(rs_image_prepare(m, &image, shape.width, shape.height, prepared->data(), prepared->size(), size));
   info->width = size[0], info->height = size[1];
   *pixels = prepared->data();
   return RS_OK;
@@ -7623,7 +7626,7 @@ class batch {
   }
 
   rs_status open() {
-    RS_CHECK(get_encoder_graph(s, set, &graph));
+    RS_TRY(get_encoder_graph(s, set, &graph));
     if (!graph->drop) return RS_OK;
     encode_settings without = set;
     without.drop = nullptr;
@@ -7631,19 +7634,23 @@ class batch {
   }
 
   // *kept, which may be nullptr, grows by the tokens that the last layer leaves.
-  rs_status add(window w, const int32_t *ids, const int32_t *type_ids, int32_t *kept) {
-    RS_CHECK(make_room(w));
+  // pair: where the second text of a pair begins, or 0.
+  rs_status add(window w, const int32_t *ids, const int32_t *type_ids, size_t pair, int32_t *kept) {
+    RS_TRY(make_room(w));
     e.ids.insert(e.ids.end(), ids, ids + w.tokens);
     if (type_ids) e.type_ids.insert(e.type_ids.end(), type_ids, type_ids + w.tokens);
     else e.type_ids.resize(e.ids.size(), 0);
-    place(w, kept);
+    place(w, pair, kept);
     return RS_OK;
+  }
+  rs_status add(window w, const rs_tokens &tokens, int32_t *kept) {
+    return add(w, tokens.ids.data(), tokens.type_ids.data(), tokens.pair, kept);
   }
 
   rs_status add_image(size_t image, const rs_image &of, rs_image_info *info) {
     const rs_image_shape &shape = graph->image->shape;
     const window w = {image, shape.tokens, true, true};
-    RS_CHECK(make_room(w));
+    RS_TRY(make_room(w));
     const float *pixels;
     if (e.prepared.size() == e.n_prepared) e.prepared.emplace_back();
     if (const rs_status status = image_pixels(s->model, shape, of, &e.prepared[e.n_prepared], &pixels, info)) {
@@ -7653,7 +7660,7 @@ class batch {
     e.n_prepared += of.kind != RS_IMAGE_PIXELS;
     e.images.push_back(pixels);
     info->tokens = shape.tokens;
-    place(w, &info->kept);
+    place(w, 0, &info->kept);
     return RS_OK;
   }
 
@@ -7670,12 +7677,12 @@ class batch {
       lay_out();
       status = run_in_turn();
     }
-    RS_CHECK(status);
+    RS_TRY(status);
     const auto width = static_cast<size_t>(set.width);
     size_t row = 0;
     for (const window &w : e.windows) {
       const size_t n = vectors_of(w);
-      for (size_t i = 0; i < n; i++) RS_CHECK(deliver(w, e.vectors.data() + (row + i) * width));
+      for (size_t i = 0; i < n; i++) RS_TRY(deliver(w, e.vectors.data() + (row + i) * width));
       row += n;
     }
     clear();
@@ -7692,22 +7699,21 @@ class batch {
     return !e.windows.empty() && static_cast<int64_t>(e.positions.size()) + w.tokens > supply ? flush() : RS_OK;
   }
 
-  void place(window w, int32_t *kept) {
+  void place(window w, size_t pair, int32_t *kept) {
     const size_t at = e.positions.size();
     for (int32_t i = 0; i < w.tokens; i++) e.positions.push_back(i);
-    w.kept = kept_tokens(*graph, protect(at, w.tokens), w.tokens, &w.whole);
+    w.kept = kept_tokens(*graph, protect(at, w.tokens, pair), w.tokens, &w.whole);
     if (kept) *kept += w.kept;
     e.windows.push_back(w);
   }
 
   // Marks which of the tokens from `at` on may not leave; returns how many these are.
-  int32_t protect(size_t at, int32_t tokens) {
+  int32_t protect(size_t at, int32_t tokens, size_t pair) {
     if (!graph->drop) return 0;
     const size_t n = static_cast<size_t>(tokens);
     e.protect.resize(at + n);
     if (graph->tower == rs_tower::image) return mark_prefix(*s->model, n, e.protect.data() + at);
-    return mark_protected(s->model->tokenizer, graph->schedule.protect, e.ids.data() + at, e.type_ids.data() + at, n,
-                          e.protect.data() + at);
+    return mark_protected(s->model->tokenizer, graph->schedule.protect, e.ids.data() + at, pair, n, e.protect.data() + at);
   }
 
   size_t vectors_of(const window &w) const { return set.per_token ? static_cast<size_t>(w.kept) : 1; }
@@ -7793,12 +7799,12 @@ class batch {
     }
     // Where no token of the part is dropped, there is nothing to score either.
     const encoder_graph &g = whole ? *whole_graph : *graph;
-    const size_t bound =
-        bind_packed(g,
-                    {g.ids ? e.ids.data() + p.token : nullptr, g.type_ids ? e.type_ids.data() + p.token : nullptr, nullptr,
-                     e.positions.data() + p.token, e.cu_seqlens.data() + p.begin + i, e.protect.data() + p.token,
-                     static_cast<size_t>(p.tokens), n, e.vectors.data() + static_cast<size_t>(p.row) * width, rows * width},
-                    bindings);
+    const size_t bound = bind_packed(
+        g,
+        {g.ids ? e.ids.data() + p.token : nullptr, g.type_ids ? e.type_ids.data() + p.token : nullptr, nullptr,
+         e.positions.data() + p.token, e.cu_seqlens.data() + p.begin + i, g.protect ? e.protect.data() + p.token : nullptr,
+         static_cast<size_t>(p.tokens), n, e.vectors.data() + static_cast<size_t>(p.row) * width, rows * width},
+        bindings);
     return {g.graph,          p.tokens, static_cast<int64_t>(n),
             bindings->data(), bound,    rows_of(*s->model, g, g.pixels ? e.images.data() + p.begin : nullptr)};
   }
@@ -7852,7 +7858,7 @@ rs_status tokenize_text(rs_session *s, const encode_settings &set, const rs_text
   const rs_status status = tokenize(s, {e.prompted.data(), e.prompted.size()}, &e.tokens);
   if (status == RS_OK) return RS_OK;
   const std::string error = last_error;
-  RS_CHECK(tokenize(s, text, &e.tokens));  // places in its error are of the text
+  RS_TRY(tokenize(s, text, &e.tokens));  // places in its error are of the text
   return rs_fail(status, "behind the prompt: %s", error.c_str());
 }
 
@@ -7878,7 +7884,7 @@ rs_status add_pair(rs_session *s, const encode_settings &set, batch *b, size_t t
   info->total = static_cast<int32_t>(n + m + special);
   info->chunks = 1;
   info->truncated = info->tokens < info->total;
-  return b->add({text, info->tokens, true, true}, e.wrapped.ids.data(), e.wrapped.type_ids.data(), &info->kept);
+  return b->add({text, info->tokens, true, true}, e.wrapped, &info->kept);
 }
 
 // The windows of the text in e.tokens.
@@ -7898,8 +7904,7 @@ rs_status add_windows(rs_session *s, const encode_settings &set, batch *b, size_
     last = !chunks || end == n;
     e.wrapped.clear();
     rs_tokenizer_template(t, e.tokens, begin, end, nullptr, &e.wrapped);
-    RS_CHECK(b->add({text, static_cast<int32_t>(e.wrapped.ids.size()), begin == 0, last}, e.wrapped.ids.data(),
-                    e.wrapped.type_ids.data(), &info->kept));
+    RS_TRY(b->add({text, static_cast<int32_t>(e.wrapped.ids.size()), begin == 0, last}, e.wrapped, &info->kept));
     info->chunks++;
     info->tokens = chunks ? info->total : static_cast<int32_t>(e.wrapped.ids.size());
     begin = end - static_cast<size_t>(set.chunk_overlap);
@@ -7911,10 +7916,10 @@ rs_status add_windows(rs_session *s, const encode_settings &set, batch *b, size_
 rs_status run_images(rs_session *s, const encode_settings &set, const rs_image *images, size_t n, float *out, size_t capacity,
                      rs_image_info *infos) {
   batch b(s, set, out, capacity);
-  RS_CHECK(b.open());
+  RS_TRY(b.open());
   for (size_t i = 0; i < n; i++) {
     rs_image_info info = {};
-    RS_CHECK(b.add_image(i, images[i], &info));
+    RS_TRY(b.add_image(i, images[i], &info));
     if (infos) infos[i] = info;
   }
   return b.flush();
@@ -7925,7 +7930,7 @@ rs_status run_texts(rs_session *s, const encode_settings &set, const rs_text *te
                     size_t capacity, rs_text_info *infos) {
   encoder &e = *s->encoder;
   batch b(s, set, out, capacity);
-  RS_CHECK(b.open());
+  RS_TRY(b.open());
   for (size_t i = 0; i < n; i++) {
     rs_text_info info;
     rs_status status = tokenize_text(s, set, texts[i]);
@@ -7937,7 +7942,7 @@ rs_status run_texts(rs_session *s, const encode_settings &set, const rs_text *te
       e.failed = i;
       return status;
     }
-    RS_CHECK(pairs ? add_pair(s, set, &b, i, &info) : add_windows(s, set, &b, i, &info));
+    RS_TRY(pairs ? add_pair(s, set, &b, i, &info) : add_windows(s, set, &b, i, &info));
     if (infos) infos[i] = info;
   }
   return b.flush();
@@ -7947,18 +7952,19 @@ rs_status run_texts(rs_session *s, const encode_settings &set, const rs_text *te
 
 rs_status rs_image_prepare(const rs_model *m, const rs_image *image, int32_t width, int32_t height, float *pixels, size_t capacity,
                            int32_t source_size[2]) {
-  return guarded([&] {
+  return rs_guarded([&] {
     rs_image_shape shape;
-    RS_CHECK(rs_image_get_shape(m, width, height, &shape));
+    RS_TRY(rs_image_get_shape(m, width, height, &shape));
     const size_t floats = 3 * static_cast<size_t>(shape.width) * static_cast<size_t>(shape.height);
     if (capacity < floats) return rs_fail(RS_ERR_LIMIT, "the pixels are %zu floats, the output holds %zu", floats, capacity);
     rs_image_spec spec = m->image;
-    RS_CHECK(rs_image_spec_resize(&spec, shape.width, shape.height));
+    RS_TRY(rs_image_spec_resize(&spec, shape.width, shape.height));
     rs_rgb decoded;
     const auto *rgb = static_cast<const uint8_t *>(image->data);
     int32_t w = image->width, h = image->height;
     switch (image->kind) {
       case RS_IMAGE_FILE:
+        if (!image->data && image->length) return rs_fail(RS_ERR_ARGUMENT, "an image file of %zu bytes at NULL", image->length);
         if (const rs_status status = rs_image_decode(image->data, image->length, 0, &decoded)) {
           // A damaged image is not a damaged weight file.
           const bool of_image = status == RS_ERR_FORMAT || status == RS_ERR_UNSUPPORTED;
@@ -7979,36 +7985,36 @@ rs_status rs_image_prepare(const rs_model *m, const rs_image *image, int32_t wid
 
 rs_status rs_encode_images(rs_session *s, const rs_image *images, size_t n, const rs_encode_params *params, float *out,
                            size_t capacity, rs_image_info *infos) {
-  return guarded([&] {
+  return rs_guarded([&] {
     encode_settings set = {};
-    RS_CHECK(resolve(*s, params, rs_tower::image, &set));
+    RS_TRY(resolve(*s, params, rs_tower::image, &set));
     return run_images(s, set, images, n, out, capacity, infos);
   });
 }
 
 rs_status rs_classify_images(rs_session *s, const rs_image *images, size_t n, const rs_encode_params *params, float *logits,
                              size_t capacity, rs_image_info *infos) {
-  return guarded([&] {
+  return rs_guarded([&] {
     encode_settings set = {};
-    RS_CHECK(resolve_head(*s, params, rs_tower::image, &set));
+    RS_TRY(resolve_head(*s, params, rs_tower::image, &set));
     return run_images(s, set, images, n, logits, capacity, infos);
   });
 }
 
 rs_status rs_encode(rs_session *s, const rs_text *texts, size_t n, const rs_encode_params *params, float *out, size_t capacity,
                     rs_text_info *infos) {
-  return guarded([&] {
+  return rs_guarded([&] {
     encode_settings set = {};
-    RS_CHECK(resolve(*s, params, rs_tower::text, &set));
+    RS_TRY(resolve(*s, params, rs_tower::text, &set));
     return run_texts(s, set, texts, nullptr, n, out, capacity, infos);
   });
 }
 
 rs_status rs_classify(rs_session *s, const rs_text *texts, const rs_text *pairs, size_t n, const rs_encode_params *params,
                       float *logits, size_t capacity, rs_text_info *infos) {
-  return guarded([&] {
+  return rs_guarded([&] {
     encode_settings set = {};
-    RS_CHECK(resolve_head(*s, params, rs_tower::text, &set));
+    RS_TRY(resolve_head(*s, params, rs_tower::text, &set));
     if (pairs && set.long_text == RS_LONG_CHUNK) return rs_fail(RS_ERR_ARGUMENT, "windows of pairs can't be joined");
     return run_texts(s, set, texts, pairs, n, logits, capacity, infos);
   });
@@ -8028,11 +8034,11 @@ void rs_cut_pair(size_t *text, size_t *pair, size_t room) {
 
 rs_status rs_encode_ids(rs_session *s, const int32_t *ids, const int32_t *type_ids, const size_t *starts, size_t n,
                         const rs_encode_params *params, float *out, size_t capacity) {
-  return guarded([&] {
+  return rs_guarded([&] {
     encode_settings set = {};
-    RS_CHECK(resolve(*s, params, rs_tower::text, &set));
+    RS_TRY(resolve(*s, params, rs_tower::text, &set));
     batch b(s, set, out, capacity);
-    RS_CHECK(b.open());
+    RS_TRY(b.open());
     for (size_t i = 0; i < n; i++) {
       const size_t tokens = starts[i + 1] - starts[i];
       if (starts[i + 1] <= starts[i] || tokens > static_cast<size_t>(s->model->info.position_limit)) {
@@ -8046,8 +8052,17 @@ rs_status rs_encode_ids(rs_session *s, const int32_t *ids, const int32_t *type_i
           return rs_fail(RS_ERR_ARGUMENT, "sequence %zu: id %d at position %zu, expected 0 to %d", i, ids[j], j - starts[i],
                          s->model->info.vocab - 1);
         }
-      RS_CHECK(b.add({i, static_cast<int32_t>(tokens), true, true}, ids + starts[i], type_ids ? type_ids + starts[i] : nullptr,
-                     nullptr));
+      const int32_t *types = type_ids ? type_ids + starts[i] : nullptr;
+      size_t pair = 0;
+      for (size_t j = tokens; types && j-- > 0;) {
+        const int32_t known = s->model->shape.types;
+        if (known && (types[j] < 0 || types[j] >= known)) {
+          s->encoder->failed = i;
+          return rs_fail(RS_ERR_ARGUMENT, "sequence %zu: type id %d at position %zu, expected 0 to %d", i, types[j], j, known - 1);
+        }
+        if (types[j]) pair = j;
+      }
+      RS_TRY(b.add({i, static_cast<int32_t>(tokens), true, true}, ids + starts[i], types, pair, nullptr));
     }
     return b.flush();
   });
@@ -8096,15 +8111,15 @@ void sum_plan(const graph_plan &p, int layers, rs_plan_layer *out) {
 
 rs_status rs_plan(rs_session *s, const int32_t *lengths, size_t n, const rs_encode_params *params, rs_plan_layer *layers,
                   size_t *arena_bytes) {
-  return guarded([&] {
+  return rs_guarded([&] {
     if (!s->model) return rs_fail(RS_ERR_ARGUMENT, "the session has no model");
     const rs_tower tower = drop_tower(*s->model);
     const int32_t all_layers = s->model->shape.of(tower).layers;
     encode_settings set = {};
-    RS_CHECK(resolve(*s, params, tower, &set));
+    RS_TRY(resolve(*s, params, tower, &set));
     if (set.layers != all_layers) return rs_fail(RS_ERR_ARGUMENT, "a plan is of all layers");
     const encoder_graph *g;
-    RS_CHECK(get_encoder_graph(s, set, &g));
+    RS_TRY(get_encoder_graph(s, set, &g));
     std::vector<int32_t> starts = {0}, flags;
     size_t rows = 0;
     for (size_t i = 0; i < n; i++) {
@@ -8135,10 +8150,10 @@ rs_status rs_plan(rs_session *s, const int32_t *lengths, size_t n, const rs_enco
         &bindings);
     lane l;
     graph_plan &p = *plan_of(s, &l, g->graph);
-    RS_CHECK(make_plan(s, s->threads, p,
-                       {g->graph, static_cast<int64_t>(tokens), static_cast<int64_t>(n), bindings.data(), bound,
-                        rows_of(*s->model, *g, nullptr)}));  // how many there are counts, not what they are
-    place(l, p, nullptr);                                    // multiplications of attention depend on the starts
+    RS_TRY(make_plan(s, s->threads, p,
+                     {g->graph, static_cast<int64_t>(tokens), static_cast<int64_t>(n), bindings.data(), bound,
+                      rows_of(*s->model, *g, nullptr)}));  // how many there are counts, not what they are
+    place(l, p, nullptr);                                  // multiplications of attention depend on the starts
     sum_plan(p, all_layers, layers);
     *arena_bytes = arena_bytes_of(p, s->threads);
     return RS_OK;
@@ -8174,8 +8189,8 @@ struct trace_graph {
   std::vector<step> steps;
 
   rs_status build(const rs_model *model, const encode_settings &set) {
-    RS_CHECK(e.set(*model, set));
-    RS_CHECK(rs_graph_create(model, &e.graph));
+    RS_TRY(e.set(*model, set));
+    RS_TRY(rs_graph_create(model, &e.graph));
     return build_encoder_graph(model, &e, [&](rs_graph *g) {
       for (int i = 0; i < e.layers; i++) {
         const std::string name = "drop." + std::to_string(i);
@@ -8212,8 +8227,7 @@ rs_status trace_sequence(rs_session *s, const trace_graph &g, const float *image
   int32_t protect = 0;
   if (g.e.pixels) protect = mark_prefix(*s->model, n, flags.data());
   else if (g.e.drop)
-    protect =
-        mark_protected(s->model->tokenizer, g.e.schedule.protect, t->tokens.ids.data(), t->tokens.type_ids.data(), n, flags.data());
+    protect = mark_protected(s->model->tokenizer, g.e.schedule.protect, t->tokens.ids.data(), t->tokens.pair, n, flags.data());
   const size_t kept = static_cast<size_t>(kept_tokens(g.e, protect, static_cast<int32_t>(n)));
   std::vector<float> result((g.e.pooling == RS_POOL_NONE ? kept : 1) * static_cast<size_t>(g.e.result->shape[1]));
   part_bindings bound;
@@ -8238,8 +8252,7 @@ rs_status trace_sequence(rs_session *s, const trace_graph &g, const float *image
     at = left;
   }
   const forget_at_end forget(s, g.e.graph);
-  RS_CHECK(
-      run_whole(s, {g.e.graph, static_cast<int64_t>(n), 1, bindings.data(), bindings.size(), rows_of(*s->model, g.e, &image)}));
+  RS_TRY(run_whole(s, {g.e.graph, static_cast<int64_t>(n), 1, bindings.data(), bindings.size(), rows_of(*s->model, g.e, &image)}));
   for (size_t i = 0; i < g.steps.size(); i++) read_step(g.steps[i], rows[i], assign[i], &positions, &t->steps[i]);
   t->kept = std::move(positions);
   return RS_OK;
@@ -8248,47 +8261,46 @@ rs_status trace_sequence(rs_session *s, const trace_graph &g, const float *image
 }  // namespace
 
 rs_status rs_trace_text(rs_session *s, const rs_text *text, const rs_text *pair, const rs_encode_params *params, rs_trace **out) {
-  return guarded([&] {
+  return rs_guarded([&] {
     encode_settings set = {};
-    RS_CHECK(resolve(*s, params, rs_tower::text, &set));
+    RS_TRY(resolve(*s, params, rs_tower::text, &set));
     if (set.long_text == RS_LONG_CHUNK) return rs_fail(RS_ERR_ARGUMENT, "a trace is of one sequence, not of chunks");
     auto t = std::make_unique<rs_trace>();
     encoder &e = *s->encoder;
-    RS_CHECK(tokenize_text(s, set, *text));
+    RS_TRY(tokenize_text(s, set, *text));
     rs_tokens second;
-    if (pair) RS_CHECK(rs_tokenizer_encode(s->model->tokenizer, e.scratch.get(), {pair->data, text_length(*pair)}, &second));
+    if (pair) RS_TRY(rs_tokenizer_encode(s->model->tokenizer, e.scratch.get(), {pair->data, text_length(*pair)}, &second));
     const size_t special = rs_tokenizer_special(s->model->tokenizer, pair != nullptr), n = e.tokens.ids.size() + second.ids.size(),
                  room = std::max(static_cast<size_t>(set.max_tokens), special) - special;
     if (n > room && set.long_text == RS_LONG_ERROR)
       return rs_fail(RS_ERR_LIMIT, "the text has %zu tokens, the limit is %d", n + special, set.max_tokens);
     size_t first_end = e.tokens.ids.size(), second_end = second.ids.size();
     rs_cut_pair(&first_end, &second_end, room);
-    t->pair =
-        rs_tokenizer_template(s->model->tokenizer, e.tokens, 0, first_end, pair ? &second : nullptr, 0, second_end, &t->tokens);
+    rs_tokenizer_template(s->model->tokenizer, e.tokens, 0, first_end, pair ? &second : nullptr, 0, second_end, &t->tokens);
     t->n = t->tokens.ids.size();
-    if (!pair) t->pair = t->n;
+    t->pair = pair ? t->tokens.pair : t->n;
     trace_graph g;
-    RS_CHECK(g.build(s->model, set));
-    RS_CHECK(trace_sequence(s, g, nullptr, t.get()));
+    RS_TRY(g.build(s->model, set));
+    RS_TRY(trace_sequence(s, g, nullptr, t.get()));
     *out = t.release();
     return RS_OK;
   });
 }
 
 rs_status rs_trace_image(rs_session *s, const rs_image *image, const rs_encode_params *params, rs_trace **out) {
-  return guarded([&] {
+  return rs_guarded([&] {
     encode_settings set = {};
-    RS_CHECK(resolve(*s, params, rs_tower::image, &set));
+    RS_TRY(resolve(*s, params, rs_tower::image, &set));
     auto t = std::make_unique<rs_trace>();
     trace_graph g;
-    RS_CHECK(g.build(s->model, set));
+    RS_TRY(g.build(s->model, set));
     const rs_image_shape &shape = g.e.image->shape;
     rs_image_info info;
     std::vector<float> prepared;
     const float *pixels;
-    RS_CHECK(image_pixels(s->model, shape, *image, &prepared, &pixels, &info));
+    RS_TRY(image_pixels(s->model, shape, *image, &prepared, &pixels, &info));
     t->n = t->pair = static_cast<size_t>(shape.tokens);
-    RS_CHECK(trace_sequence(s, g, pixels, t.get()));
+    RS_TRY(trace_sequence(s, g, pixels, t.get()));
     *out = t.release();
     return RS_OK;
   });
@@ -8411,9 +8423,9 @@ rs_span answer_bytes(const rs_model &m, const rs_tokens &context, answer_candida
 
 rs_status rs_answer_question(rs_session *s, const rs_text *question, const rs_text *context, const rs_answer_params *params,
                              rs_answer *answers, size_t capacity, size_t *n) {
-  return guarded([&] {
+  return rs_guarded([&] {
     rs_answer_params p;
-    RS_CHECK(read_params(params, "rs_answer_params", &p));
+    RS_TRY(rs_read_params(params, "rs_answer_params", &p));
     *n = 0;
     if (s->encoder) s->encoder->failed = SIZE_MAX;
     auto encode_params = rs_encode_params();
@@ -8421,7 +8433,7 @@ rs_status rs_answer_question(rs_session *s, const rs_text *question, const rs_te
     encode_params.max_tokens = p.max_tokens;
     encode_params.drop = p.drop;
     encode_settings set = {};
-    RS_CHECK(resolve_head(*s, &encode_params, rs_tower::text, &set));
+    RS_TRY(resolve_head(*s, &encode_params, rs_tower::text, &set));
     const rs_model &m = *s->model;
     if (m.info.head != RS_HEAD_SPANS)
       return rs_fail(RS_ERR_ARGUMENT, "%s: answers need a head of spans, the model's is of %s", m.path.c_str(),
@@ -8440,18 +8452,17 @@ rs_status rs_answer_question(rs_session *s, const rs_text *question, const rs_te
 
     std::vector<answer_window> windows;
     size_t rows = 0;
-    RS_CHECK(cut_context(s, set, p.overlap, &windows, &rows));
+    RS_TRY(cut_context(s, set, p.overlap, &windows, &rows));
     e.logits.resize(2 * rows);
     batch b(s, set, e.logits.data(), e.logits.size());
-    RS_CHECK(b.open());
+    RS_TRY(b.open());
     for (answer_window &w : windows) {
       e.wrapped.clear();
-      w.context_row =
-          w.row + rs_tokenizer_template(m.tokenizer, e.tokens, 0, e.tokens.ids.size(), &e.pair_tokens, w.begin, w.end, &e.wrapped);
-      RS_CHECK(b.add({1, static_cast<int32_t>(e.wrapped.ids.size()), true, true}, e.wrapped.ids.data(), e.wrapped.type_ids.data(),
-                     nullptr));
+      rs_tokenizer_template(m.tokenizer, e.tokens, 0, e.tokens.ids.size(), &e.pair_tokens, w.begin, w.end, &e.wrapped);
+      w.context_row = w.row + e.wrapped.pair;
+      RS_TRY(b.add({1, static_cast<int32_t>(e.wrapped.ids.size()), true, true}, e.wrapped, nullptr));
     }
-    RS_CHECK(b.flush());
+    RS_TRY(b.flush());
 
     // As the pipeline of transformers does it: more than are wanted of each window, since some come to the same words.
     const size_t most = 2 * std::min<size_t>(capacity, INT32_MAX) + 10,
@@ -8485,12 +8496,12 @@ rs_status rs_answer_question(rs_session *s, const rs_text *question, const rs_te
 
 rs_status rs_tokenize(const rs_model *model, const rs_text *text, const rs_text *pair, int32_t *ids, int32_t *type_ids,
                       rs_span *spans, size_t capacity, size_t *n) {
-  return guarded([&] {
+  return rs_guarded([&] {
     if (!model->tokenizer) return rs_fail(RS_ERR_ARGUMENT, "%s: the model takes no texts", model->path.c_str());
     const rs_tokenizer_scratch_ptr scratch = rs_tokenizer_scratch_new();
     rs_tokens a, b, all;
-    RS_CHECK(rs_tokenizer_encode(model->tokenizer, scratch.get(), {text->data, text_length(*text)}, &a));
-    if (pair) RS_CHECK(rs_tokenizer_encode(model->tokenizer, scratch.get(), {pair->data, text_length(*pair)}, &b));
+    RS_TRY(rs_tokenizer_encode(model->tokenizer, scratch.get(), {text->data, text_length(*text)}, &a));
+    if (pair) RS_TRY(rs_tokenizer_encode(model->tokenizer, scratch.get(), {pair->data, text_length(*pair)}, &b));
     rs_tokenizer_template(model->tokenizer, a, 0, a.ids.size(), pair ? &b : nullptr, &all);
     *n = all.ids.size();
     if (*n > capacity && (ids || type_ids || spans))
@@ -8551,9 +8562,9 @@ struct calibration_graph {
   std::vector<int32_t> positions, starts = {0};
 
   rs_status build(const rs_model *model, const encode_settings &set, rs_calibration *c) {
-    RS_CHECK(e.set(*model, set));
-    RS_CHECK(rs_graph_create(model, &e.graph));
-    RS_CHECK(build_encoder_graph(model, &e, [&](rs_graph *g) {
+    RS_TRY(e.set(*model, set));
+    RS_TRY(rs_graph_create(model, &e.graph));
+    RS_TRY(build_encoder_graph(model, &e, [&](rs_graph *g) {
       for (const auto &t : g->tensors)
         if (t->kind == tensor_op && t->op == OP_LINEAR) {
           if (t->src[0]->kind == tensor_op) rs_output(g, t->src[0]);
@@ -8598,7 +8609,7 @@ struct calibration_graph {
       if (same != bindings.end()) from.back() = static_cast<const float *>(same->data);
       else bindings.push_back({t->src[0], inputs.back().data(), inputs.back().size() * 4});
     }
-    RS_CHECK(
+    RS_TRY(
         rs_graph_run(s, e.graph, static_cast<int64_t>(tokens), static_cast<int64_t>(sequences), bindings.data(), bindings.size()));
     for (size_t i = 0; i < linears.size(); i++) {
       const rs_tensor &x = *linears[i]->src[0];
@@ -8616,9 +8627,9 @@ struct calibration_graph {
 
 rs_status calibrate_texts(rs_session *s, const rs_text *texts, size_t n, rs_calibration *c) {
   encode_settings set = {};
-  RS_CHECK(resolve(*s, nullptr, rs_tower::text, &set));
+  RS_TRY(resolve(*s, nullptr, rs_tower::text, &set));
   calibration_graph g;
-  RS_CHECK(g.build(s->model, set, c));
+  RS_TRY(g.build(s->model, set, c));
   const forget_at_end forget(s, g.e.graph);
   const size_t content = static_cast<size_t>(set.max_tokens) - rs_tokenizer_special(s->model->tokenizer, false);
   encoder &e = *s->encoder;
@@ -8629,16 +8640,16 @@ rs_status calibrate_texts(rs_session *s, const rs_text *texts, size_t n, rs_cali
     }
     rs_tokenizer_template(s->model->tokenizer, e.tokens, 0, std::min(e.tokens.ids.size(), content), nullptr, &g.packed);
     g.end_sequence(g.packed.ids.size() - g.positions.size());
-    if (static_cast<int64_t>(g.positions.size()) >= s->max_batch_tokens) RS_CHECK(g.run(s, c));
+    if (static_cast<int64_t>(g.positions.size()) >= s->max_batch_tokens) RS_TRY(g.run(s, c));
   }
   return g.run(s, c);
 }
 
 rs_status calibrate_images(rs_session *s, const rs_image *images, size_t n, rs_calibration *c) {
   encode_settings set = {};
-  RS_CHECK(resolve(*s, nullptr, rs_tower::image, &set));
+  RS_TRY(resolve(*s, nullptr, rs_tower::image, &set));
   calibration_graph g;
-  RS_CHECK(g.build(s->model, set, c));
+  RS_TRY(g.build(s->model, set, c));
   const forget_at_end forget(s, g.e.graph);
   const rs_image_shape &shape = g.e.image->shape;
   const auto tokens = static_cast<size_t>(shape.tokens), row = static_cast<size_t>(g.e.pixels->shape[1]);
@@ -8653,7 +8664,7 @@ rs_status calibrate_images(rs_session *s, const rs_image *images, size_t n, rs_c
     g.pixels.resize((g.positions.size() + tokens) * row);
     rows_of(*s->model, g.e, &pixels).write(0, shape.tokens, g.pixels.data() + g.positions.size() * row);
     g.end_sequence(tokens);
-    if (static_cast<int64_t>(g.positions.size()) >= s->max_batch_tokens) RS_CHECK(g.run(s, c));
+    if (static_cast<int64_t>(g.positions.size()) >= s->max_batch_tokens) RS_TRY(g.run(s, c));
   }
   return g.run(s, c);
 }
@@ -8662,10 +8673,10 @@ rs_status calibrate_images(rs_session *s, const rs_image *images, size_t n, rs_c
 
 rs_status rs_calibrate(rs_session *s, const rs_text *texts, size_t n_texts, const rs_image *images, size_t n_images,
                        rs_calibration **out) {
-  return guarded([&] {
+  return rs_guarded([&] {
     auto c = std::make_unique<rs_calibration>();
-    if (n_texts) RS_CHECK(calibrate_texts(s, texts, n_texts, c.get()));
-    if (n_images) RS_CHECK(calibrate_images(s, images, n_images, c.get()));
+    if (n_texts) RS_TRY(calibrate_texts(s, texts, n_texts, c.get()));
+    if (n_images) RS_TRY(calibrate_images(s, images, n_images, c.get()));
     *out = c.release();
     return RS_OK;
   });
@@ -8675,7 +8686,7 @@ void rs_calibration_free(rs_calibration *c) { delete c; }
 
 rs_status rs_tensor_encode_calibrated(const rs_calibration *c, const char *name, rs_type type, rs_layout layout, int rank,
                                       const int64_t *shape, const float *src, void *dst, size_t capacity) {
-  return guarded([&] {
+  return rs_guarded([&] {
     const rs_calibration::layer *layer = nullptr;
     for (const rs_calibration::layer &l : c->layers)
       if (l.weight == name) layer = &l;
@@ -8684,7 +8695,7 @@ rs_status rs_tensor_encode_calibrated(const rs_calibration *c, const char *name,
       return rs_fail(RS_ERR_ARGUMENT, "'%s': shape %s, calibrated with %zu inputs", name, shape_text(rank, shape).c_str(),
                      layer->k);
     rounding r;
-    RS_CHECK(make_rounding(layer->h.data(), layer->k, layer->stride, &r));
+    RS_TRY(make_rounding(layer->h.data(), layer->k, layer->stride, &r));
     return encode(type, layout, rank, shape, src, &r, dst, capacity);
   });
 }

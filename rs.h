@@ -91,7 +91,9 @@ typedef enum rs_layout {
 RS_API const char *rs_type_name(rs_type type); /* "f32", "f16", "bf16", "i32", "w8", "w4" */
 /* Bytes that a tensor takes in memory and in a file.  Fails on a combination that does not exist and on overflow. */
 RS_API rs_status rs_tensor_bytes(rs_type type, rs_layout layout, int rank, const int64_t *shape, size_t *bytes);
-/* Encode f32 rows [shape] into `dst` of at least rs_tensor_bytes, and the way back. */
+/* Encode f32 rows [shape] into `dst` of at least rs_tensor_bytes, and the way back.  Both have places of 4 bytes and more aligned
+ * to
+ * 4.  RS_ERR_LIMIT: `dst` is too small; RS_ERR_NUMERIC: NaN, infinity, or a value that the type does not hold. */
 RS_API rs_status rs_tensor_encode(rs_type type, rs_layout layout, int rank, const int64_t *shape, const float *src, void *dst,
                                   size_t capacity);
 RS_API rs_status rs_tensor_decode(rs_type type, rs_layout layout, int rank, const int64_t *shape, const void *src, float *dst,
@@ -103,8 +105,8 @@ typedef struct rs_model rs_model;
 
 typedef struct rs_load_params {
   uint32_t size;
-  bool check_data;    /* verify the checksum of every block and every weight's range, not only of the header.  Reads the whole
-                         file once, without making it resident. */
+  bool check_data;    /* verify the checksum of every block of data, not only of header and metadata.  Reads the whole file
+                         once, without making it resident. */
   const char *device; /* where its sessions run: "cpu"; "cuda" or "cuda:N": a card of NVIDIA's, by the library librs-cuda.so, which
                          is looked for beside this one; "auto": the first card that answers, else the CPU.  NULL: the environment
                          variable RS_DEVICE, or "cpu".  Weights are copied to a card here, once. */
@@ -216,7 +218,7 @@ RS_API size_t rs_model_tensor_count(const rs_model *model);
 RS_API rs_status rs_model_tensor_at(const rs_model *model, size_t i, rs_tensor_info *out); /* sorted by name */
 RS_API rs_status rs_model_tensor(const rs_model *model, const char *name, rs_tensor_info *out);
 
-/* Check what rs_model_load leaves out unless asked: block checksums, integer ranges, no NaN in any weight.  Reads every byte. */
+/* Check block checksums and what no load looks at: integer ranges, no NaN in any weight.  Reads every byte. */
 RS_API rs_status rs_model_verify(const rs_model *model);
 
 /* ------------------------------------------------------------------------------------------------ session, texts */
@@ -300,8 +302,8 @@ typedef enum rs_drop_mode {
   RS_DROP_FOLD       /* the dropped tokens of a sequence become one more token at its end, weighted by score (EViT: arXiv
                         2202.07800); counted as RS_DROP_MERGE does */
 } rs_drop_mode;
-/* Tokens that never leave.  RS_PROTECT_PREFIX: of a pair, the first text and the special tokens around it (a question, a query), as
- * type ids tell; of a single text, and where both texts of a pair have one type id, the first token. */
+/* Tokens that never leave.  RS_PROTECT_PREFIX: of a pair, the first text and the special tokens around it (a question, a query); of
+ * rs_encode_ids, what comes before the first type id that is not 0; of a single text, the first token. */
 typedef enum rs_drop_protect {
   RS_PROTECT_CLS = 0, /* the first of a sequence */
   RS_PROTECT_SPECIAL, /* those of the tokenizer's template: [CLS], [SEP] */
@@ -584,8 +586,8 @@ typedef enum rs_activation {
 RS_API rs_tensor *rs_embed(rs_graph *g, rs_tensor *ids, rs_tensor *table);
 /* a + b, both [T, C]. */
 RS_API rs_tensor *rs_add(rs_graph *g, rs_tensor *a, rs_tensor *b);
-/* act(x w^T + bias).  x: [.., K]; w: [N, K] in panels; bias: [N] or NULL -> [.., N].  W8 and W4 quantize x to 8 bits a row; the
- * result is then bit-identical on every ISA. */
+/* act(x w^T + bias).  x: [.., K]; w: [N, K] in panels; bias: [N] or NULL -> [.., N].  W8 and W4 quantize x to 8 bits a row; what
+ * they come to before the activation is bit-identical on every ISA. */
 RS_API rs_tensor *rs_linear(rs_graph *g, rs_tensor *x, rs_tensor *w, rs_tensor *bias, rs_activation act);
 /* gamma (v - mean(v)) / sqrt(var(v) + eps) + beta over C, with v = x + residual (residual may be NULL).  x: [T, C]. */
 RS_API rs_tensor *rs_layer_norm(rs_graph *g, rs_tensor *x, rs_tensor *residual, rs_tensor *gamma, rs_tensor *beta, float eps);
@@ -677,7 +679,8 @@ typedef struct rs_binding {
   void *data;        /* inputs are read, outputs written */
   size_t bytes;      /* must be what the shape comes to at this run */
 } rs_binding;
-/* Run with T tokens and B sequences.  The plan (shapes, places in the arena) is made on the first run of a shape. */
+/* Run with T tokens and B sequences.  Every run plans anew (shapes, places in the arena), in memory that the session keeps for the
+ * graph.  All that belongs to a run is the session's: a finished graph may run in several sessions at once. */
 RS_API rs_status rs_graph_run(rs_session *session, rs_graph *graph, int64_t tokens, int64_t sequences, const rs_binding *bindings,
                               size_t n_bindings);
 

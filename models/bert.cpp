@@ -205,6 +205,7 @@ rs_status bert_shape(const rs_model *model, rs_model_shape *out) {
   out->text = {static_cast<int32_t>(s.hidden), static_cast<int32_t>(s.layers), static_cast<int32_t>(s.heads)};
   out->dim = out->text.hidden;
   out->drops_texts = true;
+  out->types = static_cast<int32_t>(s.types);
   out->vocab = static_cast<int32_t>(s.vocab);
   out->positions = static_cast<int32_t>(s.positions);
   return RS_OK;

@@ -11,6 +11,7 @@
 //   image.pool.query [C]: Wq probe + bq;  image.pool.kv.{weight [2C,C], bias}, .out, .norm, .up, .down
 #include "tower.h"
 
+#include <cfloat>
 #include <cmath>
 #include <cstring>
 
@@ -191,6 +192,8 @@ rs_status clip_shape(const rs_model *model, rs_model_shape *out) {
   RS_TRY(read_i64(model, "clip.projection_dim", 1, 65536, &dim));
   RS_TRY(read_f64(model, "clip.logit_scale", &scale));
   RS_TRY(read_f64(model, "clip.logit_bias", &bias));
+  if (std::fabs(scale) > FLT_MAX || std::fabs(bias) > FLT_MAX)
+    return rs_fail(RS_ERR_FORMAT, "clip.logit_scale %g, clip.logit_bias %g: no finite floats", scale, bias);
   out->dim = static_cast<int32_t>(dim);
   out->logit_scale = static_cast<float>(scale);
   out->logit_bias = static_cast<float>(bias);
@@ -287,8 +290,6 @@ rs_status clip_image_rows(const rs_model *model, int32_t columns, int32_t rows, 
   return image_rows(model, s, columns, rows, added);
 }
 
-const char *clip_drop_warning(const rs_drop_schedule &) { return nullptr; }
-
 const char *const types[] = {"clip", "clip_vision_model", "clip_text_model", "siglip", "siglip_vision_model", nullptr};
 const char *const architectures[] = {
     "CLIPModel", "CLIPVisionModelWithProjection", "CLIPTextModelWithProjection", "SiglipModel", "SiglipVisionModel", nullptr};
@@ -296,6 +297,5 @@ const char *const architectures[] = {
 }  // namespace
 
 extern const rs_family rs_family_clip;
-const rs_family rs_family_clip = {"clip",       types,           architectures, clip_inputs,
-                                  clip_convert, clip_shape,      clip_build,    clip_drop_warning,
-                                  clip_head,    clip_image_rows, clip_embed};
+const rs_family rs_family_clip = {"clip",     types,   architectures, clip_inputs,     clip_convert, clip_shape,
+                                  clip_build, nullptr, clip_head,     clip_image_rows, clip_embed};

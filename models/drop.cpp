@@ -272,8 +272,9 @@ rs_status rs_drop_resolve(const rs_drop &d, int layers, rs_drop_schedule *out) {
 }
 
 rs_status rs_drop_format(const rs_drop *drop, char *text, size_t capacity) {
-  try {
-    const rs_drop &d = *drop;
+  return rs_guarded([&] {
+    rs_drop d;
+    RS_TRY(rs_read_params(drop, "rs_drop", &d));
     RS_TRY(rs_drop_check_fields(d));
     std::string s;
     if (d.n_keeps) append_numbers(&(s = "keeps="), d.keeps, d.n_keeps);
@@ -285,13 +286,11 @@ rs_status rs_drop_format(const rs_drop *drop, char *text, size_t capacity) {
       return rs_fail(RS_ERR_LIMIT, "the text of the drop schedule has %zu bytes, the output holds %zu", s.size() + 1, capacity);
     memcpy(text, s.c_str(), s.size() + 1);
     return RS_OK;
-  } catch (const std::bad_alloc &) {
-    return rs_fail(RS_ERR_MEMORY, "out of memory");
-  }
+  });
 }
 
 rs_status rs_drop_parse(const char *text, rs_drop **out) {
-  try {
+  return rs_guarded([&]() -> rs_status {
     auto d = std::make_unique<rs_owned_drop>();
     for (const std::string_view word : split(text, ' ')) {
       if (word.empty()) continue;
@@ -301,9 +300,7 @@ rs_status rs_drop_parse(const char *text, rs_drop **out) {
     d->point();
     *out = d.release();
     return RS_OK;
-  } catch (const std::bad_alloc &) {
-    return rs_fail(RS_ERR_MEMORY, "out of memory");
-  }
+  });
 }
 
 void rs_drop_free(rs_drop *drop) { delete static_cast<rs_owned_drop *>(drop); }

@@ -50,19 +50,17 @@ const rs_family *find_family(rs_importer &in, rs_status *status) {
 }  // namespace
 
 rs_status rs_source_inputs(const rs_source *source, bool *texts, bool *images) {
-  try {
+  return rs_guarded([&] {
     rs_importer in(source, nullptr, nullptr);
     rs_status status;
     const rs_family *f = find_family(in, &status);
     if (!f) return status;
     return f->inputs(in, texts, images);
-  } catch (const std::exception &e) {  // std::bad_alloc
-    return rs_fail(RS_ERR_MEMORY, "%s", e.what());
-  }
+  });
 }
 
 rs_status rs_convert(const rs_source *source, const rs_convert_params *params, rs_writer *w) {
-  try {
+  return rs_guarded([&] {
     rs_importer in(source, params, w);
     rs_status status;
     const rs_family *f = find_family(in, &status);
@@ -70,7 +68,5 @@ rs_status rs_convert(const rs_source *source, const rs_convert_params *params, r
     RS_TRY(rs_writer_set_str(w, "general.architecture", f->name));
     RS_TRY(f->convert(in));
     return in.finish();
-  } catch (const std::exception &e) {  // std::bad_alloc
-    return rs_fail(RS_ERR_MEMORY, "conversion: %s", e.what());
-  }
+  });
 }

@@ -17,6 +17,7 @@ struct rs_model_shape {
   int32_t dim = 0;                        // of an embedding
   bool drops_texts = false;               // build() takes a schedule for the text tower
   int32_t vocab = 0, positions = 0;       // of the text tower
+  int32_t types = 0;                      // the same; 0: it takes no type ids
   int32_t patch = 0, prefix = 0;          // of the image tower: pixels along a patch; tokens before the patches
   float logit_scale = 0, logit_bias = 0;  // of models that compare texts with images
   const rs_tower_shape &of(rs_tower t) const { return t == rs_tower::text ? text : image; }
@@ -50,7 +51,8 @@ struct rs_family {
   rs_status (*build)(const rs_model *model, rs_graph *graph, rs_tower tower, int layers, const rs_drop_schedule *drop,
                      const rs_image_grid *grid, rs_states *out);
 
-  // What is known to go wrong with such a schedule in this family; nullptr when nothing is.
+  // What is known to go wrong with such a schedule in this family; nullptr when nothing is, as where there is
+  // no such function.
   const char *(*drop_warning)(const rs_drop_schedule &drop);
 
   // A head on these states: its logits, [B, labels] or [T, labels].  A head that the file lacks the weights of is told by

@@ -230,8 +230,6 @@ rs_status modernbert_head(const rs_model *model, rs_graph *g, rs_head head, int6
   return RS_OK;
 }
 
-const char *modernbert_drop_warning(const rs_drop_schedule &) { return nullptr; }
-
 const char *const types[] = {"modernbert", nullptr};
 const char *const architectures[] = {"ModernBertModel",
                                      "ModernBertForMaskedLM",
@@ -243,14 +241,6 @@ const char *const architectures[] = {"ModernBertModel",
 }  // namespace
 
 extern const rs_family rs_family_modernbert;
-const rs_family rs_family_modernbert = {"modernbert",
-                                        types,
-                                        architectures,
-                                        modernbert_inputs,
-                                        modernbert_convert,
-                                        modernbert_shape,
-                                        modernbert_build,
-                                        modernbert_drop_warning,
-                                        modernbert_head,
-                                        nullptr,
-                                        nullptr};
+const rs_family rs_family_modernbert = {
+    "modernbert",    types,   architectures, modernbert_inputs, modernbert_convert, modernbert_shape, modernbert_build, nullptr,
+    modernbert_head, nullptr, nullptr};

@@ -56,7 +56,11 @@ void widen_bf16(const void *src, size_t n, float *dst) {
 
 rs_importer::rs_importer(const rs_source *source, const rs_convert_params *p, rs_writer *w)
     : source(source), params(), w(w), used(source->n_tensors) {
-  if (p) memcpy(&params, p, std::min<size_t>(p->size, sizeof params));
+  if (source->size < sizeof(uint32_t)) {
+    type_status = rs_fail(RS_ERR_ARGUMENT, "rs_source.size is %u: set it to sizeof(rs_source)", source->size);
+    return;
+  }
+  if ((type_status = rs_read_params(p, "rs_convert_params", &params)) != RS_OK) return;
   if (!params.type) params.type = "q8";
   type_status = RS_ERR_ARGUMENT;
   for (const weight_type &t : weight_types)

@@ -569,8 +569,6 @@ struct template_token {
 };
 constexpr int32_t text_slot = -1, pair_slot = -2;
 
-enum class wholeness : uint8_t { unknown, whole, parts };
-
 }  // namespace
 
 struct rs_tokenizer {
@@ -595,8 +593,8 @@ struct rs_tokenizer {
   merge_table merges;
   int32_t byte_ids[2][256];  // of a byte inside a word, and of its last
   std::vector<char> word_bytes;
-  // Whether merging makes one token of a word that is in `pieces`, which it need not; by id, found out when it is first met.
-  std::unique_ptr<std::atomic<wholeness>[]> whole;
+  // Merging makes one token of a word that is in `pieces`, which it need not; by id, found out when it is first met.
+  std::unique_ptr<std::atomic<bool>[]> whole;
   bool split_special = false;
   bool gpt2 = false;  // words, and all below, are its; else CLIP's
   bool compose = false, prefix_space = false, trim_spans = false, ignore_merges = false;
@@ -1314,14 +1312,13 @@ class bpe_encoder : public word_reader<bpe_encoder> {
     } else if (t_.ignore_merges) {
       token(id, {begin_, end_});
     } else {
-      std::atomic<wholeness> &whole = t_.whole[static_cast<size_t>(id)];
-      if (whole.load(std::memory_order_relaxed) == wholeness::whole) {
+      std::atomic<bool> &whole = t_.whole[static_cast<size_t>(id)];
+      if (whole.load(std::memory_order_relaxed)) {
         token(id, {begin_, end_});
       } else {
         const size_t before = ids_.size();
         merge_word();
-        const bool is_whole = ids_.size() == before + 1 && ids_[before] == id;
-        whole.store(is_whole ? wholeness::whole : wholeness::parts, std::memory_order_relaxed);
+        if (ids_.size() == before + 1 && ids_[before] == id) whole.store(true, std::memory_order_relaxed);
       }
     }
     clear_word();
@@ -1572,7 +1569,7 @@ class bpe_index {
   rs_status add_tokens() {
     t_.pieces.reserve(spec_.tokens.size());
     t_.word_bytes.reserve(t_.text.size());
-    t_.whole = std::make_unique<std::atomic<wholeness>[]>(spec_.tokens.size());
+    t_.whole = std::make_unique<std::atomic<bool>[]>(spec_.tokens.size());
     for (size_t i = 0; i < spec_.tokens.size(); i++) {
       const std::string &token = spec_.tokens[i];
       if (token.empty() || outside_[i]) continue;
@@ -1976,9 +1973,8 @@ void rs_tokenizer_template(const rs_tokenizer *t, const rs_tokens &a, size_t a_b
   rs_tokenizer_template(t, a, a_begin, a_end, b, 0, b ? b->ids.size() : 0, out);
 }
 
-size_t rs_tokenizer_template(const rs_tokenizer *t, const rs_tokens &a, size_t a_begin, size_t a_end, const rs_tokens *b,
-                             size_t b_begin, size_t b_end, rs_tokens *out) {
-  size_t pair_begin = 0;
+void rs_tokenizer_template(const rs_tokenizer *t, const rs_tokens &a, size_t a_begin, size_t a_end, const rs_tokens *b,
+                           size_t b_begin, size_t b_end, rs_tokens *out) {
   const auto copy = [out](const rs_tokens &from, size_t begin, size_t end, int32_t type_id) {
     out->ids.insert(out->ids.end(), from.ids.begin() + static_cast<ptrdiff_t>(begin),
                     from.ids.begin() + static_cast<ptrdiff_t>(end));
@@ -1990,7 +1986,7 @@ size_t rs_tokenizer_template(const rs_tokenizer *t, const rs_tokens &a, size_t a
     if (token.id == text_slot) {
       copy(a, a_begin, a_end, token.type_id);
     } else if (token.id == pair_slot) {
-      pair_begin = out->ids.size();
+      out->pair = out->ids.size();
       if (b) copy(*b, b_begin, b_end, token.type_id);  // only the pair's template has it
     } else {
       out->ids.push_back(token.id);
@@ -1998,7 +1994,6 @@ size_t rs_tokenizer_template(const rs_tokenizer *t, const rs_tokens &a, size_t a
       out->type_ids.push_back(token.type_id);
     }
   }
-  return pair_begin;
 }
 
 namespace {
@@ -2035,6 +2030,12 @@ bool rs_tokenizer_continues(const rs_tokenizer *t, int32_t before, int32_t id) {
   if (t->gpt2) return same_word(left, token);
   const size_t length = strlen(left), suffix = t->suffix.size();
   return length < suffix || memcmp(left + length - suffix, t->suffix.data(), suffix) != 0;
+}
+
+int32_t rs_tokenizer_types(const rs_tokenizer *t) {
+  int32_t last = 0;
+  for (const template_token &token : t->single) last = std::max(last, token.type_id);
+  return last < INT32_MAX ? last + 1 : last;
 }
 
 size_t rs_tokenizer_special(const rs_tokenizer *t, bool pair) { return pair ? t->pair.size() - 2 : t->single.size() - 1; }

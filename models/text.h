@@ -10,10 +10,12 @@
 struct rs_tokens {
   std::vector<int32_t> ids, type_ids;
   std::vector<rs_span> spans;
+  size_t pair = 0;  // where the second text of a pair begins, or 0
   void clear() {
     ids.clear();
     type_ids.clear();
     spans.clear();
+    pair = 0;
   }
 };
 
@@ -68,18 +70,19 @@ void rs_tokenizer_free(rs_tokenizer *t);
 rs_status rs_tokenizer_encode(const rs_tokenizer *t, rs_tokenizer_scratch *scratch, rs_text text, rs_tokens *out);
 
 // Wrap a (and b, or nullptr) in the template: [CLS] a [SEP] b [SEP], with type ids.  `a` is tokens [a_begin, a_end) of its list, so
-// that windows of a long text need no copy.  Appended to `out`, which is neither of them.
+// that windows of a long text need no copy.  Appended to `out`, which is neither of them and notes where b begins.
 void rs_tokenizer_template(const rs_tokenizer *t, const rs_tokens &a, size_t a_begin, size_t a_end, const rs_tokens *b,
                            rs_tokens *out);
 
-// The same with tokens [b_begin, b_end) of the pair.  Returns where they begin in `out`.
-size_t rs_tokenizer_template(const rs_tokenizer *t, const rs_tokens &a, size_t a_begin, size_t a_end, const rs_tokens *b,
-                             size_t b_begin, size_t b_end, rs_tokens *out);
+// The same with tokens [b_begin, b_end) of the pair.
+void rs_tokenizer_template(const rs_tokenizer *t, const rs_tokens &a, size_t a_begin, size_t a_end, const rs_tokens *b,
+                           size_t b_begin, size_t b_end, rs_tokens *out);
 
 size_t rs_tokenizer_special(const rs_tokenizer *t, bool pair);     // how many tokens the template adds
 bool rs_tokenizer_in_template(const rs_tokenizer *t, int32_t id);  // is it one of those?
 // Whether token `id` continues the word that the token before it is of: "##ing", one behind a token without "</w>", or, of GPT-2,
 // one that begins with what the other ends with: letters, digits, or neither.
 bool rs_tokenizer_continues(const rs_tokenizer *t, int32_t before, int32_t id);
+int32_t rs_tokenizer_types(const rs_tokenizer *t);  // type ids of a single text are below that
 size_t rs_tokenizer_vocab(const rs_tokenizer *t);
 const char *rs_tokenizer_token(const rs_tokenizer *t, int32_t id);  // nullptr when out of range

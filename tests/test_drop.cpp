@@ -482,6 +482,24 @@ TEST(token_merge, folds_into_one_more_token_by_score) {
   }
 }
 
+// Of many tokens a score may be so far from the others that the weight of all that is folded would be 0, or infinite.
+TEST(token_merge, folds_what_is_far_from_all_others) {
+  for (const bool lowest : {false, true}) {
+    drop_harness h({30000}, 8);
+    vec far(30000);
+    for (const size_t i : {100, 200}) far[i] = lowest ? 1000.0f : -1000.0f;
+    rs_tensor *score = h.input("far", RS_F32, {T, 1}, far);
+    rs_drop_rule rule = ratio_rule(0);
+    rule.keep = 29998;
+    rule.lowest = lowest;
+    rule.fold = true;
+    rs_tensor *k = rs_token_drop(h.g, score, h.starts, nullptr, &rule), *assign = rs_token_assign(h.g, h.x, h.starts, k);
+    const vec got = h.all("", rs_token_merge(h.g, h.x, assign, k, h.starts, nullptr, score), 29999, 8);
+    for (int j = 0; j < 8; j++)
+      EXPECT_NEAR(got[29998 * 8 + static_cast<size_t>(j)], (h.row(100)[j] + h.row(200)[j]) / 2, 1e-5f) << j;
+  }
+}
+
 // Keys that stand for several tokens weigh as much as several equal keys.
 TEST(token_sizes, count_in_attention_and_in_means) {
   const int64_t c = 32;
@@ -560,6 +578,15 @@ TEST(drop, text_and_struct_say_the_same) {
   none.n_ratios = 0;
   ASSERT_EQ(rs_drop_format(&none, text, sizeof text), RS_OK);
   EXPECT_STREQ(text, "ratios=0 score=mlp mode=prune protect=cls min=0 seed=0");
+  ASSERT_EQ(rs_drop_format(nullptr, text, sizeof text), RS_OK);
+  EXPECT_STREQ(text, "ratios=0 score=mlp mode=prune protect=cls min=0 seed=0");
+  // An older program's shorter struct, and one that forgot its size.
+  none.size = offsetof(rs_drop, seed);
+  none.seed = 5;
+  ASSERT_EQ(rs_drop_format(&none, text, sizeof text), RS_OK);
+  EXPECT_STREQ(text, "ratios=0 score=mlp mode=prune protect=cls min=0 seed=0");
+  none.size = 0;
+  EXPECT_EQ(rs_drop_format(&none, text, sizeof text), RS_ERR_ARGUMENT);
 }
 
 class drop_tiny : public testing::Test {

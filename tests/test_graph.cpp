@@ -955,9 +955,10 @@ TEST(graph, a_finished_graph_gets_no_further_output) {
   session s;
   harness h;
   rs_tensor *x = h.input("x", RS_F32, {RS_DIM_TOKENS, c}, normal(c, 1)), *middle = rs_add(h.g, x, x), *end = rs_add(h.g, middle, x);
+  rs_name(h.g, middle, "middle");
   h.run(s.s, end, 1, 1, c);
   EXPECT_EQ(rs_output(h.g, end), end) << "it is one";
-  EXPECT_EQ(rs_output(h.g, rs_name(h.g, middle, "middle")), nullptr);
+  EXPECT_EQ(rs_output(h.g, middle), nullptr);
   EXPECT_EQ(std::string(rs_last_error()), "output 'middle': the graph is finished");
 }
 
@@ -1065,6 +1066,16 @@ TEST(graph, errors_name_what_was_wrong) {
   contains(error_of([&](harness &h) { rs_output(h.g, foreign); }), "'x' belongs to another graph");
   contains(error_of([&](harness &h) { rs_name(h.g, foreign, "z"); }), "'x' belongs to another graph");
   contains(error_of([&](harness &h) { rs_input(h.g, "x", RS_W8, 1, nullptr); }), "is w8");
+  const int64_t shape[] = {1, 1};
+  contains(error_of([&](harness &h) { rs_constant(h.g, "c", RS_F32, RS_ROWS, 2, shape, nullptr); }), "constant 'c' is NULL");
+  contains(error_of([&](harness &h) { rs_token_drop(h.g, x(h, 1), nullptr, nullptr, nullptr); }), "rule is NULL");
+  contains(error_of([&](harness &h) {
+             rs_tensor *one = x(h, 1), *sum = rs_output(h.g, rs_add(h.g, one, one));
+             ASSERT_EQ(rs_graph_finish(h.g), RS_OK) << rs_last_error();
+             rs_name(h.g, sum, "z");
+           }),
+           "name 'z': the graph is finished");
+  EXPECT_EQ(rs_token_starts(nullptr, foreign), nullptr);
 }
 
 TEST(graph, bindings_are_checked) {

@@ -307,8 +307,18 @@ TEST(bert, half_precision_sources_are_read) {
     rs_writer *w;
     ASSERT_EQ(rs_writer_open((dir / "narrow.rsw").c_str(), &w), RS_OK);
     tiny.set_metadata(w);
-    auto params = sized<rs_convert_params>();
+    rs_convert_params params = {};
     params.type = "f32";
+    EXPECT_EQ(rs_convert(&s, &params, w), RS_ERR_ARGUMENT);  // which would have been q8
+    EXPECT_NE(std::string(rs_last_error()).find("rs_convert_params.size is 0"), std::string::npos) << rs_last_error();
+    params.size = sizeof params;
+    rs_source unsized = s;
+    unsized.size = 0;
+    EXPECT_EQ(rs_convert(&unsized, &params, w), RS_ERR_ARGUMENT);
+    EXPECT_NE(std::string(rs_last_error()).find("rs_source.size is 0"), std::string::npos) << rs_last_error();
+    rs_writer_free(w);
+    ASSERT_EQ(rs_writer_open((dir / "narrow.rsw").c_str(), &w), RS_OK);
+    tiny.set_metadata(w);
     ASSERT_EQ(rs_convert(&s, &params, w), RS_OK) << rs_last_error();
     ASSERT_EQ(rs_writer_finish(w), RS_OK);
     rs_writer_free(w);
@@ -616,6 +626,12 @@ TEST_F(encode_tiny, bad_arguments_and_texts_are_errors) {
   EXPECT_NE(std::string(rs_last_error()).find("sequence 0: id 18 at position 1, expected 0 to 17"), std::string::npos)
       << rs_last_error();
   EXPECT_EQ(rs_encode_failed(m->session), 0u);
+  const int32_t good_ids[] = {2, 17, 3, 2, 3}, types[] = {0, 0, 0, 0, 7};
+  const size_t two[] = {0, 3, 5};
+  EXPECT_EQ(rs_encode_ids(m->session, good_ids, types, two, 2, nullptr, out, 64), RS_ERR_ARGUMENT);
+  EXPECT_NE(std::string(rs_last_error()).find("sequence 1: type id 7 at position 1, expected 0 to 1"), std::string::npos)
+      << rs_last_error();
+  EXPECT_EQ(rs_encode_failed(m->session), 1u);
   EXPECT_EQ(rs_encode_ids(m->session, ids, nullptr, backwards, 1, nullptr, out, 32), RS_ERR_LIMIT);
 }
 

@@ -206,6 +206,40 @@ TEST(texts, a_pooler_beside_a_head_of_roberta_changes_nothing) {
   }
 }
 
+// Families without type ids: where the second text begins, the template knows.
+TEST(texts, the_first_text_of_a_pair_is_protected) {
+  const temp_dir dir;
+  for (const std::string name : {"modernbert-classifier", "roberta-classifier"}) {
+    const loaded m(converted(dir, name, "f32"));
+    const rs_text question = {texts()[1].data(), texts()[1].size()}, passage = {texts()[2].data(), texts()[2].size()};
+    auto p = sized<rs_encode_params>();
+    rs_drop *drop = nullptr;
+    ASSERT_EQ(rs_drop_parse("ratios=0.95 score=-first protect=prefix", &drop), RS_OK);
+    p.drop = drop;
+    rs_trace *trace = nullptr;
+    ASSERT_EQ(rs_trace_text(m.session, &question, &passage, &p, &trace), RS_OK) << rs_last_error();
+    const int32_t *positions = nullptr;
+    const size_t kept = rs_trace_kept(trace, &positions), first = rs_trace_pair(trace);
+    ASSERT_GT(first, 4u) << name;
+    ASSERT_GE(kept, first) << name;
+    for (size_t i = 0; i < first; i++) EXPECT_EQ(positions[i], static_cast<int32_t>(i)) << name;
+    EXPECT_LT(kept, rs_trace_tokens(trace, nullptr, nullptr, nullptr)) << name;
+    rs_trace_free(trace);
+    // rs_classify, whose way is another, protects the same: without, other tokens are left.
+    rs_model_info info;
+    rs_model_get_info(m.model, &info);
+    vec protected_logits(static_cast<size_t>(info.labels)), others(protected_logits);
+    const auto logits = [&](rs_drop_protect protect, vec *out) {
+      drop->protect = protect;
+      return rs_classify(m.session, &question, &passage, 1, &p, out->data(), out->size(), nullptr);
+    };
+    ASSERT_EQ(logits(RS_PROTECT_PREFIX, &protected_logits), RS_OK) << rs_last_error();
+    ASSERT_EQ(logits(RS_PROTECT_CLS, &others), RS_OK) << rs_last_error();
+    EXPECT_NE(protected_logits, others) << name;
+    rs_drop_free(drop);
+  }
+}
+
 TEST(texts, types_are_as_near_as_their_bits_allow) {
   const temp_dir dir;
   for (const std::string name : {"modernbert", "roberta"}) {

@@ -69,6 +69,16 @@ TEST(types, zeros_stay_zeros) {
   }
 }
 
+// Scales that are denormal numbers are refused when a file is loaded, so none may be written.
+TEST(types, what_is_almost_nothing_becomes_zero) {
+  for (const float tiny : {1e-44f, 8e-44f, 1e-38f, 1e-37f})
+    for (const coded &c : all) {
+      if (c.type != RS_W8 && c.type != RS_W4) continue;
+      const std::vector<float> y = there_and_back(c, {tiny, 0, -tiny, 0}, 2, 2);
+      EXPECT_EQ(y, (std::vector<float>{0, 0, 0, 0})) << tiny;
+    }
+}
+
 TEST(types, f16_is_exact_for_every_half) {
   // The 63,488 finite halves, as floats, survive encoding bit for bit.
   const int64_t shape[] = {1, 65536};
@@ -145,6 +155,8 @@ TEST(types, what_cannot_be_stored_is_an_error) {
   EXPECT_EQ(rs_tensor_bytes(RS_W8, RS_PANELS, 1, shape, &bytes), RS_ERR_ARGUMENT);
   EXPECT_EQ(rs_tensor_bytes(RS_F32, RS_ROWS, 2, negative, &bytes), RS_ERR_ARGUMENT);
   EXPECT_EQ(rs_tensor_bytes(RS_F32, RS_ROWS, 4, deep, &bytes), RS_ERR_ARGUMENT);
+  const int64_t wraps[] = {1722007169, 2142470067, 5, 1};  // 2^64 - 1 rows, which rounding up would make 0
+  EXPECT_EQ(rs_tensor_bytes(RS_F32, RS_ROWS, 4, wraps, &bytes), RS_ERR_ARGUMENT);
   EXPECT_EQ(rs_tensor_bytes(RS_F32, RS_ROWS, 5, deep, &bytes), RS_ERR_ARGUMENT);
   EXPECT_EQ(rs_tensor_bytes(RS_F32, RS_ROWS, 0, deep, &bytes), RS_ERR_ARGUMENT);
   EXPECT_EQ(rs_tensor_bytes(RS_I32, RS_PANELS, 2, shape, &bytes), RS_ERR_ARGUMENT);

@@ -279,6 +279,23 @@ TEST(vision, files_and_pixels_in_one_batch) {
 }
 
 // The states in front of the first layer: a convolution whose stride is its size, and positions.
+// DINOv2 is known to lose more by such scores than by chance.
+TEST(vision, scores_that_do_harm_get_a_warning) {
+  const temp_dir dir;
+  image_model m(converted(dir, "dinov2", "f32"));
+  const auto warned = [&](const char *text) {
+    rs_drop *drop = nullptr;
+    EXPECT_EQ(rs_drop_parse(text, &drop), RS_OK) << rs_last_error();
+    const char *warning = rs_drop_warning(m.model, drop);
+    rs_drop_free(drop);
+    return warning != nullptr;
+  };
+  for (const char *text : {"ratios=0.5", "ratios=0.5 score=-mlp", "ratios=0.5 score=norm-attention"})
+    EXPECT_TRUE(warned(text)) << text;
+  for (const char *text : {"ratios=0", "ratios=0.5 score=centre", "ratios=0.5 score=attn-colsum+centre", "ratios=0.5 score=random"})
+    EXPECT_FALSE(warned(text)) << text;
+}
+
 TEST(vision, patches_of_any_size_are_embedded) {
   temp_dir dir;
   for (const int64_t patch : {4, 14, 16, 18}) {
@@ -420,6 +437,8 @@ TEST(vision, damaged_images_and_pixels_are_told_apart_from_damaged_files) {
     EXPECT_EQ(rs_encode_images(m.session, &image, 1, nullptr, out, 32, nullptr), RS_ERR_IMAGE) << rs_last_error();
     EXPECT_EQ(rs_encode_failed(m.session), 0u);
   }
+  const rs_image no_file = {RS_IMAGE_FILE, nullptr, 100, 0, 0};
+  EXPECT_EQ(rs_encode_images(m.session, &no_file, 1, nullptr, out, 32, nullptr), RS_ERR_ARGUMENT);
   const rs_image nothing = {RS_IMAGE_PIXELS, nullptr, 0, 32, 32};
   EXPECT_EQ(rs_encode_images(m.session, &nothing, 1, nullptr, out, 32, nullptr), RS_ERR_ARGUMENT);
   floats pixels(3 * 32 * 32, 0.5f);
