@@ -12,8 +12,9 @@ JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 
 # make -j shares its jobs with the build below it; plain make lets that use all CPUs.
 jobs = $(if $(findstring jobserver,$(MAKEFLAGS)),,-j $(JOBS))
-CONFIGURE = cmake -S . -DRS_OPENMP=$(if $(filter 0,$(OPENMP)),OFF,ON) -DRS_WERROR=$(if $(filter 0,$(WERROR)),OFF,ON) \
-  -DRS_CUDA=$(if $(filter 0,$(CUDA)),OFF,ON)
+# A setting that is given is kept by the build folder, so that `make install` installs what `make CUDA=1` built.
+setting = $(if $(filter-out file,$(origin $1)),-DRS_$1=$(if $(filter 0,$($1)),OFF,ON))
+CONFIGURE = cmake -S . $(call setting,OPENMP) $(call setting,WERROR) $(call setting,CUDA)
 CTEST = tools/run-ctest --output-on-failure --test-dir
 MODEL = build/models/all-MiniLM-L6-v2
 DEMO_MODEL = build/models/minilm-q8.rsw
@@ -27,7 +28,7 @@ MAKEFLAGS += --no-print-directory
 all: ## build build/rs, build/librs.a and build/librs.so (CUDA=1: and build/librs-cuda.so)
 	@[ -e $(BUILD)/CMakeCache.txt ] || OPENMP=$(OPENMP) tools/install-deps --check build
 	@$(CONFIGURE) -B $(BUILD) $(quiet)
-	+@cmake --build $(BUILD) $(jobs) --target rs_program rs_shared rs_static $(if $(filter 0,$(CUDA)),,rs_cuda)
+	+@cmake --build $(BUILD) $(jobs) --target rs_parts
 
 # CMake's own report is of use only when it fails.
 quiet = > build.log 2>&1 || { cat build.log >&2; rm -f build.log; exit 1; }; grep '^-- No OpenMP' build.log; rm -f build.log
@@ -57,7 +58,7 @@ test: ## install what is missing, build and run every test
 test-asan: ## the same with AddressSanitizer and UndefinedBehaviorSanitizer, in build-asan
 	@OPENMP=$(OPENMP) tools/install-deps build test
 	@$(CONFIGURE) -B build-asan -DRS_TESTS=ON -DRS_SANITIZE=address,undefined -DCMAKE_BUILD_TYPE=RelWithDebInfo \
-	  -DRS_MODEL_CACHE=$(CURDIR)/build/models $(quiet)
+	  "-DRS_MODEL_CACHE=$(CURDIR)/build/models" $(quiet)
 	+@cmake --build build-asan $(jobs)
 	@$(CTEST) build-asan
 
@@ -101,10 +102,12 @@ format: ## lay out every source as lint wants it
 install: all ## install to PREFIX (/usr/local), below DESTDIR if set
 	@$(CONFIGURE) -B $(BUILD) -DCMAKE_INSTALL_PREFIX=$(PREFIX) $(quiet)
 	@cmake --install $(BUILD)
+	@cp $(BUILD)/install_manifest.txt $(BUILD)/installed.txt
 	@[ -n "$(DESTDIR)" ] || ldconfig 2>/dev/null || true
 
+# Not CMake's own list: whoever installs from the build folder elsewhere, as the tests do, writes that anew.
 uninstall: ## remove what the last install put there
-	xargs -d '\n' -I{} rm -fv "$(DESTDIR){}" < $(BUILD)/install_manifest.txt
+	xargs -d '\n' -I{} rm -fv "$(DESTDIR){}" < $(BUILD)/installed.txt
 
 clean: ## remove all that was built; fetched models stay
 	rm -rf build-arm build-asan build-fuzz build-gpu build-lint gpu

@@ -134,6 +134,17 @@ class Install(Case):
         self.call(["cmake", "--install", BUILD, "--prefix", "/opt/rs"], {"DESTDIR": stage})
         self.assertTrue(os.path.exists(stage + "/opt/rs/include/rs.h"))
 
+    def test_uninstall(self):
+        """What `make install` put there goes, whatever was installed from the build folder elsewhere in the meantime."""
+        there, elsewhere = self.path("there"), self.path("elsewhere")
+        make = ["make", "-C", SOURCE, "BUILD=" + BUILD, "PREFIX=/usr/local", "DESTDIR=" + there]
+        self.call([*make, "install"])
+        self.assertTrue(os.path.exists(there + "/usr/local/include/rs.h"))
+        self.call(["cmake", "--install", BUILD, "--prefix", "/opt/rs"], {"DESTDIR": elsewhere})
+        self.call([*make, "uninstall"])
+        self.assertEqual([names for _, _, names in os.walk(there) if names], [])
+        self.assertTrue(os.path.exists(elsewhere + "/opt/rs/include/rs.h"))
+
     def test_header_alone(self):
         for compiler, options in ((self.cc, STRICT), (self.cxx, ["-std=c++17", *STRICT[1:]])):
             source = self.path("header.c" if compiler == self.cc else "header.cpp")
