@@ -693,6 +693,23 @@ class Parts(unittest.TestCase):
         self.assertEqual(dict((n, int(size)) for n, size in map(str.split, said.splitlines())),
                          {n: ctypes.sizeof(m) for n, m in rslib.MIRRORED.items()})
 
+    def test_weights_are_converted_again_where_the_library_is_newer(self):
+        tmp = folder_of(self)
+        for name, age, text in (("rs", 300, '#!/bin/sh\necho converted > "$4"\n'), ("librs.so", 300, ""), ("model.safetensors", 300, "")):
+            path = os.path.join(tmp, name)
+            with open(path, "w", encoding="utf-8") as f:
+                f.write(text)
+            os.chmod(path, 0o755)
+            os.utime(path, (1e9 - age, 1e9 - age))
+        with contextlib.redirect_stderr(io.StringIO()) as told:
+            paths = driver.rs_weights(tmp, tmp, tmp, ["q8"])
+            self.assertEqual(driver.rs_weights(tmp, tmp, tmp, ["q8"]), paths)
+            self.assertEqual(told.getvalue(), "rs convert --type q8\n")
+            os.utime(paths["q8"], (1e9 - 100, 1e9 - 100))
+            os.utime(os.path.join(tmp, "librs.so"), (1e9, 1e9))  # the quantizer is in there
+            driver.rs_weights(tmp, tmp, tmp, ["q8"])
+        self.assertEqual(told.getvalue(), "rs convert --type q8\n" * 2)
+
     def test_the_pip_that_fails_is_the_reason(self):
         tmp = folder_of(self)
         os.makedirs(os.path.join(tmp, "bin"))

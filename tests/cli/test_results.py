@@ -271,6 +271,44 @@ class Cache(unittest.TestCase):
         self.assertEqual(cache.get("a", True)["v"], 3)
 
 
+class CacheFile(unittest.TestCase):
+    def setUp(self):
+        self.tmp = folder_of(self)
+        self.build, self.weights = os.path.join(self.tmp, "build"), os.path.join(self.tmp, "w-{type}.rsw")
+        write_data(self.tmp)
+        for path in ("build/rs", "build/librs.so", "w-q8.rsw", "w-f32.rsw"):
+            self.put(path, "one")
+        os.chmod(os.path.join(self.build, "rs"), 0o755)
+
+    def put(self, name, text):
+        path = os.path.join(self.tmp, name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "w", encoding="utf-8") as f:
+            f.write(text)
+
+    def cache(self, *args):
+        prepared = tool.Results(tool.parse_arguments(["--quick", "--tasks", "stsb", "--rs", self.build, "--data", self.tmp, "--model", self.weights, *args]))
+        prepared.prepare()
+        return prepared.cache.path
+
+    def test_kernels_have_rows_of_their_own(self):
+        first = self.cache()
+        self.assertEqual(self.cache(), first)
+        self.put("build/librs.so", "two")  # the program is the same: it only calls them
+        second = self.cache()
+        self.put("build/rs", "two")
+        self.assertEqual(len({first, second, self.cache(), self.cache("--threads", "7")}), 4)
+
+    def test_a_program_that_is_a_link(self):
+        link = os.path.join(self.tmp, "links")
+        os.makedirs(link)
+        os.symlink(os.path.join(self.build, "rs"), os.path.join(link, "rs"))
+        self.assertEqual(driver.program_files(link), [os.path.join(link, "rs"), os.path.join(os.path.realpath(self.build), "librs.so")])
+        os.remove(os.path.join(self.build, "librs.so"))
+        with self.assertRaisesRegex(FileNotFoundError, "build holds no librs.so: build it with 'make'"):
+            driver.program_files(link)
+
+
 class Plan(unittest.TestCase):
     def test_settings(self):
         for quick in (False, True):

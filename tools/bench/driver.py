@@ -15,6 +15,7 @@ import sys
 import time
 
 import engines
+import rslib
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
@@ -264,6 +265,13 @@ def weights_folder(build, model, digest):
     return os.path.abspath(os.path.join(build, "bench", "%s-%s" % (os.path.basename(os.path.abspath(model)), digest[:8])))
 
 
+def program_files(build):
+    """The program of a build folder, and the shared library with the kernels, which it finds beside itself: where the program is a link,
+    beside what that points to."""
+    program = os.path.join(build, "rs")
+    return [program, rslib.library_path(os.path.dirname(os.path.realpath(program)))]
+
+
 def rs_weights(build, model, folder, kinds):
     """Weight files of rs, converted again where the program or the model is newer."""
     program, paths = os.path.join(build, "rs"), {}
@@ -271,7 +279,7 @@ def rs_weights(build, model, folder, kinds):
         raise FileNotFoundError("%s is missing: build it with 'make', or name its folder with --rs" % program)
     os.makedirs(folder, exist_ok=True)
     source = os.path.join(model, "model.safetensors")
-    newest = max(os.path.getmtime(p) for p in (program, source))
+    newest = max(os.path.getmtime(p) for p in program_files(build) + [source])
     for kind in kinds:
         paths[kind] = path = os.path.join(folder, "rs-%s.rsw" % kind)
         if os.path.exists(path) and os.path.getmtime(path) > newest:
