@@ -12,6 +12,7 @@ import math
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -247,6 +248,139 @@ def image_results():
                         "ov-int8": dict(row("OpenVINO", False, "int8"), reason="no wheel"),
                         "ort-f32": dict(row("ORT", False, "f32"), facts={"fused": {"Attention": 12, "BiasGelu": 3}})},
             "cases": [one, two]}
+
+
+class FakeWorker:
+    """Answers at once what a worker would, and keeps who was asked for calls.  on_run(worker, name) is called before each turn."""
+
+    def __init__(self, name, times=(0.5,), asked=None, on_run=lambda *_: None):
+        self.name, self.times, self.asked, self.on_run = name, list(times), [] if asked is None else asked, on_run
+        self.alive, self.loaded = True, {"seconds": 0.1, "import seconds": 0.2, "rss before": 1, "facts": {"isa": "avx2", "version": "0.1.0"},
+                                         "versions": {}}
+
+    def ask(self, what, **rest):
+        if what == "run":
+            self.on_run(self, rest["name"])
+            self.asked.append((self.name, rest["warm"], rest["least"]))
+            return {"times": list(self.times)}
+        return {"ids": {"tokens": 16}, "memory": {"peak": 2, "now": 1, "device": None}, "tokenize": {"times": [1.0], "tokens": 1, "ids": "x"}}[what]
+
+    def send(self, question):
+        self.pending = dict(question)
+
+    def receive(self):
+        return self.ask(self.pending.pop("do"), **self.pending)
+
+    def close(self):
+        self.alive = False
+
+
+class FakeBench(bench_peers.Bench):
+    """Measures FakeWorkers."""
+    on_run = staticmethod(lambda *_: None)
+
+    def prepare(self):
+        self.model, self.model_name, self.texts = {"vocab": 100, "positions": 512, "pooling": "mean", "max_tokens": 256}, "a-model", {}
+        self.environment = unittest.mock.Mock()
+
+    def reference_vectors(self, cases):
+        return {}
+
+    def start(self, engine, threads=None, cpu=None):
+        w = FakeWorker(engine.name, on_run=self.on_run)
+        self.workers.append(w)
+        return w
+
+    def sizes(self):
+        return {}
+
+
+class Saved(unittest.TestCase):
+    def setUp(self):
+        self.tmp = folder_of(self)
+        self.json, self.page = (os.path.join(self.tmp, n) for n in ("r.json", "page.md"))
+        self.addCleanup(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+
+    def run_main(self, on_run):
+        """What main() returns or raises, and what it told."""
+        with unittest.mock.patch.object(FakeBench, "on_run", staticmethod(on_run)), unittest.mock.patch.object(bench_peers, "Bench", FakeBench), \
+                contextlib.redirect_stderr(io.StringIO()) as told:
+            try:
+                status = bench_peers.main(["--engines", "rs-q8,ort-int8", "--cases", "1x16,1x64", "--rounds", "3", "--rs", self.tmp,
+                                           "--json", self.json, "--out", self.page])
+            except (SystemExit, KeyError) as e:
+                status = e
+        return status, told.getvalue()
+
+    def read(self):
+        with open(self.json, encoding="utf-8") as f:
+            return json.load(f)
+
+    def test_a_run_that_is_cut_off_has_lost_nothing(self):
+        def crash():
+            raise KeyError("a fault of this tool")
+
+        def interrupt():
+            raise KeyboardInterrupt
+
+        def fail():
+            raise OSError("no such luck")
+        for stop, wanted in ((interrupt, 130), (lambda: os.kill(os.getpid(), signal.SIGTERM), SystemExit), (crash, KeyError), (fail, 1)):
+            turns, on_disk = [], []
+
+            def on_run(worker, name):
+                if name == "1x64":
+                    turns.append(worker.name)
+                    on_disk.append([c["name"] for c in self.read()["cases"]])
+                    if len(turns) == 4:
+                        stop()
+            with self.subTest(wanted):
+                status, told = self.run_main(on_run)
+                self.assertTrue(status == wanted or wanted in (SystemExit, KeyError) and isinstance(status, wanted), (status, told))
+                self.assertEqual(on_disk[0], ["1x16"])  # as soon as it was measured
+                r = self.read()
+                self.assertEqual((r["finished"], [c["name"] for c in r["cases"]]), (False, ["1x16", "1x64"]))
+                self.assertEqual([c["turns"] for c in r["cases"]], [{n: [[0.5]] * 3 for n in ("rs-q8", "ort-int8")},
+                                                                    {"rs-q8": [[0.5]], "ort-int8": [[0.5]] * 2}])
+                self.assertEqual((r["rs"]["isa"], r["rs"]["commit"], r["engines"]["rs-q8"]["load"]), ("avx2", driver.commit(), [0.1] * 3))
+                self.assertIn("not finished: what was measured is in " + self.json, told)
+                self.assertEqual(os.listdir(self.tmp), ["r.json"])  # no page, and no half of a file
+                with self.assertRaisesRegex(check.CheckError, "did not finish"):
+                    check.read_measured(self.json)
+                os.remove(self.json)
+
+    def test_a_run_that_finishes(self):
+        status, told = self.run_main(lambda *_: None)
+        self.assertEqual(status, 0, told)
+        r = self.read()
+        self.assertEqual((r["finished"], r["check"]["ratios"]), (True, {"rs-q8 / best int8 peer, 1x16": 1.0, "rs-q8 / best int8 peer, 1x64": 1.0}))
+        self.assertEqual(check.read_measured(self.json), r["check"])
+        self.assertTrue(os.path.exists(self.page))
+
+    def test_nothing_measured_leaves_what_is_there(self):
+        with open(self.json, "w", encoding="utf-8") as f:
+            f.write("of yesterday")
+
+        def interrupt(*_):
+            raise KeyboardInterrupt
+        self.assertEqual(self.run_main(interrupt)[0], 130)
+        with open(self.json, encoding="utf-8") as f:
+            self.assertEqual(f.read(), "of yesterday")
+
+    def test_commit(self):
+        with unittest.mock.patch.dict(os.environ, PATH=self.tmp):  # where there is no git
+            self.assertEqual(driver.commit(), "unknown")
+        if not shutil.which("git"):
+            self.skipTest("no git")
+        git = ["git", "-C", self.tmp, "-c", "user.name=x", "-c", "user.email=x"]
+        for args in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "x"]):
+            subprocess.run(git + args, check=True, timeout=60)
+        inside = os.path.join(os.path.realpath(self.tmp), "unpacked")
+        os.makedirs(inside)
+        with unittest.mock.patch.object(driver, "ROOT", os.path.realpath(self.tmp)):
+            self.assertRegex(driver.commit(), "^[0-9a-f]{7}")
+        with unittest.mock.patch.object(driver, "ROOT", inside):  # a tarball's sources are no commit of the project around them
+            self.assertEqual(driver.commit(), "unknown")
 
 
 class Report(unittest.TestCase):

@@ -66,6 +66,8 @@ def read_baseline(path):
 def read_measured(path):
     """Figures from a file: of --json, or all results of bench-peers."""
     m = read_json(path)
+    if m.get("finished") is False:
+        raise CheckError("%s: the run of bench-peers that wrote this did not finish" % path)
     m = part(path, m, "check") if "check" in m else m
     for key, kind in (("row", str), ("cpu", str), ("threads", int)):
         if "ratios" in m and not isinstance(m.get(key), kind):

@@ -29,19 +29,26 @@ def note(text):
     print(text, file=sys.stderr, flush=True)
 
 
-def write(path, text):
+def write(path, text, told=True):
     """A file appears whole or not at all."""
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     part = path + ".part"
     with open(part, "w", encoding="utf-8") as f:
         f.write(text)
     os.replace(part, path)
-    note("wrote %s" % path)
+    if told:
+        note("wrote %s" % path)
 
 
 def commit():
-    found = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"], stdout=subprocess.PIPE,
-                           stderr=subprocess.DEVNULL, text=True, check=False).stdout.strip()
+    """What git calls these sources; "unknown" without git, and of sources out of a tarball: that these lie in another project's repository
+    makes them no commit of it."""
+    env = dict(os.environ, GIT_CEILING_DIRECTORIES=os.path.dirname(ROOT))
+    try:
+        found = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                               env=env, text=True, check=False).stdout.strip()
+    except OSError:
+        found = ""
     return found or "unknown"
 
 
@@ -165,11 +172,12 @@ def vectors(worker, name, count):
     return [values[i * dim:(i + 1) * dim] for i in range(count)]
 
 
-def take_turns(workers, name, rounds, seconds, warm=2, least=2, every_warm=True, cpu_time=False):
+def take_turns(workers, name, rounds, seconds, warm=2, least=2, every_warm=True, cpu_time=False, into=None):
     """Ask the workers in turn, round after round, for calls of a case; each round begins with another one.
-    {engine: [times of calls, or None, a round]} and {engine: reason} of those that failed; one that fails once is not asked again."""
-    out = {w.name: [] for w in workers}
-    failed = {}
+    {engine: [times of calls, or None, a round]} and {engine: reason} of those that failed; one that fails once is not asked again.
+    into: a dict that has the former turn by turn, for those who are interrupted."""
+    out, failed = {} if into is None else into, {}
+    out.update((w.name, []) for w in workers)
     for r in range(rounds):
         shift = r % len(workers)
         for w in workers[shift:] + workers[:shift]:
