@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import unittest
 import unittest.mock
 import xml.etree.ElementTree
@@ -223,7 +224,8 @@ def results():
                         "ct2-int8": engine("CT2 | int8", False, "int8", 100 << 20), "torch-f32": engine("PyTorch", False, "f32"),
                         "llama-q8": engine("llama", False, "int8", reason="no compiler\nhere")},
             "cases": [one, text],
-            "tokenizer": {"rows": [{"name": "stsb", "texts": 10, "tokens": 100, "ours": 500.0, "theirs": 10.0, "equal": True}]},
+            "tokenizer": {"rows": [{"name": "stsb", "texts": 10, "tokens": 100, "ours": 500.0, "theirs": 10.0, "equal": True,
+                                    "way": "encode"}]},
             "scaling": {"cases": ["1x64"], "rows": {"rs-q8": {"1x64": {"one": 0.002, "all": 0.001, "ratio": 1.9}}}},
             "processes": {"case": "8x128", "rows": {"rs-q8": {"one": 1000.0, "two": 1900.0}}},
             "sizes": {"rs": 2048}, "left out": ["a note"]}
@@ -263,7 +265,7 @@ class FakeWorker:
             self.on_run(self, rest["name"])
             self.asked.append((self.name, rest["warm"], rest["least"]))
             return {"times": list(self.times)}
-        return {"ids": {"tokens": 16}, "memory": {"peak": 2, "now": 1, "device": None}, "tokenize": {"times": [1.0], "tokens": 1, "ids": "x"}}[what]
+        return {"ids": {"tokens": 16}, "memory": {"peak": 2, "now": 1, "device": None}, "tokenize": {"times": [1.0], "tokens": 1, "ids": "x", "way": "encode"}}[what]
 
     def send(self, question):
         self.pending = dict(question)
@@ -293,6 +295,66 @@ class FakeBench(bench_peers.Bench):
 
     def sizes(self):
         return {}
+
+
+class Tokenizers(unittest.TestCase):
+    """What is timed of both: str in, lists of ids out."""
+    TEXTS = ["one", "zwölf €", ""]
+
+    def test_ours(self):
+        encoded = []
+
+        class Text(str):
+            def encode(self, *args):
+                encoded.append(str(self))
+                return super().encode(*args)
+
+        class FakeRs:
+            @staticmethod
+            def tokenize(text, ids, _):
+                # An argument of a foreign function, as the library gets it.
+                at = ctypes.cast(text, ctypes.POINTER(rslib.Text)).contents
+                data = ctypes.string_at(at.data, at.length)
+                ids[:len(data)] = list(data)
+                return len(data)
+        ours = worker.RsEngine({})
+        ours.rs = FakeRs
+        call, _ = ours.tokenizer([Text(t) for t in self.TEXTS])
+        for _ in range(2):
+            encoded.clear()
+            self.assertEqual(call(), [list(t.encode("utf-8")) for t in self.TEXTS])
+            self.assertEqual(encoded, self.TEXTS)  # within the call
+
+    def test_theirs(self):
+        class Encoding:
+            def __init__(self, text):
+                self.text = text
+
+            @property
+            def ids(self):
+                return list(self.text.encode("utf-8"))
+
+        class Fake:
+            def __init__(self, each, batch):
+                self.each, self.batch = each, batch
+
+            def encode(self, text):
+                time.sleep(self.each)
+                return Encoding(text)
+
+            def encode_batch_fast(self, texts):
+                time.sleep(self.batch)
+                return [Encoding(t) for t in texts]
+
+        class Old(Fake):
+            encode_batch_fast = property()
+
+        for fake, wanted in ((Fake(0.01, 0), "encode_batch_fast"), (Fake(0, 0.02), "encode"), (Old(0, 0), "encode")):
+            theirs = object.__new__(worker.Peer)  # without the NumPy that it would import
+            theirs.hf_tokenizer = lambda cut: self.assertFalse(cut) or fake  # pylint: disable=cell-var-from-loop
+            call, way = theirs.tokenizer(self.TEXTS)
+            self.assertTrue(way.startswith(wanted), way)
+            self.assertEqual(call(), [list(t.encode("utf-8")) for t in self.TEXTS])
 
 
 class Saved(unittest.TestCase):
@@ -441,7 +503,7 @@ class Report(unittest.TestCase):
         text = report.markdown(results(), "plot.svg")
         for words in ("| rs q8 | 10,667 |", "| CT2 \\| int8 | 2,667 |", "**2.00** (1.6 ✓)<br>2.00 to 2.00<br>ort-int8",
                       "**2.00** (2.5 ✗)", "| llama | no compiler here |", "0.998000 / 0.995000 ✓", "![tokens a second, a bar an engine](plot.svg)",
-                      "| stsb | 10 | 500 | 10 | 50.0 | equal |", "| rs q8 | 1,000 | 1,900 | 1.90 |", "- a note"):
+                      "| stsb | 10 | 500 | 10 | 50.0 | equal | `encode` |", "from `str` to a list of ids", "| rs q8 | 1,000 | 1,900 | 1.90 |", "- a note"):
             self.assertIn(words, text)
         for line in text.splitlines():  # no table has a row of another width than its neighbour's
             self.assertEqual(line.startswith("|"), line.endswith("|"), line)
