@@ -357,6 +357,38 @@ class Tokenizers(unittest.TestCase):
             self.assertEqual(call(), [list(t.encode("utf-8")) for t in self.TEXTS])
 
 
+class SortedTexts(unittest.TestCase):
+    def test_rows_come_back_in_order(self):
+        texts, seen = ["three", "a", "four", "bb"], []
+
+        class Vectors(ctypes.c_float * (2 * len(texts))):
+            def __getitem__(self, at):
+                raise AssertionError("floats of Python, within the clock")
+
+        class FakeRs:
+            info = rslib.ModelInfo(dim=2)
+            count_tokens = len
+
+            @staticmethod
+            def texts_call(given, batch, drop):
+                def call():
+                    seen.append(list(given))
+                    return Vectors(*[x for t in given for x in (len(t), -len(t))])
+                return call
+        ours = worker.RsEngine({})
+        ours.rs = FakeRs
+        call, _ = ours.texts(texts, True, 2)
+        for _ in range(2):
+            out = call()
+            self.assertEqual(out[:], [5, -5, 1, -1, 4, -4, 2, -2])
+        self.assertEqual(seen, [["a", "bb", "four", "three"]] * 2)
+        texts[0] = ""  # sorting is part of the call, as it is of the peers'
+        self.assertEqual((call()[:2], seen[-1]), ([0, 0], ["", "a", "bb", "four"]))
+        call, _ = ours.texts(texts, False, 2)
+        call()
+        self.assertEqual(seen[-1], texts)
+
+
 class Saved(unittest.TestCase):
     def setUp(self):
         self.tmp = folder_of(self)
