@@ -37,9 +37,16 @@ import report  # noqa: E402
 import rslib  # noqa: E402
 import worker  # noqa: E402
 
-loader = importlib.machinery.SourceFileLoader("bench_peers", PEERS)
-bench_peers = importlib.util.module_from_spec(importlib.util.spec_from_loader("bench_peers", loader))
-loader.exec_module(bench_peers)
+
+def tool(name, path):
+    """A program as a module."""
+    loader = importlib.machinery.SourceFileLoader(name, path)
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(name, loader))
+    loader.exec_module(module)
+    return module
+
+
+bench_check, bench_peers = tool("bench_check", CHECK), tool("bench_peers", PEERS)
 
 CPU = "A CPU (6/1/1)"
 RATIOS = {"rs-q8 / reference, 1x16": 2.0, "rs-f32 / reference, 1x16": 0.5, "rs-q8 / ort-int8-pc, 1x16": 1.8}
@@ -126,6 +133,56 @@ class Check(unittest.TestCase):
         r = self.run_tool(path)
         self.assertEqual(r.returncode, 0, r.stderr)
         self.assertIn("0 of 2 figures", r.stdout)
+
+    def test_a_yardstick_that_nobody_stored_is_a_note(self):
+        ratios = {k: v for k, v in RATIOS.items() if "reference" in k}
+        self.assertEqual(self.run_tool(self.file("m.json", {"row": "avx2", "cpu": CPU, "threads": 1, "ratios": ratios}), "--update").returncode, 0)
+        r = self.run_tool(self.measured(row="avx2"))  # which has ONNX Runtime too
+        self.assertEqual(r.returncode, 0, r.stderr)
+        self.assertIn("ratios to 'ort-int8-pc' are not judged: rows.avx2.ratios has none; bench-check --update stores them", r.stdout)
+        self.assertIn("0 of 4 figures", r.stdout)
+        r = self.run_tool(self.measured({"rs-q8 / reference, 1x16": 0.1}, row="avx2"))
+        self.assertEqual((r.returncode, r.stdout.count("FELL")), (1, 1), r.stdout)
+        # One that the row has for other cases is an error as before; and where nothing is left to judge, that is no pass.
+        self.assert_error(self.measured({"rs-q4 / ort-int8-pc, 1x16": 1.0}), "no figure for 'rs-q4 / ort-int8-pc, 1x16'")
+        self.assert_error(self.file("m.json", {"row": "avx2", "cpu": CPU, "threads": 1, "ratios": {"rs-q8 / best int8 peer, 1x16": 2.0}}),
+                          "none of the measured figures is stored: ratios to 'best int8 peer' are not judged")
+
+    def test_another_cpu_misses_nothing(self):
+        r = self.run_tool(self.measured({"rs-q8 / reference, 7x7": 1.0}, cpu="Another CPU"))
+        self.assertEqual(r.returncode, 0, r.stderr)
+        self.assertIn("ratios are not judged: stored for " + CPU, r.stdout)
+        self.assertIn("0 of 5 figures", r.stdout)
+
+    def test_the_cpu_is_compared_before_anything_is_measured(self):
+        class NotNow(Exception):
+            pass
+
+        def measure(cpu, *args, isa="amx"):
+            a = bench_check.parse_arguments(["--baseline", self.baseline, "--rs", self.tmp, *args])
+            counts = {"rs_facts": {"isa": isa, "isas": ["avx2"]}, "compiler_of": "GNU 12, x86_64", "count_all": dict(COUNTS)}
+            with contextlib.ExitStack() as stack:
+                for name, value in counts.items():
+                    stack.enter_context(unittest.mock.patch.object(bench_check, name, return_value=value))
+                for name in ("ensure_model", "model_facts", "model_digest", "weights_folder"):
+                    stack.enter_context(unittest.mock.patch.object(driver, name))
+                stack.enter_context(unittest.mock.patch.object(driver, "rs_weights", return_value={"q8": "w"}))
+                stack.enter_context(unittest.mock.patch.object(driver, "machine", return_value={"cpu": cpu}))
+                stack.enter_context(unittest.mock.patch.object(bench_check.shutil, "which", return_value="valgrind"))
+                stack.enter_context(unittest.mock.patch.object(bench_check, "Speed", side_effect=NotNow))
+                told = stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
+                return bench_check.measure(a), told.getvalue()
+        for cpu, isa, words in (("Another CPU", "amx", "ratios: NOT MEASURED, since none could be judged: stored for %s, 1 threads; this is Another CPU" % CPU),
+                                (CPU, "neon", "since none could be judged: no row 'neon'")):
+            measured, told = measure(cpu, isa=isa)
+            self.assertEqual(measured, {"compiler": "GNU 12, x86_64", "instructions": COUNTS})
+            self.assertIn(words, told)
+        for args in ((CPU,), ("Another CPU", "--update"), ("Another CPU", "--json", "x")):
+            with self.assertRaises(NotNow):
+                measure(*args)
+        self.baseline = self.file("broken.json", "{")
+        with self.assertRaisesRegex(check.CheckError, "not JSON"):
+            measure(CPU)
 
     def test_missing_entries(self):
         ratios = {k: v for k, v in RATIOS.items() if k != "rs-f32 / reference, 1x16"}
