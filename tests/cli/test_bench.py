@@ -273,7 +273,7 @@ def results():
            "cosine": {"rs-q8": [0.998, 0.995], "ort-int8": [0.98, 0.97]}}
     text = {"name": "stsb", "kind": "texts", "items": 10, "about": "10 texts & <more>", "tokens": {"rs-q8": 100, "ort-int8": 100},
             "turns": {"rs-q8": [[0.1]], "ort-int8": [[0.2]]}, "cosine": {"rs-q8": [0.99, 0.98]}}
-    return {"format": 1, "date": "2000-01-01", "python": "3.9", "model": "a-model",
+    return {"format": 1, "command": "tools/bench-peers --rs b", "date": "2000-01-01", "python": "3.9", "model": "a-model",
             "machine": {"cpu": "A <CPU> & more", "cpus": 2, "flags": ["avx2"], "system": "Linux 6", "memory": 2**34},
             "settings": {"threads": 2, "rounds": 2, "seconds": 0.4, "loads": 3, "quick": False},
             "rs": {"version": "0.1.0", "isa": "avx2", "commit": "abc"},
@@ -590,7 +590,7 @@ class Report(unittest.TestCase):
 
     def test_markdown(self):
         text = report.markdown(results(), "plot.svg")
-        for words in ("| rs q8 | 10,667 |", "| CT2 \\| int8 | 2,667 |", "**2.00** (1.6 ✓)<br>2.00 to 2.00<br>ort-int8",
+        for words in ("\nWritten by `tools/bench-peers --rs b`; do not edit.\n", "| rs q8 | 10,667 |", "| CT2 \\| int8 | 2,667 |", "**2.00** (1.6 ✓)<br>2.00 to 2.00<br>ort-int8",
                       "**2.00** (2.5 ✗)", "| llama | no compiler here |", "0.998000 / 0.995000 ✓", "![tokens a second, a bar an engine](plot.svg)",
                       "| stsb | 10 | 500 | 10 | 50.0 | equal | `encode` |", "from `str` to a list of ids", "| rs q8 | 1,000 | 1,900 | 1.90 |", "- a note"):
             self.assertIn(words, text)
@@ -702,6 +702,43 @@ class Arguments(unittest.TestCase):
         self.assertEqual((a.text_cases, a.image_cases), ([], images.QUICK_CASES))
         a = self.parse("--image-cases", "98x2,224x1", "--drop", "none", "--text-drop", "keeps=8")
         self.assertEqual((a.image_cases, a.drop, a.text_drop), (["98x2", "224x1"], "none", "keeps=8"))
+
+    def test_trials_have_names_of_their_own(self):
+        docs, work = os.path.relpath(os.path.join(ROOT, "docs")), os.path.join("b", "bench")
+
+        def names(*args):
+            a = self.parse("--rs", "b", *args)
+            return a.out, a.json
+        full = (os.path.join(docs, "benchmarks.md"), os.path.join(work, "results.json"))
+        trial = (os.path.join(work, "trial.md"), os.path.join(work, "trial.json"))
+        for args in ((), ("--rounds", "3"), ("--threads", "1", "--seconds", "1"), ("--cases", ",".join(["images", "texts"] + report.CASES)),
+                     ("--engines", ",".join(reversed(bench_peers.DEFAULT_ENGINES)))):
+            self.assertEqual(names(*args), full, args)
+        for args in (("--quick",), ("--engines", "rs-q8"), ("--cases", "images"), ("--cases", "1x16,texts"), ("--image-cases", "224x1"),
+                     ("--texts", "t"), ("--model", "m"), ("--image-model", "m"), ("--drop", "none"), ("--text-drop", "keeps=8")):
+            self.assertEqual(names(*args), trial, args)
+        self.assertEqual(names("--device", "cuda"), (os.path.join(docs, "benchmarks-cuda.md"), os.path.join(work, "results-cuda.json")))
+        self.assertEqual(names("--device", "cuda", "--cases", "1x4"), tuple(n.replace("trial", "trial-cuda") for n in trial))
+        self.assertEqual(names("--cases", "images", "--out", "x/y.md"), ("x/y.md", os.path.join(work, "y.json")))
+        self.assertEqual(names("--out", "x/y.md"), ("x/y.md", full[1]))
+        self.assertEqual(names("--quick", "--out", "x/y.md", "--json", "z"), ("x/y.md", "z"))
+
+    def test_command(self):
+        self.assertEqual(self.parse("--drop", "ratios=0.5 score=mlp", "--quick").command, "tools/bench-peers --drop 'ratios=0.5 score=mlp' --quick")
+
+    def test_plots_of_two_pages_are_two(self):
+        tmp = folder_of(self)
+
+        def page(name, r, *args):
+            a = self.parse("--out", os.path.join(tmp, name), *args)
+            with contextlib.redirect_stderr(io.StringIO()):
+                bench_peers.write_page(a, r)
+            with open(a.out, encoding="utf-8") as f:
+                return re.findall(r"\]\((.*\.svg)\)", f.read())
+        alone = dict(results(), images=image_results(), model=None, engines={}, cases=[], tokenizer=None, scaling=None, processes=None)
+        plots = [page("benchmarks.md", dict(results(), images=image_results())), page("benchmarks-images.md", alone, "--cases", "images")]
+        self.assertEqual(plots, [["benchmarks.svg", "benchmarks-pixels.svg"], ["benchmarks-images.svg"]])
+        self.assertEqual(sorted(os.listdir(tmp)), sorted(["benchmarks.md", "benchmarks-images.md"] + plots[0] + plots[1]))
 
     def test_usage(self):
         for args, word in ((("--engines", "tensorflow"), "no engine 'tensorflow'"), (("--engines", "ort-f32@avx2"), "no engine 'ort-f32@avx2'"),
@@ -849,7 +886,7 @@ class OnACard(unittest.TestCase):
         self.assertEqual(rslib.device_info(build, "cpu")["device"], "cpu")
 
     def test_report(self):
-        r = dict(results(), card=CARD, images=dict(image_results(), card=CARD), tokenizer=None, scaling=None, processes=None)
+        r = dict(results(), command="tools/bench-peers --device cuda", card=CARD, images=dict(image_results(), card=CARD), tokenizer=None, scaling=None, processes=None)
         for part in (r, r["images"]):
             part["engines"]["ort-int8"]["bits"] = "f16"
         r["engines"]["rs-q8"]["memory"]["device"] = 3 << 20

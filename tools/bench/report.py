@@ -308,8 +308,7 @@ def markdown(results, plot, image_plot=None):
     texts = [c for c in results["cases"] if c["kind"] == "texts"]
     card = results.get("card")
     parts = ["# Benchmarks%s\n" % (" on a card" if card else ""),
-             "Written by `%s`%s; do not edit.\n" % ("tools/bench-peers --device cuda" if card else "make bench-peers",
-                                                   " --quick: few and short rounds, so only a trial" if results["settings"]["quick"] else "")]
+             "Written by `%s`%s; do not edit.\n" % (results["command"], ", a trial: few and short rounds" if results["settings"]["quick"] else "")]
     parts.append(machine_lines(results))
     if card:
         parts.append(ON_CARD)
