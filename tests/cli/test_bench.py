@@ -322,7 +322,7 @@ class FakeWorker:
             self.on_run(self, rest["name"])
             self.asked.append((self.name, rest["warm"], rest["least"]))
             return {"times": list(self.times)}
-        return {"ids": {"tokens": 16}, "memory": {"peak": 2, "now": 1, "device": None}, "tokenize": {"times": [1.0], "tokens": 1, "ids": "x", "way": "encode"}}[what]
+        return {"ids": {"tokens": 16}, "texts": {"tokens": 16}, "memory": {"peak": 2, "now": 1, "device": None}, "tokenize": {"times": [1.0], "tokens": 1, "ids": "x", "way": "encode"}}[what]
 
     def send(self, question):
         self.pending = dict(question)
@@ -596,6 +596,27 @@ class Report(unittest.TestCase):
             self.assertIn(words, text)
         for line in text.splitlines():  # no table has a row of another width than its neighbour's
             self.assertEqual(line.startswith("|"), line.endswith("|"), line)
+
+    def test_what_is_not_counted(self):
+        r = results()
+        ids, texts = ("A turn with ids begins with up to two calls that are not counted.",
+                      "a turn is one such call; before its first one an engine makes one that is not counted.")
+        text = report.markdown(r, None)
+        self.assertTrue(ids in text and texts in text)
+        for card in (None, CARD):
+            for kept, yes, no in ((0, ids, texts), (1, texts, ids)):
+                text = report.markdown(dict(r, cases=[r["cases"][kept]], card=card), None)
+                self.assertTrue(yes in text and no not in text, text[:2000])
+        self.assertIn("A turn with ids or pixels begins", report.markdown(dict(r, images=image_results()), None))
+        # As it is done: see FakeBench.
+        asked = []
+        worker_ = FakeWorker("rs-q8", asked=asked)
+        bench = FakeBench(bench_peers.parse_arguments(["--engines", "rs-q8", "--rounds", "3"]))
+        for case in ({"name": "1x16", "kind": "ids", "turns": {}, "tokens": {}}, {"name": "stsb", "kind": "texts", "turns": {}, "tokens": {}}):
+            with contextlib.redirect_stderr(io.StringIO()):
+                bench.measure_case(case, {}, [worker_], None)
+        self.assertEqual([warm for _, warm, _ in asked], [2, 2, 2, 1, 0, 0])
+        self.assertEqual([least for _, _, least in asked], [2, 2, 2, 1, 1, 1])
 
     def test_nothing_measured(self):
         r = results()

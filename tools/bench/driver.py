@@ -77,7 +77,7 @@ def at_least(low, kind):
 
 class Worker:
     """An engine in its process.  Between questions the process is stopped, so that whatever its threads spin on, they take no
-    time from the engine whose turn it is; each turn begins with calls that are not counted."""
+    time from the engine whose turn it is."""
 
     def __init__(self, config, python, log_folder, timeout=600):
         self.name, self.timeout = config.get("name", config["engine"]), timeout
@@ -175,6 +175,7 @@ def vectors(worker, name, count):
 def take_turns(workers, name, rounds, seconds, warm=2, least=2, every_warm=True, cpu_time=False, into=None):
     """Ask the workers in turn, round after round, for calls of a case; each round begins with another one.
     {engine: [times of calls, or None, a round]} and {engine: reason} of those that failed; one that fails once is not asked again.
+    warm: calls that are not counted, before each turn, or before the first one alone (every_warm false).
     into: a dict that has the former turn by turn, for those who are interrupted."""
     out, failed = {} if into is None else into, {}
     out.update((w.name, []) for w in workers)

@@ -295,12 +295,22 @@ stays f32. PyTorch has the model of transformers, with its SDPA.
     return parts
 
 
-ON_CARD = """Every engine runs the same published weights on the same inputs, each in a process of its own. They take turns, round after round; a turn
-begins with calls that are not counted. A call takes ids or pixels that lie in the host's memory and ends when the vectors are there. Times
+ON_CARD = """Every engine runs the same published weights on the same inputs, each in a process of its own. They take turns, round after round. %sA call takes ids or pixels that lie in the host's memory and ends when the vectors are there. Times
 are the median of the rounds' medians. A ratio is taken within a round; the tables have the median of these, and the 10th and 90th
 percentile. Peers compute in half precision: PyTorch with its SDPA (synchronized before and after each call), ONNX Runtime with its
 CUDA and TensorRT providers. rs computes in 8 bits (q8, q4) or three bf16 products for one of floats (f32), attention in f16; the cosines tell what each costs.
 """
+
+
+def warm_up(kinds):
+    """What is not counted, of the kinds of cases that there are."""
+    said = []
+    if kinds - {"texts"}:
+        said.append("A turn with %s begins with up to two calls that are not counted." % " or ".join(
+            what for kind, what in (("ids", "ids"), ("images", "pixels")) if kind in kinds))
+    if "texts" in kinds:
+        said.append("A call with texts is a pass over all of them, and a turn is one such call; before its first one an engine makes one that is not counted.")
+    return " ".join(said)
 
 
 def markdown(results, plot, image_plot=None):
@@ -310,14 +320,15 @@ def markdown(results, plot, image_plot=None):
     parts = ["# Benchmarks%s\n" % (" on a card" if card else ""),
              "Written by `%s`%s; do not edit.\n" % (results["command"], ", a trial: few and short rounds" if results["settings"]["quick"] else "")]
     parts.append(machine_lines(results))
+    not_counted = warm_up({c["kind"] for c in results["cases"] + (results.get("images") or {"cases": []})["cases"]})
     if card:
-        parts.append(ON_CARD)
+        parts.append(ON_CARD % (not_counted and not_counted + " "))
     else:
         parts.append("""Every engine runs the same published weights on the same inputs, each in a process of its own. They take turns, round after round,
-and are stopped while others run; a turn begins with calls that are not counted. Times are the median of the rounds' medians. A ratio is
+and are stopped while others run. %sTimes are the median of the rounds' medians. A ratio is
 taken within a round; the tables have the median of these, and the 10th and 90th percentile. A peer's int8 may be of 8-bit weights and
 activations in any scheme of its own: the cosines tell what it costs. `engine@isa`: the kernels of an older CPU, forced.
-""")
+""" % (not_counted and not_counted + " "))
     if ids:
         if plot:
             parts.append("![tokens a second, a bar an engine](%s)\n" % plot)
