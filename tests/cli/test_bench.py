@@ -583,6 +583,14 @@ class Report(unittest.TestCase):
         self.assertEqual(report.memory_ratio(results()), {"rs-q8": (0.6, "ct2-int8")})
         self.assertIn("0.60 (≤ 0.4 ✗)", report.markdown(results(), None))
 
+    def test_an_engine_that_dies_on_its_second_load(self):
+        r = results()
+        r["engines"]["ct2-int8"].update({"load": [], "import": [], "reason": "its process ended by signal 11"})
+        self.assertIn("| CT2 \\| int8 | 32x128 | 100.0 | 50.0 |  | – | – |", report.markdown(r, None))
+        r["images"] = image_results()
+        r["images"]["engines"]["torch-f32"].update({"load": [], "import": []})
+        self.assertIn("| PyTorch | 150.0 | – | 1.0 | – | – |", report.markdown(r, None))
+
     def test_table(self):
         self.assertEqual(report.table(["a", "b"], [["x|y", 1]]), "| a | b |\n|---|---:|\n| x\\|y | 1 |\n")
         with self.assertRaises(ValueError):

@@ -191,6 +191,12 @@ def memory_ratio(results):
     return {n: (peak / peers[best], best) for n, peak in on_case(True).items()}
 
 
+def load_cells(engine):
+    """Times of loading, ms, and of importing, s; of an engine that loaded once, for its memory, and never again, none."""
+    return ["%.1f" % (1e3 * statistics.median(engine["load"])) if engine["load"] else "–",
+            "%.2f" % statistics.median(engine["import"]) if engine["import"] else "–"]
+
+
 def memory_table(results):
     rows, shares, card = [], memory_ratio(results), results.get("card")
     for n, e in results["engines"].items():
@@ -199,7 +205,7 @@ def memory_table(results):
         m, share = e["memory"], shares.get(n)
         against = "" if share is None else with_goal(share[0], "≤ %.1f" % MEMORY_GOAL, share[0] <= MEMORY_GOAL, "%.2f")
         rows.append([e["label"], m["case"], mib(m["peak"]), mib(m["before"]), mib(m.get("device")) or "–" if card else against,
-                     "%.1f" % (1e3 * statistics.median(e["load"])), "%.2f" % statistics.median(e["import"])])
+                     *load_cells(e)])
     return table(["engine", "case", "peak RSS, MiB", "of it before loading, MiB", "of the card, MiB" if card else "of the best peer's", "load, ms",
                   "import, s"], rows, 2)
 
@@ -220,8 +226,7 @@ def image_memory_table(results):
             share = " (%.2f)" % (peak / min(peers)) if peak and e["ours"] and peers else ""
             cells.append(mib(peak) + share if peak else "–")
         before = next(iter(e["memory"].values()))["before"]
-        rows.append([e["label"]] + cells + [mib(before), "%.1f" % (1e3 * statistics.median(e["load"])) if e["load"] else "",
-                                            "%.2f" % statistics.median(e["import"]) if e["import"] else ""])
+        rows.append([e["label"]] + cells + [mib(before), *load_cells(e)])
     return table(["engine"] + ["peak at %s, MiB" % c for c in cases] + ["of it before loading, MiB", "load, ms", "import, s"], rows)
 
 
