@@ -446,6 +446,40 @@ class SortedTexts(unittest.TestCase):
         self.assertEqual(seen[-1], texts)
 
 
+class OfRsAlone(unittest.TestCase):
+    """No peer was chosen, so nobody has made the environment yet that PyTorch goes into: for cosines, and for the other tokenizer."""
+
+    def setUp(self):
+        self.tmp = folder_of(self)
+        self.asked = []
+        self.environment = install.Environment(os.path.join(self.tmp, "venv"), True, 10, self.tmp)
+        self.environment.prepare = lambda: self.asked.append("prepare")
+        self.environment.install_torch = self.environment.install_plain = lambda package: self.environment.have.update(
+            {package: self.environment.pins[package]})
+        self.environment.look = lambda: None
+        self.bench = FakeBench(bench_peers.parse_arguments(["--engines", "rs-q8", "--rs", self.tmp]))
+        self.bench.prepare()
+        self.bench.environment, self.bench.folder = self.environment, self.tmp
+
+    def check_environment(self):
+        self.assertEqual(self.asked, ["prepare"])
+        self.assertLessEqual(set(engines.TORCH), set(self.environment.have))
+
+    def test_cosines_have_pytorch(self):
+        case = {"name": "1x16", "kind": "ids", "items": 1}
+        with unittest.mock.patch.object(driver, "vectors", lambda *_: [[1.0, 2.0]]), contextlib.redirect_stderr(io.StringIO()):
+            self.assertEqual(bench_peers.Bench.reference_vectors(self.bench, [(case, {})]), {"1x16": [[1.0, 2.0]]})
+        self.check_environment()
+        self.assertEqual(self.bench.notes, [])
+
+    def test_the_other_tokenizer_has_its_packages(self):
+        results_ = {}
+        with contextlib.redirect_stderr(io.StringIO()):
+            self.bench.tokenizer_alone(results_)
+        self.check_environment()
+        self.assertEqual(len(results_["tokenizer"]["rows"]), 1)
+
+
 class Saved(unittest.TestCase):
     def setUp(self):
         self.tmp = folder_of(self)

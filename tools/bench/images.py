@@ -122,9 +122,7 @@ class Images:
         self.about_photos = "photographs" if found else "made pictures (no photographs in %s)" % self.a.photos
         environment, out = self.bench.environment, {}
         try:
-            if not environment.have:
-                environment.prepare()
-            environment.ensure(engines.PICTURES)
+            environment.provide(engines.PICTURES)
             for size in self.sizes:
                 count = max(1, PHOTO_PIXELS // (size * size))
                 count = min(count, 4 if self.a.quick else count, len(found) or count)
@@ -255,7 +253,7 @@ class Images:
         except (OSError, ValueError):
             pass
         try:
-            environment.ensure(engines.BY_NAME["torch-f32"].packages)
+            environment.provide(engines.BY_NAME["torch-f32"].packages)
             worker = self.start(engines.BY_NAME["torch-f32"], size)
             out = [list(v) for v in features(worker)]
             self.bench.stop([worker])

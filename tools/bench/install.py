@@ -112,6 +112,12 @@ class Environment:
                 raise NotThere(self.why_not[package]) from None
             self.look()
 
+    def provide(self, packages):
+        """The same for one who cannot know whether anybody made the environment before: with engines of rs alone, nobody did."""
+        if not self.have:
+            self.prepare()
+        self.ensure(packages)
+
     def pinned(self, package):
         return "%s==%s" % (package, self.pins[package.lower()])
 
