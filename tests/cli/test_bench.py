@@ -446,6 +446,39 @@ class SortedTexts(unittest.TestCase):
         self.assertEqual(seen[-1], texts)
 
 
+class Cpus(unittest.TestCase):
+    def quota(self, groups, **files):
+        """What is counted of this /proc/self/cgroup, and these files of /sys/fs/cgroup (__ for /)."""
+        tmp = folder_of(self)
+        for name, text in dict({"groups": groups}, **files).items():
+            path = os.path.join(tmp, name.replace("__", "/").replace("_max", ".max").replace("_cfs", ".cfs"))
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with open(path, "w", encoding="utf-8") as f:
+                f.write(text)
+        return driver.quota_cpus(os.path.join(tmp, "groups"), tmp)
+
+    def test_quotas(self):
+        v2, v1 = "0::/a/b\n", "5:memory:/m\n4:cpu,cpuacct:/a\n"
+        for wanted, groups, files in (
+                (None, v2, {}), (None, v2, {"a__cpu_max": "max 100000\n"}), (2, v2, {"a__b__cpu_max": "200000 100000\n"}),
+                (2, v2, {"a__b__cpu_max": "150000 100000\n"}), (1, v2, {"cpu_max": "50000 100000\n"}),  # mounted at the root
+                (1, v2, {"a__b__cpu_max": "400000 100000\n", "a__cpu_max": "100000 100000\n"}),  # the group around is narrower
+                (3, v1, {"cpu__a__cpu_cfs_quota_us": "300000\n", "cpu__a__cpu_cfs_period_us": "100000\n"}),
+                (None, v1, {"cpu__a__cpu_cfs_quota_us": "-1\n", "cpu__a__cpu_cfs_period_us": "100000\n"}),
+                (None, "5:memory:/a\n", {"cpu__a__cpu_cfs_quota_us": "300000\n", "cpu__a__cpu_cfs_period_us": "100000\n"}), (None, "half a line", {})):
+            self.assertEqual(self.quota(groups, **files), wanted, (groups, files))
+        self.assertIsNone(driver.quota_cpus("/nowhere/cgroup"))
+
+    def test_count(self):
+        for bound, quota, wanted in ((8, None, 8), (8, 3, 3), (2, 3, 2)):
+            with unittest.mock.patch.object(driver, "affinity_cpus", lambda n=bound: n), unittest.mock.patch.object(driver, "quota_cpus", lambda n=quota: n):
+                self.assertEqual(bench_peers.parse_arguments([]).threads, wanted)
+                m = driver.machine()
+            r = results()
+            r["machine"].update(cpus=m["cpus"], **{"bound to": m["bound to"]})
+            self.assertIn(", %d CPUs%s, 16 GiB |" % (wanted, " (of 8, by a cgroup quota)" if quota == wanted else ""), report.markdown(r, None))
+
+
 class OfRsAlone(unittest.TestCase):
     """No peer was chosen, so nobody has made the environment yet that PyTorch goes into: for cosines, and for the other tokenizer."""
 

@@ -5,6 +5,7 @@ import array
 import base64
 import hashlib
 import json
+import math
 import os
 import random
 import re
@@ -224,12 +225,50 @@ def machine():
             facts["memory"] = int(f.readline().split()[1]) * 1024
     except (OSError, ValueError, IndexError):
         pass
-    facts["cpus"] = available_cpus()
+    facts["cpus"], facts["bound to"] = available_cpus(), affinity_cpus()
     return facts
 
 
-def available_cpus():
+def affinity_cpus():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def quota_cpus(groups="/proc/self/cgroup", mounted="/sys/fs/cgroup"):
+    """CPUs that cgroup quotas leave, in this process's group and every group around it, or None where there is no quota: as rs counts them
+    (cgroup_cpus in rs.cpp), so that all engines get the threads that rs would take."""
+    def numbers(path):
+        try:
+            with open(path, encoding="ascii") as f:
+                return [float(word) for word in f.read().split()]
+        except (OSError, ValueError):  # not there, or "max"
+            return []
+
+    least = None
+    try:
+        with open(groups, encoding="utf-8", errors="replace") as f:
+            lines = [line.rstrip("\n").split(":", 2) for line in f]
+    except OSError:
+        return None
+    for controllers, at in (line[1:] for line in lines if len(line) == 3):
+        if controllers and "cpu" not in controllers:
+            continue
+        # Inside a container the path may be of the host, and the group is mounted at the root: that is the last one tried.
+        while True:
+            if controllers:
+                found = numbers(mounted + "/cpu" + at + "/cpu.cfs_quota_us") + numbers(mounted + "/cpu" + at + "/cpu.cfs_period_us")
+            else:
+                found = numbers(mounted + at + "/cpu.max")
+            if len(found) == 2 and min(found) > 0:  # a quota of -1 is none
+                least = min(found[0] / found[1], least or math.inf)
+            if "/" not in at:
+                break
+            at = at[:at.rindex("/")]
+    return max(1, math.ceil(least)) if least else None
+
+
+def available_cpus():
+    """Those that this process may run on, or what a quota leaves of them."""
+    return min(affinity_cpus(), quota_cpus() or affinity_cpus())
 
 
 # ---------------------------------------------------------------------------------------------------- the model

@@ -243,7 +243,7 @@ def machine_rows(results):
     m = results["machine"]
     flags = ", ".join(m["flags"]) or "none of those that matter here"
     return ["| | |", "|---|---|", "| date | %s |" % results["date"],
-            "| CPU | %s, %d CPUs%s |" % (m["cpu"], m["cpus"], ", %s GiB" % whole(m["memory"] / 2**30) if m.get("memory") else ""),
+            "| CPU | %s, %d CPUs%s%s |" % (m["cpu"], m["cpus"], " (of %d, by a cgroup quota)" % m["bound to"] if m.get("bound to", 0) > m["cpus"] else "", ", %s GiB" % whole(m["memory"] / 2**30) if m.get("memory") else ""),
             "| of its features | %s |" % flags, "| system | %s, Python %s |" % (m["system"], results["python"]),
             "| model | %s |" % " and ".join(m for m in (results["model"], (results.get("images") or {}).get("model")) if m),
             "| rs | %s%s, commit %s |" % (results["rs"]["version"], "" if results.get("card") else ", kernels `%s`" % results["rs"]["isa"],
