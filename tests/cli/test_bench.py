@@ -446,6 +446,57 @@ class SortedTexts(unittest.TestCase):
         self.assertEqual(seen[-1], texts)
 
 
+class Turns(unittest.TestCase):
+    def test_each_round_begins_with_another(self):
+        asked = []
+        workers = [FakeWorker(n, [float(i)], asked) for i, n in enumerate("abc")]
+        out, failed = driver.take_turns(workers, "1x16", 4, 0.1)
+        self.assertEqual("".join(name for name, _, _ in asked), "abc" "bca" "cab" "abc")
+        self.assertEqual((out, failed), ({"a": [[0.0]] * 4, "b": [[1.0]] * 4, "c": [[2.0]] * 4}, {}))
+        self.assertEqual({(warm, least) for _, warm, least in asked}, {(2, 2)})
+        asked.clear()
+        into = {}
+        out, _ = driver.take_turns(workers[:2], "texts", 3, 0, 1, 1, False, into=into)
+        self.assertIs(out, into)
+        self.assertEqual(asked, [("a", 1, 1), ("b", 1, 1), ("b", 0, 1), ("a", 0, 1), ("a", 0, 1), ("b", 0, 1)])
+
+    def test_one_that_fails_is_not_asked_again(self):
+        asked, calls = [], []
+
+        def on_run(worker_, _):
+            calls.append(worker_.name)
+            if calls.count("b") == 2:
+                raise driver.EngineError("out of memory")
+        out, failed = driver.take_turns([FakeWorker("a", [1.0], asked), FakeWorker("b", [2.0], asked, on_run)], "1x16", 4, 0)
+        self.assertEqual((out, failed), ({"a": [[1.0]] * 4, "b": [[2.0], None, None, None]}, {"b": "out of memory"}))
+        self.assertEqual(calls, ["b", "b"])
+
+    def test_a_process_is_stopped_between_questions(self):
+        if not os.path.exists("/proc/self/stat"):
+            self.skipTest("no /proc")
+        tmp = folder_of(self)
+        w = driver.Worker({"engine": "rs-q8", "build": tmp, "weights": "w", "threads": 1}, sys.executable, tmp)
+        self.addCleanup(w.close)
+
+        def states():
+            found, tasks = set(), "/proc/%d/task" % w.process.pid
+            for task in os.listdir(tasks):
+                with open(os.path.join(tasks, task, "stat"), encoding="ascii", errors="replace") as f:
+                    found.add(f.read().rpartition(")")[2].split()[0])
+            return found
+        for _ in range(2):  # the second time it has to be woken first
+            with self.assertRaisesRegex(driver.EngineError, "holds no librs.so"):
+                w.ask("load")
+            until = time.monotonic() + 20
+            while states() != {"T"} and time.monotonic() < until:
+                time.sleep(0.01)
+            self.assertEqual(states(), {"T"})
+        w.wake()
+        while states() == {"T"} and time.monotonic() < until:
+            time.sleep(0.01)
+        self.assertNotIn("T", states())
+
+
 class Cpus(unittest.TestCase):
     def quota(self, groups, **files):
         """What is counted of this /proc/self/cgroup, and these files of /sys/fs/cgroup (__ for /)."""
