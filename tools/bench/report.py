@@ -372,7 +372,7 @@ def other_parts(results):
         parts += ["## Tokenizer alone, one thread\n",
                   "In Python, from `str` to a list of ids for each text, on both sides. rs: to UTF-8, a call of `rs_tokenize` (ctypes) a text, the ids copied "
                   "into a list. `tokenizers`: the fastest of `encode`, `encode_batch_fast` and the latter with a text a call, and `.ids` of what comes back. "
-                  "The median call with all texts.\n",
+                  "The CPU time of the median call with all texts.\n",
                   table(["", "texts", "rs, texts/s", "tokenizers, texts/s", "ratio", "ids", "fastest was"],
                         [[r["name"], r["texts"], whole(r["ours"]), whole(r["theirs"]), "%.1f" % (r["ours"] / r["theirs"]),
                           "equal" if r["equal"] else "**differ**", "`%s`" % r["way"]] for r in t["rows"]])]
