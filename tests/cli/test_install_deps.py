@@ -63,9 +63,9 @@ done""")
         with open(path, "w", encoding="utf-8"):
             pass
 
-    def run_tool(self, *args):
+    def run_tool(self, *args, **variables):
         env = {"PATH": self.bin, "LOG": self.log, "INCLUDE": self.include, "SSL_CERT_FILE": "/dev/null",
-               "FAIL": os.path.join(self.tmp, "fail"), "UNKNOWN": os.path.join(self.tmp, "unknown")}
+               "FAIL": os.path.join(self.tmp, "fail"), "UNKNOWN": os.path.join(self.tmp, "unknown"), **variables}
         result = subprocess.run([TOOL, *args], env=env, capture_output=True, text=True, timeout=60, check=False)
         calls = []
         if os.path.exists(self.log):
@@ -120,10 +120,13 @@ done""")
 
     def test_clang_wants_its_openmp(self):
         self.program("clang++", '[ "$1" = --version ] && { echo clang version 14; exit 0; }; exec c++ "$@"')
+        result, calls = self.run_tool("build", CXX="clang++")
+        self.assertEqual((result.returncode, self.installed(calls)), (0, {"libomp-dev"}), result.stderr)
+        self.assertIn("threads with clang", result.stdout)
+        self.assertEqual(self.run_tool("build", CXX="clang++", OPENMP="0")[1], [])  # which wants no threads
+        self.assertEqual(self.run_tool("build")[1], [])  # c++ is no clang
         self.header("omp.h")
-        os.environ["CXX"] = "clang++"
-        self.addCleanup(os.environ.pop, "CXX", None)
-        self.assertEqual(self.run_tool("build")[1], [])
+        self.assertEqual(self.run_tool("build", CXX="clang++")[1], [])
 
     def test_update_when_unknown_or_stale(self):
         self.remove("cmake")

@@ -89,7 +89,7 @@ def results(others=0.0):
     chosen = page.choose([r for r in rows if r["type"] == "q8"])
     final = [r for r in rows if r["type"] == "q8" and r["drop"] in chosen.get(r["task"], [])]
     halves = [dict(final[0], half=1), row("retrieval", final[0]["drop"], 50.0, 49.0, half=2)]
-    return {"format": 1, "date": "2000-01-01", "python": "3.9", "model": "a-model",
+    return {"format": 1, "command": "tools/results --rs b", "layers": {"a-model": 6, "another": 6}, "date": "2000-01-01", "python": "3.9", "model": "a-model",
             "machine": {"cpu": "A <CPU> & more", "cpus": 2, "flags": ["avx2"], "system": "Linux 6", "memory": 2**34},
             "settings": {"threads": 2, "seconds": 1, "quick": False, "seeds": [0, 1], "limits": {t: [] for t in page.NAMES}},
             "rs": {"version": "0.1.0", "isa": "avx2", "commit": "abc"}, "minutes": 1.0, "rows": rows, "chosen": chosen, "final": final, "halves": halves,
@@ -165,6 +165,8 @@ class Page(unittest.TestCase):
     def test_tables(self):
         text = page.markdown(results(), {"curves": "c.svg", "speed": "s.svg"})
         self.assertEqual(text.count("![") , 2)
+        self.assertIn("\nWritten by `tools/results --rs b`; do not edit.\n", text)
+        self.assertIn("layer 0 first;\na-model and another have 6); the score", text)
         head, body = table_with(text, "retrieval (Cranfield) `0,0.3`")
         cells = {r[0]: dict(zip(head, r)) for r in body}
         self.assertEqual(cells["`mlp`"]["retrieval (Cranfield) `0,0.3`"], "−50.0")
@@ -219,6 +221,10 @@ class Page(unittest.TestCase):
     def test_images_alone(self):
         r = self.with_images()
         r["rows"], r["final"], r["halves"], r["bench"], r["short"] = [], [], [], [], []
+        r["layers"] = {"an-image-model": 12, "a-model": 6}
+        longest = max(len(page.parts(x["drop"])["ratios"].split(",")) for x in r["images"]["rows"] + r["images"]["final"])
+        self.assertTrue(6 < longest <= 12)
+        self.assertIn("layer 0 first;\nan-image-model has 12; a-model has 6);", page.markdown(r, {n: n + ".svg" for n in page.plots(r)}))
         text = page.markdown(r, {n: n + ".svg" for n in page.plots(r)})
         tables(text)
         self.assertIn("## Images", text)
@@ -269,6 +275,44 @@ class Cache(unittest.TestCase):
         self.assertEqual(cache.get("a", False)["v"], 1)
         cache.put("a", {"others": 0.01, "v": 3})
         self.assertEqual(cache.get("a", True)["v"], 3)
+
+
+class CacheFile(unittest.TestCase):
+    def setUp(self):
+        self.tmp = folder_of(self)
+        self.build, self.weights = os.path.join(self.tmp, "build"), os.path.join(self.tmp, "w-{type}.rsw")
+        write_data(self.tmp)
+        for path in ("build/rs", "build/librs.so", "w-q8.rsw", "w-f32.rsw"):
+            self.put(path, "one")
+        os.chmod(os.path.join(self.build, "rs"), 0o755)
+
+    def put(self, name, text):
+        path = os.path.join(self.tmp, name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "w", encoding="utf-8") as f:
+            f.write(text)
+
+    def cache(self, *args):
+        prepared = tool.Results(tool.parse_arguments(["--quick", "--tasks", "stsb", "--rs", self.build, "--data", self.tmp, "--model", self.weights, *args]))
+        prepared.prepare()
+        return prepared.cache.path
+
+    def test_kernels_have_rows_of_their_own(self):
+        first = self.cache()
+        self.assertEqual(self.cache(), first)
+        self.put("build/librs.so", "two")  # the program is the same: it only calls them
+        second = self.cache()
+        self.put("build/rs", "two")
+        self.assertEqual(len({first, second, self.cache(), self.cache("--threads", "7")}), 4)
+
+    def test_a_program_that_is_a_link(self):
+        link = os.path.join(self.tmp, "links")
+        os.makedirs(link)
+        os.symlink(os.path.join(self.build, "rs"), os.path.join(link, "rs"))
+        self.assertEqual(driver.program_files(link), [os.path.join(link, "rs"), os.path.join(os.path.realpath(self.build), "librs.so")])
+        os.remove(os.path.join(self.build, "librs.so"))
+        with self.assertRaisesRegex(FileNotFoundError, "build holds no librs.so: build it with 'make'"):
+            driver.program_files(link)
 
 
 class Plan(unittest.TestCase):
@@ -338,6 +382,7 @@ class Trial(unittest.TestCase):
             text = f.read()
         with open(os.path.join(self.tmp, "results", "results.json"), encoding="utf-8") as f:
             measured = json.load(f)
+        self.assertEqual(measured["layers"], {"all-MiniLM-L6-v2": 6, "sst2-minilm": 6})
         tasks = {x["task"] for x in measured["rows"]}
         self.assertLessEqual({"retrieval", "stsb", "cosine"}, tasks)
         for name in ("curves", "speed"):

@@ -66,6 +66,8 @@ def read_baseline(path):
 def read_measured(path):
     """Figures from a file: of --json, or all results of bench-peers."""
     m = read_json(path)
+    if m.get("finished") is False:
+        raise CheckError("%s: the run of bench-peers that wrote this did not finish" % path)
     m = part(path, m, "check") if "check" in m else m
     for key, kind in (("row", str), ("cpu", str), ("threads", int)):
         if "ratios" in m and not isinstance(m.get(key), kind):
@@ -85,11 +87,17 @@ def yardstick(name):
     return name.partition(" / ")[2].partition(",")[0]
 
 
-def compare_section(path, where, stored, new, more_is_better):
-    """A row (name, stored, new, change, fell) for every figure; what is missing on either side is an error."""
+def compare_section(path, where, stored, new, more_is_better, notes):
+    """A row (name, stored, new, change, fell) for every figure; what is missing on either side is an error, but for a yardstick that one
+    side has not at all: of those that only the new figures have, there are notes."""
+    known, lacking = {yardstick(n) for n in stored}, set()
     for name in new:
-        if name not in stored:
+        if name in stored:
+            continue
+        if not stored or yardstick(name) in known:
             raise CheckError("%s: %s: no figure for '%s'; bench-check --update stores it" % (path, where, name))
+        lacking.add(yardstick(name))
+    notes += ["ratios to '%s' are not judged: %s has none; bench-check --update stores them" % (s, where) for s in sorted(lacking)]
     groups = {yardstick(n) for n in new}
     rows = []
     for name, old in stored.items():
@@ -104,32 +112,37 @@ def compare_section(path, where, stored, new, more_is_better):
     return rows
 
 
+def unjudged(baseline, about):
+    """Why ratios of these kernels ("row"), CPU and threads have none to be compared with, or None: known before anything is measured."""
+    row = baseline["rows"].get(about["row"])
+    if row is None:
+        return "no row '%s' (there are: %s); bench-check --update stores one" % (about["row"], ", ".join(sorted(baseline["rows"])) or "none")
+    if any(row[k] != about[k] for k in ("cpu", "threads")):
+        return "stored for %s, %d threads; this is %s, %d threads" % (row["cpu"], row["threads"], about["cpu"], about["threads"])
+    return None
+
+
 def compare(path, baseline, measured):
     """(rows, notes).  CheckError where there is nothing to compare with."""
     rows, notes = [], []
-    if "ratios" in measured and measured["row"] not in baseline["rows"]:
-        none = "no row '%s' (there are: %s); bench-check --update stores one" % (measured["row"], ", ".join(sorted(baseline["rows"])) or "none")
-        if "instructions" not in measured:
-            raise CheckError("%s: rows: %s" % (path, none))
-        notes.append("ratios are not judged: " + none)
-    elif "ratios" in measured:
-        isa = measured["row"]
-        stored = baseline["rows"][isa]
-        where = "rows.%s.ratios" % isa
-        compared = compare_section(path, where, stored["ratios"], measured["ratios"], True)
-        same = {k: stored[k] == measured[k] for k in ("cpu", "threads")}
-        if all(same.values()):
-            rows += compared
+    if "ratios" in measured:
+        isa, why = measured["row"], unjudged(baseline, measured)
+        if why and isa not in baseline["rows"] and "instructions" not in measured:
+            raise CheckError("%s: rows: %s" % (path, why))
+        if why:  # what both sides have is shown all the same
+            notes.append("ratios are not judged: " + why)
+            stored = baseline["rows"].get(isa, {"ratios": {}})["ratios"]
+            rows += [(n, old, measured["ratios"][n], measured["ratios"][n] / old - 1, False) for n, old in stored.items() if n in measured["ratios"]]
         else:
-            notes.append("ratios are not judged: stored for %s, %d threads; this is %s, %d threads"
-                         % (stored["cpu"], stored["threads"], measured["cpu"], measured["threads"]))
-            rows += [r[:4] + (False,) for r in compared]
+            rows += compare_section(path, "rows.%s.ratios" % isa, baseline["rows"][isa]["ratios"], measured["ratios"], True, notes)
     if "instructions" in measured:
         compiler = measured["compiler"]
         if compiler not in baseline["instructions"]:
             raise CheckError("%s: instructions: none for '%s' (there are: %s); bench-check --update stores them"
                              % (path, compiler, ", ".join(sorted(baseline["instructions"])) or "none"))
-        rows += compare_section(path, "instructions.%s" % compiler, baseline["instructions"][compiler], measured["instructions"], False)
+        rows += compare_section(path, "instructions.%s" % compiler, baseline["instructions"][compiler], measured["instructions"], False, notes)
+    if not rows:
+        raise CheckError("%s: none of the measured figures is stored: %s" % (path, "; ".join(notes)))
     return rows, notes
 
 

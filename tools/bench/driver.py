@@ -5,6 +5,7 @@ import array
 import base64
 import hashlib
 import json
+import math
 import os
 import random
 import re
@@ -15,6 +16,7 @@ import sys
 import time
 
 import engines
+import rslib
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
@@ -28,19 +30,26 @@ def note(text):
     print(text, file=sys.stderr, flush=True)
 
 
-def write(path, text):
+def write(path, text, told=True):
     """A file appears whole or not at all."""
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     part = path + ".part"
     with open(part, "w", encoding="utf-8") as f:
         f.write(text)
     os.replace(part, path)
-    note("wrote %s" % path)
+    if told:
+        note("wrote %s" % path)
 
 
 def commit():
-    found = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"], stdout=subprocess.PIPE,
-                           stderr=subprocess.DEVNULL, text=True, check=False).stdout.strip()
+    """What git calls these sources; "unknown" without git, and of sources out of a tarball: that these lie in another project's repository
+    makes them no commit of it."""
+    env = dict(os.environ, GIT_CEILING_DIRECTORIES=os.path.dirname(ROOT))
+    try:
+        found = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                               env=env, text=True, check=False).stdout.strip()
+    except OSError:
+        found = ""
     return found or "unknown"
 
 
@@ -69,7 +78,7 @@ def at_least(low, kind):
 
 class Worker:
     """An engine in its process.  Between questions the process is stopped, so that whatever its threads spin on, they take no
-    time from the engine whose turn it is; each turn begins with calls that are not counted."""
+    time from the engine whose turn it is."""
 
     def __init__(self, config, python, log_folder, timeout=600):
         self.name, self.timeout = config.get("name", config["engine"]), timeout
@@ -164,11 +173,13 @@ def vectors(worker, name, count):
     return [values[i * dim:(i + 1) * dim] for i in range(count)]
 
 
-def take_turns(workers, name, rounds, seconds, warm=2, least=2, every_warm=True, cpu_time=False):
+def take_turns(workers, name, rounds, seconds, warm=2, least=2, every_warm=True, cpu_time=False, into=None):
     """Ask the workers in turn, round after round, for calls of a case; each round begins with another one.
-    {engine: [times of calls, or None, a round]} and {engine: reason} of those that failed; one that fails once is not asked again."""
-    out = {w.name: [] for w in workers}
-    failed = {}
+    {engine: [times of calls, or None, a round]} and {engine: reason} of those that failed; one that fails once is not asked again.
+    warm: calls that are not counted, before each turn, or before the first one alone (every_warm false).
+    into: a dict that has the former turn by turn, for those who are interrupted."""
+    out, failed = {} if into is None else into, {}
+    out.update((w.name, []) for w in workers)
     for r in range(rounds):
         shift = r % len(workers)
         for w in workers[shift:] + workers[:shift]:
@@ -214,12 +225,50 @@ def machine():
             facts["memory"] = int(f.readline().split()[1]) * 1024
     except (OSError, ValueError, IndexError):
         pass
-    facts["cpus"] = available_cpus()
+    facts["cpus"], facts["bound to"] = available_cpus(), affinity_cpus()
     return facts
 
 
-def available_cpus():
+def affinity_cpus():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def quota_cpus(groups="/proc/self/cgroup", mounted="/sys/fs/cgroup"):
+    """CPUs that cgroup quotas leave, in this process's group and every group around it, or None where there is no quota: as rs counts them
+    (cgroup_cpus in rs.cpp), so that all engines get the threads that rs would take."""
+    def numbers(path):
+        try:
+            with open(path, encoding="ascii") as f:
+                return [float(word) for word in f.read().split()]
+        except (OSError, ValueError):  # not there, or "max"
+            return []
+
+    least = None
+    try:
+        with open(groups, encoding="utf-8", errors="replace") as f:
+            lines = [line.rstrip("\n").split(":", 2) for line in f]
+    except OSError:
+        return None
+    for controllers, at in (line[1:] for line in lines if len(line) == 3):
+        if controllers and "cpu" not in controllers:
+            continue
+        # Inside a container the path may be of the host, and the group is mounted at the root: that is the last one tried.
+        while True:
+            if controllers:
+                found = numbers(mounted + "/cpu" + at + "/cpu.cfs_quota_us") + numbers(mounted + "/cpu" + at + "/cpu.cfs_period_us")
+            else:
+                found = numbers(mounted + at + "/cpu.max")
+            if len(found) == 2 and min(found) > 0:  # a quota of -1 is none
+                least = min(found[0] / found[1], least or math.inf)
+            if "/" not in at:
+                break
+            at = at[:at.rindex("/")]
+    return max(1, math.ceil(least)) if least else None
+
+
+def available_cpus():
+    """Those that this process may run on, or what a quota leaves of them."""
+    return min(affinity_cpus(), quota_cpus() or affinity_cpus())
 
 
 # ---------------------------------------------------------------------------------------------------- the model
@@ -264,6 +313,13 @@ def weights_folder(build, model, digest):
     return os.path.abspath(os.path.join(build, "bench", "%s-%s" % (os.path.basename(os.path.abspath(model)), digest[:8])))
 
 
+def program_files(build):
+    """The program of a build folder, and the shared library with the kernels, which it finds beside itself: where the program is a link,
+    beside what that points to."""
+    program = os.path.join(build, "rs")
+    return [program, rslib.library_path(os.path.dirname(os.path.realpath(program)))]
+
+
 def rs_weights(build, model, folder, kinds):
     """Weight files of rs, converted again where the program or the model is newer."""
     program, paths = os.path.join(build, "rs"), {}
@@ -271,7 +327,7 @@ def rs_weights(build, model, folder, kinds):
         raise FileNotFoundError("%s is missing: build it with 'make', or name its folder with --rs" % program)
     os.makedirs(folder, exist_ok=True)
     source = os.path.join(model, "model.safetensors")
-    newest = max(os.path.getmtime(p) for p in (program, source))
+    newest = max(os.path.getmtime(p) for p in program_files(build) + [source])
     for kind in kinds:
         paths[kind] = path = os.path.join(folder, "rs-%s.rsw" % kind)
         if os.path.exists(path) and os.path.getmtime(path) > newest:

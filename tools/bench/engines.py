@@ -6,6 +6,7 @@ import re
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 PINS = os.path.join(HERE, "requirements.txt")
+PINS_PYTHON = (3, 11)  # the oldest that they have wheels for
 
 # ours: an engine of rs.  bits: the class that its ratios are taken in (int8 and f32 peers; q4 of rs is compared with int8 peers).
 # packages: what pip installs for it, at the versions of requirements.txt.  prepared: the weights that prepare.py makes for it.

@@ -122,9 +122,7 @@ class Images:
         self.about_photos = "photographs" if found else "made pictures (no photographs in %s)" % self.a.photos
         environment, out = self.bench.environment, {}
         try:
-            if not environment.have:
-                environment.prepare()
-            environment.ensure(engines.PICTURES)
+            environment.provide(engines.PICTURES)
             for size in self.sizes:
                 count = max(1, PHOTO_PIXELS // (size * size))
                 count = min(count, 4 if self.a.quick else count, len(found) or count)
@@ -179,8 +177,10 @@ class Images:
                 except EngineError as why:
                     self.bench.stop(list(self.bench.workers))
                     self.reason(e.name, str(why))
+                self.bench.save()
 
     def measure_size(self, size, batches, cases):
+        """Appends to the cases, each from its first turn on."""
         running = []
         for e in self.usable(size):
             try:
@@ -200,12 +200,14 @@ class Images:
             if not ready:
                 continue
             note("images %s: %s" % (case["name"], " ".join(w.name for w in ready)))
-            case["turns"], failed = driver.take_turns(ready, case["name"], self.a.rounds, self.a.seconds)
+            cases.append(case)
+            _, failed = driver.take_turns(ready, case["name"], self.a.rounds, self.a.seconds, into=case["turns"])
             for name, why in failed.items():
                 self.failed(case, next(w for w in ready if w.name == name), why)
-            cases.append(case)
+            self.bench.save()
         if size in self.photos and running:
             self.compare(size, [w for w in running if w.alive], cases)
+            self.bench.save()
         self.bench.stop(running)
 
     def failed(self, case, worker, why):
@@ -251,7 +253,7 @@ class Images:
         except (OSError, ValueError):
             pass
         try:
-            environment.ensure(engines.BY_NAME["torch-f32"].packages)
+            environment.provide(engines.BY_NAME["torch-f32"].packages)
             worker = self.start(engines.BY_NAME["torch-f32"], size)
             out = [list(v) for v in features(worker)]
             self.bench.stop([worker])
@@ -263,22 +265,22 @@ class Images:
 
     # ------------------------------------------------------------ all of it
 
-    def measure(self):
-        """Results in the form of bench-peers' own: engines, cases; None where nothing can be measured, with a note that says why."""
+    def measure(self, results):
+        """results["images"], in the form of bench-peers' own: engines, cases; None where nothing can be measured, with a note that says why."""
+        results["images"] = None
         try:
             self.prepare()
         except (OSError, ValueError, RuntimeError) as why:
             self.bench.notes.append("images: %s" % why)
             note(self.bench.notes[-1])
-            return None
+            return
         rows = {e.name: {"label": e.label, "ours": e.ours, "bits": e.bits, "facts": dict(self.facts.get(e.name, {})), "versions": {},
                          "load": [], "import": [], "memory": {}} for e in self.chosen}
+        results["images"] = {
+            "model": os.path.basename(os.path.abspath(self.a.image_model)), "engines": rows, "cases": [],
+            "drop": self.a.drop if any(engines.drops(n) for n in rows) else None, "photos": self.about_photos, "machine": self.bench.machine,
+            "card": self.bench.card, "settings": {"threads": self.a.threads, "loads": self.a.loads}}
+        self.bench.rows.append((rows, self.reasons))
         self.memory_and_loading(rows)
-        cases = []
         for size, batches in self.sizes.items():
-            self.measure_size(size, batches, cases)
-        for name, row in rows.items():
-            row["reason"] = self.reasons.get(name)
-        return {"model": os.path.basename(os.path.abspath(self.a.image_model)), "engines": rows, "cases": [c for c in cases if c["turns"]],
-                "drop": self.a.drop if any(engines.drops(n) for n in rows) else None, "photos": self.about_photos, "machine": self.bench.machine, "card": self.bench.card,
-                "settings": {"threads": self.a.threads, "loads": self.a.loads}}
+            self.measure_size(size, batches, results["images"]["cases"])

@@ -74,8 +74,17 @@ class Environment:
         if not os.access(self.python, os.X_OK):
             if not self.install:
                 raise NotThere("%s is no virtual environment, and --no-install was given" % self.folder)
+            self.check_python(sys.executable, sys.version_info)
             run([sys.executable, "-m", "venv", self.folder], 600, self.log("venv"))
+        elif self.install:
+            self.check_python(self.python, self.say("import json, sys\nprint(json.dumps(sys.version_info[:3]))"))
         self.look()
+
+    def check_python(self, python, version):
+        """pip would say the same of each package by itself, at length, and not what to do."""
+        if tuple(version[:2]) < engines.PINS_PYTHON:
+            raise NotThere("the pinned versions need Python %d.%d or later, and %s is Python %s: run tools/bench-peers with a later one%s" % (
+                *engines.PINS_PYTHON, python, ".".join(map(str, version[:3])), ", without %s" % self.folder if python == self.python else ""))
 
     def look(self):
         names = sorted({p for e in engines.ALL for p in e.packages} | set(engines.PICTURES))
@@ -111,6 +120,12 @@ class Environment:
                 self.why_not[package] = "%s cannot be installed: %s" % (package, e)
                 raise NotThere(self.why_not[package]) from None
             self.look()
+
+    def provide(self, packages):
+        """The same for one who cannot know whether anybody made the environment before: with engines of rs alone, nobody did."""
+        if not self.have:
+            self.prepare()
+        self.ensure(packages)
 
     def pinned(self, package):
         return "%s==%s" % (package, self.pins[package.lower()])

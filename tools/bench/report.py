@@ -191,6 +191,12 @@ def memory_ratio(results):
     return {n: (peak / peers[best], best) for n, peak in on_case(True).items()}
 
 
+def load_cells(engine):
+    """Times of loading, ms, and of importing, s; of an engine that loaded once, for its memory, and never again, none."""
+    return ["%.1f" % (1e3 * statistics.median(engine["load"])) if engine["load"] else "–",
+            "%.2f" % statistics.median(engine["import"]) if engine["import"] else "–"]
+
+
 def memory_table(results):
     rows, shares, card = [], memory_ratio(results), results.get("card")
     for n, e in results["engines"].items():
@@ -199,7 +205,7 @@ def memory_table(results):
         m, share = e["memory"], shares.get(n)
         against = "" if share is None else with_goal(share[0], "≤ %.1f" % MEMORY_GOAL, share[0] <= MEMORY_GOAL, "%.2f")
         rows.append([e["label"], m["case"], mib(m["peak"]), mib(m["before"]), mib(m.get("device")) or "–" if card else against,
-                     "%.1f" % (1e3 * statistics.median(e["load"])), "%.2f" % statistics.median(e["import"])])
+                     *load_cells(e)])
     return table(["engine", "case", "peak RSS, MiB", "of it before loading, MiB", "of the card, MiB" if card else "of the best peer's", "load, ms",
                   "import, s"], rows, 2)
 
@@ -220,8 +226,7 @@ def image_memory_table(results):
             share = " (%.2f)" % (peak / min(peers)) if peak and e["ours"] and peers else ""
             cells.append(mib(peak) + share if peak else "–")
         before = next(iter(e["memory"].values()))["before"]
-        rows.append([e["label"]] + cells + [mib(before), "%.1f" % (1e3 * statistics.median(e["load"])) if e["load"] else "",
-                                            "%.2f" % statistics.median(e["import"]) if e["import"] else ""])
+        rows.append([e["label"]] + cells + [mib(before), *load_cells(e)])
     return table(["engine"] + ["peak at %s, MiB" % c for c in cases] + ["of it before loading, MiB", "load, ms", "import, s"], rows)
 
 
@@ -238,7 +243,7 @@ def machine_rows(results):
     m = results["machine"]
     flags = ", ".join(m["flags"]) or "none of those that matter here"
     return ["| | |", "|---|---|", "| date | %s |" % results["date"],
-            "| CPU | %s, %d CPUs%s |" % (m["cpu"], m["cpus"], ", %s GiB" % whole(m["memory"] / 2**30) if m.get("memory") else ""),
+            "| CPU | %s, %d CPUs%s%s |" % (m["cpu"], m["cpus"], " (of %d, by a cgroup quota)" % m["bound to"] if m.get("bound to", 0) > m["cpus"] else "", ", %s GiB" % whole(m["memory"] / 2**30) if m.get("memory") else ""),
             "| of its features | %s |" % flags, "| system | %s, Python %s |" % (m["system"], results["python"]),
             "| model | %s |" % " and ".join(m for m in (results["model"], (results.get("images") or {}).get("model")) if m),
             "| rs | %s%s, commit %s |" % (results["rs"]["version"], "" if results.get("card") else ", kernels `%s`" % results["rs"]["isa"],
@@ -295,12 +300,22 @@ stays f32. PyTorch has the model of transformers, with its SDPA.
     return parts
 
 
-ON_CARD = """Every engine runs the same published weights on the same inputs, each in a process of its own. They take turns, round after round; a turn
-begins with calls that are not counted. A call takes ids or pixels that lie in the host's memory and ends when the vectors are there. Times
+ON_CARD = """Every engine runs the same published weights on the same inputs, each in a process of its own. They take turns, round after round. %sA call takes ids or pixels that lie in the host's memory and ends when the vectors are there. Times
 are the median of the rounds' medians. A ratio is taken within a round; the tables have the median of these, and the 10th and 90th
 percentile. Peers compute in half precision: PyTorch with its SDPA (synchronized before and after each call), ONNX Runtime with its
 CUDA and TensorRT providers. rs computes in 8 bits (q8, q4) or three bf16 products for one of floats (f32), attention in f16; the cosines tell what each costs.
 """
+
+
+def warm_up(kinds):
+    """What is not counted, of the kinds of cases that there are."""
+    said = []
+    if kinds - {"texts"}:
+        said.append("A turn with %s begins with up to two calls that are not counted." % " or ".join(
+            what for kind, what in (("ids", "ids"), ("images", "pixels")) if kind in kinds))
+    if "texts" in kinds:
+        said.append("A call with texts is a pass over all of them, and a turn is one such call; before its first one an engine makes one that is not counted.")
+    return " ".join(said)
 
 
 def markdown(results, plot, image_plot=None):
@@ -308,17 +323,17 @@ def markdown(results, plot, image_plot=None):
     texts = [c for c in results["cases"] if c["kind"] == "texts"]
     card = results.get("card")
     parts = ["# Benchmarks%s\n" % (" on a card" if card else ""),
-             "Written by `%s`%s; do not edit.\n" % ("tools/bench-peers --device cuda" if card else "make bench-peers",
-                                                   " --quick: few and short rounds, so only a trial" if results["settings"]["quick"] else "")]
+             "Written by `%s`%s; do not edit.\n" % (results["command"], ", a trial: few and short rounds" if results["settings"]["quick"] else "")]
     parts.append(machine_lines(results))
+    not_counted = warm_up({c["kind"] for c in results["cases"] + (results.get("images") or {"cases": []})["cases"]})
     if card:
-        parts.append(ON_CARD)
+        parts.append(ON_CARD % (not_counted and not_counted + " "))
     else:
         parts.append("""Every engine runs the same published weights on the same inputs, each in a process of its own. They take turns, round after round,
-and are stopped while others run; a turn begins with calls that are not counted. Times are the median of the rounds' medians. A ratio is
+and are stopped while others run. %sTimes are the median of the rounds' medians. A ratio is
 taken within a round; the tables have the median of these, and the 10th and 90th percentile. A peer's int8 may be of 8-bit weights and
 activations in any scheme of its own: the cosines tell what it costs. `engine@isa`: the kernels of an older CPU, forced.
-""")
+""" % (not_counted and not_counted + " "))
     if ids:
         if plot:
             parts.append("![tokens a second, a bar an engine](%s)\n" % plot)
@@ -355,9 +370,12 @@ def other_parts(results):
     t = results.get("tokenizer")
     if t and t["rows"]:
         parts += ["## Tokenizer alone, one thread\n",
-                  table(["", "texts", "rs, texts/s", "tokenizers, texts/s", "ratio", "ids"],
+                  "In Python, from `str` to a list of ids for each text, on both sides. rs: to UTF-8, a call of `rs_tokenize` (ctypes) a text, the ids copied "
+                  "into a list. `tokenizers`: the fastest of `encode`, `encode_batch_fast` and the latter with a text a call, and `.ids` of what comes back. "
+                  "The CPU time of the median call with all texts.\n",
+                  table(["", "texts", "rs, texts/s", "tokenizers, texts/s", "ratio", "ids", "fastest was"],
                         [[r["name"], r["texts"], whole(r["ours"]), whole(r["theirs"]), "%.1f" % (r["ours"] / r["theirs"]),
-                          "equal" if r["equal"] else "**differ**"] for r in t["rows"]])]
+                          "equal" if r["equal"] else "**differ**", "`%s`" % r["way"]] for r in t["rows"]])]
     s = results.get("scaling")
     if s:
         parts += ["## From 1 to %d threads\n" % results["settings"]["threads"],

@@ -356,10 +356,10 @@ def lost(results, rows):
 # ---------------------------------------------------------------------------------------------------- the page
 
 INTRO = """What token dropping costs and what it saves. A schedule such as `0,0.5` gives the share of tokens that leaves behind each layer (layer 0 first;
-these models have six); the score says which stay: those where it is highest (`rs.h` explains the names; a sum has each term brought to mean 0
+%s); the score says which stay: those where it is highest (`rs.h` explains the names; a sum has each term brought to mean 0
 and deviation 1 first); `prune` forgets the others, `restore` brings their last states back at the end, `merge` averages each into the kept
 token most like it, `fold` makes one more token of them. Only the first token is protected. *Token-layers* are tokens that enter a layer,
-summed over layers and texts: what they save does not depend on the machine.
+summed over layers and inputs: what they save does not depend on the machine.
 """
 
 PAPER = """The score `mlp` is that of Representation Shift (arXiv 2508.00367). **Nothing on this page has a counterpart in that paper's tables**: it
@@ -370,15 +370,23 @@ encoders it does harm, and its opposite works.
 """
 
 
+def layers(results):
+    """How many the models of a page have, which is how long its schedules can be."""
+    counts = {}
+    for name, n in results["layers"].items():
+        counts.setdefault(n, []).append(name)
+    return "; ".join("%s %s %d" % (" and ".join(names), "have" if len(names) > 1 else "has", n) for n, names in counts.items())
+
+
 def markdown(results, plots):
     s, tasks, rows = results["settings"], tasks_of(results), Rows(results)
     out = ["# Token dropping: what it costs, what it saves\n",
-           "Written by `make results`%s; do not edit.\n" % (" ARGS=--quick: few settings and little data, so **only a trial**" if s["quick"] else "")]
+           "Written by `%s`%s; do not edit.\n" % (results["command"], ", **a trial**: few settings and little data" if s["quick"] else "")]
     head = machine_rows(results)
     head.append("| threads | %d |" % s["threads"])
     head.append("| seeds | %s of the score `random`; 1 of the ids of `rs bench`; data sets in their order |" % ", ".join(map(str, s["seeds"])))
     out.append("\n".join(head) + "\n")
-    out.append(INTRO)
+    out.append(INTRO % layers(results))
     out.append("".join("- **%s**: %s%s. Without dropping (q8): %.2f\n" % (
         NAMES[t], ABOUT[t], "; only `%s`" % " ".join(s["limits"][t]) if s["limits"][t] else "",
         next(r["full"]["quality"] for r in results["rows"] if r["task"] == t and r["type"] == "q8")) for t in tasks))
