@@ -233,14 +233,9 @@ RS_DEVICE float bits_to_float(uint32_t v) { return __uint_as_float(v); }
 RS_DEVICE uint32_t float_to_bits(float v) { return __float_as_uint(v); }
 RS_DEVICE int low_bits(double v) { return __double2loint(v); }
 
-// Threads are of one block; shared: bytes of its memory.
+// Threads are of one block; bytes: of its shared memory, for more than 48 KiB of which launch_large asks.
 template <class... P, class... A>
 cudaError_t launch(cudaStream_t stream, dim3 grid, int threads, size_t bytes, void (*kernel)(P...), A... args) {
-  if (bytes > 48 * 1024) {
-    const cudaError_t status = cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel),
-                                                    cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
-    if (status != cudaSuccess) return status;
-  }
   // Only code that waits may begin early, and only such drivers record that.
   cudaFuncAttributes code = {};
   int driver = 0;
@@ -263,6 +258,20 @@ cudaError_t launch(cudaStream_t stream, dim3 grid, int threads, size_t bytes, vo
 // ================================================================================ 2  what kernels share
 
 namespace {
+
+// A launch that may take more than the 48 KiB of shared memory that a block has without being asked.  What is asked for is the
+// kernel's, for all threads of the process, so it is always the most that any launch of it takes: were it what this one takes,
+// another thread could ask for less before this one is launched.
+constexpr size_t unasked_shared = 48 * 1024;
+template <class... P, class... A>
+cudaError_t launch_large(size_t most, cudaStream_t stream, dim3 grid, int threads, size_t bytes, void (*kernel)(P...), A... args) {
+  if (bytes > unasked_shared) {
+    const cudaError_t status = cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel),
+                                                    cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(most));
+    if (status != cudaSuccess) return status;
+  }
+  return launch(stream, grid, threads, bytes, kernel, args...);
+}
 
 constexpr int warp_size = 32;
 constexpr int panel_n = 16, panel_k = 4, group_k = 32;  // as in rs.cpp, section 1
@@ -755,8 +764,8 @@ cudaError_t launch_quantized(const op_call &c, const quantized_weight &w, const 
   using tile = linear_tile<Four, BM, BN>;
   const int64_t tiles = w.blocks * warp_channels / BN * ceil_div(c.out.capacity, BM);
   const auto grid = static_cast<unsigned>(std::min<int64_t>(tiles, int64_t{tile::blocks} * c.multiprocessors));
-  return launch(c.stream, dim3(grid), tile::threads, tile::bytes, linear_quantized<Four, BM, BN>, c.out.rows,
-                static_cast<const uint8_t *>(c.q), static_cast<const row_quant *>(c.rq), w, e);
+  return launch_large(tile::bytes, c.stream, dim3(grid), tile::threads, tile::bytes, linear_quantized<Four, BM, BN>, c.out.rows,
+                      static_cast<const uint8_t *>(c.q), static_cast<const row_quant *>(c.rq), w, e);
 }
 
 // ---- floats: products of bf16, three for one of f32
@@ -2095,8 +2104,8 @@ cudaError_t layer_norm_cuda(const op_call &c) {
   if (rows <= 0) return cudaSuccess;
   switch (plan.pieces) { RS_HELD_IN_REGISTERS(layer_norm_registers, rows) }
   if (plan.held)
-    return launch(c.stream, dim3(blocks_of(rows, plan.held)), plan.held * warp_size, plan.bytes,
-                  fours ? layer_norm_shared<4> : layer_norm_shared<1>, a);
+    return launch_large(shared_most, c.stream, dim3(blocks_of(rows, plan.held)), plan.held * warp_size, plan.bytes,
+                        fours ? layer_norm_shared<4> : layer_norm_shared<1>, a);
   if (!a.y) return cudaErrorInvalidValue;
   return launch_rows(c, rows, fours ? layer_norm_global<4> : layer_norm_global<1>, a);
 }
@@ -2202,8 +2211,8 @@ cudaError_t quantize_rows(const op_call &c, const device_value &x, uint8_t *q, r
   if (x.capacity <= 0) return cudaSuccess;
   switch (plan.pieces) { RS_HELD_IN_REGISTERS(quantize_registers, x.capacity) }
   if (plan.held)
-    return launch(c.stream, dim3(blocks_of(x.capacity, plan.held)), plan.held * warp_size, plan.bytes,
-                  fours ? quantize_shared<4> : quantize_shared<1>, a);
+    return launch_large(shared_most, c.stream, dim3(blocks_of(x.capacity, plan.held)), plan.held * warp_size, plan.bytes,
+                        fours ? quantize_shared<4> : quantize_shared<1>, a);
   return launch_rows(c, x.capacity, fours ? quantize_global<4> : quantize_global<1>, a);
 }
 
