@@ -3315,17 +3315,19 @@ std::vector<uint8_t> order_panels(rs_type type, const void *data, int64_t np, in
   return out;
 }
 
-// A copy of a weight, of `bytes` in the host's memory.  Its kernels may read a different form.
-rs_status upload_weight(rs_type type, rs_layout layout, int64_t rows, int64_t cols, const void *data, size_t bytes,
-                        const char *name, void **out, size_t *taken, backend_error *error) {
+// A copy of a weight, of `bytes` in the host's memory.  Its kernels may read a different form.  It is there for all streams when
+// this returns, which waits for `stream` alone: to wait for the device fails, and spoils what other threads record, while one of
+// them does.
+rs_status upload_weight(cudaStream_t stream, rs_type type, rs_layout layout, int64_t rows, int64_t cols, const void *data,
+                        size_t bytes, const char *name, void **out, size_t *taken, backend_error *error) {
   std::vector<uint8_t> ordered;
   if (layout == RS_PANELS) {
     ordered = (is_quantized(type) ? order_panels : split_panels)(type, data, round_up(rows, panel_n), round_up(cols, group_k));
     data = ordered.data(), bytes = ordered.size();
   }
   RS_TRY(allocate(out, bytes, name, error));
-  cudaError_t e = cudaMemcpy(*out, data, bytes, cudaMemcpyHostToDevice);
-  if (e == cudaSuccess) e = cudaDeviceSynchronize();  // streams of sessions do not wait for that copy
+  cudaError_t e = cudaMemcpyAsync(*out, data, bytes, cudaMemcpyHostToDevice, stream);
+  if (e == cudaSuccess) e = cudaStreamSynchronize(stream);
   if (e != cudaSuccess) {
     (void)cudaFree(*out);
     *out = nullptr;
@@ -3339,10 +3341,12 @@ rs_status upload_weight(rs_type type, rs_layout layout, int64_t rows, int64_t co
 
 struct backend_model {
   int device = 0, multiprocessors = 1;
+  cudaStream_t stream = nullptr;           // on which weights go up
   std::map<const void *, void *> weights;  // by their place in the file
 
   ~backend_model() {
     (void)cudaSetDevice(device);
+    if (stream) (void)cudaStreamDestroy(stream);
     for (const auto &w : weights) (void)cudaFree(w.second);
   }
 };
@@ -3569,7 +3573,7 @@ struct call_maker {
     }
     std::pair<void *, size_t> &c = s.constants[{r.graph, t.id}];
     if (!c.first) {
-      RS_TRY(upload_weight(t.type, t.layout, t.rows, t.cols, t.data, t.bytes, t.name, &c.first, &c.second, error));
+      RS_TRY(upload_weight(s.stream, t.type, t.layout, t.rows, t.cols, t.data, t.bytes, t.name, &c.first, &c.second, error));
     }
     *out = c.first;
     return RS_OK;
@@ -3728,19 +3732,28 @@ cudaError_t run_call(const std::pair<int, op_call> &call) {
   return call.first < 0 ? quantize_rows(c, c.in[0], c.q, c.rq, c.kp) : operators[c.op->op].run(c);
 }
 
-rs_status launch_failed(backend_error *error, const op_call &c, cudaError_t e) {
-  (void)cudaGetLastError();
-  return fail(error, cuda_status(e), "%s '%s': %s", operator_names[c.op->op], c.op->out.name, cudaGetErrorString(e));
+// What went wrong first, and with which call: none, where it was the copy.
+struct launch_result {
+  cudaError_t status;
+  const op_call *call;
+
+  rs_status said(backend_error *error) const {
+    if (status == cudaSuccess) return RS_OK;
+    if (!call) return cuda_failed(error, "copy to the device", status);
+    (void)cudaGetLastError();
+    return fail(error, cuda_status(status), "%s '%s': %s", operator_names[call->op->op], call->op->out.name,
+                cudaGetErrorString(status));
+  }
+};
+
+cudaError_t copy_inputs(card_session &s, const recorded_run &run) {
+  return cudaMemcpyAsync(s.upload.data, s.staging.data, run.layout.recorded_bytes, cudaMemcpyHostToDevice, s.stream);
 }
 
-rs_status launch_all(card_session &s, const recorded_run &run, backend_error *error) {
-  RS_CUDA_CHECK(error, "copy to the device",
-                cudaMemcpyAsync(s.upload.data, s.staging.data, run.layout.recorded_bytes, cudaMemcpyHostToDevice, s.stream));
-  for (const auto &call : run.calls) {
-    const cudaError_t e = run_call(call);
-    if (e != cudaSuccess) return launch_failed(error, call.second, e);
-  }
-  return RS_OK;
+launch_result launch_all(card_session &s, const recorded_run &run) {
+  launch_result r = {copy_inputs(s, run), nullptr};
+  for (size_t i = 0; r.status == cudaSuccess && i < run.calls.size(); i++) r = {run_call(run.calls[i]), &run.calls[i].second};
+  return r;
 }
 
 struct event_pair {
@@ -3752,15 +3765,13 @@ struct event_pair {
 };
 
 rs_status launch_timed(card_session &s, const recorded_run &run, float *seconds, backend_error *error) {
-  RS_CUDA_CHECK(error, "copy to the device",
-                cudaMemcpyAsync(s.upload.data, s.staging.data, run.layout.recorded_bytes, cudaMemcpyHostToDevice, s.stream));
+  RS_TRY((launch_result{copy_inputs(s, run), nullptr}.said(error)));
   event_pair events;
   RS_CUDA_CHECK(error, "events", cudaEventCreate(&events.begin));
   RS_CUDA_CHECK(error, "events", cudaEventCreate(&events.end));
   for (const auto &call : run.calls) {
     RS_CUDA_CHECK(error, "events", cudaEventRecord(events.begin, s.stream));
-    const cudaError_t e = run_call(call);
-    if (e != cudaSuccess) return launch_failed(error, call.second, e);
+    RS_TRY((launch_result{run_call(call), &call.second}.said(error)));
     RS_CUDA_CHECK(error, "events", cudaEventRecord(events.end, s.stream));
     RS_CUDA_CHECK(error, "events", cudaEventSynchronize(events.end));
     float milliseconds = 0;
@@ -3770,21 +3781,32 @@ rs_status launch_timed(card_session &s, const recorded_run &run, float *seconds,
   return RS_OK;
 }
 
+// Did another thread call what may not be called while a stream of the device records?
+bool is_disturbed(cudaError_t e) { return e == cudaErrorStreamCaptureUnsupported || e == cudaErrorStreamCaptureInvalidated; }
+
+// Where that is so, nothing is wrong with the run, and run.exec stays none.
+rs_status record(card_session &s, recorded_run &run, backend_error *error) {
+  cudaError_t e = cudaStreamBeginCapture(s.stream, cudaStreamCaptureModeThreadLocal);
+  launch_result launched = {cudaSuccess, nullptr};
+  if (e == cudaSuccess) {
+    launched = launch_all(s, run);
+    cudaGraph_t graph = nullptr;
+    e = cudaStreamEndCapture(s.stream, &graph);
+    if (launched.status == cudaSuccess && e == cudaSuccess) e = cudaGraphInstantiate(&run.exec, graph, 0);
+    if (graph) (void)cudaGraphDestroy(graph);
+  }
+  if (launched.status == cudaSuccess && e == cudaSuccess) return RS_OK;
+  run.exec = nullptr;
+  (void)cudaGetLastError();  // of both, one is said
+  if (is_disturbed(launched.status != cudaSuccess ? launched.status : e)) return RS_OK;
+  RS_TRY(launched.said(error));
+  return cuda_failed(error, "recording", e);
+}
+
 // The second run of a capacity is recorded; the first may be the only one.
 rs_status launch_recorded(card_session &s, recorded_run &run, backend_error *error) {
-  if (!run.exec && run.runs++ == 0) return launch_all(s, run, error);
-  if (!run.exec) {
-    RS_CUDA_CHECK(error, "recording", cudaStreamBeginCapture(s.stream, cudaStreamCaptureModeThreadLocal));
-    const rs_status status = launch_all(s, run, error);
-    cudaGraph_t graph = nullptr;
-    const cudaError_t ended = cudaStreamEndCapture(s.stream, &graph);
-    cudaError_t e = ended;
-    if (status == RS_OK && ended == cudaSuccess) e = cudaGraphInstantiate(&run.exec, graph, 0);
-    if (graph) (void)cudaGraphDestroy(graph);
-    if (status != RS_OK) (void)cudaGetLastError();  // that the recording is of no use is known
-    RS_TRY(status);
-    if (e != cudaSuccess) return cuda_failed(error, "recording", e);
-  }
+  if (!run.exec && run.runs++ > 0) RS_TRY(record(s, run, error));
+  if (!run.exec) return launch_all(s, run).said(error);  // the next one is recorded
   RS_CUDA_CHECK(error, "launch", cudaGraphLaunch(run.exec, s.stream));
   return RS_OK;
 }
@@ -3950,6 +3972,7 @@ rs_status open_model(int device, backend_model **out, backend_error *error) {
     auto m = std::make_unique<backend_model>();
     m->device = device;
     m->multiprocessors = p.multiProcessorCount;
+    RS_CUDA_CHECK(error, "stream", cudaStreamCreateWithFlags(&m->stream, cudaStreamNonBlocking));
     *out = m.release();
     return RS_OK;
   });
@@ -3962,8 +3985,8 @@ rs_status add_weight(backend_model *m, const rs_tensor_info *t, backend_error *e
     size_t taken = 0;
     int64_t rows = 1;
     for (int i = 0; i + 1 < t->rank; i++) rows *= t->shape[i];
-    const rs_status status =
-        upload_weight(t->type, t->layout, rows, t->shape[t->rank - 1], t->data, t->bytes, t->name, &place, &taken, error);
+    const rs_status status = upload_weight(m->stream, t->type, t->layout, rows, t->shape[t->rank - 1], t->data, t->bytes, t->name,
+                                           &place, &taken, error);
     if (status != RS_OK) m->weights.erase(t->data);
     return status;
   });
