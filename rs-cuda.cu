@@ -2901,7 +2901,8 @@ token_assign_kernel(assign_args a) {
 
     const int tx = t % 16, ty = t / 16;
     likeness best[4];
-    for (int i = 0; i < 4; i++) best[i] = {-bits_to_float(0x7f800000u), INT32_MAX};
+    const float least = -bits_to_float(0x7f800000u);
+    for (int i = 0; i < 4; i++) best[i] = {least, INT32_MAX};
     for (int key = begin; key < end; key += assign_tile) {
       float sum[4][4] = {};
       for (int k = 0; k < a.n; k += assign_k) {
@@ -2928,12 +2929,11 @@ token_assign_kernel(assign_args a) {
         }
         block_sync();
       }
-      // As on the CPU, which takes the first key whatever it is like: if that is NaN, nothing is above it.
+      // As on the CPU: what is like NaN is passed over.
       for (int i = 0; i < 4; i++)
         for (int j = 0; j < 4; j++) {
           const int at = key + tx + 16 * j;
-          float like = sum[i][j];
-          if (at == begin && like != like) like = bits_to_float(0x7f800000u);
+          const float like = sum[i][j];
           if (at < end && like == like) best[i].see(like, at);
         }
     }
@@ -2944,7 +2944,8 @@ token_assign_kernel(assign_args a) {
         best[i].see(like, at);
       }
       const int row = ty + 16 * i;
-      if (tx == 0 && place[row]) a.out[(first + row) * a.ldo] = best[i].at;
+      // And where none is above the least that there is, the first.
+      if (tx == 0 && place[row]) a.out[(first + row) * a.ldo] = best[i].like > least ? best[i].at : begin;
     }
     block_sync();
   }
