@@ -149,6 +149,7 @@ struct backend {
   uint32_t version, ops;  // backend_version, op_count
   const char *library;    // RS_VERSION
   const char *name;
+  int64_t most_tokens;  // of a run, and of the capacity of one that has no more
   rs_status (*count_devices)(int *n, backend_error *error);
   rs_status (*describe)(int device, backend_device_info *out, backend_error *error);
   rs_status (*open_model)(int device, backend_model **out, backend_error *error);
@@ -162,7 +163,7 @@ struct backend {
   void (*close_session)(backend_session *session);
 };
 
-constexpr uint32_t backend_version = 2;
+constexpr uint32_t backend_version = 3;
 
 // The only symbol of a backend's library.
 extern "C" const backend *rs_backend_get(void);

@@ -3863,9 +3863,10 @@ rs_status reserve_all(card_session &s, const backend_run &r, const run_layout &l
   return s.results.reserve(download, "outputs", error, &moved);
 }
 
+constexpr int64_t most_tokens = 65535 * 64;  // tiles of rows are along the second dimension of a grid
+
 rs_status run_graph(card_session &s, const backend_run &r, backend_error *error) {
-  constexpr int64_t most_tokens = 65535 * 64;  // tiles of rows are along the second dimension of a grid
-  if (r.levels[0].capacity > most_tokens)
+  if (r.levels[0].tokens > most_tokens)
     return fail(error, RS_ERR_LIMIT, "a run of %lld tokens, at most %lld on a card", static_cast<long long>(r.levels[0].tokens),
                 static_cast<long long>(most_tokens));
   RS_CUDA_CHECK(error, "device", cudaSetDevice(s.model->device));
@@ -4029,8 +4030,9 @@ size_t session_bytes(const backend_session *session) {
 }
 void close_session(backend_session *s) { delete session_of(s); }
 
-constexpr backend cuda_backend = {backend_version, op_count,    RS_VERSION,   "cuda", count_devices, describe,      open_model,
-                                  add_weight,      close_model, open_session, run,    forget_graph,  session_bytes, close_session};
+constexpr backend cuda_backend = {backend_version, op_count, RS_VERSION,   "cuda",        most_tokens,
+                                  count_devices,   describe, open_model,   add_weight,    close_model,
+                                  open_session,    run,      forget_graph, session_bytes, close_session};
 
 }  // namespace
 

@@ -5979,11 +5979,13 @@ namespace {
 
 void forget_on_device(const rs_session *s, uint64_t graph) { s->device->on->choice.b->forget_graph(s->device->session, graph); }
 
-// Launches are recorded for a capacity, so that runs of nearly the same size share them: at most an eighth is in vain.
-int64_t token_capacity(int64_t n) {
+// Launches are recorded for a capacity, so that runs of nearly the same size share them: at most an eighth is in vain.  Of as many
+// tokens as the backend takes, no more than that.
+int64_t token_capacity(int64_t n, int64_t most) {
   int64_t step = 64;
   while (step * 16 <= n) step *= 2;
-  return std::max<int64_t>(1, ceil_div(n, step)) * step;
+  const int64_t capacity = std::max<int64_t>(1, ceil_div(n, step)) * step;
+  return n <= most ? std::min(capacity, most) : capacity;
 }
 int64_t sequence_capacity(int64_t n) {
   int64_t c = 1;
@@ -6045,7 +6047,8 @@ void write_pixels(const void *context, void *to, int64_t part, void (*written)(v
 // What is bound, by the true numbers of tokens.
 void collect_bound(const graph_plan &p, device_session *d) {
   d->levels.clear(), d->inputs.clear(), d->outputs.clear();
-  for (const token_level &l : p.levels) d->levels.push_back({l.tokens, token_capacity(l.tokens), l.cu.data()});
+  const int64_t most = d->on->choice.b->most_tokens;
+  for (const token_level &l : p.levels) d->levels.push_back({l.tokens, token_capacity(l.tokens, most), l.cu.data()});
   d->levels[0].cu = nullptr;
   d->starts = -1;
   for (const auto &t : p.graph->tensors) {

@@ -431,6 +431,31 @@ TEST(graph_on_a_card, what_it_cannot_run_is_an_error) {
   EXPECT_NE(std::string(rs_last_error()).find("attention by 'b'"), std::string::npos) << rs_last_error();
 }
 
+// Capacities go in eighths, but no further than a card does: what it has too little memory for is not too many tokens.
+TEST(graph_on_a_card, as_many_tokens_as_it_takes) {
+  constexpr int64_t most = 65535 * 64, cols = 1 << 16;
+  const device_session card("cuda");
+  harness h;
+  const int64_t shape[] = {RS_DIM_TOKENS, 1}, starts = RS_DIM_CU_SEQLENS;
+  rs_tensor *x = rs_input(h.g, "x", RS_F32, 2, shape), *cu = rs_input(h.g, "cu", RS_I32, 1, &starts);
+  rs_tensor *wide = rs_linear(h.g, x, h.weight("w", RS_F32, RS_PANELS, {cols, 1}, vec(cols)), nullptr, RS_ACT_NONE);
+  rs_tensor *y = rs_output(h.g, rs_pool(h.g, wide, cu, nullptr, RS_POOL_MEAN, 0));
+  ASSERT_EQ(rs_graph_finish(h.g), RS_OK) << rs_last_error();
+  vec in(most + 1), out(cols);
+  for (const int64_t tokens : {int64_t{4000000}, most, most + 1}) {
+    const std::vector<int32_t> cu_seqlens = {0, static_cast<int32_t>(tokens)};
+    const rs_binding all[] = {{x, in.data(), static_cast<size_t>(tokens) * 4},
+                              {cu, const_cast<int32_t *>(cu_seqlens.data()), 8},
+                              {y, out.data(), out.size() * 4}};
+    const bool fits = tokens <= most;
+    EXPECT_EQ(rs_graph_run(card.s, h.g, tokens, 1, all, 3), fits ? RS_ERR_MEMORY : RS_ERR_LIMIT) << tokens;
+    const std::string said = rs_last_error();
+    const std::string bytes = std::to_string((most + 1) * cols * 4);  // the pooled row, too
+    const std::string wanted = fits ? bytes + " bytes for activations" : "4194241 tokens, at most 4194240";
+    EXPECT_NE(said.find(wanted), std::string::npos) << said;
+  }
+}
+
 // What only attention reads is stored in another type, but not where the caller reads it, too.
 TEST(graph_on_a_card, outputs_are_floats) {
   const device_session card("cuda"), cpu("cpu");

@@ -276,7 +276,7 @@ TEST(CudaBackend, ASourceIsNotAskedWhereThereIsNoMemory) {
 TEST(CudaBackend, MoreTokensThanAGridHasAreAnError) {
   opened o;
   sum_graph g(1, 1, 64, 16);
-  g.level = {65535 * 64 + 1, 65536 * 64, nullptr};
+  g.level = {most_tokens + 1, 65536 * 64, nullptr};
   EXPECT_EQ(g.go(o.session, &o.error), RS_ERR_LIMIT);
   EXPECT_NE(std::string(o.error.text).find("4194241 tokens, at most 4194240"), std::string::npos) << o.error.text;
 }
