@@ -3185,6 +3185,24 @@ rs_status allocate(void **out, size_t bytes, const char *what, backend_error *er
               cudaGetErrorString(e));
 }
 
+// The thread's device is `device` while this lives, and then the caller's again.
+class device_scope {
+ public:
+  explicit device_scope(int device) : device_(device), status_(cudaGetDevice(&before_)) {
+    if (status_ == cudaSuccess)
+      status_ = cudaSetDevice(device);  // also where it is: the driver's API may have a context of its own there
+  }
+  ~device_scope() {
+    if (before_ >= 0 && before_ != device_) (void)cudaSetDevice(before_);
+  }
+  device_scope(const device_scope &) = delete;
+  cudaError_t status() const { return status_; }
+
+ private:
+  int device_, before_ = -1;
+  cudaError_t status_;
+};
+
 // Memory that grows.
 struct card_memory {
   char *data = nullptr;
@@ -3345,8 +3363,7 @@ struct backend_model {
   cudaStream_t stream = nullptr;           // on which weights go up
   std::map<const void *, void *> weights;  // by their place in the file
 
-  ~backend_model() {
-    (void)cudaSetDevice(device);
+  ~backend_model() {  // in a device_scope
     if (stream) (void)cudaStreamDestroy(stream);
     for (const auto &w : weights) (void)cudaFree(w.second);
   }
@@ -3404,8 +3421,7 @@ struct card_session {
   std::vector<std::unique_ptr<recorded_run>> recorded;                          // the last used at the end
   std::map<std::pair<uint64_t, int32_t>, std::pair<void *, size_t>> constants;  // by graph and tensor
 
-  ~card_session() {
-    (void)cudaSetDevice(model->device);
+  ~card_session() {  // in a device_scope
     recorded.clear();
     for (const auto &c : constants) (void)cudaFree(c.second.first);
     if (stream) (void)cudaStreamDestroy(stream);
@@ -3869,7 +3885,8 @@ rs_status run_graph(card_session &s, const backend_run &r, backend_error *error)
   if (r.levels[0].tokens > most_tokens)
     return fail(error, RS_ERR_LIMIT, "a run of %lld tokens, at most %lld on a card", static_cast<long long>(r.levels[0].tokens),
                 static_cast<long long>(most_tokens));
-  RS_CUDA_CHECK(error, "device", cudaSetDevice(s.model->device));
+  const device_scope scope(s.model->device);
+  RS_CUDA_CHECK(error, "device", scope.status());
   recorded_run &run = *find_recorded(s, r);
   size_t download = 0;
   take(&download, sizeof(run_fault));
@@ -3967,10 +3984,11 @@ rs_status describe(int device, backend_device_info *out, backend_error *error) {
 rs_status open_model(int device, backend_model **out, backend_error *error) {
   return guarded(error, [&] {
     cudaDeviceProp p;
-    RS_CUDA_CHECK(error, "device", cudaSetDevice(device));
     RS_CUDA_CHECK(error, "device", cudaGetDeviceProperties(&p, device));
     if (p.major < 8)
       return fail(error, RS_ERR_UNSUPPORTED, "%s has compute capability %d.%d, at least 8.0 is needed", p.name, p.major, p.minor);
+    const device_scope scope(device);
+    RS_CUDA_CHECK(error, "device", scope.status());
     auto m = std::make_unique<backend_model>();
     m->device = device;
     m->multiprocessors = p.multiProcessorCount;
@@ -3982,7 +4000,8 @@ rs_status open_model(int device, backend_model **out, backend_error *error) {
 
 rs_status add_weight(backend_model *m, const rs_tensor_info *t, backend_error *error) {
   return guarded(error, [&] {
-    RS_CUDA_CHECK(error, "device", cudaSetDevice(m->device));
+    const device_scope scope(m->device);
+    RS_CUDA_CHECK(error, "device", scope.status());
     void *&place = m->weights[t->data];
     size_t taken = 0;
     int64_t rows = 1;
@@ -3993,11 +4012,15 @@ rs_status add_weight(backend_model *m, const rs_tensor_info *t, backend_error *e
     return status;
   });
 }
-void close_model(backend_model *m) { delete m; }
+void close_model(backend_model *m) {
+  const device_scope scope(m->device);
+  delete m;
+}
 
 rs_status open_session(backend_model *m, backend_session **out, backend_error *error) {
   return guarded(error, [&] {
-    RS_CUDA_CHECK(error, "device", cudaSetDevice(m->device));
+    const device_scope scope(m->device);
+    RS_CUDA_CHECK(error, "device", scope.status());
     auto s = std::make_unique<card_session>();
     s->model = m;
     RS_CUDA_CHECK(error, "stream", cudaStreamCreateWithFlags(&s->stream, cudaStreamNonBlocking));
@@ -4010,7 +4033,7 @@ rs_status run(backend_session *s, const backend_run *r, backend_error *error) {
 }
 void forget_graph(backend_session *session, uint64_t graph) {
   card_session *s = session_of(session);
-  (void)cudaSetDevice(s->model->device);
+  const device_scope scope(s->model->device);
   s->recorded.erase(std::remove_if(s->recorded.begin(), s->recorded.end(), [&](const auto &run) { return run->graph == graph; }),
                     s->recorded.end());
   for (auto i = s->constants.begin(); i != s->constants.end();) {
@@ -4028,7 +4051,11 @@ size_t session_bytes(const backend_session *session) {
   for (const auto &c : s->constants) bytes += c.second.second;
   return bytes;
 }
-void close_session(backend_session *s) { delete session_of(s); }
+void close_session(backend_session *session) {
+  card_session *s = session_of(session);
+  const device_scope scope(s->model->device);
+  delete s;
+}
 
 constexpr backend cuda_backend = {backend_version, op_count, RS_VERSION,   "cuda",        most_tokens,
                                   count_devices,   describe, open_model,   add_weight,    close_model,

@@ -95,8 +95,8 @@ struct opened {
   backend_model *model = nullptr;
   backend_session *session = nullptr;
   backend_error error = {};
-  opened() {
-    EXPECT_EQ(cuda_backend.open_model(0, &model, &error), RS_OK) << error.text;
+  explicit opened(int device = 0) {
+    EXPECT_EQ(cuda_backend.open_model(device, &model, &error), RS_OK) << error.text;
     EXPECT_EQ(cuda_backend.open_session(model, &session, &error), RS_OK) << error.text;
   }
   ~opened() {
@@ -179,6 +179,54 @@ TEST(CudaBackend, WeightsGoUpWhileAnotherThreadRecords) {
   EXPECT_EQ(others, 1);
   g.expect_sum();
   EXPECT_NE(session_of(o.session)->recorded[0]->exec, nullptr);
+}
+
+// The device of the thread is the caller's: what is on another card leaves it as it was, and all of it is on that card.
+TEST(CudaBackend, TheCallersDeviceStaysWhatItWas) {
+  const keep_settings kept;
+  cuda_host::settings.devices = 2;
+  for (const int mine : {0, 1}) {
+    ASSERT_EQ(cudaSetDevice(mine), cudaSuccess);
+    const size_t before[] = {cuda_host::memory.used[0], cuda_host::memory.used[1]};
+    const auto expect_mine = [&](const char *after) {
+      int device = -1;
+      EXPECT_EQ(cudaGetDevice(&device), cudaSuccess);
+      EXPECT_EQ(device, mine) << after;
+      EXPECT_EQ(cuda_host::memory.used[0], before[0]) << after;
+    };
+    backend_model *model = nullptr;
+    backend_session *session = nullptr;
+    backend_error error = {};
+    EXPECT_EQ(cuda_backend.open_model(2, &model, &error), RS_ERR_IO);
+    expect_mine("open_model of no card");
+    ASSERT_EQ(cuda_backend.open_model(1, &model, &error), RS_OK) << error.text;
+    expect_mine("open_model");
+    const zero_weight weight;
+    const rs_tensor_info info = weight.info();
+    ASSERT_EQ(cuda_backend.add_weight(model, &info, &error), RS_OK) << error.text;
+    expect_mine("add_weight");
+    ASSERT_EQ(cuda_backend.open_session(model, &session, &error), RS_OK) << error.text;
+    expect_mine("open_session");
+    sum_graph sum(1, 60, 64, 16), product(2, 60, 64, 256), refused(3, 1, 64, 16);
+    product.multiply(weight);
+    refused.level.tokens = most_tokens + 1;
+    for (int i = 0; i < 3; i++) {  // the second is recorded
+      ASSERT_EQ(sum.go(session, &error), RS_OK) << error.text;
+      sum.expect_sum();
+      ASSERT_EQ(product.go(session, &error), RS_OK) << error.text;
+      EXPECT_EQ(refused.go(session, &error), RS_ERR_LIMIT);
+      expect_mine("run");
+    }
+    EXPECT_GT(cuda_host::memory.used[1], before[1]);
+    cuda_backend.forget_graph(session, 2);
+    expect_mine("forget_graph");
+    cuda_backend.close_session(session);
+    expect_mine("close_session");
+    cuda_backend.close_model(model);
+    expect_mine("close_model");
+    EXPECT_EQ(cuda_host::memory.used[1], before[1]);
+  }
+  EXPECT_EQ(cudaSetDevice(0), cudaSuccess);
 }
 
 // What an application does beside may spoil a recording.  The run goes without, and a later one is recorded.
