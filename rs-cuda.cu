@@ -3142,7 +3142,22 @@ rs_status fail(backend_error *error, rs_status status, const char *format, ...) 
   return status;
 }
 
+// Has this library no code that the card runs, and no PTX that the driver makes such code of?
+bool has_no_code(cudaError_t e) {
+  switch (e) {
+    case cudaErrorInvalidDeviceFunction:
+    case cudaErrorNoKernelImageForDevice:
+    case cudaErrorJitCompilerNotFound:
+    case cudaErrorUnsupportedPtxVersion:
+    case cudaErrorJitCompilationDisabled:
+      return true;
+    default:
+      return false;
+  }
+}
+
 rs_status cuda_status(cudaError_t e) {
+  if (has_no_code(e)) return RS_ERR_UNSUPPORTED;
   switch (e) {
     case cudaSuccess:
       return RS_OK;
@@ -3151,7 +3166,6 @@ rs_status cuda_status(cudaError_t e) {
     case cudaErrorNoDevice:
     case cudaErrorInsufficientDriver:
     case cudaErrorNotSupported:
-    case cudaErrorNoKernelImageForDevice:
       return RS_ERR_UNSUPPORTED;
     default:
       return RS_ERR_IO;
@@ -3989,6 +4003,15 @@ rs_status open_model(int device, backend_model **out, backend_error *error) {
       return fail(error, RS_ERR_UNSUPPORTED, "%s has compute capability %d.%d, at least 8.0 is needed", p.name, p.major, p.minor);
     const device_scope scope(device);
     RS_CUDA_CHECK(error, "device", scope.status());
+    // Code comes to a card when it is first asked for: what a run would fail with, a choice of cards is to know.
+    cudaFuncAttributes code = {};
+    const cudaError_t e = cudaFuncGetAttributes(&code, reinterpret_cast<const void *>(token_sizes_kernel));
+    if (has_no_code(e)) {
+      (void)cudaGetLastError();
+      return fail(error, RS_ERR_UNSUPPORTED, "%s: no code for compute capability %d.%d: %s (%s)", p.name, p.major, p.minor,
+                  cudaGetErrorString(e), cudaGetErrorName(e));
+    }
+    RS_CUDA_CHECK(error, "code", e);
     auto m = std::make_unique<backend_model>();
     m->device = device;
     m->multiprocessors = p.multiProcessorCount;

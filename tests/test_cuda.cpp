@@ -70,6 +70,15 @@ TEST(device, a_missing_library_or_card_is_an_error_that_says_so) {
   expect_failure(rs_with({library, "RS_CUDA_HOST=capability=75"}, {"embed", "-m", model, "--device", "cuda", "a"}), 1,
                  "at least 8.0 is needed");
   EXPECT_EQ(rs_with({library, "RS_CUDA_HOST=capability=75"}, {"embed", "-m", model, "--device", "auto", "a"}).code, 0);
+  // Nor is one that the library has no code for, or PTX that the driver does not compile.
+  for (const char *error : {"98", "209", "221", "222", "223"}) {
+    const std::string no_code = std::string("RS_CUDA_HOST=cudaFuncGetAttributes=") + error;
+    expect_failure(rs_with({library, no_code}, {"embed", "-m", model, "--device", "cuda", "a"}), 1,
+                   "no code for compute capability 8.0");
+    EXPECT_EQ(rs_with({library, no_code}, {"embed", "-m", model, "--device", "auto", "a"}).code, 0);
+  }
+  expect_failure(rs_with({library, "RS_CUDA_HOST=cudaFuncGetAttributes=719"}, {"embed", "-m", model, "--device", "cuda", "a"}), 1,
+                 "code: unspecified launch failure");
   expect_failure(rs_with({library, "RS_CUDA_HOST=memory_limit=100000"}, {"embed", "-m", model, "--device", "cuda", "a"}), 1,
                  "bytes for");
   // Another library is none of ours.
