@@ -118,7 +118,8 @@ struct backend_output {
 
 struct backend_run {
   uint64_t graph;  // no two graphs have the same
-  const backend_op *ops;
+  const backend_op
+      *ops;  // in order; of the graph's those that this run needs: what only a choice wants that chooses nothing is not
   size_t n_ops;
   int64_t sequences, sequence_capacity;
   const backend_level *levels;

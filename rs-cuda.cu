@@ -2622,10 +2622,10 @@ RS_KERNEL(row_threads, 4) token_drop_kernel(drop_args a) {
   const auto origin = [&](int i) { return a.previous ? a.previous[begin + i].origin : begin + i; };
 
   for (int i = first + lane; i < last; i += warp_size) {
-    float score = a.score[(begin + i) * a.lds];
+    float score = keep < n ? a.score[(begin + i) * a.lds] : 0;  // where all stay, no score counts: there may be none
     if (score != score) {
-      if (keep < n) report(a.fault, RS_ERR_NUMERIC, a.index, i, b);  // where all stay, no score counts
-      score = 0;                                                     // the operators behind this one get rows that exist
+      report(a.fault, RS_ERR_NUMERIC, a.index, i, b);
+      score = 0;  // the operators behind this one get rows that exist
     }
     bool stays = a.keep_first && i == 0;
     if (a.protect && !stays) {
@@ -3403,7 +3403,7 @@ size_t take(size_t *at, size_t bytes) {
   return here;
 }
 
-// Runs of a graph at a capacity.
+// Runs of a graph at a capacity, of the same operators.
 struct recorded_run {
   uint64_t graph = 0;
   int64_t sequences = 0;        // capacity
@@ -3853,12 +3853,13 @@ rs_status fault_status(const backend_run &r, const run_fault &f, backend_error *
 }
 
 bool is_of(const recorded_run &run, const backend_run &r) {
-  bool same = run.graph == r.graph && run.sequences == r.sequence_capacity;
+  bool same = run.graph == r.graph && run.sequences == r.sequence_capacity && run.ops.size() == r.n_ops;
   for (size_t i = 0; same && i < r.n_levels; i++) same = run.tokens[i] == r.levels[i].capacity;
+  for (size_t i = 0; same && i < r.n_ops; i++) same = run.ops[i].out.id == r.ops[i].out.id;
   return same;
 }
 
-// The recorded run of that capacity: found, or made in the place of the one that was used longest ago.
+// The recorded run of that capacity and those operators: found, or made in the place of the one that was used longest ago.
 recorded_run *find_recorded(card_session &s, const backend_run &r) {
   const auto found = std::find_if(s.recorded.begin(), s.recorded.end(), [&](const auto &run) { return is_of(*run, r); });
   if (found != s.recorded.end()) {
@@ -3870,6 +3871,7 @@ recorded_run *find_recorded(card_session &s, const backend_run &r) {
   run->graph = r.graph, run->sequences = r.sequence_capacity;
   for (size_t i = 0; i < r.n_levels; i++) run->tokens.push_back(r.levels[i].capacity);
   run->layout = lay_out(r);
+  run->ops.assign(r.ops, r.ops + r.n_ops);
   s.recorded.push_back(std::move(run));
   return s.recorded.back().get();
 }
@@ -3909,7 +3911,6 @@ rs_status run_graph(card_session &s, const backend_run &r, backend_error *error)
   if (run.places != s.places) run.forget();
   fill_upload(r, run.layout, s.staging.data);
   if (run.calls.empty()) {
-    run.ops.assign(r.ops, r.ops + r.n_ops);
     backend_run kept = r;
     kept.ops = run.ops.data();
     call_maker maker(s, kept, run.layout, error);

@@ -5956,6 +5956,7 @@ struct device_session {
   backend_session *session = nullptr;
   // Of the last run; kept, so that runs allocate nothing.
   std::vector<backend_op> ops;
+  std::vector<char> idle;  // operators of the graph that are not among them
   std::vector<backend_level> levels;
   std::vector<backend_input> inputs;
   std::vector<backend_output> outputs;
@@ -6086,17 +6087,22 @@ rs_status run_on_device(rs_session *s, graph_plan &p, const run_request &q) {
   }
   d.pixels = q.pixels;
   d.threads = s->threads;
+  d.idle.clear();  // as is that
+  for (const auto &t : p.graph->tensors)
+    if (t->kind == tensor_op) d.idle.push_back(p.idle(*t));
   collect_bound(p, &d);
   backend_run run = {};
   run.sequence_capacity = sequence_capacity(q.sequences);
   plan_capacity(p, run.sequence_capacity, d.levels);
   for (backend_input &i : d.inputs) i.capacity = p.bytes[i.id];
   d.ops.clear();
+  auto idle = d.idle.begin();
   for (const auto &t : p.graph->tensors) {
     if (t->kind != tensor_op) continue;
     if (t->shape[0] != RS_DIM_TOKENS && t->shape[0] != RS_DIM_SEQUENCES)
       return rs_fail(RS_ERR_UNSUPPORTED, "'%s' %s: on %s, results have a row a token or a sequence", t->name.c_str(),
                      shape_text(t->rank, t->shape).c_str(), d.on->name.c_str());
+    if (*idle++) continue;
     backend_op op = {};
     op.op = t->op;
     op.params = t->params;
@@ -6118,7 +6124,8 @@ rs_status run_on_device(rs_session *s, graph_plan &p, const run_request &q) {
   backend_error error = {};
   const rs_status status = d.on->choice.b->run(d.session, &run, &error);
   if (status != RS_OK) return rs_fail(status, "%s", error.text);
-  for (size_t i = 0; s->profile && i < d.ops.size(); i++) profile_of(s, p, i).seconds += static_cast<double>(d.seconds[i]);
+  for (size_t i = 0, ran = 0; s->profile && i < d.idle.size(); i++)
+    if (!d.idle[i]) profile_of(s, p, i).seconds += static_cast<double>(d.seconds[ran++]);
   return RS_OK;
 }
 

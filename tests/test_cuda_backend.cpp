@@ -181,6 +181,26 @@ TEST(CudaBackend, WeightsGoUpWhileAnotherThreadRecords) {
   EXPECT_NE(session_of(o.session)->recorded[0]->exec, nullptr);
 }
 
+// Of one graph, runs of one capacity may have other operators: they are no runs of one record.
+TEST(CudaBackend, RecordsAreByOperators) {
+  opened o;
+  sum_graph g(1, 60, 64, 16);
+  backend_op ops[] = {g.op, g.op, g.op};
+  ops[1].out.id = 3, ops[2].out.id = 4;  // which nobody reads
+  for (const int i : {1, 2}) ops[i].out.output = false, ops[i].out.offset = static_cast<size_t>(i) * g.run.arena_bytes;
+  g.run.arena_bytes *= 3;
+  backend_op others[] = {ops[0], ops[2]};
+  for (int i = 0; i < 4; i++)
+    for (const auto &[first, n] : {std::pair{ops, 1}, {ops, 2}, {others, 2}, {ops, 3}}) {
+      g.run.ops = first, g.run.n_ops = static_cast<size_t>(n);
+      const uint64_t before = cuda_host::launches();
+      ASSERT_EQ(g.go(o.session, &o.error), RS_OK) << o.error.text;
+      g.expect_sum();
+      EXPECT_EQ(cuda_host::launches() - before, static_cast<uint64_t>(n)) << i;
+    }
+  EXPECT_EQ(session_of(o.session)->recorded.size(), 4u);
+}
+
 // The device of the thread is the caller's: what is on another card leaves it as it was, and all of it is on that card.
 TEST(CudaBackend, TheCallersDeviceStaysWhatItWas) {
   const keep_settings kept;
