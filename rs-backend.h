@@ -118,7 +118,8 @@ struct backend_output {
 
 struct backend_run {
   uint64_t graph;  // no two graphs have the same
-  const backend_op *ops;
+  const backend_op
+      *ops;  // in order; of the graph's those that this run needs: what only a choice wants that chooses nothing is not
   size_t n_ops;
   int64_t sequences, sequence_capacity;
   const backend_level *levels;
@@ -149,6 +150,7 @@ struct backend {
   uint32_t version, ops;  // backend_version, op_count
   const char *library;    // RS_VERSION
   const char *name;
+  int64_t most_tokens;  // of a run, and of the capacity of one that has no more
   rs_status (*count_devices)(int *n, backend_error *error);
   rs_status (*describe)(int device, backend_device_info *out, backend_error *error);
   rs_status (*open_model)(int device, backend_model **out, backend_error *error);
@@ -162,7 +164,7 @@ struct backend {
   void (*close_session)(backend_session *session);
 };
 
-constexpr uint32_t backend_version = 2;
+constexpr uint32_t backend_version = 3;
 
 // The only symbol of a backend's library.
 extern "C" const backend *rs_backend_get(void);

@@ -233,14 +233,9 @@ RS_DEVICE float bits_to_float(uint32_t v) { return __uint_as_float(v); }
 RS_DEVICE uint32_t float_to_bits(float v) { return __float_as_uint(v); }
 RS_DEVICE int low_bits(double v) { return __double2loint(v); }
 
-// Threads are of one block; shared: bytes of its memory.
+// Threads are of one block; bytes: of its shared memory, for more than 48 KiB of which launch_large asks.
 template <class... P, class... A>
 cudaError_t launch(cudaStream_t stream, dim3 grid, int threads, size_t bytes, void (*kernel)(P...), A... args) {
-  if (bytes > 48 * 1024) {
-    const cudaError_t status = cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel),
-                                                    cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
-    if (status != cudaSuccess) return status;
-  }
   // Only code that waits may begin early, and only such drivers record that.
   cudaFuncAttributes code = {};
   int driver = 0;
@@ -263,6 +258,20 @@ cudaError_t launch(cudaStream_t stream, dim3 grid, int threads, size_t bytes, vo
 // ================================================================================ 2  what kernels share
 
 namespace {
+
+// A launch that may take more than the 48 KiB of shared memory that a block has without being asked.  What is asked for is the
+// kernel's, for all threads of the process, so it is always the most that any launch of it takes: were it what this one takes,
+// another thread could ask for less before this one is launched.
+constexpr size_t unasked_shared = 48 * 1024;
+template <class... P, class... A>
+cudaError_t launch_large(size_t most, cudaStream_t stream, dim3 grid, int threads, size_t bytes, void (*kernel)(P...), A... args) {
+  if (bytes > unasked_shared) {
+    const cudaError_t status = cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel),
+                                                    cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(most));
+    if (status != cudaSuccess) return status;
+  }
+  return launch(stream, grid, threads, bytes, kernel, args...);
+}
 
 constexpr int warp_size = 32;
 constexpr int panel_n = 16, panel_k = 4, group_k = 32;  // as in rs.cpp, section 1
@@ -755,8 +764,8 @@ cudaError_t launch_quantized(const op_call &c, const quantized_weight &w, const 
   using tile = linear_tile<Four, BM, BN>;
   const int64_t tiles = w.blocks * warp_channels / BN * ceil_div(c.out.capacity, BM);
   const auto grid = static_cast<unsigned>(std::min<int64_t>(tiles, int64_t{tile::blocks} * c.multiprocessors));
-  return launch(c.stream, dim3(grid), tile::threads, tile::bytes, linear_quantized<Four, BM, BN>, c.out.rows,
-                static_cast<const uint8_t *>(c.q), static_cast<const row_quant *>(c.rq), w, e);
+  return launch_large(tile::bytes, c.stream, dim3(grid), tile::threads, tile::bytes, linear_quantized<Four, BM, BN>, c.out.rows,
+                      static_cast<const uint8_t *>(c.q), static_cast<const row_quant *>(c.rq), w, e);
 }
 
 // ---- floats: products of bf16, three for one of f32
@@ -2095,8 +2104,8 @@ cudaError_t layer_norm_cuda(const op_call &c) {
   if (rows <= 0) return cudaSuccess;
   switch (plan.pieces) { RS_HELD_IN_REGISTERS(layer_norm_registers, rows) }
   if (plan.held)
-    return launch(c.stream, dim3(blocks_of(rows, plan.held)), plan.held * warp_size, plan.bytes,
-                  fours ? layer_norm_shared<4> : layer_norm_shared<1>, a);
+    return launch_large(shared_most, c.stream, dim3(blocks_of(rows, plan.held)), plan.held * warp_size, plan.bytes,
+                        fours ? layer_norm_shared<4> : layer_norm_shared<1>, a);
   if (!a.y) return cudaErrorInvalidValue;
   return launch_rows(c, rows, fours ? layer_norm_global<4> : layer_norm_global<1>, a);
 }
@@ -2202,8 +2211,8 @@ cudaError_t quantize_rows(const op_call &c, const device_value &x, uint8_t *q, r
   if (x.capacity <= 0) return cudaSuccess;
   switch (plan.pieces) { RS_HELD_IN_REGISTERS(quantize_registers, x.capacity) }
   if (plan.held)
-    return launch(c.stream, dim3(blocks_of(x.capacity, plan.held)), plan.held * warp_size, plan.bytes,
-                  fours ? quantize_shared<4> : quantize_shared<1>, a);
+    return launch_large(shared_most, c.stream, dim3(blocks_of(x.capacity, plan.held)), plan.held * warp_size, plan.bytes,
+                        fours ? quantize_shared<4> : quantize_shared<1>, a);
   return launch_rows(c, x.capacity, fours ? quantize_global<4> : quantize_global<1>, a);
 }
 
@@ -2613,10 +2622,10 @@ RS_KERNEL(row_threads, 4) token_drop_kernel(drop_args a) {
   const auto origin = [&](int i) { return a.previous ? a.previous[begin + i].origin : begin + i; };
 
   for (int i = first + lane; i < last; i += warp_size) {
-    float score = a.score[(begin + i) * a.lds];
+    float score = keep < n ? a.score[(begin + i) * a.lds] : 0;  // where all stay, no score counts: there may be none
     if (score != score) {
-      if (keep < n) report(a.fault, RS_ERR_NUMERIC, a.index, i, b);  // where all stay, no score counts
-      score = 0;                                                     // the operators behind this one get rows that exist
+      report(a.fault, RS_ERR_NUMERIC, a.index, i, b);
+      score = 0;  // the operators behind this one get rows that exist
     }
     bool stays = a.keep_first && i == 0;
     if (a.protect && !stays) {
@@ -2892,7 +2901,8 @@ token_assign_kernel(assign_args a) {
 
     const int tx = t % 16, ty = t / 16;
     likeness best[4];
-    for (int i = 0; i < 4; i++) best[i] = {-bits_to_float(0x7f800000u), INT32_MAX};
+    const float least = -bits_to_float(0x7f800000u);
+    for (int i = 0; i < 4; i++) best[i] = {least, INT32_MAX};
     for (int key = begin; key < end; key += assign_tile) {
       float sum[4][4] = {};
       for (int k = 0; k < a.n; k += assign_k) {
@@ -2919,12 +2929,11 @@ token_assign_kernel(assign_args a) {
         }
         block_sync();
       }
-      // As on the CPU, which takes the first key whatever it is like: if that is NaN, nothing is above it.
+      // As on the CPU: what is like NaN is passed over.
       for (int i = 0; i < 4; i++)
         for (int j = 0; j < 4; j++) {
           const int at = key + tx + 16 * j;
-          float like = sum[i][j];
-          if (at == begin && like != like) like = bits_to_float(0x7f800000u);
+          const float like = sum[i][j];
           if (at < end && like == like) best[i].see(like, at);
         }
     }
@@ -2935,7 +2944,8 @@ token_assign_kernel(assign_args a) {
         best[i].see(like, at);
       }
       const int row = ty + 16 * i;
-      if (tx == 0 && place[row]) a.out[(first + row) * a.ldo] = best[i].at;
+      // And where none is above the least that there is, the first.
+      if (tx == 0 && place[row]) a.out[(first + row) * a.ldo] = best[i].like > least ? best[i].at : begin;
     }
     block_sync();
   }
@@ -3132,7 +3142,22 @@ rs_status fail(backend_error *error, rs_status status, const char *format, ...) 
   return status;
 }
 
+// Has this library no code that the card runs, and no PTX that the driver makes such code of?
+bool has_no_code(cudaError_t e) {
+  switch (e) {
+    case cudaErrorInvalidDeviceFunction:
+    case cudaErrorNoKernelImageForDevice:
+    case cudaErrorJitCompilerNotFound:
+    case cudaErrorUnsupportedPtxVersion:
+    case cudaErrorJitCompilationDisabled:
+      return true;
+    default:
+      return false;
+  }
+}
+
 rs_status cuda_status(cudaError_t e) {
+  if (has_no_code(e)) return RS_ERR_UNSUPPORTED;
   switch (e) {
     case cudaSuccess:
       return RS_OK;
@@ -3141,7 +3166,6 @@ rs_status cuda_status(cudaError_t e) {
     case cudaErrorNoDevice:
     case cudaErrorInsufficientDriver:
     case cudaErrorNotSupported:
-    case cudaErrorNoKernelImageForDevice:
       return RS_ERR_UNSUPPORTED;
     default:
       return RS_ERR_IO;
@@ -3174,6 +3198,24 @@ rs_status allocate(void **out, size_t bytes, const char *what, backend_error *er
   return fail(error, cuda_status(e), "%zu bytes for %s, %zu of %zu are free: %s", bytes, what, free_bytes, all,
               cudaGetErrorString(e));
 }
+
+// The thread's device is `device` while this lives, and then the caller's again.
+class device_scope {
+ public:
+  explicit device_scope(int device) : device_(device), status_(cudaGetDevice(&before_)) {
+    if (status_ == cudaSuccess)
+      status_ = cudaSetDevice(device);  // also where it is: the driver's API may have a context of its own there
+  }
+  ~device_scope() {
+    if (before_ >= 0 && before_ != device_) (void)cudaSetDevice(before_);
+  }
+  device_scope(const device_scope &) = delete;
+  cudaError_t status() const { return status_; }
+
+ private:
+  int device_, before_ = -1;
+  cudaError_t status_;
+};
 
 // Memory that grows.
 struct card_memory {
@@ -3306,17 +3348,19 @@ std::vector<uint8_t> order_panels(rs_type type, const void *data, int64_t np, in
   return out;
 }
 
-// A copy of a weight, of `bytes` in the host's memory.  Its kernels may read a different form.
-rs_status upload_weight(rs_type type, rs_layout layout, int64_t rows, int64_t cols, const void *data, size_t bytes,
-                        const char *name, void **out, size_t *taken, backend_error *error) {
+// A copy of a weight, of `bytes` in the host's memory.  Its kernels may read a different form.  It is there for all streams when
+// this returns, which waits for `stream` alone: to wait for the device fails, and spoils what other threads record, while one of
+// them does.
+rs_status upload_weight(cudaStream_t stream, rs_type type, rs_layout layout, int64_t rows, int64_t cols, const void *data,
+                        size_t bytes, const char *name, void **out, size_t *taken, backend_error *error) {
   std::vector<uint8_t> ordered;
   if (layout == RS_PANELS) {
     ordered = (is_quantized(type) ? order_panels : split_panels)(type, data, round_up(rows, panel_n), round_up(cols, group_k));
     data = ordered.data(), bytes = ordered.size();
   }
   RS_TRY(allocate(out, bytes, name, error));
-  cudaError_t e = cudaMemcpy(*out, data, bytes, cudaMemcpyHostToDevice);
-  if (e == cudaSuccess) e = cudaDeviceSynchronize();  // streams of sessions do not wait for that copy
+  cudaError_t e = cudaMemcpyAsync(*out, data, bytes, cudaMemcpyHostToDevice, stream);
+  if (e == cudaSuccess) e = cudaStreamSynchronize(stream);
   if (e != cudaSuccess) {
     (void)cudaFree(*out);
     *out = nullptr;
@@ -3330,10 +3374,11 @@ rs_status upload_weight(rs_type type, rs_layout layout, int64_t rows, int64_t co
 
 struct backend_model {
   int device = 0, multiprocessors = 1;
+  cudaStream_t stream = nullptr;           // on which weights go up
   std::map<const void *, void *> weights;  // by their place in the file
 
-  ~backend_model() {
-    (void)cudaSetDevice(device);
+  ~backend_model() {  // in a device_scope
+    if (stream) (void)cudaStreamDestroy(stream);
     for (const auto &w : weights) (void)cudaFree(w.second);
   }
 };
@@ -3358,7 +3403,7 @@ size_t take(size_t *at, size_t bytes) {
   return here;
 }
 
-// Runs of a graph at a capacity.
+// Runs of a graph at a capacity, of the same operators.
 struct recorded_run {
   uint64_t graph = 0;
   int64_t sequences = 0;        // capacity
@@ -3390,8 +3435,7 @@ struct card_session {
   std::vector<std::unique_ptr<recorded_run>> recorded;                          // the last used at the end
   std::map<std::pair<uint64_t, int32_t>, std::pair<void *, size_t>> constants;  // by graph and tensor
 
-  ~card_session() {
-    (void)cudaSetDevice(model->device);
+  ~card_session() {  // in a device_scope
     recorded.clear();
     for (const auto &c : constants) (void)cudaFree(c.second.first);
     if (stream) (void)cudaStreamDestroy(stream);
@@ -3560,7 +3604,7 @@ struct call_maker {
     }
     std::pair<void *, size_t> &c = s.constants[{r.graph, t.id}];
     if (!c.first) {
-      RS_TRY(upload_weight(t.type, t.layout, t.rows, t.cols, t.data, t.bytes, t.name, &c.first, &c.second, error));
+      RS_TRY(upload_weight(s.stream, t.type, t.layout, t.rows, t.cols, t.data, t.bytes, t.name, &c.first, &c.second, error));
     }
     *out = c.first;
     return RS_OK;
@@ -3719,19 +3763,28 @@ cudaError_t run_call(const std::pair<int, op_call> &call) {
   return call.first < 0 ? quantize_rows(c, c.in[0], c.q, c.rq, c.kp) : operators[c.op->op].run(c);
 }
 
-rs_status launch_failed(backend_error *error, const op_call &c, cudaError_t e) {
-  (void)cudaGetLastError();
-  return fail(error, cuda_status(e), "%s '%s': %s", operator_names[c.op->op], c.op->out.name, cudaGetErrorString(e));
+// What went wrong first, and with which call: none, where it was the copy.
+struct launch_result {
+  cudaError_t status;
+  const op_call *call;
+
+  rs_status said(backend_error *error) const {
+    if (status == cudaSuccess) return RS_OK;
+    if (!call) return cuda_failed(error, "copy to the device", status);
+    (void)cudaGetLastError();
+    return fail(error, cuda_status(status), "%s '%s': %s", operator_names[call->op->op], call->op->out.name,
+                cudaGetErrorString(status));
+  }
+};
+
+cudaError_t copy_inputs(card_session &s, const recorded_run &run) {
+  return cudaMemcpyAsync(s.upload.data, s.staging.data, run.layout.recorded_bytes, cudaMemcpyHostToDevice, s.stream);
 }
 
-rs_status launch_all(card_session &s, const recorded_run &run, backend_error *error) {
-  RS_CUDA_CHECK(error, "copy to the device",
-                cudaMemcpyAsync(s.upload.data, s.staging.data, run.layout.recorded_bytes, cudaMemcpyHostToDevice, s.stream));
-  for (const auto &call : run.calls) {
-    const cudaError_t e = run_call(call);
-    if (e != cudaSuccess) return launch_failed(error, call.second, e);
-  }
-  return RS_OK;
+launch_result launch_all(card_session &s, const recorded_run &run) {
+  launch_result r = {copy_inputs(s, run), nullptr};
+  for (size_t i = 0; r.status == cudaSuccess && i < run.calls.size(); i++) r = {run_call(run.calls[i]), &run.calls[i].second};
+  return r;
 }
 
 struct event_pair {
@@ -3743,15 +3796,13 @@ struct event_pair {
 };
 
 rs_status launch_timed(card_session &s, const recorded_run &run, float *seconds, backend_error *error) {
-  RS_CUDA_CHECK(error, "copy to the device",
-                cudaMemcpyAsync(s.upload.data, s.staging.data, run.layout.recorded_bytes, cudaMemcpyHostToDevice, s.stream));
+  RS_TRY((launch_result{copy_inputs(s, run), nullptr}.said(error)));
   event_pair events;
   RS_CUDA_CHECK(error, "events", cudaEventCreate(&events.begin));
   RS_CUDA_CHECK(error, "events", cudaEventCreate(&events.end));
   for (const auto &call : run.calls) {
     RS_CUDA_CHECK(error, "events", cudaEventRecord(events.begin, s.stream));
-    const cudaError_t e = run_call(call);
-    if (e != cudaSuccess) return launch_failed(error, call.second, e);
+    RS_TRY((launch_result{run_call(call), &call.second}.said(error)));
     RS_CUDA_CHECK(error, "events", cudaEventRecord(events.end, s.stream));
     RS_CUDA_CHECK(error, "events", cudaEventSynchronize(events.end));
     float milliseconds = 0;
@@ -3761,21 +3812,32 @@ rs_status launch_timed(card_session &s, const recorded_run &run, float *seconds,
   return RS_OK;
 }
 
+// Did another thread call what may not be called while a stream of the device records?
+bool is_disturbed(cudaError_t e) { return e == cudaErrorStreamCaptureUnsupported || e == cudaErrorStreamCaptureInvalidated; }
+
+// Where that is so, nothing is wrong with the run, and run.exec stays none.
+rs_status record(card_session &s, recorded_run &run, backend_error *error) {
+  cudaError_t e = cudaStreamBeginCapture(s.stream, cudaStreamCaptureModeThreadLocal);
+  launch_result launched = {cudaSuccess, nullptr};
+  if (e == cudaSuccess) {
+    launched = launch_all(s, run);
+    cudaGraph_t graph = nullptr;
+    e = cudaStreamEndCapture(s.stream, &graph);
+    if (launched.status == cudaSuccess && e == cudaSuccess) e = cudaGraphInstantiate(&run.exec, graph, 0);
+    if (graph) (void)cudaGraphDestroy(graph);
+  }
+  if (launched.status == cudaSuccess && e == cudaSuccess) return RS_OK;
+  run.exec = nullptr;
+  (void)cudaGetLastError();  // of both, one is said
+  if (is_disturbed(launched.status != cudaSuccess ? launched.status : e)) return RS_OK;
+  RS_TRY(launched.said(error));
+  return cuda_failed(error, "recording", e);
+}
+
 // The second run of a capacity is recorded; the first may be the only one.
 rs_status launch_recorded(card_session &s, recorded_run &run, backend_error *error) {
-  if (!run.exec && run.runs++ == 0) return launch_all(s, run, error);
-  if (!run.exec) {
-    RS_CUDA_CHECK(error, "recording", cudaStreamBeginCapture(s.stream, cudaStreamCaptureModeThreadLocal));
-    const rs_status status = launch_all(s, run, error);
-    cudaGraph_t graph = nullptr;
-    const cudaError_t ended = cudaStreamEndCapture(s.stream, &graph);
-    cudaError_t e = ended;
-    if (status == RS_OK && ended == cudaSuccess) e = cudaGraphInstantiate(&run.exec, graph, 0);
-    if (graph) (void)cudaGraphDestroy(graph);
-    if (status != RS_OK) (void)cudaGetLastError();  // that the recording is of no use is known
-    RS_TRY(status);
-    if (e != cudaSuccess) return cuda_failed(error, "recording", e);
-  }
+  if (!run.exec && run.runs++ > 0) RS_TRY(record(s, run, error));
+  if (!run.exec) return launch_all(s, run).said(error);  // the next one is recorded
   RS_CUDA_CHECK(error, "launch", cudaGraphLaunch(run.exec, s.stream));
   return RS_OK;
 }
@@ -3791,12 +3853,13 @@ rs_status fault_status(const backend_run &r, const run_fault &f, backend_error *
 }
 
 bool is_of(const recorded_run &run, const backend_run &r) {
-  bool same = run.graph == r.graph && run.sequences == r.sequence_capacity;
+  bool same = run.graph == r.graph && run.sequences == r.sequence_capacity && run.ops.size() == r.n_ops;
   for (size_t i = 0; same && i < r.n_levels; i++) same = run.tokens[i] == r.levels[i].capacity;
+  for (size_t i = 0; same && i < r.n_ops; i++) same = run.ops[i].out.id == r.ops[i].out.id;
   return same;
 }
 
-// The recorded run of that capacity: found, or made in the place of the one that was used longest ago.
+// The recorded run of that capacity and those operators: found, or made in the place of the one that was used longest ago.
 recorded_run *find_recorded(card_session &s, const backend_run &r) {
   const auto found = std::find_if(s.recorded.begin(), s.recorded.end(), [&](const auto &run) { return is_of(*run, r); });
   if (found != s.recorded.end()) {
@@ -3808,6 +3871,7 @@ recorded_run *find_recorded(card_session &s, const backend_run &r) {
   run->graph = r.graph, run->sequences = r.sequence_capacity;
   for (size_t i = 0; i < r.n_levels; i++) run->tokens.push_back(r.levels[i].capacity);
   run->layout = lay_out(r);
+  run->ops.assign(r.ops, r.ops + r.n_ops);
   s.recorded.push_back(std::move(run));
   return s.recorded.back().get();
 }
@@ -3831,12 +3895,14 @@ rs_status reserve_all(card_session &s, const backend_run &r, const run_layout &l
   return s.results.reserve(download, "outputs", error, &moved);
 }
 
+constexpr int64_t most_tokens = 65535 * 64;  // tiles of rows are along the second dimension of a grid
+
 rs_status run_graph(card_session &s, const backend_run &r, backend_error *error) {
-  constexpr int64_t most_tokens = 65535 * 64;  // tiles of rows are along the second dimension of a grid
-  if (r.levels[0].capacity > most_tokens)
+  if (r.levels[0].tokens > most_tokens)
     return fail(error, RS_ERR_LIMIT, "a run of %lld tokens, at most %lld on a card", static_cast<long long>(r.levels[0].tokens),
                 static_cast<long long>(most_tokens));
-  RS_CUDA_CHECK(error, "device", cudaSetDevice(s.model->device));
+  const device_scope scope(s.model->device);
+  RS_CUDA_CHECK(error, "device", scope.status());
   recorded_run &run = *find_recorded(s, r);
   size_t download = 0;
   take(&download, sizeof(run_fault));
@@ -3845,7 +3911,6 @@ rs_status run_graph(card_session &s, const backend_run &r, backend_error *error)
   if (run.places != s.places) run.forget();
   fill_upload(r, run.layout, s.staging.data);
   if (run.calls.empty()) {
-    run.ops.assign(r.ops, r.ops + r.n_ops);
     backend_run kept = r;
     kept.ops = run.ops.data();
     call_maker maker(s, kept, run.layout, error);
@@ -3934,13 +3999,24 @@ rs_status describe(int device, backend_device_info *out, backend_error *error) {
 rs_status open_model(int device, backend_model **out, backend_error *error) {
   return guarded(error, [&] {
     cudaDeviceProp p;
-    RS_CUDA_CHECK(error, "device", cudaSetDevice(device));
     RS_CUDA_CHECK(error, "device", cudaGetDeviceProperties(&p, device));
     if (p.major < 8)
       return fail(error, RS_ERR_UNSUPPORTED, "%s has compute capability %d.%d, at least 8.0 is needed", p.name, p.major, p.minor);
+    const device_scope scope(device);
+    RS_CUDA_CHECK(error, "device", scope.status());
+    // Code comes to a card when it is first asked for: what a run would fail with, a choice of cards is to know.
+    cudaFuncAttributes code = {};
+    const cudaError_t e = cudaFuncGetAttributes(&code, reinterpret_cast<const void *>(token_sizes_kernel));
+    if (has_no_code(e)) {
+      (void)cudaGetLastError();
+      return fail(error, RS_ERR_UNSUPPORTED, "%s: no code for compute capability %d.%d: %s (%s)", p.name, p.major, p.minor,
+                  cudaGetErrorString(e), cudaGetErrorName(e));
+    }
+    RS_CUDA_CHECK(error, "code", e);
     auto m = std::make_unique<backend_model>();
     m->device = device;
     m->multiprocessors = p.multiProcessorCount;
+    RS_CUDA_CHECK(error, "stream", cudaStreamCreateWithFlags(&m->stream, cudaStreamNonBlocking));
     *out = m.release();
     return RS_OK;
   });
@@ -3948,22 +4024,27 @@ rs_status open_model(int device, backend_model **out, backend_error *error) {
 
 rs_status add_weight(backend_model *m, const rs_tensor_info *t, backend_error *error) {
   return guarded(error, [&] {
-    RS_CUDA_CHECK(error, "device", cudaSetDevice(m->device));
+    const device_scope scope(m->device);
+    RS_CUDA_CHECK(error, "device", scope.status());
     void *&place = m->weights[t->data];
     size_t taken = 0;
     int64_t rows = 1;
     for (int i = 0; i + 1 < t->rank; i++) rows *= t->shape[i];
-    const rs_status status =
-        upload_weight(t->type, t->layout, rows, t->shape[t->rank - 1], t->data, t->bytes, t->name, &place, &taken, error);
+    const rs_status status = upload_weight(m->stream, t->type, t->layout, rows, t->shape[t->rank - 1], t->data, t->bytes, t->name,
+                                           &place, &taken, error);
     if (status != RS_OK) m->weights.erase(t->data);
     return status;
   });
 }
-void close_model(backend_model *m) { delete m; }
+void close_model(backend_model *m) {
+  const device_scope scope(m->device);
+  delete m;
+}
 
 rs_status open_session(backend_model *m, backend_session **out, backend_error *error) {
   return guarded(error, [&] {
-    RS_CUDA_CHECK(error, "device", cudaSetDevice(m->device));
+    const device_scope scope(m->device);
+    RS_CUDA_CHECK(error, "device", scope.status());
     auto s = std::make_unique<card_session>();
     s->model = m;
     RS_CUDA_CHECK(error, "stream", cudaStreamCreateWithFlags(&s->stream, cudaStreamNonBlocking));
@@ -3976,7 +4057,7 @@ rs_status run(backend_session *s, const backend_run *r, backend_error *error) {
 }
 void forget_graph(backend_session *session, uint64_t graph) {
   card_session *s = session_of(session);
-  (void)cudaSetDevice(s->model->device);
+  const device_scope scope(s->model->device);
   s->recorded.erase(std::remove_if(s->recorded.begin(), s->recorded.end(), [&](const auto &run) { return run->graph == graph; }),
                     s->recorded.end());
   for (auto i = s->constants.begin(); i != s->constants.end();) {
@@ -3994,10 +4075,15 @@ size_t session_bytes(const backend_session *session) {
   for (const auto &c : s->constants) bytes += c.second.second;
   return bytes;
 }
-void close_session(backend_session *s) { delete session_of(s); }
+void close_session(backend_session *session) {
+  card_session *s = session_of(session);
+  const device_scope scope(s->model->device);
+  delete s;
+}
 
-constexpr backend cuda_backend = {backend_version, op_count,    RS_VERSION,   "cuda", count_devices, describe,      open_model,
-                                  add_weight,      close_model, open_session, run,    forget_graph,  session_bytes, close_session};
+constexpr backend cuda_backend = {backend_version, op_count, RS_VERSION,   "cuda",        most_tokens,
+                                  count_devices,   describe, open_model,   add_weight,    close_model,
+                                  open_session,    run,      forget_graph, session_bytes, close_session};
 
 }  // namespace
 

@@ -5947,6 +5947,7 @@ struct device_session {
   backend_session *session = nullptr;
   // Of the last run; kept, so that runs allocate nothing.
   std::vector<backend_op> ops;
+  std::vector<char> idle;  // operators of the graph that are not among them
   std::vector<backend_level> levels;
   std::vector<backend_input> inputs;
   std::vector<backend_output> outputs;
@@ -5970,11 +5971,13 @@ namespace {
 
 void forget_on_device(const rs_session *s, uint64_t graph) { s->device->on->choice.b->forget_graph(s->device->session, graph); }
 
-// Launches are recorded for a capacity, so that runs of nearly the same size share them: at most an eighth is in vain.
-int64_t token_capacity(int64_t n) {
+// Launches are recorded for a capacity, so that runs of nearly the same size share them: at most an eighth is in vain.  Of as many
+// tokens as the backend takes, no more than that.
+int64_t token_capacity(int64_t n, int64_t most) {
   int64_t step = 64;
   while (step * 16 <= n) step *= 2;
-  return std::max<int64_t>(1, ceil_div(n, step)) * step;
+  const int64_t capacity = std::max<int64_t>(1, ceil_div(n, step)) * step;
+  return n <= most ? std::min(capacity, most) : capacity;
 }
 int64_t sequence_capacity(int64_t n) {
   int64_t c = 1;
@@ -6036,7 +6039,8 @@ void write_pixels(const void *context, void *to, int64_t part, void (*written)(v
 // What is bound, by the true numbers of tokens.
 void collect_bound(const graph_plan &p, device_session *d) {
   d->levels.clear(), d->inputs.clear(), d->outputs.clear();
-  for (const token_level &l : p.levels) d->levels.push_back({l.tokens, token_capacity(l.tokens), l.cu.data()});
+  const int64_t most = d->on->choice.b->most_tokens;
+  for (const token_level &l : p.levels) d->levels.push_back({l.tokens, token_capacity(l.tokens, most), l.cu.data()});
   d->levels[0].cu = nullptr;
   d->starts = -1;
   for (const auto &t : p.graph->tensors) {
@@ -6074,17 +6078,22 @@ rs_status run_on_device(rs_session *s, graph_plan &p, const run_request &q) {
   }
   d.pixels = q.pixels;
   d.threads = s->threads;
+  d.idle.clear();  // as is that
+  for (const auto &t : p.graph->tensors)
+    if (t->kind == tensor_op) d.idle.push_back(p.idle(*t));
   collect_bound(p, &d);
   backend_run run = {};
   run.sequence_capacity = sequence_capacity(q.sequences);
   plan_capacity(p, run.sequence_capacity, d.levels);
   for (backend_input &i : d.inputs) i.capacity = p.bytes[i.id];
   d.ops.clear();
+  auto idle = d.idle.begin();
   for (const auto &t : p.graph->tensors) {
     if (t->kind != tensor_op) continue;
     if (t->shape[0] != RS_DIM_TOKENS && t->shape[0] != RS_DIM_SEQUENCES)
       return rs_fail(RS_ERR_UNSUPPORTED, "'%s' %s: on %s, results have a row a token or a sequence", t->name.c_str(),
                      shape_text(t->rank, t->shape).c_str(), d.on->name.c_str());
+    if (*idle++) continue;
     backend_op op = {};
     op.op = t->op;
     op.params = t->params;
@@ -6106,7 +6115,8 @@ rs_status run_on_device(rs_session *s, graph_plan &p, const run_request &q) {
   backend_error error = {};
   const rs_status status = d.on->choice.b->run(d.session, &run, &error);
   if (status != RS_OK) return rs_fail(status, "%s", error.text);
-  for (size_t i = 0; s->profile && i < d.ops.size(); i++) profile_of(s, p, i).seconds += static_cast<double>(d.seconds[i]);
+  for (size_t i = 0, ran = 0; s->profile && i < d.idle.size(); i++)
+    if (!d.idle[i]) profile_of(s, p, i).seconds += static_cast<double>(d.seconds[ran++]);
   return RS_OK;
 }
 

@@ -51,8 +51,8 @@ LAUNCHES = {
     "quantize_halves": ("quantize_halves<count, true> : quantize_halves<count, false>", lambda count, full: 0),
     "quantize_registers": ("RS_HELD_IN_REGISTERS(quantize_registers, x.capacity)", lambda count, full: 0),
     # One row where it takes more than half of what a block gets as a rule: shared_most.
-    "layer_norm_shared": ("plan.bytes,\n                  fours ? layer_norm_shared<4>", lambda n: 96 << 10),
-    "quantize_shared": ("plan.bytes,\n                  fours ? quantize_shared<4>", lambda n: 96 << 10),
+    "layer_norm_shared": ("plan.bytes,\n                        fours ? layer_norm_shared<4>", lambda n: 96 << 10),
+    "quantize_shared": ("plan.bytes,\n                        fours ? quantize_shared<4>", lambda n: 96 << 10),
     "token_drop_kernel": ("drop_bytes, token_drop_kernel", lambda: 1024 * 8 + 256 * 4 + 8 * 4 + 16),
     "token_gather_kernel": ("token_gather_kernel<4> : token_gather_kernel<1>", lambda n: 0),
     "token_assign_kernel": ("assign_bytes,\n                fours ? token_assign_kernel<4>",

@@ -9,7 +9,9 @@
 //    global memory  what lies around an allocation stays as it is, looked at after each launch
 //
 // What breaks that is a fault: the launch returns cudaErrorLaunchFailure, and cuda_host::last_fault() says what was wrong.  Unlike
-// on a card, later launches work again.  Launches and copies are done when the call returns.
+// on a card, later launches work again.  Launches and copies are done when the call returns.  Calls fail as on a card: launches on
+// a stream of another device than the thread's, those of more shared memory than was asked for, and what may not be called while a
+// stream captures.
 #pragma once
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -64,9 +66,13 @@ enum cudaError_t {
   cudaErrorInitializationError = 3,
   cudaErrorInvalidConfiguration = 9,
   cudaErrorInsufficientDriver = 35,
+  cudaErrorInvalidDeviceFunction = 98,
   cudaErrorNoDevice = 100,
   cudaErrorInvalidDevice = 101,
   cudaErrorNoKernelImageForDevice = 209,
+  cudaErrorJitCompilerNotFound = 221,
+  cudaErrorUnsupportedPtxVersion = 222,
+  cudaErrorJitCompilationDisabled = 223,
   cudaErrorInvalidResourceHandle = 400,
   cudaErrorNotReady = 600,
   cudaErrorIllegalAddress = 700,
@@ -106,13 +112,22 @@ constexpr uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { ret
 constexpr float2 make_float2(float x, float y) { return {x, y}; }
 constexpr float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
+enum cudaStreamCaptureMode {
+  cudaStreamCaptureModeGlobal = 0,
+  cudaStreamCaptureModeThreadLocal = 1,
+  cudaStreamCaptureModeRelaxed = 2
+};
+
 namespace cuda_host {
 struct graph {
   std::vector<std::function<cudaError_t()>> steps;
 };
 struct stream {
+  int device = 0;
   std::unique_ptr<graph> captured;  // while it captures
-  bool relaxed = false, invalid = false;
+  cudaStreamCaptureMode mode = cudaStreamCaptureModeGlobal;
+  std::thread::id thread;            // that began to
+  std::atomic<bool> invalid{false};  // something was called that makes the capture be of no use: any thread may have
 };
 struct event {
   std::chrono::steady_clock::time_point when;
@@ -138,11 +153,12 @@ struct settings_type {
   size_t pinned_limit = size_t(4) << 30;  // of an allocation of page-locked memory
   size_t shared_limit = 163 * 1024;       // of a block
   int devices = 1;
-  int capability = 80;  // of each
-  bool waits = true;    // every thread of a kernel calls wait_for_previous
+  int capability = 80;                       // of each
+  bool waits = true;                         // every thread of a kernel calls wait_for_previous
+  std::map<std::string, cudaError_t> fails;  // calls that fail, and how
 };
 
-// RS_CUDA_HOST="seed=3,check=0,threads=2"
+// RS_CUDA_HOST="seed=3,check=0,threads=2,cudaFuncGetAttributes=209"
 inline settings_type settings_of_environment() {
   settings_type s;
   const char *text = std::getenv("RS_CUDA_HOST");
@@ -163,6 +179,7 @@ inline settings_type settings_of_environment() {
     if (name == "shared_limit") s.shared_limit = v;
     if (name == "devices") s.devices = static_cast<int>(v);
     if (name == "capability") s.capability = static_cast<int>(v);
+    if (name.rfind("cuda", 0) == 0) s.fails[name] = static_cast<cudaError_t>(v);
   }
   return s;
 }
@@ -186,6 +203,13 @@ inline uint64_t launches() { return launch_count; }
 inline cudaError_t failed(cudaError_t e) {
   if (e != cudaSuccess) last_error = e;
   return e;
+}
+
+// A test's word on a call that is about to be made, on the thread that makes it: an error that it fails with, or cudaSuccess.
+inline std::function<cudaError_t(const std::string &call)> interfere;
+inline cudaError_t injected(const char *call) {
+  const auto i = settings.fails.find(call);
+  return failed(i != settings.fails.end() ? i->second : interfere ? interfere(call) : cudaSuccess);
 }
 
 struct rng {  // xorshift64*
@@ -1038,11 +1062,12 @@ struct allocation {
   unsigned char *storage;
   size_t bytes;
   uint64_t number;  // the how manieth cudaMalloc
+  int device;
 };
 struct device_memory {
   std::mutex lock;
   std::map<uintptr_t, allocation> all;
-  size_t used = 0;
+  std::map<int, size_t> used;  // by device
   uint64_t count = 0;
 };
 inline device_memory memory;
@@ -1068,13 +1093,14 @@ inline std::string look_around_all() {
   }
   return text;
 }
-inline bool is_device(const void *p, size_t bytes) {
+// The device that such memory is of, or -1: it is the host's.
+inline int device_of(const void *p, size_t bytes) {
   const std::lock_guard<std::mutex> guard(memory.lock);
   const auto at = reinterpret_cast<uintptr_t>(p);
   auto i = memory.all.upper_bound(at);
-  if (i == memory.all.begin()) return false;
+  if (i == memory.all.begin()) return -1;
   --i;
-  return at - i->first <= i->second.bytes && bytes <= i->second.bytes - (at - i->first);
+  return at - i->first <= i->second.bytes && bytes <= i->second.bytes - (at - i->first) ? i->second.device : -1;
 }
 
 inline cudaError_t fail_launch(const std::string &text) {
@@ -1110,18 +1136,46 @@ inline cudaError_t run_grid(dim3 grid, int threads, size_t bytes, const std::fun
 
 // ================================================================================ streams and graphs
 
+inline thread_local int device = 0;
+inline int device_of_stream(const stream *s) { return s ? s->device : device; }
+
 struct capture_state {
-  std::atomic<int> strict{0};  // streams that capture and forbid what waits
+  std::mutex lock;
+  std::vector<stream *> all;  // that capture
 };
 inline capture_state captures;
 
+// A call that captures forbid fails, and makes them be of no use.
+template <class F>
+bool forbidden_by(F which) {
+  const std::lock_guard<std::mutex> guard(captures.lock);
+  bool any = false;
+  for (stream *s : captures.all)
+    if (which(*s)) s->invalid = any = true;
+  return any;
+}
+// For what might wait for a capture.  By its mode a capture forbids that to all threads, to its own, or to none.
+inline bool forbidden() {
+  return forbidden_by([](const stream &s) {
+    return s.mode == cudaStreamCaptureModeGlobal ||
+           (s.mode == cudaStreamCaptureModeThreadLocal && s.thread == std::this_thread::get_id());
+  });
+}
+// For what surely does, on any thread and in any mode.
+inline bool device_captures() {
+  return forbidden_by([](const stream &s) { return s.device == device; });
+}
+inline void end_capture(stream *s) {
+  const std::lock_guard<std::mutex> guard(captures.lock);
+  captures.all.erase(std::remove(captures.all.begin(), captures.all.end(), s), captures.all.end());
+}
+
 inline cudaError_t submit(cudaStream_t stream, std::function<cudaError_t()> step) {
   if (!stream || !stream->captured) return failed(step());
+  if (stream->invalid) return failed(cudaErrorStreamCaptureInvalidated);
   stream->captured->steps.push_back(std::move(step));
   return cudaSuccess;
 }
-// For what is not allowed while a stream captures, as it would wait for it.
-inline bool forbidden() { return captures.strict > 0; }
 
 }  // namespace cuda_host
 
@@ -1145,12 +1199,20 @@ inline const char *cudaGetErrorName(cudaError_t e) {
       return "cudaErrorInvalidConfiguration";
     case cudaErrorInsufficientDriver:
       return "cudaErrorInsufficientDriver";
+    case cudaErrorInvalidDeviceFunction:
+      return "cudaErrorInvalidDeviceFunction";
     case cudaErrorNoDevice:
       return "cudaErrorNoDevice";
     case cudaErrorInvalidDevice:
       return "cudaErrorInvalidDevice";
     case cudaErrorNoKernelImageForDevice:
       return "cudaErrorNoKernelImageForDevice";
+    case cudaErrorJitCompilerNotFound:
+      return "cudaErrorJitCompilerNotFound";
+    case cudaErrorUnsupportedPtxVersion:
+      return "cudaErrorUnsupportedPtxVersion";
+    case cudaErrorJitCompilationDisabled:
+      return "cudaErrorJitCompilationDisabled";
     case cudaErrorInvalidResourceHandle:
       return "cudaErrorInvalidResourceHandle";
     case cudaErrorNotReady:
@@ -1184,12 +1246,20 @@ inline const char *cudaGetErrorString(cudaError_t e) {
       return "invalid configuration argument";
     case cudaErrorInsufficientDriver:
       return "CUDA driver version is insufficient for CUDA runtime version";
+    case cudaErrorInvalidDeviceFunction:
+      return "invalid device function";
     case cudaErrorNoDevice:
       return "no CUDA-capable device is detected";
     case cudaErrorInvalidDevice:
       return "invalid device ordinal";
     case cudaErrorNoKernelImageForDevice:
       return "no kernel image is available for execution on the device";
+    case cudaErrorJitCompilerNotFound:
+      return "PTX JIT compiler library not found";
+    case cudaErrorUnsupportedPtxVersion:
+      return "the provided PTX was compiled with an unsupported toolchain.";
+    case cudaErrorJitCompilationDisabled:
+      return "PTX JIT compilation was disabled";
     case cudaErrorInvalidResourceHandle:
       return "invalid resource handle";
     case cudaErrorNotReady:
@@ -1250,7 +1320,6 @@ inline cudaError_t cudaGetDeviceCount(int *n) {
   return *n > 0 ? cudaSuccess : cuda_host::failed(cudaErrorNoDevice);
 }
 namespace cuda_host {
-inline thread_local int device = 0;
 inline cudaError_t device_error(int d) {
   if (settings.devices <= 0) return failed(cudaErrorNoDevice);
   return d >= 0 && d < settings.devices ? cudaSuccess : failed(cudaErrorInvalidDevice);
@@ -1332,7 +1401,7 @@ inline cudaError_t cudaRuntimeGetVersion(int *v) {
   return cudaSuccess;
 }
 inline cudaError_t cudaDeviceSynchronize() {
-  return cuda_host::forbidden() ? cuda_host::failed(cudaErrorStreamCaptureUnsupported) : cudaSuccess;
+  return cuda_host::device_captures() ? cuda_host::failed(cudaErrorStreamCaptureUnsupported) : cudaSuccess;
 }
 
 // ---------------------------------------------------------------------------------------------------- memory
@@ -1345,15 +1414,16 @@ inline cudaError_t cudaMalloc(void **out, size_t bytes) {
   if (e != cudaSuccess) return e;
   if (bytes == 0) return cudaSuccess;
   const std::lock_guard<std::mutex> guard(memory.lock);
-  if (bytes > settings.memory_limit || memory.used > settings.memory_limit - bytes) return failed(cudaErrorMemoryAllocation);
+  size_t &used = memory.used[device];
+  if (bytes > settings.memory_limit || used > settings.memory_limit - bytes) return failed(cudaErrorMemoryAllocation);
   const size_t all = (bytes + 2 * red_zone + 255) / 256 * 256;
   auto *storage = static_cast<unsigned char *>(std::aligned_alloc(256, all));
   if (!storage) return failed(cudaErrorMemoryAllocation);
   paint(storage, all);
   std::memset(storage + red_zone, 0xff, bytes);
-  memory.used += bytes;
+  used += bytes;
   *out = storage + red_zone;
-  memory.all[reinterpret_cast<uintptr_t>(*out)] = {storage, bytes, memory.count++};
+  memory.all[reinterpret_cast<uintptr_t>(*out)] = {storage, bytes, memory.count++, device};
   return cudaSuccess;
 }
 template <class T>
@@ -1373,7 +1443,7 @@ inline cudaError_t cudaFree(void *p) {
     const auto i = memory.all.find(reinterpret_cast<uintptr_t>(p));
     if (i == memory.all.end()) return failed(cudaErrorInvalidValue);
     wrong = look_around(i->second);
-    memory.used -= i->second.bytes;
+    memory.used[i->second.device] -= i->second.bytes;
     std::free(i->second.storage);
     memory.all.erase(i);
   }
@@ -1393,13 +1463,14 @@ cudaError_t cudaMallocHost(T **out, size_t bytes) {
   return cudaSuccess;
 }
 inline cudaError_t cudaFreeHost(void *p) {
+  if (p && cuda_host::forbidden()) return cuda_host::failed(cudaErrorStreamCaptureUnsupported);
   std::free(p);
   return cudaSuccess;
 }
 inline cudaError_t cudaMemGetInfo(size_t *unused, size_t *total) {
   const std::lock_guard<std::mutex> guard(cuda_host::memory.lock);
   *total = cuda_host::settings.memory_limit;
-  *unused = *total - std::min(*total, cuda_host::memory.used);
+  *unused = *total - std::min(*total, cuda_host::memory.used[cuda_host::device]);
   return cudaSuccess;
 }
 
@@ -1411,15 +1482,19 @@ enum cudaMemcpyKind {
   cudaMemcpyDefault = 4
 };
 namespace cuda_host {
-inline cudaError_t check_copy(const void *to, const void *from, size_t bytes, cudaMemcpyKind kind) {
+// Memory of another device than the stream's is none: on a card that may work, but who copies so has mixed something up.
+inline cudaError_t check_copy(const void *to, const void *from, size_t bytes, cudaMemcpyKind kind, const stream *s) {
   if (bytes == 0 || kind == cudaMemcpyDefault) return cudaSuccess;
   const bool to_device = kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice;
   const bool from_device = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
-  return is_device(to, bytes) == to_device && is_device(from, bytes) == from_device ? cudaSuccess : failed(cudaErrorInvalidValue);
+  const int there = device_of_stream(s);
+  return device_of(to, bytes) == (to_device ? there : -1) && device_of(from, bytes) == (from_device ? there : -1)
+             ? cudaSuccess
+             : failed(cudaErrorInvalidValue);
 }
 }  // namespace cuda_host
 inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream = nullptr) {
-  const cudaError_t e = cuda_host::check_copy(to, from, bytes, kind);
+  const cudaError_t e = cuda_host::check_copy(to, from, bytes, kind, stream);
   if (e != cudaSuccess) return e;
   return cuda_host::submit(stream, [=] {
     if (bytes > 0) std::memmove(to, from, bytes);
@@ -1431,7 +1506,8 @@ inline cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, cudaMemc
   return cudaMemcpyAsync(to, from, bytes, kind);
 }
 inline cudaError_t cudaMemsetAsync(void *to, int value, size_t bytes, cudaStream_t stream = nullptr) {
-  if (bytes > 0 && !cuda_host::is_device(to, bytes)) return cuda_host::failed(cudaErrorInvalidValue);
+  if (bytes > 0 && cuda_host::device_of(to, bytes) != cuda_host::device_of_stream(stream))
+    return cuda_host::failed(cudaErrorInvalidValue);
   return cuda_host::submit(stream, [=] {
     if (bytes > 0) std::memset(to, value, bytes);
     return cudaSuccess;
@@ -1445,20 +1521,17 @@ inline cudaError_t cudaMemset(void *to, int value, size_t bytes) {
 // ---------------------------------------------------------------------------------------------------- streams, graphs, events
 
 constexpr unsigned cudaStreamDefault = 0, cudaStreamNonBlocking = 1;
-enum cudaStreamCaptureMode {
-  cudaStreamCaptureModeGlobal = 0,
-  cudaStreamCaptureModeThreadLocal = 1,
-  cudaStreamCaptureModeRelaxed = 2
-};
-
 inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t *out, unsigned /*flags*/) {
   const cudaError_t e = cuda_host::device_error(cuda_host::device);
-  *out = e == cudaSuccess ? new cuda_host::stream : nullptr;
-  return e;
+  *out = nullptr;
+  if (e != cudaSuccess) return e;
+  *out = new cuda_host::stream;
+  (*out)->device = cuda_host::device;
+  return cudaSuccess;
 }
 inline cudaError_t cudaStreamCreate(cudaStream_t *out) { return cudaStreamCreateWithFlags(out, cudaStreamDefault); }
 inline cudaError_t cudaStreamDestroy(cudaStream_t s) {
-  if (s && s->captured && !s->relaxed) --cuda_host::captures.strict;
+  if (s) cuda_host::end_capture(s);
   delete s;
   return cudaSuccess;
 }
@@ -1472,17 +1545,21 @@ inline cudaError_t cudaStreamQuery(cudaStream_t s) { return cudaStreamSynchroniz
 inline cudaError_t cudaStreamBeginCapture(cudaStream_t s, cudaStreamCaptureMode mode) {
   if (!s) return cuda_host::failed(cudaErrorStreamCaptureUnsupported);
   if (s->captured) return cuda_host::failed(cudaErrorInvalidValue);
+  const cudaError_t e = cuda_host::injected("cudaStreamBeginCapture");
+  if (e != cudaSuccess) return e;
+  const std::lock_guard<std::mutex> guard(cuda_host::captures.lock);
   s->captured = std::make_unique<cuda_host::graph>();
-  s->relaxed = mode == cudaStreamCaptureModeRelaxed;
-  s->invalid = false;
-  if (!s->relaxed) ++cuda_host::captures.strict;
+  s->mode = mode, s->thread = std::this_thread::get_id(), s->invalid = false;
+  cuda_host::captures.all.push_back(s);
   return cudaSuccess;
 }
 inline cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *out) {
   *out = nullptr;
   if (!s || !s->captured) return cuda_host::failed(cudaErrorInvalidValue);
-  if (!s->relaxed) --cuda_host::captures.strict;
+  const cudaError_t e = cuda_host::injected("cudaStreamEndCapture");
+  cuda_host::end_capture(s);
   std::unique_ptr<cuda_host::graph> g = std::move(s->captured);
+  if (e != cudaSuccess) return e;
   if (s->invalid) return cuda_host::failed(cudaErrorStreamCaptureInvalidated);
   *out = g.release();
   return cudaSuccess;
@@ -1490,6 +1567,8 @@ inline cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *out) {
 inline cudaError_t cudaGraphInstantiate(cudaGraphExec_t *out, cudaGraph_t g, unsigned long long /*flags*/ = 0) {
   *out = nullptr;
   if (!g) return cuda_host::failed(cudaErrorInvalidValue);
+  const cudaError_t e = cuda_host::injected("cudaGraphInstantiate");
+  if (e != cudaSuccess) return e;
   *out = new cuda_host_executable{*g};
   return cudaSuccess;
 }
@@ -1542,6 +1621,51 @@ inline cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t from, cudaEvent_t
 }
 inline cudaError_t cudaEventDestroy(cudaEvent_t e) {
   delete e;
+  return cudaSuccess;
+}
+
+// ---------------------------------------------------------------------------------------------------- kernels
+
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+struct cudaFuncAttributes {
+  size_t sharedSizeBytes, constSizeBytes, localSizeBytes;
+  int maxThreadsPerBlock, numRegs, ptxVersion, binaryVersion, cacheModeCA, maxDynamicSharedSizeBytes;
+};
+
+namespace cuda_host {
+constexpr int least_shared = 48 * 1024;  // that a block has without being asked
+struct shared_limits {
+  std::mutex lock;
+  std::map<std::pair<int, const void *>, int> all;  // by device and kernel
+};
+inline shared_limits limits;
+inline int shared_limit_of(const void *kernel) {
+  const std::lock_guard<std::mutex> guard(limits.lock);
+  const auto i = limits.all.find({device, kernel});
+  return i == limits.all.end() ? least_shared : i->second;
+}
+}  // namespace cuda_host
+
+// The limit of all threads' launches, until it is set again.
+inline cudaError_t cudaFuncSetAttribute(const void *kernel, cudaFuncAttribute attribute, int value) {
+  using namespace cuda_host;
+  const cudaError_t e = device_error(device);
+  if (e != cudaSuccess) return e;
+  if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize || value < 0 || static_cast<size_t>(value) > settings.shared_limit)
+    return failed(cudaErrorInvalidValue);
+  const std::lock_guard<std::mutex> guard(limits.lock);
+  limits.all[{device, kernel}] = value;
+  return cudaSuccess;
+}
+inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *out, const void *kernel) {
+  using namespace cuda_host;
+  cudaError_t e = device_error(device);
+  if (e == cudaSuccess) e = injected("cudaFuncGetAttributes");
+  if (e != cudaSuccess) return e;
+  *out = {};
+  out->maxThreadsPerBlock = max_threads;
+  out->ptxVersion = out->binaryVersion = settings.capability;
+  out->maxDynamicSharedSizeBytes = shared_limit_of(kernel);
   return cudaSuccess;
 }
 
@@ -1751,13 +1875,15 @@ inline int low_bits(double v) {  // 32 of them
 template <class... P, class... A>
 cudaError_t launch(cudaStream_t stream, dim3 grid, int threads, size_t bytes, void (*kernel)(P...), A... args) {
   using namespace cuda_host;
-  const cudaError_t e = device_error(device);
+  cudaError_t e = device_error(device);
+  if (e == cudaSuccess) e = injected("cudaLaunchKernelEx");
   if (e != cudaSuccess) return e;
+  if (device_of_stream(stream) != device) return failed(cudaErrorInvalidResourceHandle);
   if (threads < 1 || threads > max_threads || grid.x < 1 || grid.y < 1 || grid.z < 1 || grid.x > 0x7fffffff || grid.y > 65535 ||
       grid.z > 65535) {
     return failed(cudaErrorInvalidConfiguration);
   }
-  if (bytes > settings.shared_limit) return failed(cudaErrorInvalidValue);
+  if (bytes > static_cast<size_t>(shared_limit_of(reinterpret_cast<const void *>(kernel)))) return failed(cudaErrorInvalidValue);
   const std::function<void()> body = [kernel, args...] { kernel(args...); };
   return submit(stream, [grid, threads, bytes, body] { return run_grid(grid, threads, bytes, body); });
 }

@@ -169,7 +169,7 @@ part() {
   end=$(date +%s)
   tail -n 400 "$work/log"
   case $status in
-    0) verdict=passed ;;
+    0) verdict=passed note=$(sed -n 's/^tests: //p' "$work/log" | tail -n 1) ;;
     77) verdict=skipped note=$(tail -n 1 "$work/log") ;;
     *)
       verdict=FAILED
@@ -194,6 +194,25 @@ missing() { # WHAT
   echo "skipped: $1"
   return 77
 }
+# A program of GoogleTest, for as long as the part may take.  To GoogleTest it is a success where every test skipped itself, and where
+# none has the name that is asked for.
+counted() { # COMMAND...
+  local status ran skipped
+  limit "$@" >"$work/tests" 2>&1
+  status=$?
+  cat "$work/tests"
+  [ "$status" = 0 ] || return "$status"
+  ran=$(sed -n 's/^\[=*\] \([0-9][0-9]*\) tests\{0,1\} from .* ran\..*/\1/p' "$work/tests" | tail -n 1)
+  skipped=$(sed -n 's/^\[  SKIPPED \] \([0-9][0-9]*\) test.*/\1/p' "$work/tests" | tail -n 1)
+  if [ "${ran:-0}" = 0 ]; then
+    echo "Failure: no test ran"
+    return 1
+  elif [ "${skipped:-0}" = "$ran" ]; then
+    missing "$(grep -m 1 -A 1 ': Skipped$' "$work/tests" | tail -n 1)"
+    return
+  fi
+  echo "tests: $ran${skipped:+, of which $skipped skipped}"
+}
 
 # ---------------------------------------------------------------- parts
 
@@ -213,7 +232,7 @@ on_card() { # PROGRAM FILTER [VARIABLE=VALUE...]
   shift 2
   [ -x "$build/tests/$program" ] || { missing "no $build/tests/$program"; return; }
   # test_cuda* take the library that RS_CUDA_HOST_LIBRARY names, all others that of RS_CUDA_LIBRARY.
-  limit env RS_SOURCE_DIR="$PWD" RS_BUILD_DIR="$build" RS_PROGRAM="$build/rs" RS_TEST_MODELS="$models" RS_SHARED="$shared" \
+  counted env RS_SOURCE_DIR="$PWD" RS_BUILD_DIR="$build" RS_PROGRAM="$build/rs" RS_TEST_MODELS="$models" RS_SHARED="$shared" \
     RS_CUDA_LIBRARY="$card_library" RS_CUDA_HOST_LIBRARY="$card_library" "$@" \
     "$build/tests/$program" --gtest_brief=1 --gtest_filter="$filter"
 }
@@ -224,7 +243,7 @@ sanitize() { # TOOL
   local sanitizer
   sanitizer=$(tool compute-sanitizer) || { missing "no compute-sanitizer"; return; }
   local check=("$sanitizer" --tool "$1" --error-exitcode 9)
-  RS_SOURCE_DIR=$PWD RS_PROGRAM=$build/rs RS_CUDA_HOST_LIBRARY=$card_library limit "${check[@]}" "$build/tests/test_cuda" \
+  RS_SOURCE_DIR=$PWD RS_PROGRAM=$build/rs RS_CUDA_HOST_LIBRARY=$card_library counted "${check[@]}" "$build/tests/test_cuda" \
     --gtest_brief=1 --gtest_filter=graph_on_a_card.agrees_with_the_cpu:images_on_a_card.of_another_size_are_refused || return
   [ -e "$models/minilm-q8.rsw" ] || { echo "(no $models/minilm-q8.rsw)"; return 0; }
   RS_CUDA_LIBRARY=$card_library limit "${check[@]}" "$build/rs" embed -m "$models/minilm-q8.rsw" --device cuda "a text" "and another" \

@@ -70,6 +70,15 @@ TEST(device, a_missing_library_or_card_is_an_error_that_says_so) {
   expect_failure(rs_with({library, "RS_CUDA_HOST=capability=75"}, {"embed", "-m", model, "--device", "cuda", "a"}), 1,
                  "at least 8.0 is needed");
   EXPECT_EQ(rs_with({library, "RS_CUDA_HOST=capability=75"}, {"embed", "-m", model, "--device", "auto", "a"}).code, 0);
+  // Nor is one that the library has no code for, or PTX that the driver does not compile.
+  for (const char *error : {"98", "209", "221", "222", "223"}) {
+    const std::string no_code = std::string("RS_CUDA_HOST=cudaFuncGetAttributes=") + error;
+    expect_failure(rs_with({library, no_code}, {"embed", "-m", model, "--device", "cuda", "a"}), 1,
+                   "no code for compute capability 8.0");
+    EXPECT_EQ(rs_with({library, no_code}, {"embed", "-m", model, "--device", "auto", "a"}).code, 0);
+  }
+  expect_failure(rs_with({library, "RS_CUDA_HOST=cudaFuncGetAttributes=719"}, {"embed", "-m", model, "--device", "cuda", "a"}), 1,
+                 "code: unspecified launch failure");
   expect_failure(rs_with({library, "RS_CUDA_HOST=memory_limit=100000"}, {"embed", "-m", model, "--device", "cuda", "a"}), 1,
                  "bytes for");
   // Another library is none of ours.
@@ -431,6 +440,86 @@ TEST(graph_on_a_card, what_it_cannot_run_is_an_error) {
   EXPECT_NE(std::string(rs_last_error()).find("attention by 'b'"), std::string::npos) << rs_last_error();
 }
 
+// Where all tokens stay nothing chooses, and no scores are made, on a card as on the CPU.  Runs with and without are of one
+// capacity.
+TEST(graph_on_a_card, scores_that_choose_nothing_are_not_made) {
+  rs_drop_rule rule = {};
+  rule.keep = 40;
+  for (const bool fold : {false, true}) {
+    SCOPED_TRACE(fold);
+    rule.fold = fold;
+    harness h;
+    const int64_t shape[] = {RS_DIM_TOKENS, width}, starts = RS_DIM_CU_SEQLENS;
+    rs_tensor *x = rs_input(h.g, "x", RS_F32, 2, shape), *cu = rs_input(h.g, "cu", RS_I32, 1, &starts);
+    // The norm would give the shift, too, and the product take the sum.
+    rs_tensor *y = norm(h, x, nullptr, "n"), *shift = rs_shift(h.g, x, nullptr, RS_DISTANCE_L2);
+    rs_tensor *product = rs_linear(h.g, x, weight(h, "w", RS_F32, 1, width, 1), nullptr, RS_ACT_NONE);
+    rs_tensor *score = rs_add(h.g, product, shift);
+    score = rs_add(h.g, score, rs_standardize(h.g, rs_attn_colsum(h.g, x, x, cu, nullptr, 2, 0.2f, true), cu, 1));
+    rs_tensor *kept = rs_token_drop(h.g, score, cu, nullptr, &rule), *assign = rs_token_assign(h.g, y, cu, kept);
+    rs_tensor *merged = fold ? rs_token_merge(h.g, y, assign, kept, cu, nullptr, score) : rs_token_gather(h.g, y, kept);
+    rs_tensor *out = rs_output(h.g, rs_pool(h.g, merged, rs_token_starts(h.g, kept), nullptr, RS_POOL_MEAN, 0));
+    ASSERT_EQ(rs_graph_finish(h.g), RS_OK) << rs_last_error();
+    const auto run = [&](rs_session *s, const std::vector<int32_t> &lengths, unsigned seed) {
+      std::vector<int32_t> at = {0};
+      for (const int32_t n : lengths) at.push_back(at.back() + n);
+      const vec in = normal(static_cast<size_t>(at.back()) * width, seed);
+      h.bindings = {{x, const_cast<float *>(in.data()), in.size() * 4}, {cu, at.data(), at.size() * 4}};
+      return h.again(s, out, at.back(), static_cast<int64_t>(lengths.size()), lengths.size() * width);
+    };
+    const device_session card("cuda"), cpu("cpu");
+    unsigned seed = 0;
+    for (const std::vector<int32_t> &lengths : {std::vector<int32_t>{30}, {60}, {40}, {25}, {60}, {41}, {30}, {64}}) {
+      ++seed;
+      EXPECT_GE(lowest_cosine(run(card.s, lengths, seed), run(cpu.s, lengths, seed), width), 0.9999) << seed;
+    }
+    // Sequences of which some lose tokens need all scores.
+    EXPECT_GE(lowest_cosine(run(card.s, {10, 60}, 1), run(cpu.s, {10, 60}, 1), width), 0.9999);
+    const device_session timed("cuda", true), counted("cpu", true);
+    const auto rows = [&](const device_session &on, const std::vector<int32_t> &lengths) {
+      run(on.s, lengths, 1);
+      std::vector<std::pair<std::string, uint64_t>> all;
+      for (size_t i = 0; i < rs_session_profile_count(on.s); i++) {
+        rs_profile_row row;
+        EXPECT_EQ(rs_session_profile_at(on.s, i, &row), RS_OK);
+        all.emplace_back(row.op, row.calls);
+      }
+      return all;
+    };
+    const auto without = rows(counted, {30});
+    EXPECT_EQ(without.size(), 5u);
+    EXPECT_EQ(rows(timed, {30}), without);
+    const auto with = rows(counted, {60});
+    EXPECT_EQ(with.size(), 5u + 6);
+    EXPECT_EQ(rows(timed, {60}), with);
+  }
+}
+
+// Capacities go in eighths, but no further than a card does: what it has too little memory for is not too many tokens.
+TEST(graph_on_a_card, as_many_tokens_as_it_takes) {
+  constexpr int64_t most = 65535 * 64, cols = 1 << 16;
+  const device_session card("cuda");
+  harness h;
+  const int64_t shape[] = {RS_DIM_TOKENS, 1}, starts = RS_DIM_CU_SEQLENS;
+  rs_tensor *x = rs_input(h.g, "x", RS_F32, 2, shape), *cu = rs_input(h.g, "cu", RS_I32, 1, &starts);
+  rs_tensor *wide = rs_linear(h.g, x, h.weight("w", RS_F32, RS_PANELS, {cols, 1}, vec(cols)), nullptr, RS_ACT_NONE);
+  rs_tensor *y = rs_output(h.g, rs_pool(h.g, wide, cu, nullptr, RS_POOL_MEAN, 0));
+  ASSERT_EQ(rs_graph_finish(h.g), RS_OK) << rs_last_error();
+  vec in(most + 1), out(cols);
+  for (const int64_t tokens : {int64_t{4000000}, most, most + 1}) {
+    const std::vector<int32_t> cu_seqlens = {0, static_cast<int32_t>(tokens)};
+    const rs_binding all[] = {{x, in.data(), static_cast<size_t>(tokens) * 4},
+                              {cu, const_cast<int32_t *>(cu_seqlens.data()), 8},
+                              {y, out.data(), out.size() * 4}};
+    const bool fits = tokens <= most;
+    EXPECT_EQ(rs_graph_run(card.s, h.g, tokens, 1, all, 3), fits ? RS_ERR_MEMORY : RS_ERR_LIMIT) << tokens;
+    const std::string said = rs_last_error();
+    const std::string bytes = std::to_string((most + 1) * cols * 4);  // the pooled row, too
+    const std::string wanted = fits ? bytes + " bytes for activations" : "4194241 tokens, at most 4194240";
+    EXPECT_NE(said.find(wanted), std::string::npos) << said;
+  }
+}
+
 // What only attention reads is stored in another type, but not where the caller reads it, too.
 TEST(graph_on_a_card, outputs_are_floats) {
   const device_session card("cuda"), cpu("cpu");
@@ -464,15 +553,25 @@ TEST(graph_on_a_card, uncommon_readers) {
   EXPECT_GE(lowest_cosine(run(card.s), run(cpu.s), width), 0.9999);
 }
 
+// Sequences of no tokens beside one of three, alone, and no sequence at all: each twice, so that the second is recorded.
 TEST(graph_on_a_card, empty_runs) {
-  const device_session card("cuda");
+  const device_session card("cuda"), cpu("cpu");
   for (const graph_case &c : graph_cases) {
     SCOPED_TRACE(c.name);
     built b(c);
-    std::vector<int32_t> none = {0}, empty = {0, 0, 3, 3};
-    vec nothing, in = normal(3 * width, 1);
-    nothing.reserve(1);
-    EXPECT_EQ(b.run(card.s, c, empty, in), b.run(card.s, c, empty, in));
+    for (std::vector<int32_t> starts : {std::vector<int32_t>{0, 0, 3, 3}, {0, 0}, {0, 0, 0, 0}, {0}}) {
+      SCOPED_TRACE(::testing::PrintToString(starts));
+      vec in = normal(static_cast<size_t>(starts.back()) * width, 1);
+      in.reserve(1);  // there is a place, of nothing
+      const vec wanted = b.run(cpu.s, c, starts, in);
+      for (int i = 0; i < 3; i++) {
+        const vec got = b.run(card.s, c, starts, in);
+        ASSERT_EQ(got.size(), wanted.size());
+        const float tolerance = c.quantized ? 0.1f : 0.01f;  // of what a sequence of no tokens gives, zeros, none
+        for (size_t j = 0; j < got.size(); j++)
+          ASSERT_NEAR(got[j], wanted[j], wanted[j] == 0 ? 0 : tolerance * (1 + std::fabs(wanted[j]))) << j;
+      }
+    }
   }
 }
 

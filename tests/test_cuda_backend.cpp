@@ -6,6 +6,23 @@
 
 namespace {
 
+// Of 16 rows of 256 as w8 panels, all zeros.
+struct zero_weight {
+  std::vector<char> data = std::vector<char>(16 * 256 + 16 * 8);
+  backend_tensor tensor(int32_t id) const {
+    backend_tensor w = {};
+    w.place = backend_place::weight, w.type = RS_W8, w.layout = RS_PANELS;
+    w.rows = 16, w.cols = w.stride = 256, w.data = data.data(), w.bytes = data.size(), w.id = id, w.name = "w";
+    return w;
+  }
+  rs_tensor_info info() const {
+    rs_tensor_info w = {};
+    w.name = "w", w.type = RS_W8, w.layout = RS_PANELS;
+    w.rank = 2, w.shape[0] = 16, w.shape[1] = 256, w.data = data.data(), w.bytes = data.size();
+    return w;
+  }
+};
+
 // y = x + x of [tokens, cols], n_tokens of a capacity; or x + z, x by a source.
 struct sum_graph {
   using ranges = std::vector<std::pair<int64_t, int64_t>>;
@@ -47,6 +64,13 @@ struct sum_graph {
     inputs[0].data = nullptr, inputs[0].source = {write_rows, this, level.tokens};
     run.n_inputs = 2;
   }
+  // y = x w, of 256 columns.  w is no model's, but a constant of the graph.
+  void multiply(const zero_weight &w) {
+    op.op = OP_LINEAR;
+    op.in[1] = w.tensor(2);
+    op.out.cols = op.out.stride = 16;
+    output.bytes = static_cast<size_t>(level.tokens) * 16 * 4;
+  }
   static void write_rows(const void *context, void *to, int64_t part, void (*written)(void *, int64_t, int64_t), void *of) {
     const auto &g = *static_cast<const sum_graph *>(context);
     for (int64_t first = 0; first < g.level.tokens; first += part) {
@@ -71,8 +95,8 @@ struct opened {
   backend_model *model = nullptr;
   backend_session *session = nullptr;
   backend_error error = {};
-  opened() {
-    EXPECT_EQ(cuda_backend.open_model(0, &model, &error), RS_OK) << error.text;
+  explicit opened(int device = 0) {
+    EXPECT_EQ(cuda_backend.open_model(device, &model, &error), RS_OK) << error.text;
     EXPECT_EQ(cuda_backend.open_session(model, &session, &error), RS_OK) << error.text;
   }
   ~opened() {
@@ -88,14 +112,8 @@ TEST(CudaBackend, ARunThatFoundNoMemoryLeavesNoStaleAddresses) {
   const keep_settings kept;
   opened o;
   sum_graph small(1, 60, 64, 16), large(2, 1000, 1024, 256);
-  const std::vector<char> weight(16 * 256 + 16 * 8);  // w8 panels, all zeros
-  backend_tensor w = {};
-  w.place = backend_place::weight, w.type = RS_W8, w.layout = RS_PANELS;
-  w.rows = 16, w.cols = w.stride = 256, w.data = weight.data(), w.bytes = weight.size(), w.id = 2, w.name = "w";
-  large.op.op = OP_LINEAR;
-  large.op.in[1] = w;
-  large.op.out.cols = large.op.out.stride = 16;
-  large.output.bytes = 1000 * 16 * 4;
+  const zero_weight weight;
+  large.multiply(weight);
   for (int i = 0; i < 3; i++) {
     ASSERT_EQ(small.go(o.session, &o.error), RS_OK) << o.error.text;
     small.expect_sum();
@@ -134,6 +152,142 @@ TEST(CudaBackend, RecordsAreByCapacityAndBounded) {
   for (const auto &run : s.recorded) EXPECT_NE(run->graph, 7u);
   cuda_backend.forget_graph(o.session, 100);
   EXPECT_EQ(s.recorded.size(), most_recorded - 1);
+}
+
+// While a stream of the device records, another thread loads a model and another session has its first run: neither notices.
+TEST(CudaBackend, WeightsGoUpWhileAnotherThreadRecords) {
+  opened o;
+  sum_graph g(1, 60, 64, 16);
+  ASSERT_EQ(g.go(o.session, &o.error), RS_OK) << o.error.text;
+  int others = 0;
+  const auto main_thread = std::this_thread::get_id();
+  cuda_host::interfere = [&](const std::string &call) {
+    if (call != "cudaLaunchKernelEx" || std::this_thread::get_id() != main_thread || others++ > 0) return cudaSuccess;
+    std::thread([] {
+      opened other;
+      const zero_weight weight;
+      const rs_tensor_info info = weight.info();
+      EXPECT_EQ(cuda_backend.add_weight(other.model, &info, &other.error), RS_OK) << other.error.text;
+      sum_graph linear(2, 50, 64, 256);
+      linear.multiply(weight);
+      EXPECT_EQ(linear.go(other.session, &other.error), RS_OK) << other.error.text;
+    }).join();
+    return cudaSuccess;
+  };
+  EXPECT_EQ(g.go(o.session, &o.error), RS_OK) << o.error.text;
+  cuda_host::interfere = nullptr;
+  EXPECT_EQ(others, 1);
+  g.expect_sum();
+  EXPECT_NE(session_of(o.session)->recorded[0]->exec, nullptr);
+}
+
+// Of one graph, runs of one capacity may have other operators: they are no runs of one record.
+TEST(CudaBackend, RecordsAreByOperators) {
+  opened o;
+  sum_graph g(1, 60, 64, 16);
+  backend_op ops[] = {g.op, g.op, g.op};
+  ops[1].out.id = 3, ops[2].out.id = 4;  // which nobody reads
+  for (const int i : {1, 2}) ops[i].out.output = false, ops[i].out.offset = static_cast<size_t>(i) * g.run.arena_bytes;
+  g.run.arena_bytes *= 3;
+  backend_op others[] = {ops[0], ops[2]};
+  for (int i = 0; i < 4; i++)
+    for (const auto &[first, n] : {std::pair{ops, 1}, {ops, 2}, {others, 2}, {ops, 3}}) {
+      g.run.ops = first, g.run.n_ops = static_cast<size_t>(n);
+      const uint64_t before = cuda_host::launches();
+      ASSERT_EQ(g.go(o.session, &o.error), RS_OK) << o.error.text;
+      g.expect_sum();
+      EXPECT_EQ(cuda_host::launches() - before, static_cast<uint64_t>(n)) << i;
+    }
+  EXPECT_EQ(session_of(o.session)->recorded.size(), 4u);
+}
+
+// The device of the thread is the caller's: what is on another card leaves it as it was, and all of it is on that card.
+TEST(CudaBackend, TheCallersDeviceStaysWhatItWas) {
+  const keep_settings kept;
+  cuda_host::settings.devices = 2;
+  for (const int mine : {0, 1}) {
+    ASSERT_EQ(cudaSetDevice(mine), cudaSuccess);
+    const size_t before[] = {cuda_host::memory.used[0], cuda_host::memory.used[1]};
+    const auto expect_mine = [&](const char *after) {
+      int device = -1;
+      EXPECT_EQ(cudaGetDevice(&device), cudaSuccess);
+      EXPECT_EQ(device, mine) << after;
+      EXPECT_EQ(cuda_host::memory.used[0], before[0]) << after;
+    };
+    backend_model *model = nullptr;
+    backend_session *session = nullptr;
+    backend_error error = {};
+    EXPECT_EQ(cuda_backend.open_model(2, &model, &error), RS_ERR_IO);
+    expect_mine("open_model of no card");
+    ASSERT_EQ(cuda_backend.open_model(1, &model, &error), RS_OK) << error.text;
+    expect_mine("open_model");
+    const zero_weight weight;
+    const rs_tensor_info info = weight.info();
+    ASSERT_EQ(cuda_backend.add_weight(model, &info, &error), RS_OK) << error.text;
+    expect_mine("add_weight");
+    ASSERT_EQ(cuda_backend.open_session(model, &session, &error), RS_OK) << error.text;
+    expect_mine("open_session");
+    sum_graph sum(1, 60, 64, 16), product(2, 60, 64, 256), refused(3, 1, 64, 16);
+    product.multiply(weight);
+    refused.level.tokens = most_tokens + 1;
+    for (int i = 0; i < 3; i++) {  // the second is recorded
+      ASSERT_EQ(sum.go(session, &error), RS_OK) << error.text;
+      sum.expect_sum();
+      ASSERT_EQ(product.go(session, &error), RS_OK) << error.text;
+      EXPECT_EQ(refused.go(session, &error), RS_ERR_LIMIT);
+      expect_mine("run");
+    }
+    EXPECT_GT(cuda_host::memory.used[1], before[1]);
+    cuda_backend.forget_graph(session, 2);
+    expect_mine("forget_graph");
+    cuda_backend.close_session(session);
+    expect_mine("close_session");
+    cuda_backend.close_model(model);
+    expect_mine("close_model");
+    EXPECT_EQ(cuda_host::memory.used[1], before[1]);
+  }
+  EXPECT_EQ(cudaSetDevice(0), cudaSuccess);
+}
+
+// What an application does beside may spoil a recording.  The run goes without, and a later one is recorded.
+TEST(CudaBackend, ADisturbedRecordingIsMadeLater) {
+  opened o;
+  uint64_t graph = 0;
+  const auto second_run = [&](const std::string &at, const std::function<cudaError_t()> &what) {
+    SCOPED_TRACE(at);
+    sum_graph g(++graph, 60, 64, 16);
+    EXPECT_EQ(g.go(o.session, &o.error), RS_OK) << o.error.text;
+    const auto &run = *session_of(o.session)->recorded.back();
+    int times = 0;
+    cuda_host::interfere = [&](const std::string &call) { return call == at && times++ == 0 ? what() : cudaSuccess; };
+    const rs_status status = g.go(o.session, &o.error);
+    EXPECT_GE(times, 1);
+    EXPECT_EQ(cudaPeekAtLastError(), cudaSuccess);
+    if (status == RS_OK) {
+      EXPECT_EQ(run.exec, nullptr);
+      g.expect_sum();
+    }
+    cuda_host::interfere = nullptr;
+    for (int i = 0; i < 2; i++) {
+      EXPECT_EQ(g.go(o.session, &o.error), RS_OK) << o.error.text;
+      EXPECT_NE(run.exec, nullptr);
+      g.expect_sum();
+    }
+    return status;
+  };
+  for (const char *at : {"cudaStreamBeginCapture", "cudaLaunchKernelEx", "cudaStreamEndCapture", "cudaGraphInstantiate"})
+    for (const cudaError_t e : {cudaErrorStreamCaptureUnsupported, cudaErrorStreamCaptureInvalidated})
+      EXPECT_EQ(second_run(at, [&] { return cuda_host::failed(e); }), RS_OK) << o.error.text;
+  EXPECT_EQ(second_run("cudaLaunchKernelEx",
+                       [] {
+                         std::thread([] { EXPECT_EQ(cudaDeviceSynchronize(), cudaErrorStreamCaptureUnsupported); }).join();
+                         return cudaSuccess;
+                       }),
+            RS_OK)
+      << o.error.text;
+  // Other errors are said.
+  for (const char *at : {"cudaStreamBeginCapture", "cudaLaunchKernelEx", "cudaStreamEndCapture", "cudaGraphInstantiate"})
+    EXPECT_EQ(second_run(at, [] { return cuda_host::failed(cudaErrorMemoryAllocation); }), RS_ERR_MEMORY) << at;
 }
 
 // Its rows go to the card in parts, of as many rows as fit or of one, and are new in each run: the first, the one that is recorded,
@@ -190,7 +344,7 @@ TEST(CudaBackend, ASourceIsNotAskedWhereThereIsNoMemory) {
 TEST(CudaBackend, MoreTokensThanAGridHasAreAnError) {
   opened o;
   sum_graph g(1, 1, 64, 16);
-  g.level = {65535 * 64 + 1, 65536 * 64, nullptr};
+  g.level = {most_tokens + 1, 65536 * 64, nullptr};
   EXPECT_EQ(g.go(o.session, &o.error), RS_ERR_LIMIT);
   EXPECT_NE(std::string(o.error.text).find("4194241 tokens, at most 4194240"), std::string::npos) << o.error.text;
 }

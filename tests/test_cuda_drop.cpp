@@ -3,6 +3,7 @@
 #include "../rs-cuda.cu"
 
 #include "cuda_ops.h"
+#include "graph_harness.h"
 
 namespace {
 
@@ -385,22 +386,46 @@ TEST_P(Drop, AssignMergeAndSizes) {
       }
 }
 
+// What rs.cpp assigns, of one sequence.
+std::vector<int32_t> assign_of_the_cpu(const floats &x, const floats &score, const rs_drop_rule &rule) {
+  const session cpu;
+  harness h;
+  const auto input = [&](const char *name, const floats &v) {
+    return h.input(name, RS_F32, {RS_DIM_TOKENS, v.at.cols}, std::vector<float>(v.row(0), v.row(0) + *v.rows * v.at.cols));
+  };
+  rs_tensor *cu = h.input("cu", RS_I32, {RS_DIM_CU_SEQLENS}, std::vector<int32_t>{0, *x.rows});
+  rs_tensor *kept = rs_token_drop(h.g, input("score", score), cu, nullptr, &rule);
+  const vec bits = h.run(cpu.s, rs_token_assign(h.g, input("x", x), cu, kept), *x.rows, 1, static_cast<size_t>(*x.rows));
+  std::vector<int32_t> out(bits.size());
+  std::memcpy(out.data(), bits.data(), bits.size() * 4);
+  return out;
+}
+
+// A likeness that is NaN, or the least that there is, is no one's best; where there is no other, the first that stays takes the
+// row.
 TEST_P(Drop, AssignOfWhatIsNan) {
   const test_level level({70});
   floats x(level.capacity, 8, level.tokens.data()), score(level.capacity, 1, level.tokens.data());
-  for (const int first_nan : {0, 1}) {
+  for (int i = 0; i < 70; i++) score(i) = static_cast<float>(-i);  // the first 35 stay
+  struct {
+    int first, last;  // that are NaN, of what stays
+    bool negative;    // what is no NaN is like -inf: the product is beyond floats
+  } const cases[] = {{0, 0, false}, {1, 1, false}, {0, 20, false}, {0, 34, false}, {0, 3, true}, {5, 7, true}};
+  for (const auto &nan : cases) {
+    SCOPED_TRACE(std::to_string(nan.first) + " to " + std::to_string(nan.last));
     x.fill(1);
-    for (int i = 0; i < 70; i++) score(i) = static_cast<float>(-i);  // the first 35 stay
-    x(first_nan, 3) = NAN;                                           // of what stays
-    x(60, 2) = NAN;                                                  // of what goes
+    for (int i = nan.first; i <= nan.last; i++) x(i, 3) = NAN;
+    x(60, 2) = NAN;  // of what goes
+    for (int i = 0; nan.negative && i < 70; i++)
+      for (int j = 4; j < 8; j++) x(i, j) = i < 35 ? 100 : -3e38f;
     const drop_case d = {{0.5, 0, 0, false, true, false}, &level, nullptr, nullptr, &score};
     const made_drop made(d);
     const merged m(level, made.after, 8);
     merge_case{&d, &made, &x, nullptr, nullptr}.run(m);
-    for (int i = 35; i < 70; i++) {
-      if (first_nan == 0 || i == 60) ASSERT_EQ(m.assign(i), 0) << i;
-      else ASSERT_NE(m.assign(i), 1) << i;
-    }
+    const std::vector<int32_t> wanted = assign_of_the_cpu(x, score, d.rule);
+    for (int i = 0; i < 70; i++) ASSERT_EQ(m.assign(i), wanted[static_cast<size_t>(i)]) << i;
+    ASSERT_EQ(m.assign(60), 0);
+    ASSERT_TRUE(m.assign(50) > nan.last || nan.first > 0 || nan.last == 34 || nan.negative);
   }
 }
 

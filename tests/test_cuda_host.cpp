@@ -745,10 +745,20 @@ TEST(cuda_host, launches_that_no_card_takes) {
   EXPECT_EQ(launch(nullptr, 1, 1025, 0, nothing), cudaErrorInvalidConfiguration);
   EXPECT_EQ(cudaGetLastError(), cudaErrorInvalidConfiguration);
   EXPECT_EQ(cudaGetLastError(), cudaSuccess);
-  EXPECT_EQ(launch(nullptr, 1, block, 200 * 1024, nothing), cudaErrorInvalidValue);
+  // More than 48 KiB is to be asked for, and there is an end to it.
+  const auto ask = [](int bytes) {
+    return cudaFuncSetAttribute(reinterpret_cast<const void *>(nothing), cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  };
+  EXPECT_EQ(launch(nullptr, 1, block, 160 * 1024, nothing), cudaErrorInvalidValue);
+  EXPECT_EQ(ask(200 * 1024), cudaErrorInvalidValue);
+  expect_no_fault(ask(160 * 1024));
+  EXPECT_EQ(launch(nullptr, 1, block, 161 * 1024, nothing), cudaErrorInvalidValue);
   EXPECT_EQ(cuda_host::launches(), before);
   expect_no_fault(launch(nullptr, 2, block, 160 * 1024, nothing));
   EXPECT_EQ(cuda_host::launches(), before + 1);
+  expect_no_fault(ask(48 * 1024));
+  EXPECT_EQ(launch(nullptr, 1, block, 160 * 1024, nothing), cudaErrorInvalidValue);
+  cudaGetLastError();
 }
 
 TEST(cuda_host, without_checks_kernels_compute_the_same) {
@@ -776,8 +786,6 @@ TEST(cuda_host, a_graph_runs_what_was_recorded_when_it_is_launched) {
   expect_no_fault(launch(stream, 1, block, 0, increment, p.data()));
   expect_no_fault(launch(stream, 1, block, 0, increment, p.data()));
   expect_no_fault(cudaMemcpyAsync(to.data(), p.data(), block * sizeof(int), cudaMemcpyDeviceToHost, stream));
-  void *none = nullptr;
-  EXPECT_EQ(cudaMalloc(&none, 16), cudaErrorStreamCaptureUnsupported);
   cudaGraph_t graph = nullptr;
   ASSERT_EQ(cudaStreamEndCapture(stream, &graph), cudaSuccess);
   cudaGraphExec_t exec = nullptr;
@@ -797,7 +805,104 @@ TEST(cuda_host, a_graph_runs_what_was_recorded_when_it_is_launched) {
 
   ASSERT_EQ(cudaStreamBeginCapture(stream, cudaStreamCaptureModeRelaxed), cudaSuccess);
   EXPECT_EQ(cudaStreamSynchronize(stream), cudaErrorStreamCaptureUnsupported);
+  EXPECT_EQ(launch(stream, 1, block, 0, increment, p.data()), cudaErrorStreamCaptureInvalidated);
   EXPECT_EQ(cudaStreamEndCapture(stream, &graph), cudaErrorStreamCaptureInvalidated);
+  EXPECT_EQ(cudaStreamDestroy(stream), cudaSuccess);
+  cudaGetLastError();
+}
+
+// What a capture forbids spoils it.  Memory is the affair of its mode; to wait for the device is forbidden to all.
+TEST(cuda_host, what_may_not_be_called_while_a_stream_captures) {
+  const keep_settings kept;
+  cuda_host::settings.devices = 2;
+  const auto allocate = [] {
+    void *p = nullptr;
+    const cudaError_t e = cudaMalloc(&p, 16);
+    return e == cudaSuccess ? cudaFree(p) : e;
+  };
+  const auto wait_for = [](int device) {
+    EXPECT_EQ(cudaSetDevice(device), cudaSuccess);
+    const cudaError_t e = cudaDeviceSynchronize();
+    EXPECT_EQ(cudaSetDevice(0), cudaSuccess);
+    return e;
+  };
+  cudaStream_t stream = nullptr;
+  ASSERT_EQ(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), cudaSuccess);
+  const auto fails = [&](cudaStreamCaptureMode mode, bool other_thread, const std::function<cudaError_t()> &call) {
+    cudaError_t e = cudaErrorUnknown;
+    EXPECT_EQ(cudaStreamBeginCapture(stream, mode), cudaSuccess);
+    if (other_thread) std::thread([&] { e = call(); }).join();
+    else e = call();
+    cudaGraph_t graph = nullptr;
+    EXPECT_EQ(cudaStreamEndCapture(stream, &graph), e == cudaSuccess ? cudaSuccess : cudaErrorStreamCaptureInvalidated);
+    EXPECT_EQ(cudaGraphDestroy(graph), cudaSuccess);
+    EXPECT_TRUE(e == cudaSuccess || e == cudaErrorStreamCaptureUnsupported) << e;
+    return e != cudaSuccess;
+  };
+  for (const bool other : {false, true}) {
+    EXPECT_TRUE(fails(cudaStreamCaptureModeGlobal, other, allocate)) << other;
+    EXPECT_EQ(fails(cudaStreamCaptureModeThreadLocal, other, allocate), !other);
+    EXPECT_FALSE(fails(cudaStreamCaptureModeRelaxed, other, allocate)) << other;
+    for (const auto mode : {cudaStreamCaptureModeGlobal, cudaStreamCaptureModeThreadLocal, cudaStreamCaptureModeRelaxed}) {
+      EXPECT_TRUE(fails(mode, other, [&] { return wait_for(0); })) << mode;
+      EXPECT_FALSE(fails(mode, other, [&] { return wait_for(1); })) << mode;
+    }
+  }
+  EXPECT_EQ(allocate(), cudaSuccess);
+  EXPECT_EQ(cudaStreamDestroy(stream), cudaSuccess);
+  cudaGetLastError();
+}
+
+// A stream is of a device: launches want that it is the thread's, copies that the memory is of it.
+TEST(cuda_host, streams_and_memory_are_of_a_device) {
+  const keep_settings kept;
+  cuda_host::settings.devices = 2;
+  device_buffer<int> first(block);
+  cudaStream_t stream = nullptr;
+  int *second = nullptr;
+  std::vector<int> values(block, 5);
+  const size_t bytes = block * sizeof(int);
+  ASSERT_EQ(cudaSetDevice(1), cudaSuccess);
+  ASSERT_EQ(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), cudaSuccess);
+  ASSERT_EQ(cudaMalloc(&second, bytes), cudaSuccess);
+  const auto copy = [&](int *to) { return cudaMemcpyAsync(to, values.data(), bytes, cudaMemcpyHostToDevice, stream); };
+  for (const int device : {0, 1}) {
+    ASSERT_EQ(cudaSetDevice(device), cudaSuccess);
+    EXPECT_EQ(copy(second), cudaSuccess);
+    EXPECT_EQ(copy(first.data()), cudaErrorInvalidValue);
+    EXPECT_EQ(cudaMemsetAsync(first.data(), 0, bytes, stream), cudaErrorInvalidValue);
+    EXPECT_EQ(launch(stream, 1, block, 0, increment, second), device == 1 ? cudaSuccess : cudaErrorInvalidResourceHandle);
+  }
+  EXPECT_EQ(cudaMemcpyAsync(first.data(), values.data(), bytes, cudaMemcpyHostToDevice), cudaErrorInvalidValue);
+  EXPECT_EQ(second[0], 6);
+  ASSERT_EQ(cudaSetDevice(0), cudaSuccess);
+  EXPECT_EQ(cudaFree(second), cudaSuccess);
+  EXPECT_EQ(cudaStreamDestroy(stream), cudaSuccess);
+  cudaGetLastError();
+}
+
+TEST(cuda_host, calls_fail_where_a_test_wants_it) {
+  const keep_settings kept;
+  cudaStream_t stream = nullptr;
+  ASSERT_EQ(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), cudaSuccess);
+  cuda_host::settings.fails["cudaLaunchKernelEx"] = cudaErrorNoKernelImageForDevice;
+  EXPECT_EQ(launch(nullptr, 1, block, 0, nothing), cudaErrorNoKernelImageForDevice);
+  cuda_host::settings.fails.clear();
+  std::vector<std::string> calls;
+  cuda_host::interfere = [&](const std::string &call) {
+    calls.push_back(call);
+    return call == "cudaGraphInstantiate" ? cudaErrorMemoryAllocation : cudaSuccess;
+  };
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t exec = nullptr;
+  EXPECT_EQ(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), cudaSuccess);
+  EXPECT_EQ(launch(stream, 1, block, 0, nothing), cudaSuccess);
+  EXPECT_EQ(cudaStreamEndCapture(stream, &graph), cudaSuccess);
+  EXPECT_EQ(cudaGraphInstantiate(&exec, graph, 0), cudaErrorMemoryAllocation);
+  cuda_host::interfere = nullptr;
+  EXPECT_EQ(calls, (std::vector<std::string>{"cudaStreamBeginCapture", "cudaLaunchKernelEx", "cudaStreamEndCapture",
+                                             "cudaGraphInstantiate"}));
+  EXPECT_EQ(cudaGraphDestroy(graph), cudaSuccess);
   EXPECT_EQ(cudaStreamDestroy(stream), cudaSuccess);
   cudaGetLastError();
 }
@@ -898,13 +1003,14 @@ TEST(cuda_host, events_and_the_device) {
 TEST(cuda_host, settings_come_from_the_environment) {
   const char *before = std::getenv("RS_CUDA_HOST");
   const std::string kept = before ? before : "";
-  setenv("RS_CUDA_HOST", "seed=3,check=0,threads=2", 1);
+  setenv("RS_CUDA_HOST", "seed=3,check=0,threads=2,cudaFuncGetAttributes=209", 1);
   const cuda_host::settings_type s = cuda_host::settings_of_environment();
   if (before) setenv("RS_CUDA_HOST", kept.c_str(), 1);
   else unsetenv("RS_CUDA_HOST");
   EXPECT_EQ(s.seed, 3u);
   EXPECT_FALSE(s.check);
   EXPECT_EQ(s.threads, 2u);
+  EXPECT_EQ(s.fails, (std::map<std::string, cudaError_t>{{"cudaFuncGetAttributes", cudaErrorNoKernelImageForDevice}}));
 }
 
 TEST(cuda_host, buffers_of_tests_see_writes_beside_them) {

@@ -63,7 +63,7 @@ struct linear_test {
     EXPECT_EQ(rs_tensor_encode(t, layout, 2, shape, values.data(), encoded.data(), bytes), RS_OK) << rs_last_error();
     void *p = nullptr;
     backend_error error = {};
-    EXPECT_EQ(upload_weight(t, layout, n, k, encoded.data(), bytes, "w", &p, &taken, &error), RS_OK) << error.text;
+    EXPECT_EQ(upload_weight(nullptr, t, layout, n, k, encoded.data(), bytes, "w", &p, &taken, &error), RS_OK) << error.text;
     memory.push_back(p);
     return p;
   }

@@ -390,6 +390,35 @@ TEST_P(Rows, RowsThatNoMemoryHolds) {
   }
 }
 
+// What a kernel may take of shared memory is one number for all threads: another one, whose rows are shorter, may set it between
+// what this one sets and its launch.
+TEST_P(Rows, ShorterRowsOfOtherThreadsTakeNoSharedMemory) {
+  if (GetParam()) GTEST_SKIP() << "once is enough";
+  const on_device<int32_t> three(1, 3);
+  const auto run = [&](int64_t cols, bool quantize) {
+    floats x(4, cols, three.data());
+    x.fill(9);
+    const floats y(4, cols, three.data());
+    const on_device<float> ones(static_cast<size_t>(cols), 1.0f);
+    const quantized q(4, cols);
+    test_call c;
+    c.in(0, x.value()).out(y.value());
+    for (const int i : {2, 3}) c.in(i, {ones.data(), nullptr, cols, 1, 1, false});
+    return quantize ? quantize_rows(c.call, x.value(), q.q.data(), q.rq.data(), q.kp) : layer_norm_cuda(c.call);
+  };
+  for (const bool quantize : {false, true})
+    for (const int64_t columns : {24572, 24571}) {  // by fours, and one by one
+      int others = 0;
+      cuda_host::interfere = [&](const std::string &call) {
+        const bool first = call == "cudaLaunchKernelEx" && others++ == 0;
+        return first ? run(columns / 24 * 12 + 16 + columns % 4, quantize) : cudaSuccess;
+      };
+      EXPECT_EQ(run(columns, quantize), cudaSuccess) << quantize << " " << columns;
+      cuda_host::interfere = nullptr;
+      EXPECT_EQ(others, 2);
+    }
+}
+
 TEST_P(Rows, QuantizeHasTheBitsOfTheReference) {
   std::vector<layout_case> cases = layout_cases();
   cases.push_back({3072, 3072, 0});

@@ -70,6 +70,7 @@ class Emulated(Folder):
         self.assertEqual(status, 0, output)
         for line in ("| test_cuda | passed |", "| test_graph | passed |", "| the same graphs as on the CPU | passed |"):
             self.assertIn(line, report)
+        self.assertRegex(report, r"\| test_cuda \| passed \| [0-9]+ \| [1-9][0-9]* \|")
         self.assertIn("none: librs_cuda_host.so", report)
         self.assertNotIn("FAILED", report)
 
@@ -84,6 +85,34 @@ class Emulated(Folder):
         self.assertEqual(status, 1, output)
         self.assertRegex(report, r"\| test_cuda \| FAILED \| [123] \| its time was over \|")
         self.assertIn("| test_graph | not run | 0 | no time was left |", report)
+
+
+class Counted(Folder):
+    """A program that ran no test, or whose tests skipped themselves, is a success to GoogleTest."""
+
+    def report_of(self, tests):
+        """of the part test_cuda, where that program runs such tests, and there is no model"""
+        os.makedirs(self.path("tests"), exist_ok=True)
+        for name in ("rs", "tests/test_cuda"):
+            with open(self.path(name), "w", encoding="utf-8") as f:
+                f.write('#!/bin/sh\nexec "%s" --gtest_brief=1 --gtest_filter="%s"\n' % (os.path.join(BUILD, "tests", "test_cuda"), tests))
+        status, report, output = self.emulated("--use", self.folder, "tests")
+        self.assertIn("| test_graph | skipped |", report)  # it is not there
+        return status, next(line for line in report.splitlines() if line.startswith("| test_cuda |")), output
+
+    def test_no_test_is_a_failure(self):
+        status, row, output = self.report_of("graph_on_a_card.of_another_name")
+        self.assertEqual(status, 1, output)
+        self.assertRegex(row, r"^\| test_cuda \| FAILED \| [0-9]+ \| status 1: Failure: no test ran \|$")
+
+    def test_tests_that_skip_are_counted(self):
+        skips = "device.info_says_where_a_model_runs"
+        status, row, output = self.report_of(skips)
+        self.assertEqual(status, 0, output)
+        self.assertRegex(row, r"^\| test_cuda \| skipped \| [0-9]+ \| skipped: no minilm-q8.rsw \|$")
+        status, row, output = self.report_of(skips + ":device.names")
+        self.assertEqual(status, 0, output)
+        self.assertRegex(row, r"^\| test_cuda \| passed \| [0-9]+ \| 2, of which 1 skipped \|$")
 
 
 class Packed(Folder):
