@@ -116,10 +116,12 @@ struct backend_output {
   size_t bytes;
 };
 
+// A standardized score of n tokens may be as far from 0 as the root of n, and exp of that no float.
+constexpr double fold_z = 64;
+
 struct backend_run {
-  uint64_t graph;  // no two graphs have the same
-  const backend_op
-      *ops;  // in order; of the graph's those that this run needs: what only a choice wants that chooses nothing is not
+  uint64_t graph;         // no two graphs have the same
+  const backend_op *ops;  // in order: the graph's, but for those of scores where all tokens stay
   size_t n_ops;
   int64_t sequences, sequence_capacity;
   const backend_level *levels;

@@ -3004,7 +3004,8 @@ RS_KERNEL(row_threads, 4) merge_weights_kernel(merge_args a) {
   for (int i = begin + thread_index(); i < begin + n; i += row_threads) {
     float weight = a.sizes ? a.sizes[i * a.lds] : 1;
     if (folds && a.assign[i * a.lda] == end - 1) {
-      const double z = m.of(a.score[i * a.ldscore]);
+      double z = m.of(a.score[i * a.ldscore]);
+      z = z < -fold_z ? -fold_z : z > fold_z ? fold_z : z;
       weight *= static_cast<float>(exp(a.lowest ? -z : z));
     }
     a.weights[i] = weight;

@@ -4921,7 +4921,6 @@ void token_assign_cpu(const op_run &r, const worker &me) {
 // ---- token_merge: weighted means of the rows that become one
 
 constexpr int64_t merge_unit_rows = 64;  // of the result
-constexpr double fold_z = 64;
 
 rs_status expect_assign(const rs_tensor &op, const rs_tensor &assign, const rs_tensor &kept) {
   if (assign.kind == tensor_op && assign.op == OP_TOKEN_ASSIGN && assign.src[1] == &kept) return RS_OK;
@@ -4958,7 +4957,6 @@ void merge_rows(const op_run &r, int64_t first, int64_t last, int64_t begin, int
   const auto weight = [&](int64_t i) {
     const float size = r.t->src[5] ? r.f32(5)[i * r.in[5].stride] : 1;
     if (!ranked || assign[i] != extra) return size;
-    // Of n tokens, z may be as far from 0 as the root of n: within what has a float for exp.
     const double z = std::clamp(m.of(r.f32(6)[i * r.in[6].stride]), -fold_z, fold_z);
     return size * static_cast<float>(std::exp(r.t->src[1]->params.rule.lowest ? -z : z));
   };
