@@ -62,7 +62,7 @@ test-asan: ## the same with AddressSanitizer and UndefinedBehaviorSanitizer, in 
 	+@cmake --build build-asan $(jobs)
 	@$(CTEST) build-asan
 
-bench-peers: ## measure rs and its peers in turns, into docs/benchmarks.md (installs the peers, some GB; ARGS=--quick: a trial)
+bench-peers: ## measure rs and its peers in turns, into docs/benchmarks.md (installs the peers, some GB; ARGS=--quick: a trial, elsewhere)
 	@OPENMP=$(OPENMP) tools/install-deps build demo bench
 	+@$(MAKE) all
 	@tools/bench-peers --rs $(BUILD) $(ARGS)
