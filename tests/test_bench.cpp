@@ -6,7 +6,7 @@
 #include "../tools/op_times.h"
 #include "tiny_model.h"
 
-#include "tiny_bert.h"
+#include "tiny_vit.h"
 
 namespace {
 
@@ -261,6 +261,20 @@ TEST_F(bench, shapes_that_make_no_sense) {
   expect_failure({"-m", m, "--shapes", "1x5,,1x6"}, 2, "--shapes: '' is not BATCHxTOKENS");
   expect_failure({"-m", m, "--shapes", "1x5,"}, 2, "--shapes: '' is not BATCHxTOKENS");
   expect_failure({"-m", m, "--shapes", "1x5,7y8"}, 2, "--shapes: '7y8' is not");
+// A file of images needs no tokenizer, so that nobody has looked at what its metadata say of one.
+TEST_F(bench, a_template_that_is_none) {
+  const temp_dir dir;
+  ASSERT_EQ(tiny_vit().convert(dir / "vit.rsw"), RS_OK) << rs_last_error();
+  const loaded vit(dir / "vit.rsw");
+  rs_writer *w = nullptr;
+  ASSERT_EQ(rs_writer_open((dir / "hostile.rsw").c_str(), &w), RS_OK);
+  EXPECT_EQ(rs_writer_set_str(w, "tokenizer.single", "[CLS] $A"), RS_OK);
+  EXPECT_EQ(rs_writer_copy(w, vit.model), RS_OK);
+  EXPECT_EQ(rs_writer_finish(w), RS_OK) << rs_last_error();
+  rs_writer_free(w);
+  expect_failure({"-m", dir / "hostile.rsw"}, 1, "the template of the tokenizer is not a list of ids");
+}
+
   expect_failure({"-m", m, "--shapes", "1x5,1x41"}, 2, "--shapes: 1x41: 41 tokens are more than the 40 positions of '" + m);
   expect_failure({"-m", m, "--shapes", "1x1"}, 2, "--shapes: 1x1: 1 tokens leave no room for the 2 special tokens of '" + m);
 }

@@ -6,6 +6,7 @@
 #include "progress.h"
 #include "shapes.h"
 #include "table.h"
+#include "tokens.h"
 
 #include <algorithm>
 #include <cmath>
@@ -77,9 +78,9 @@ bench_model load(const std::string &file, const bench_options &options) {
   rs_meta single;  // token ids, and a negative number where the text goes
   if (!find_meta(result.model.get(), "tokenizer.single", &single)) return result;
   std::vector<int32_t> *side = &result.before;
-  for (size_t i = 0; i < single.count; ++i) {
-    if (single.i64s[i] < 0) side = &result.after;
-    else side->push_back(int32_t(single.i64s[i]));
+  for (int64_t id : template_of(result.model.get(), false)) {
+    if (id < 0) side = &result.after;
+    else side->push_back(int32_t(id));
   }
   return result;
 }

@@ -1,6 +1,7 @@
 #include "options.h"
 
 #include "op_times.h"
+#include "tokens.h"
 
 #include <unistd.h>
 #include <algorithm>
@@ -116,12 +117,6 @@ void add_max_tokens_option(CLI::App *sub, int *max_tokens) {
   sub->add_option("--max-tokens", *max_tokens, "limit of a text, special tokens included (default: the model's)")
       ->type_name("N")
       ->check(CLI::PositiveNumber);
-}
-
-// How many tokens the model's template puts beside the texts.
-static size_t special_tokens(const rs_model *model, bool pair) {
-  rs_meta parts;  // special tokens, and the places of the texts
-  return find_meta(model, pair ? "tokenizer.pair" : "tokenizer.single", &parts) ? parts.count - (pair ? 2 : 1) : 0;
 }
 
 void check_max_tokens(int max_tokens, const rs_model *model, bool pair) {
