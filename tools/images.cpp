@@ -37,10 +37,14 @@ std::vector<std::string> components(std::string_view path) {
 
 }  // namespace
 
-bool ends_as_image(const std::string &name) {
+std::string ending_of(const std::string &name) {
   std::string end = fs::path(name).extension().string();
   std::transform(end.begin(), end.end(), end.begin(), [](unsigned char c) { return char(tolower(c)); });
-  return std::find(std::begin(endings), std::end(endings), end) != std::end(endings);
+  return end;
+}
+
+bool ends_as_image(const std::string &name) {
+  return std::find(std::begin(endings), std::end(endings), ending_of(name)) != std::end(endings);
 }
 
 bool is_hidden(const std::string &name) { return name[0] == '.'; }

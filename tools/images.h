@@ -9,6 +9,7 @@
 
 inputs inputs_of(const rs_model_info &info);
 
+std::string ending_of(const std::string &name);  // of a file, in lower case: ".png", or ""
 // Does the name of a file say that it is an image?  In a folder those are meant; what is named itself may be called anything.
 bool ends_as_image(const std::string &name);
 bool is_hidden(const std::string &name);  // of a file or a folder, without what it is in: begins with '.'

@@ -42,14 +42,14 @@ struct trace_options {
 };
 
 std::string format_of(const trace_options &options) {
+  const std::string end = ending_of(options.output);
+  // Whoever names such a file does not want text in it.
+  if ((ends_as_image(options.output) && end != ".png") || end == ".svg" || end == ".webp")
+    fail_usage("--output: ", in_quotes(options.output), ": pictures are written as .png only");
   if (!options.format.empty()) return options.format;
-  const std::string &path = options.output;
-  const auto ends_with = [&](const std::string &end) {
-    return path.size() > end.size() && path.compare(path.size() - end.size(), end.size(), end) == 0;
-  };
-  if (ends_with(".png")) return "png";
-  if (ends_with(".html") || ends_with(".htm")) return "html";
-  return ends_with(".json") || ends_with(".jsonl") ? "json" : "text";
+  if (end == ".png") return "png";
+  if (end == ".html" || end == ".htm") return "html";
+  return end == ".json" || end == ".jsonl" ? "json" : "text";
 }
 
 colours colours_of(const std::string &wanted, int fd) {
@@ -357,7 +357,8 @@ void add_trace(CLI::App *app, command_line *line) {
   add_model_option(sub, &options->model, false);
   add_text_options(sub, &options->texts, line, "texts, or paths of images,");
   add_drop_options(sub, &options->encode.drop);
-  sub->add_option("--format", options->format, "text, json, html or png (default: by the ending of --output, else text)")
+  sub->add_option("--format", options->format,
+                  "text, json, html or png (default: by the ending of --output: .png,\n.html, .htm, .json or .jsonl; else text)")
       ->type_name("NAME")
       ->check(CLI::IsMember({"text", "json", "html", "png"}));
   sub->add_option("-o,--output", options->output, "write to this file (default: standard output)")->type_name("FILE");
