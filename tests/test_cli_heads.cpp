@@ -343,6 +343,11 @@ TEST_F(CliHeads, RerankSortsByWhatClassifySays) {
   }
   // The same from lines with a query each, and from a file of documents.
   const json line = {{"id", "q1"}, {"query", "find cat"}, {"texts", documents}};
+  // Which of two lists is meant nobody knows.
+  const run_result two = on("cross", "rerank", {}, "{\"query\": \"x\", \"documents\": [\"a\"], \"texts\": [\"b\"]}\n");
+  EXPECT_EQ(two.code, 1) << two;
+  EXPECT_EQ(two.out, "");
+  EXPECT_NE(two.err.find("stdin:1: both \"documents\" and \"texts\""), std::string::npos) << two;
   json other = {{"query", "find cat"}, {"documents", documents}}, empty = {{"query", "x"}, {"texts", json::array()}};
   const std::vector<json> lists = lines(on("cross", "rerank", {}, line.dump() + "\n" + empty.dump() + "\n" + other.dump() + "\n"));
   ASSERT_EQ(lists.size(), 3u);
@@ -413,7 +418,17 @@ TEST_F(CliHeads, AnswersArePartsOfTheContext) {
   from_line.erase("id");
   EXPECT_EQ(from_line, got);
   write_file(dir_ / "context.txt", context);
-  EXPECT_EQ(lines(on("squad", "answer", {"-q", "find what", "--context-file", dir_ / "context.txt", "--top", "8"})).at(0), got);
+  const strings from_file = {"-q", "find what", "--top", "8", "--context-file"};
+  strings named = from_file, piped = from_file;
+  named.push_back(dir_ / "context.txt"), piped.push_back("-");
+  EXPECT_EQ(lines(on("squad", "answer", named)).at(0), got);
+  EXPECT_EQ(lines(on("squad", "answer", piped, context)).at(0), got);
+  // -q is for lines without a question of their own.
+  const std::string own = json{{"context", context}, {"question", "find what"}}.dump() + "\n",
+                    none = json{{"context", context}}.dump() + "\n";
+  const std::vector<json> filled = lines(on("squad", "answer", {"-q", "line 42?", "--top", "8"}, own + none));
+  EXPECT_EQ(filled.at(0), got);
+  EXPECT_NE(filled.at(1).at("logit"), got.at("logit"));
   // Windows.
   std::string text;
   for (int i = 0; i < 200; ++i) text += context + " ";

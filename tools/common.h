@@ -94,7 +94,7 @@ inline rs_text view_of(const std::string &text) { return {text.data(), text.size
 
 // ---------------------------------------------------------------------------------------------- files, numbers
 
-std::string read_file(const std::string &path, size_t limit);
+std::string read_file(const std::string &path, size_t limit);  // "-" stands for standard input
 
 std::string format(const char *pattern, ...) __attribute__((format(printf, 1, 2)));
 std::string one_line(const std::string &text, size_t characters);  // its beginning, without control characters
