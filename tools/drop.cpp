@@ -72,11 +72,19 @@ drop_ptr parse_drop(const std::string &text, const rs_model *model, const std::s
   rs_drop *drop = nullptr;
   if (rs_drop_parse(text.c_str(), &drop) != RS_OK) fail_usage(place, rs_last_error());
   drop_ptr owner(drop);
-  if (rs_drop_check(model, drop) != RS_OK) fail_usage(place, rs_last_error());
+  const std::string error = drop_error(model, *drop);
+  if (!error.empty()) fail_usage(place, error);
   return owner;
 }
 
 std::string text_of(const rs_drop &drop) {
+std::string drop_error(const rs_model *model, const rs_drop &drop) {
+  if (rs_drop_check(model, &drop) != RS_OK) return rs_last_error();
+  // The library would take the attention of the first patch, which says nothing.
+  const bool of_class = std::string_view(drop.score ? drop.score : "").find("attn-cls") != std::string_view::npos;
+  return of_class && lacks_class_token(model) ? "score attn-cls: this model has no class token" : "";
+}
+
   std::string text(256 + 32 * (drop.n_ratios + drop.n_keeps) + std::string_view(drop.score ? drop.score : "").size(), '\0');
   check(rs_drop_format(&drop, text.data(), text.size()));
   text.resize(text.find('\0'));

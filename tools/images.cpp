@@ -288,10 +288,6 @@ std::string load_image(const rs_model *model, const std::string &path, int32_t w
   }
 }
 
-int32_t patch_of(const rs_model *model) {
-  rs_image_shape shape{};
-  check(rs_image_get_shape(model, 0, 0, &shape));
-  int32_t side = 1;  // the smallest image is one patch
 int32_t image_prefix(const rs_model *model) {
   rs_image_shape shape;
   check(rs_image_get_shape(model, 0, 0, &shape));
@@ -300,6 +296,10 @@ int32_t image_prefix(const rs_model *model) {
 
 bool lacks_class_token(const rs_model *model) { return model_info(model).image_hidden > 0 && image_prefix(model) == 0; }
 
+int32_t patch_of(const rs_model *model) {
+  rs_image_shape shape{};
+  check(rs_image_get_shape(model, 0, 0, &shape));
+  int32_t side = 1;  // the smallest image is one patch
   while (rs_image_get_shape(model, side, side, &shape) != RS_OK) ++side;
   return side;
 }

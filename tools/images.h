@@ -45,10 +45,10 @@ std::unique_ptr<text_source> images_of_arguments(std::vector<std::string> argume
 // with the file; "" where nothing is.
 std::string load_image(const rs_model *model, const std::string &path, int32_t width, int32_t height, std::vector<float> *pixels);
 
-// Pixels of the side of a patch.
 int32_t image_prefix(const rs_model *model);  // tokens before the patches
 // A model of images without such tokens (SigLIP): its first token is a patch like others.
 bool lacks_class_token(const rs_model *model);
+// Pixels of the side of a patch.
 int32_t patch_of(const rs_model *model);
 
 // Passes on what `source` has, in its order, the images with pixels or an error.  Up to `ahead` items are taken in advance, of at

@@ -240,6 +240,8 @@ void encoding::set_prompt(const std::string &wanted, const rs_model *model) {
   prompt = wanted;
   const char *stored = nullptr;
   rs_meta names;
+  if (params.pooling == RS_POOL_CLS && lacks_class_token(model))
+    fail_usage("cls: this model has no class token, only patches; mean is of these");
   if (!wanted.empty() && rs_model_prompt(model, wanted.c_str(), &stored) == RS_OK) {
     prompt = stored;
   } else if (!wanted.empty() && find_meta(model, "prompt.names", &names)) {

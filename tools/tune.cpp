@@ -256,7 +256,7 @@ class data_judge : public tune_judge {
     return cost_.share(parts_.back().full.lengths, candidate_drop(candidate, options_.seed).get());
   }
   bool possible(const drop_candidate &candidate) override {
-    return rs_drop_check(files_[0]->model(), candidate_drop(candidate, options_.seed).get()) == RS_OK;
+    return drop_error(files_[0]->model(), *candidate_drop(candidate, options_.seed).get()).empty();
   }
   double loss(size_t rung, const drop_candidate &candidate) override { return loss_of(0, rung, &candidate); }
 
