@@ -453,6 +453,11 @@ TEST_F(CliImages, LabelsOfYours) {
                                    "none", "--top", "3"}))
                              .at(0);
   expect_scores(patterned, [&](const std::string &label) { return scale * cosine_with("a mat " + label + " on."); });
+  const json twice = lines(on("clip", "classify",
+                              {album("a.ppm"), "--labels", "a cat,the dog,hello", "--template", "{} on {}.", "--activation", "none",
+                               "--top", "3"}))
+                         .at(0);
+  expect_scores(twice, [&](const std::string &label) { return scale * cosine_with(label + " on " + label + "."); });
   // With a bias each label is judged for itself.
   image = floats(lines(on("biased", "embed", {album("a.ppm")})).at(0).at("embedding"));
   const json each =
