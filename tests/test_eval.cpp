@@ -680,6 +680,8 @@ TEST_F(Eval, Classification) {
   expect_failure(eval({"sst2", "-m", weights("classifier"), "--data", data}), 1,
                  "n.tsv:2: the model has no label 'maybe' (it has 0 to 1: no, yes)");
   expect_failure(eval({"sst2", "-m", weights("f32"), "--data", data}), 1, "no classification head");
+  expect_failure(eval({"sst2", "-m", weights("f32"), "-m", weights("rating"), "--data", data}), 1,
+                 "': this model has no classification head");
   // Where names are other numbers, numbers are names.
   const auto rated = [&](int label) {
     return eval(
