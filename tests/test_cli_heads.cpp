@@ -124,6 +124,8 @@ TEST_F(CliHeads, WrongUsage) {
   }
   expect_failure(on("squad", "answer", {"--context-file", file("squad")}), 2, "--context-file needs --question");
   expect_failure(on("squad", "answer", {"-q", "a", "--context-file", dir_ / "none"}), 1, "No such file");
+  expect_failure(on("squad", "answer", {"-q", "a", "--top", "0", "b"}), 2, "--top: wants a whole number from 1, got '0'; see");
+  expect_failure(on("squad", "answer", {"-q", "a", "--overlap", "-1", "b"}), 2, "--overlap: wants a whole number from 0, got '-1'");
   expect_failure(on("squad", "answer", {"-q", "a", "--context-file", dir_ / "none", "b"}), 2,
                  "both --context-file and other texts");
 }
@@ -341,13 +343,13 @@ TEST_F(CliHeads, RerankSortsByWhatClassifySays) {
     EXPECT_EQ(top[i].at("index"), got[i].at("index"));
     EXPECT_FALSE(top[i].contains("text"));
   }
-  // The same from lines with a query each, and from a file of documents.
-  const json line = {{"id", "q1"}, {"query", "find cat"}, {"texts", documents}};
   // Which of two lists is meant nobody knows.
   const run_result two = on("cross", "rerank", {}, "{\"query\": \"x\", \"documents\": [\"a\"], \"texts\": [\"b\"]}\n");
   EXPECT_EQ(two.code, 1) << two;
   EXPECT_EQ(two.out, "");
   EXPECT_NE(two.err.find("stdin:1: both \"documents\" and \"texts\""), std::string::npos) << two;
+  // The same from lines with a query each, and from a file of documents.
+  const json line = {{"id", "q1"}, {"query", "find cat"}, {"texts", documents}};
   json other = {{"query", "find cat"}, {"documents", documents}}, empty = {{"query", "x"}, {"texts", json::array()}};
   const std::vector<json> lists = lines(on("cross", "rerank", {}, line.dump() + "\n" + empty.dump() + "\n" + other.dump() + "\n"));
   ASSERT_EQ(lists.size(), 3u);

@@ -756,6 +756,7 @@ TEST_F(Eval, WrongUse) {
   expect_failure(eval({"retrieval", "-m", m, "--data", data, "--drop-queries"}), 2, "--drop-queries needs a schedule");
   expect_failure(eval({"stsb", "-m", m, "--data", data, "--pooling", "none"}), 2, "gives no vector to compare");
   expect_failure(eval({"stsb", "-m", m, "--data", data, "--long", "chunk"}), 2, "--long chunk");
+  expect_failure(eval({"stsb", "-m", m, "--data", data, "--seed", "-1"}), 2, "--seed: wants a whole number from 0, got '-1'");
   expect_failure(eval({"stsb", "-m", m, "--data", dir_ / "absent"}), 1, "cannot open");
   expect_failure(eval({"stsb", "-m", dir_ / "absent", "--data", data}), 1, "absent");
   expect_failure(eval({"stsb", "-m", m, "--data", data, "--limit", "1"}), 1, "at least two different scores");

@@ -140,14 +140,14 @@ void add_answer(CLI::App *app, command_line *line) {
       ->type_name("THRESHOLD");
   sub->add_option("--max-answer-tokens", options->longest, "limit of an answer (default: 30)")
       ->type_name("N")
-      ->check(CLI::PositiveNumber);
+      ->check(whole_number(1));
   sub->add_option("--max-tokens", options->max_tokens,
                   "of a window: the question, and as much of the context as fits\n(default: the model's, at most 384)")
       ->type_name("N")
-      ->check(CLI::PositiveNumber);
+      ->check(whole_number(1));
   sub->add_option("--overlap", options->overlap, "tokens of the context that two windows share (default: 128, at most half)")
       ->type_name("N")
-      ->check(CLI::NonNegativeNumber);
+      ->check(whole_number(0));
   sub->add_flag("--no-word-alignment", options->no_word_alignment, "an answer may begin or end inside of a word");
   add_drop_options(sub, &options->drop);
 }

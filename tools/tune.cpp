@@ -65,11 +65,9 @@ struct limits {
 };
 
 double parse_number(const std::string &text, const std::string &option) {
-  char *end = nullptr;
-  const double value = strtod(text.c_str(), &end);
-  if (text.empty() || *end != '\0' || !std::isfinite(value) || value <= 0)
-    fail_usage(option, ": ", in_quotes(text), " is not a number above 0");
-  return value;
+  const std::string wrong = above_zero()(text);
+  if (!wrong.empty()) fail_usage(option, ": ", wrong);
+  return strtod(text.c_str(), nullptr);
 }
 
 bool take_ending(std::string *text, const std::string &ending) {
@@ -344,9 +342,6 @@ struct timed_schedule {
 class tuner {
  public:
   explicit tuner(const tune_options &options) : options_(options), progress_(true) {
-    // CLI11's own checks let NaN pass.
-    if (!(options.minutes > 0)) fail_usage("--minutes: ", options.minutes, " is not a number above 0");
-    if (!(options.budget_ms >= 0)) fail_usage("--budget-ms: ", options.budget_ms, " is not a number above 0");
     if (!options.max_loss.empty()) usual_.loss = parse_loss(options.max_loss, "--max-loss");
     usual_.ms = options.budget_ms;
     for (const std::string &text : options.stores) stores_.push_back(parse_store(text, usual_));
@@ -813,7 +808,7 @@ void add_tune(CLI::App *app, command_line *line) {
                   "choose the best that takes at most so much time a text (or image), on average\n(--batch 1: of texts that come "
                   "one by one)")
       ->type_name("MS")
-      ->check(CLI::PositiveNumber);
+      ->check(whole_number(1));
   sub->add_option("--store", options->stores,
                   "keep what is chosen in its weight file, for --drop-profile NAME; may be\n"
                   "repeated, with a limit of its own: fast=3%, best=0.5%, small=2ms")
@@ -821,23 +816,23 @@ void add_tune(CLI::App *app, command_line *line) {
   sub->add_option("-o,--output", options->output, "write a plot (SVG) to this file")->type_name("FILE");
   sub->add_option("--minutes", options->minutes, "time that the search may take, more or less (default: 10)")
       ->type_name("N")
-      ->check(CLI::PositiveNumber);
-  sub->add_option("--passes", options->passes, "or how often it may go through the data, for results that repeat exactly")
+      ->check(above_zero());
+  sub->add_option("--passes", options->passes, "or how often it may go through the data, for a search that repeats exactly")
       ->type_name("N")
-      ->check(CLI::Range(1, most_passes));
-  sub->add_option("--seed", options->seed, "of halves, shares and the order of the search (default: 1)")->type_name("N");
-  sub->add_option("--limit", options->limit, "so much of the data at most (default: all)")
+      ->check(whole_number(1, most_passes));
+  sub->add_option("--seed", options->seed, "of halves, shares and the order of the search (default: 1)")
       ->type_name("N")
-      ->check(CLI::PositiveNumber);
+      ->check(whole_number(0, UINT64_MAX));
+  sub->add_option("--limit", options->limit, "so much of the data at most (default: all)")->type_name("N")->check(whole_number(1));
   sub->add_option("--limit-docs", options->limit_documents, "of retrieval: so many documents at most (default: all)")
       ->type_name("N")
-      ->check(CLI::PositiveNumber);
+      ->check(above_zero());
   sub->add_option("-b,--batch", options->batch, "texts or images that are encoded together (default: 64)")
       ->type_name("N")
-      ->check(CLI::Range(1, 65536));
+      ->check(whole_number(1, 65536));
   sub->add_option("--rounds", options->rounds, "of timing (default: what fits into a fifth of --minutes, 5 to 201)")
       ->type_name("N")
-      ->check(CLI::Range(1, 1000));
+      ->check(whole_number(1, 1000));
   sub->add_option("--journal", options->journal, "where results are kept (default: beside --output, else beside the weight file)")
       ->type_name("FILE");
   CLI::Option *resume =
