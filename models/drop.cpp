@@ -292,8 +292,13 @@ rs_status rs_drop_format(const rs_drop *drop, char *text, size_t capacity) {
 rs_status rs_drop_parse(const char *text, rs_drop **out) {
   return rs_guarded([&]() -> rs_status {
     auto d = std::make_unique<rs_owned_drop>();
+    std::vector<std::string_view> keys;
     for (const std::string_view word : split(text, ' ')) {
       if (word.empty()) continue;
+      const std::string_view key = word.substr(0, word.find('='));
+      if (std::find(keys.begin(), keys.end(), key) != keys.end())
+        return rs_fail(RS_ERR_ARGUMENT, "drop schedule: '%s' is given twice", std::string(key).c_str());
+      keys.push_back(key);
       if (const rs_status status = parse_word(word, d.get()))
         return rs_fail(status, "drop schedule: %s", std::string(rs_last_error()).c_str());
     }

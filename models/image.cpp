@@ -178,14 +178,22 @@ const char *foreign_format(bytes_view b) {
   return nullptr;
 }
 
+// Bytes of a file in a message: what is not ASCII escaped.
+std::string printable(const uint8_t *bytes, size_t n) {
+  std::string text;
+  for (; n > 0; n--, bytes++) {
+    char one[5];
+    snprintf(one, sizeof one, *bytes >= 0x20 && *bytes < 0x7F ? "%c" : "\\x%02X", *bytes);
+    text += one;
+  }
+  return text;
+}
+
 rs_status not_an_image(bytes_view b) {
   const char *const known = "rs reads JPEG, PNG, BMP, GIF and PNM (P5, P6)";
   if (b.n == 0) return rs_fail(RS_ERR_FORMAT, "not an image: empty");
   if (const char *name = foreign_format(b)) return rs_fail(RS_ERR_UNSUPPORTED, "%s image; %s", name, known);
-  char beginning[4 * 8 + 1] = "";
-  for (size_t i = 0; i < std::min<size_t>(b.n, 8); i++)
-    snprintf(beginning + strlen(beginning), 5, b.p[i] >= 0x20 && b.p[i] < 0x7F ? "%c" : "\\x%02X", b.p[i]);
-  return rs_fail(RS_ERR_FORMAT, "not an image: begins with '%s'; %s", beginning, known);
+  return rs_fail(RS_ERR_FORMAT, "not an image: begins with '%s'; %s", printable(b.p, std::min<size_t>(b.n, 8)).c_str(), known);
 }
 
 // What a walk through the file found.
@@ -472,7 +480,10 @@ rs_status decode(bytes_view b, int64_t max_pixels, rs_rgb *out) {
     if (f.starved) return rs_fail(RS_ERR_FORMAT, "truncated %s", name);
     const char *reason = stbi_failure_reason();
     if (reason && !strcmp(reason, "outofmem")) return rs_fail(RS_ERR_MEMORY, "no memory for the pixels of the %s", name);
-    return rs_fail(RS_ERR_FORMAT, "corrupt %s: %s", name, reason ? reason : "cannot be decoded");
+    if (!reason) reason = "cannot be decoded";
+    // It may quote the file, as the name of a chunk.
+    return rs_fail(RS_ERR_FORMAT, "corrupt %s: %s", name,
+                   printable(reinterpret_cast<const uint8_t *>(reason), strlen(reason)).c_str());
   };
 
   RS_TRY(check_size(found.width, found.height, max_pixels));

@@ -6,7 +6,7 @@
 #include "../tools/op_times.h"
 #include "tiny_model.h"
 
-#include "tiny_bert.h"
+#include "tiny_vit.h"
 
 namespace {
 
@@ -236,26 +236,8 @@ TEST_F(bench, table) {
 
 TEST_F(bench, shapes_that_make_no_sense) {
   const std::string m = weights("q8");
-  for (const char *shape : {"0x5",
-                            "1x",
-                            "axb",
-                            "",
-                            "x",
-                            "x5",
-                            "5",
-                            "1x0",
-                            "1x5x",
-                            "1x5x2",
-                            "-1x5",
-                            "1x-5",
-                            "+1x5",
-                            " 1x5",
-                            "1 x5",
-                            "1X5",
-                            "65537x5",
-                            "1x65537",
-                            "99999999999999999999x5",
-                            "1.5x5"}) {
+  for (const char *shape : {"0x5", "1x", "axb", "x", "x5", "5", "1x0", "1x5x", "1x5x2", "-1x5", "1x-5", "+1x5", " 1x5", "1 x5",
+                            "1X5", "65537x5", "1x65537", "99999999999999999999x5", "1.5x5"}) {
     expect_failure({"-m", m, "--shapes", shape}, 2, "--shapes: '" + std::string(shape) + "' is not BATCHxTOKENS");
   }
   expect_failure({"-m", m, "--shapes", "1x5,,1x6"}, 2, "--shapes: '' is not BATCHxTOKENS");
@@ -268,7 +250,7 @@ TEST_F(bench, shapes_that_make_no_sense) {
 TEST_F(bench, wrong_usage_and_files) {
   const std::string m = weights("q8");
   expect_failure({}, 2, "--model is required");
-  expect_failure({"-m", m, "-t", "0"}, 2, "range 1 to 1024");
+  expect_failure({"-m", m, "-t", "0"}, 2, "wants a whole number from 1 to 1024");
   expect_failure({"-m", m, "--ops=size"}, 2, "size");
   for (const char *seconds : {"0", "-1", "nan", "inf", "1e9"}) expect_failure({"-m", m, "--seconds", seconds}, 2, "--seconds: ");
   expect_failure({"-m", m, "--seconds", "long"}, 2, "--seconds");
@@ -277,6 +259,20 @@ TEST_F(bench, wrong_usage_and_files) {
   const run_result isa = quick({"-m", m}, "abacus");
   EXPECT_EQ(isa.code, 1) << isa;
   EXPECT_NE(isa.err.find("RS_ISA=abacus"), std::string::npos) << isa;
+}
+
+// A file of images needs no tokenizer, so that nobody has looked at what its metadata say of one.
+TEST_F(bench, a_template_that_is_none) {
+  const temp_dir dir;
+  ASSERT_EQ(tiny_vit().convert(dir / "vit.rsw"), RS_OK) << rs_last_error();
+  const loaded vit(dir / "vit.rsw");
+  rs_writer *w = nullptr;
+  ASSERT_EQ(rs_writer_open((dir / "hostile.rsw").c_str(), &w), RS_OK);
+  EXPECT_EQ(rs_writer_set_str(w, "tokenizer.single", "[CLS] $A"), RS_OK);
+  EXPECT_EQ(rs_writer_copy(w, vit.model), RS_OK);
+  EXPECT_EQ(rs_writer_finish(w), RS_OK) << rs_last_error();
+  rs_writer_free(w);
+  expect_failure({"-m", dir / "hostile.rsw"}, 1, "the template of the tokenizer is not a list of ids");
 }
 
 TEST_F(bench, profile_of_embed_has_the_same_table) {

@@ -165,19 +165,35 @@ TEST_F(Cli, WrongUsageExitsWithTwo) {
       {{"--frob"}, "--frob"},
       {{"embed", "x"}, "--model is required"},
       {{"embed", "-m", m, "--frob", "x"}, "unknown option '--frob'"},
-      {{"embed", "-m", m, "-t", "0", "x"}, "range 1 to 1024"},
-      {{"embed", "-m", m, "-t", "-1", "x"}, "range 1 to 1024"},
-      {{"embed", "-m", m, "-t", "1025", "x"}, "range 1 to 1024"},
-      {{"embed", "-m", m, "-t", "99999999999999999999", "x"}, "range 1 to 1024"},
-      {{"embed", "-m", m, "-t", "two", "x"}, "range 1 to 1024"},
-      {{"embed", "-m", m, "-b", "0", "x"}, "range 1 to 65536"},
+      {{"embed", "-m", m, "-t", "0", "x"}, "--threads: wants a whole number from 1 to 1024, got "},
+      {{"embed", "-m", m, "-t", "-1", "x"}, "--threads: wants a whole number from 1 to 1024, got "},
+      {{"embed", "-m", m, "-t", "1025", "x"}, "--threads: wants a whole number from 1 to 1024, got "},
+      {{"embed", "-m", m, "-t", "99999999999999999999", "x"}, "--threads: wants a whole number from 1 to 1024, got "},
+      {{"embed", "-m", m, "-t", "two", "x"}, "--threads: wants a whole number from 1 to 1024, got "},
+      {{"embed", "-m", m, "-b", "0", "x"}, "wants a whole number from 1 to 65536, got '0'"},
       {{"embed", "-m", m, "--thread-mode", "fast", "x"}, "fast"},
       {{"embed", "-m", m, "--format", "xml", "x"}, "xml"},
       {{"embed", "-m", m, "--input", "xml", "x"}, "xml"},
       {{"embed", "-m", m, "--long", "cut", "x"}, "cut"},
       {{"embed", "-m", m, "--on-error", "cry", "x"}, "cry"},
       {{"embed", "-m", m, "--pooling", "median", "x"}, "'median'"},
-      {{"embed", "-m", m, "--max-tokens", "0", "x"}, "--max-tokens"},
+      {{"embed", "-m", m, "--max-tokens", "0", "x"}, "--max-tokens: wants a whole number from 1, got '0'; see"},
+      {{"embed", "-m", m, "--max-tokens", "2.5", "x"}, "--max-tokens: wants a whole number from 1, got '2.5'"},
+      {{"embed", "-m", m, "--max-tokens", "010", "x"}, "--max-tokens: wants a whole number from 1, got '010'"},
+      {{"embed", "-m", m, "--max-tokens", "2147483648", "x"}, "from 1 to 2147483647, got '2147483648'"},
+      {{"embed", "-m", m, "-o", "", "x"}, "--output: is empty; see 'rs embed --help'"},
+      {{"embed", "-m", m, "--output=", "x"}, "--output: is empty"},
+      {{"embed", "-m", m, "-f", ""}, "--file: is empty"},
+      {{"embed", "-m", m, "--drop=", "0.5", "x"}, "--drop: is empty"},
+      {{"embed", "-m", m, "--drop", "0.5", "--drop-score=", "mlp", "x"}, "--drop-score: is empty"},
+      {{"embed", "-m", m, "--drop-profile=", "fast"}, "--drop-profile: is empty"},
+      {{"embed", "-m", "", "x"}, "--model: is empty"},
+      {{"embed", "-m", m, "--device", "foo", "x"}, "--device: wants cpu, cuda, cuda:N or auto, got 'foo'"},
+      {{"embed", "-m", m, "--device", "cuda:", "x"}, "got 'cuda:'"},
+      {{"embed", "-m", m, "--drop", "0.5", "--drop-seed", "-1", "x"}, "--drop-seed: wants a whole number from 0, got '-1'"},
+      {{"embed", "-m", m, "--drop", "0.5", "--drop-seed", "18446744073709551616", "x"}, "from 0 to 18446744073709551615, got"},
+      {{"embed", "-m", m, "--drop", "0.5", "--drop-score=-mlp", "--pooling", "none", "x"}, "--drop-mode restore keeps all"},
+      {{"info", m, "--tensors", "--plan", "1x8"}, "excludes"},
       {{"embed", "-m", m, "--max-tokens", "2", "x"}, "no room beside the 2 special tokens"},
       {{"embed", "-m", m, "--max-tokens", "65", "x"}, "65 is more than the 64 positions"},
       {{"embed", "-m", m, "--dim", "33", "x"}, "33 is more than the 32 values"},
@@ -216,6 +232,21 @@ TEST_F(Cli, WrongUsageExitsWithTwo) {
   }
 }
 
+// "--name=" is an option with an empty value, not one whose value comes next.
+TEST_F(Cli, AnEmptyValueTakesNothingElse) {
+  EXPECT_EQ(embed({"--prompt=", "hello"}).out, embed({"--prompt", "", "hello"}).out);
+  EXPECT_EQ(jsonl(embed({"--prompt=", "hello", "world"}).out).size(), 2u);
+  EXPECT_EQ(jsonl(tokenize({"--pair=", "hello"}).out).at(0).at("ids"),
+            jsonl(tokenize({"--pair", "", "hello"}).out).at(0).at("ids"));
+  // Where it is itself a value, or behind "--", it is what it says.
+  EXPECT_EQ(embed({"--prompt", "--drop=", "hello"}).out, embed({"--prompt=--drop=", "hello"}).out);
+  EXPECT_EQ(jsonl(embed({"--", "--output=", "world"}).out).size(), 2u);
+  // No file is written over.
+  write_file(dir_ / "notes", "mine");
+  expect_failure(embed({"--output=", dir_ / "notes"}), 2, "--output: is empty");
+  EXPECT_EQ(read_file(dir_ / "notes"), "mine");
+}
+
 // ------------------------------------------------------------------------------------------------ token dropping
 
 TEST_F(Cli, DroppingTokensChangesVectorsAndSaysHowManyAreLeft) {
@@ -239,7 +270,9 @@ TEST_F(Cli, DroppingTokensChangesVectorsAndSaysHowManyAreLeft) {
   EXPECT_FALSE(dropping({"--drop", "0.5", "--drop-score=norm", "--drop-mode", "restore"}).contains("kept"));
   EXPECT_EQ(dropping({"--drop", "0"}), plain);
   EXPECT_EQ(dropping({"--drop", "0.9", "--drop-score=norm", "--drop-min", "64"}), plain);
-  EXPECT_EQ(dropping({"--drop", "0.5", "--drop-score=norm", "--pooling", "none"})["embedding"].size(), size_t(tokens - tokens / 2));
+  EXPECT_EQ(dropping({"--drop", "0", "--pooling", "none"})["embedding"].size(), size_t(tokens));
+  EXPECT_EQ(dropping({"--drop", "0.5", "--drop-score=norm", "--drop-mode", "restore", "--pooling", "none"})["embedding"].size(),
+            size_t(tokens));
   // Which score, and which seed, make a difference; a score that does harm is told.
   EXPECT_NE(dropping({"--drop", "0.5", "--drop-score=random"}),
             dropping({"--drop", "0.5", "--drop-score=random", "--drop-seed", "1"}));

@@ -124,6 +124,8 @@ TEST_F(CliHeads, WrongUsage) {
   }
   expect_failure(on("squad", "answer", {"--context-file", file("squad")}), 2, "--context-file needs --question");
   expect_failure(on("squad", "answer", {"-q", "a", "--context-file", dir_ / "none"}), 1, "No such file");
+  expect_failure(on("squad", "answer", {"-q", "a", "--top", "0", "b"}), 2, "--top: wants a whole number from 1, got '0'; see");
+  expect_failure(on("squad", "answer", {"-q", "a", "--overlap", "-1", "b"}), 2, "--overlap: wants a whole number from 0, got '-1'");
   expect_failure(on("squad", "answer", {"-q", "a", "--context-file", dir_ / "none", "b"}), 2,
                  "both --context-file and other texts");
 }
@@ -341,6 +343,11 @@ TEST_F(CliHeads, RerankSortsByWhatClassifySays) {
     EXPECT_EQ(top[i].at("index"), got[i].at("index"));
     EXPECT_FALSE(top[i].contains("text"));
   }
+  // Which of two lists is meant nobody knows.
+  const run_result two = on("cross", "rerank", {}, "{\"query\": \"x\", \"documents\": [\"a\"], \"texts\": [\"b\"]}\n");
+  EXPECT_EQ(two.code, 1) << two;
+  EXPECT_EQ(two.out, "");
+  EXPECT_NE(two.err.find("stdin:1: both \"documents\" and \"texts\""), std::string::npos) << two;
   // The same from lines with a query each, and from a file of documents.
   const json line = {{"id", "q1"}, {"query", "find cat"}, {"texts", documents}};
   json other = {{"query", "find cat"}, {"documents", documents}}, empty = {{"query", "x"}, {"texts", json::array()}};
@@ -413,7 +420,17 @@ TEST_F(CliHeads, AnswersArePartsOfTheContext) {
   from_line.erase("id");
   EXPECT_EQ(from_line, got);
   write_file(dir_ / "context.txt", context);
-  EXPECT_EQ(lines(on("squad", "answer", {"-q", "find what", "--context-file", dir_ / "context.txt", "--top", "8"})).at(0), got);
+  const strings from_file = {"-q", "find what", "--top", "8", "--context-file"};
+  strings named = from_file, piped = from_file;
+  named.push_back(dir_ / "context.txt"), piped.push_back("-");
+  EXPECT_EQ(lines(on("squad", "answer", named)).at(0), got);
+  EXPECT_EQ(lines(on("squad", "answer", piped, context)).at(0), got);
+  // -q is for lines without a question of their own.
+  const std::string own = json{{"context", context}, {"question", "find what"}}.dump() + "\n",
+                    none = json{{"context", context}}.dump() + "\n";
+  const std::vector<json> filled = lines(on("squad", "answer", {"-q", "line 42?", "--top", "8"}, own + none));
+  EXPECT_EQ(filled.at(0), got);
+  EXPECT_NE(filled.at(1).at("logit"), got.at("logit"));
   // Windows.
   std::string text;
   for (int i = 0; i < 200; ++i) text += context + " ";

@@ -210,7 +210,7 @@ TEST_F(cuda_cli, traces_leave_nothing_on_the_card) {
 // What rs convert writes does not depend on the machine's card.
 TEST_F(cuda_cli, convert_is_the_cpus) {
   const run_result r = rs({"bench", "-m", weights("q8"), "--device", "tpu"});
-  EXPECT_EQ(r.code, 1) << r;  // such a device is an error where one is asked for
+  EXPECT_EQ(r.code, 2) << r;  // such a device is an error where one is asked for
   run_options options;
   options.env = {"RS_DEVICE=tpu"};
   const std::string folder = source_dir() + "/tests/vision/vit";

@@ -615,6 +615,9 @@ TEST_F(drop_tiny, what_makes_no_sense_is_an_error_that_names_it) {
   EXPECT_EQ(error_of("ratios=nan"), "layer 0 of the drop schedule: ratio nan, expected 0 to below 1");
   EXPECT_EQ(error_of("keeps=-5"), "layer 0 of the drop schedule: keep -5 tokens, expected 0 (all) or more");
   EXPECT_EQ(error_of("keeps=5 ratios=0.5"), "a drop schedule has ratios or counts, not both");
+  EXPECT_EQ(error_of("ratios=0.5 ratios=0.5"), "drop schedule: 'ratios' is given twice");
+  EXPECT_EQ(error_of("keeps=4 keeps=3"), "drop schedule: 'keeps' is given twice");
+  EXPECT_EQ(error_of("ratios=0.5 mode=prune mode=merge"), "drop schedule: 'mode' is given twice");
   EXPECT_EQ(error_of("ratios=0.5 min=-1"), "the least that a drop schedule leaves is -1 tokens, expected 0 or more");
   EXPECT_EQ(error_of("ratios=0.5, "), "drop schedule: ratios: '' is not a number");
   EXPECT_EQ(error_of("ratios=0.5x"), "drop schedule: ratios: '0.5x' is not a number");

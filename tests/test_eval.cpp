@@ -613,7 +613,7 @@ TEST_F(Eval, HalvesAreAll) {
     const run_result r = eval({"cosine", "-m", weights("f32"), "--data", data, "--limit", "1", "--half", one, "--rounds", "1"});
     if (r.code == 0) continue;
     ++empty;
-    expect_failure(r, 1, "no texts left by --limit and --half");
+    expect_failure(r, 1, "two halves need at least two texts; there is only one, in all or by --limit");
   }
   EXPECT_EQ(empty, 1u);
 }
@@ -680,6 +680,8 @@ TEST_F(Eval, Classification) {
   expect_failure(eval({"sst2", "-m", weights("classifier"), "--data", data}), 1,
                  "n.tsv:2: the model has no label 'maybe' (it has 0 to 1: no, yes)");
   expect_failure(eval({"sst2", "-m", weights("f32"), "--data", data}), 1, "no classification head");
+  expect_failure(eval({"sst2", "-m", weights("f32"), "-m", weights("rating"), "--data", data}), 1,
+                 "': this model has no classification head");
   // Where names are other numbers, numbers are names.
   const auto rated = [&](int label) {
     return eval(
@@ -754,6 +756,7 @@ TEST_F(Eval, WrongUse) {
   expect_failure(eval({"retrieval", "-m", m, "--data", data, "--drop-queries"}), 2, "--drop-queries needs a schedule");
   expect_failure(eval({"stsb", "-m", m, "--data", data, "--pooling", "none"}), 2, "gives no vector to compare");
   expect_failure(eval({"stsb", "-m", m, "--data", data, "--long", "chunk"}), 2, "--long chunk");
+  expect_failure(eval({"stsb", "-m", m, "--data", data, "--seed", "-1"}), 2, "--seed: wants a whole number from 0, got '-1'");
   expect_failure(eval({"stsb", "-m", m, "--data", dir_ / "absent"}), 1, "cannot open");
   expect_failure(eval({"stsb", "-m", dir_ / "absent", "--data", data}), 1, "absent");
   expect_failure(eval({"stsb", "-m", m, "--data", data, "--limit", "1"}), 1, "at least two different scores");

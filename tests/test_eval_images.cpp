@@ -480,7 +480,7 @@ TEST_F(EvalImages, Bench) {
   EXPECT_NE(table.out.find("images/s"), std::string::npos) << table;
   EXPECT_NE(table.out.find(" 8x32 "), std::string::npos) << table;
   expect_failure(bench({"--shapes", "8"}), 2, "'8' is not BATCHxSIZE");
-  expect_failure(bench({"--shapes", ""}), 2, "'' is not BATCHxSIZE");
+  expect_failure(bench({"--shapes", ""}), 2, "--shapes: is empty");
   expect_failure(bench({"--shapes", "1x7"}), 2, "--shapes: 1x7: an image of 7x7 pixels");
 }
 

@@ -307,6 +307,9 @@ TEST(image_decode, size_is_checked_first) {
 
 // 4 MB of zeros in 4 KB, for one pixel.
 TEST(image_decode, what_unpacks_to_too_much_is_stopped) {
+  // What a chunk is called goes into the message as what can be read.
+  expect_error(png(1, 1, 8, 0, std::string("\0\0", 2), chunk("\xDF\nB\x1B", "")), RS_ERR_FORMAT,
+               "corrupt PNG: \\xDF\\x0AB\\x1B PNG chunk not known");
   expect_error(image_file("bomb.png"), RS_ERR_FORMAT, "corrupt PNG: unpacks to more than its pixels");
 }
 

@@ -192,20 +192,36 @@ TEST_F(CliImages, KindsOfVectors) {
 }
 
 TEST_F(CliImages, PatchesUnderDropping) {
-  const strings drop = {album("a.ppm"), "--output", "patches", "--drop", "0.25,0.5"};
-  const json pruned = lines(on("vit", "embed", drop)).at(0);
-  // 37 tokens less 9, 28 less 14; the class token is one of them.
-  EXPECT_EQ(pruned.at("embedding").size(), 13u);
-  EXPECT_EQ(pruned.at("kept"), 14);
-  EXPECT_EQ(pruned.at("tokens"), 37);
-  EXPECT_EQ(pruned.at("grid"), (json{6, 6}));
-  strings restore = drop;
-  restore.insert(restore.end(), {"--drop-mode", "restore"});
-  EXPECT_EQ(lines(on("vit", "embed", restore)).at(0).at("embedding").size(), 36u);
-  strings fold = drop;
-  fold.insert(fold.end(), {"--drop-mode", "fold"});
-  EXPECT_EQ(lines(on("vit", "embed", fold)).at(0).at("embedding").size() + 1,
-            lines(on("vit", "embed", fold)).at(0).at("kept").get<size_t>());
+  const auto patches = [&](const strings &more) {
+    strings all = {album("a.ppm"), "--output", "patches", "--drop", "0.25,0.5", "--drop-score=-mlp"};
+    all.insert(all.end(), more.begin(), more.end());
+    return on("vit", "embed", all);
+  };
+  const json restored = lines(patches({"--drop-mode", "restore"})).at(0);
+  EXPECT_EQ(restored.at("embedding").size(), 36u);
+  EXPECT_EQ(restored.at("grid"), (json{6, 6}));
+  // Of fewer nothing would tell which they are.
+  for (const char *mode : {"prune", "merge", "fold"})
+    expect_failure(patches({"--drop-mode", mode}), 2, "dropping leaves only some; --drop-mode restore keeps all");
+  expect_failure(on("vit", "embed", {album("a.ppm"), "--pooling", "none", "--drop-profile", "fast"}), 2,
+                 "dropping leaves only some");
+}
+
+// SigLIP's first token is a patch like others.
+TEST_F(CliImages, WithoutAClassTokenThereIsNothingOfIt) {
+  const std::string siglip = dir_ / "siglip.rsw";
+  ASSERT_EQ(rs({"convert", source_dir() + "/tests/vision/siglip", "-o", siglip, "--type", "f32"}).code, 0);
+  const auto embedded = [&](const strings &more) {
+    strings all = {"embed", "-m", siglip, album("a.ppm")};
+    all.insert(all.end(), more.begin(), more.end());
+    return rs(all);
+  };
+  EXPECT_EQ(embedded({"-o", "mean"}).code, 0);
+  expect_failure(embedded({"-o", "cls"}), 2, "cls: this model has no class token");
+  expect_failure(embedded({"--pooling", "cls"}), 2, "cls: this model has no class token");
+  EXPECT_EQ(embedded({"--drop", "0.5", "--drop-score", "attn-colsum"}).code, 0);
+  for (const char *score : {"attn-cls", "norm-0.5attn-cls"})
+    expect_failure(embedded({"--drop", "0.5", "--drop-score", score}), 2, "score attn-cls: this model has no class token");
 }
 
 TEST_F(CliImages, AStoredScheduleDropsTheSame) {
@@ -437,6 +453,11 @@ TEST_F(CliImages, LabelsOfYours) {
                                    "none", "--top", "3"}))
                              .at(0);
   expect_scores(patterned, [&](const std::string &label) { return scale * cosine_with("a mat " + label + " on."); });
+  const json twice = lines(on("clip", "classify",
+                              {album("a.ppm"), "--labels", "a cat,the dog,hello", "--template", "{} on {}.", "--activation", "none",
+                               "--top", "3"}))
+                         .at(0);
+  expect_scores(twice, [&](const std::string &label) { return scale * cosine_with(label + " on " + label + "."); });
   // With a bias each label is judged for itself.
   image = floats(lines(on("biased", "embed", {album("a.ppm")})).at(0).at("embedding"));
   const json each =

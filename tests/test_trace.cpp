@@ -376,6 +376,39 @@ TEST_F(TraceProgram, PromptAndPairAndIdAreThere) {
   EXPECT_EQ(root["tokens"][3]["begin"], 6);
 }
 
+TEST_F(TraceProgram, WhatWasCutIsSaid) {
+  const std::vector<std::string> schedule = {"--drop", "0.4", "--drop-score=-mlp", "--format", "json"};
+  const auto with = [&](std::vector<std::string> more) {
+    more.insert(more.begin(), schedule.begin(), schedule.end());
+    return trace(more);
+  };
+  const run_result whole = with({"cat cat cat cat"});
+  EXPECT_EQ(whole.err, "");
+  EXPECT_EQ(json::parse(whole.out)["truncated"], false);
+  const run_result cut = with({"--max-tokens", "5", "--prompt", "query", "cat cat cat cat"});
+  EXPECT_EQ(cut.code, 0);
+  EXPECT_EQ(cut.err, "rs: 1 of 1 text was cut to 5 tokens (longest: 8); --max-tokens 8 keeps more\n");
+  EXPECT_EQ(json::parse(cut.out)["truncated"], true);
+  write_file(dir_ / "pair", R"({"text": "cat cat", "pair": "cat cat cat"})");
+  const run_result pair = with({"--max-tokens", "7", "-f", dir_ / "pair"});
+  EXPECT_EQ(pair.err, "rs: 1 of 1 text was cut to 7 tokens (longest: 8); --max-tokens 8 keeps more\n");
+  EXPECT_EQ(json::parse(pair.out)["truncated"], true);
+}
+
+TEST_F(TraceProgram, EndingsSayTheFormat) {
+  ASSERT_EQ(trace({"--drop", "0.3", "-o", dir_ / "P.HTML", "cat"}).code, 0);
+  EXPECT_EQ(count_of(read_file(dir_ / "P.HTML"), "<article>"), 1u);
+  EXPECT_NE(trace({"--drop", "0.3", "-o", dir_ / "X.PNG", "cat"}).err.find("png shows images"), std::string::npos);
+  EXPECT_EQ(trace({"--drop", "0.3", "-o", dir_ / "t.x", "cat"}).code, 0);
+  EXPECT_NE(read_file(dir_ / "t.x").find("token-layers saved"), std::string::npos);
+  for (const char *name : {"a.jpg", "a.JPEG", "a.svg", "a.gif", "a.webp"}) {
+    const run_result r = trace({"--drop", "0.3", "-o", dir_ / name, "cat"});
+    EXPECT_EQ(r.code, 2) << r;
+    EXPECT_NE(r.err.find("pictures are written as .png only"), std::string::npos) << r;
+    EXPECT_FALSE(file_exists(dir_ / name));
+  }
+}
+
 TEST_F(TraceProgram, ColoursOnlyWhereTheyAreWanted) {
   const std::vector<std::string> schedule = {"--drop", "0.3"};
   const auto coloured = [&](std::vector<std::string> more, const std::vector<std::string> &env) {

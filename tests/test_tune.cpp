@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <set>
+#include <sstream>
 #include <thread>
 
 #include "../tools/chart.h"
@@ -382,6 +383,15 @@ class Tune : public testing::Test {
     return root;
   }
 
+  // A journal without them.
+  static std::string without_times(const std::string &journal) {
+    std::string left;
+    std::istringstream in(journal);
+    for (std::string line; std::getline(in, line);)
+      if (line.find("rounds=") == std::string::npos) left += line + "\n";
+    return left;
+  }
+
   temp_dir dir_;
 
  private:
@@ -444,9 +454,29 @@ TEST_F(Tune, TheSameSeedFindsTheSame) {
   ASSERT_EQ(first.code, 0) << first;
   ASSERT_EQ(second.code, 0) << second;
   EXPECT_EQ(timeless(first.out), timeless(second.out));
-  EXPECT_EQ(read_file(dir_ / "1"), read_file(dir_ / "2"));
+  EXPECT_EQ(without_times(read_file(dir_ / "1")), without_times(read_file(dir_ / "2")));
   const run_result other = tune({"--json", "--journal", dir_ / "3", "--max-loss", "20%", "--seed", "2"});
   EXPECT_NE(timeless(first.out)["schedules"], timeless(other.out)["schedules"]);
+}
+
+// Times are in the journal too, so that what a run that is done says, and chooses, it says again.
+TEST_F(Tune, AJournalThatIsWholeRepeats) {
+  const strings arguments = {"--json", "--journal", dir_ / "j", "--max-loss", "20%"};
+  const run_result first = tune(arguments);
+  ASSERT_EQ(first.code, 0) << first;
+  const std::string journal = read_file(dir_ / "j");
+  const run_result again = tune(arguments);
+  EXPECT_EQ(again.out, first.out);
+  EXPECT_EQ(read_file(dir_ / "j"), journal);
+  // Timed in another way, they are other times, and the rest is as it was.
+  strings other = arguments;
+  other.insert(other.end(), {"--rounds", "2"});
+  const run_result timed = tune(other);
+  EXPECT_EQ(timeless(timed.out), timeless(first.out));
+  const std::string more = read_file(dir_ / "j");
+  EXPECT_EQ(more.compare(0, journal.size(), journal), 0);
+  EXPECT_EQ(count_of(more, "rounds=2"), count_of(journal, "rounds=3"));
+  EXPECT_EQ(count_of(more, "\n"), count_of(journal, "\n") + count_of(journal, "rounds=3"));
 }
 
 TEST_F(Tune, GoesOnAfterAKill) {
@@ -476,7 +506,7 @@ TEST_F(Tune, GoesOnAfterAKill) {
   ASSERT_EQ(rest.code, 0) << rest;
   EXPECT_NE(rest.err.find(join("going on with ", before - 1, " results")), std::string::npos) << rest;
   EXPECT_EQ(timeless(rest.out), timeless(whole.out));
-  EXPECT_EQ(read_file(dir_ / "cut"), read_file(dir_ / "whole"));
+  EXPECT_EQ(without_times(read_file(dir_ / "cut")), without_times(read_file(dir_ / "whole")));
 }
 
 TEST_F(Tune, ChoosesAmongWeightFiles) {
@@ -540,11 +570,14 @@ TEST_F(Tune, WhatIsWrongIsSaidInOneLine) {
   const std::tuple<strings, int, const char *> cases[] = {
       {{"--max-loss", "150%"}, 2, "--max-loss"},
       {{"--max-loss", "1"}, 2, "write 1% or 0.01"},
-      {{"--max-loss", "-1%"}, 2, "not a number above 0"},
-      {{"--max-loss", "nan"}, 2, "not a number above 0"},
-      {{"--budget-ms", "0"}, 2, "--budget-ms"},
-      {{"--budget-ms", "nan"}, 2, "--budget-ms: nan is not"},
-      {{"--minutes", "nan"}, 2, "--minutes: nan is not"},
+      {{"--max-loss", "-1%"}, 2, "--max-loss: wants a number above 0, got '-1'"},
+      {{"--max-loss", "nan"}, 2, "wants a number above 0, got 'nan'"},
+      {{"--budget-ms", "0"}, 2, "--budget-ms: wants a number above 0, got '0'"},
+      {{"--budget-ms", "nan"}, 2, "--budget-ms: wants a number above 0, got 'nan'"},
+      {{"--minutes", "inf"}, 2, "--minutes: wants a number above 0, got 'inf'"},
+      {{"--seed", "-1"}, 2, "--seed: wants a whole number from 0, got '-1'"},
+      {{"-o", dir_ / "plot.png"}, 2, "the plot is an SVG, whose name ends in .svg"},
+      {{"-o", ""}, 2, "--output: is empty"},
       {{"--also", model()}, 2, "is given twice"},
       {{"-o", dir_ / "one", "--journal", dir_ / "one"}, 2, "the plot and the journal are both"},
       {{"--store", "fast"}, 2, "how good? add --max-loss or --budget-ms"},
@@ -567,11 +600,33 @@ TEST_F(Tune, WhatIsWrongIsSaidInOneLine) {
     EXPECT_EQ(count_of(r.err, "\n"), 1u) << r;
     EXPECT_NE(r.err.find(part), std::string::npos) << r << part;
   }
-  for (const char *file : {"few.jsonl", "bad.jsonl", "missing.jsonl"}) {
-    const run_result r = run({program(), "tune", "-m", model(), "--data", dir_ / file, "--passes", "1"});
-    EXPECT_EQ(r.code, 1) << r;
+  const auto with_data = [&](const std::string &file, const strings &more = {}) {
+    strings arguments = {program(), "tune", "-m", model(), "--data", file, "--passes", "1"};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    const run_result r = run(arguments);
     EXPECT_EQ(count_of(r.err, "\n"), 1u) << r;
+    return r;
+  };
+  for (const auto &[file, part] : {std::pair("few.jsonl", "two halves need at least two texts; there is only one"),
+                                   {"bad.jsonl", "bad.jsonl:2: "},
+                                   {"missing.jsonl", "No such file"}}) {
+    const run_result r = with_data(dir_ / file);
+    EXPECT_EQ(r.code, 1) << r;
+    EXPECT_NE(r.err.find(part), std::string::npos) << r;
   }
+  for (const char *stream : {"-", "/dev/null"}) {
+    const run_result r = with_data(stream);
+    EXPECT_EQ(r.code, 2) << r;
+    EXPECT_NE(r.err.find("so it needs to be a regular file, or a folder"), std::string::npos) << r;
+  }
+  // Neither plot nor journal goes over the data.
+  std::filesystem::copy_file(data(), dir_ / "texts.svg");
+  for (const char *option : {"-o", "--journal"}) {
+    const run_result r = with_data(dir_ / "texts.svg", {option, dir_ / "texts.svg"});
+    EXPECT_EQ(r.code, 1) << r;
+    EXPECT_NE(r.err.find("is the data itself"), std::string::npos) << r;
+  }
+  EXPECT_EQ(read_file(dir_ / "texts.svg"), read_file(data()));
   EXPECT_EQ(read_file(dir_ / "thesis"), "my thesis\n");
 }
 

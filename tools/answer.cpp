@@ -37,7 +37,7 @@ std::unique_ptr<text_source> open_source(const answer_options &options) {
   }
   if (!one && options.texts.from_arguments()) fail_usage("texts, which are contexts, need --question");
   line_keys keys;
-  if (one) keys.text = {"context", "text"};
+  if (one) keys.text = {"context", "text"}, keys.pair = {"question"};
   else keys.text = {"question"}, keys.pair = {"context"}, keys.needs_pair = true;
   return options.texts.open(keys);
 }
@@ -58,7 +58,9 @@ class answerer : public text_run {
  private:
   int32_t max_tokens() const override { return 0; }  // nothing is cut
   bool one_question() const { return options_.question_option->count() > 0; }
-  const std::string &question_of(const text_item &item) const { return one_question() ? options_.question : item.text; }
+  const std::string &question_of(const text_item &item) const {
+    return !one_question() ? item.text : item.has_pair ? item.pair : options_.question;
+  }
   const std::string &context_of(const text_item &item) const { return one_question() ? item.text : item.pair; }
 
   void compute(const std::vector<const text_item *> &items) override {
@@ -127,23 +129,25 @@ void add_answer(CLI::App *app, command_line *line) {
   add_text_run_options(sub, options.get(), line,
                        "contexts of --question, a line each, or JSON lines\nwith \"question\" and \"context\"");
   options->question_option =
-      sub->add_option("-q,--question", options->question, "every text is a context of this question")->type_name("TEXT");
-  sub->add_option("--context-file", options->context_file, "the whole file is one context")->type_name("FILE");
-  sub->add_option("--top", options->top, "the best N answers")->type_name("N")->check(CLI::PositiveNumber);
+      sub->add_option("-q,--question", options->question, "every text is a context of this question, but where a line has its own")
+          ->type_name("TEXT");
+  sub->add_option("--context-file", options->context_file, "the whole file is one context ('-': standard input)")
+      ->type_name("FILE");
+  sub->add_option("--top", options->top, "the best N answers")->type_name("N")->check(whole_number(1));
   sub->add_option("--no-answer", options->no_answer,
                   "answer \"\" where no_answer_logit is more than this above the logit of the\n"
                   "best answer; 0 for a model trained on SQuAD 2 (default: always answer)")
       ->type_name("THRESHOLD");
   sub->add_option("--max-answer-tokens", options->longest, "limit of an answer (default: 30)")
       ->type_name("N")
-      ->check(CLI::PositiveNumber);
+      ->check(whole_number(1));
   sub->add_option("--max-tokens", options->max_tokens,
                   "of a window: the question, and as much of the context as fits\n(default: the model's, at most 384)")
       ->type_name("N")
-      ->check(CLI::PositiveNumber);
+      ->check(whole_number(1));
   sub->add_option("--overlap", options->overlap, "tokens of the context that two windows share (default: 128, at most half)")
       ->type_name("N")
-      ->check(CLI::NonNegativeNumber);
+      ->check(whole_number(0));
   sub->add_flag("--no-word-alignment", options->no_word_alignment, "an answer may begin or end inside of a word");
   add_drop_options(sub, &options->drop);
 }

@@ -6,6 +6,7 @@
 #include "progress.h"
 #include "shapes.h"
 #include "table.h"
+#include "tokens.h"
 
 #include <algorithm>
 #include <cmath>
@@ -74,12 +75,10 @@ bench_model load(const std::string &file, const bench_options &options) {
   result.drop = std::make_shared<drop_choice>(options.drop, result.model.get());
   if (result.drop->get() && inputs_of(result.info) == inputs::both)
     fail_usage(in_quotes(file), " takes texts and images: rs bench measures its texts, and schedules are for its images");
-  rs_meta single;  // token ids, and a negative number where the text goes
-  if (!find_meta(result.model.get(), "tokenizer.single", &single)) return result;
   std::vector<int32_t> *side = &result.before;
-  for (size_t i = 0; i < single.count; ++i) {
-    if (single.i64s[i] < 0) side = &result.after;
-    else side->push_back(int32_t(single.i64s[i]));
+  for (int64_t id : template_of(result.model.get(), false)) {
+    if (id < 0) side = &result.after;
+    else side->push_back(int32_t(id));
   }
   return result;
 }
@@ -424,7 +423,7 @@ void add_bench(CLI::App *app, command_line *line) {
                                ->type_name("BxT,...");
   add_threads_option(sub, &options->threads);
   sub->add_option("--seconds", options->seconds, "time for each case (default: 1)")->type_name("S");
-  sub->add_option("--seed", options->seed, "of the random tokens (default: 1)")->type_name("N")->check(CLI::NonNegativeNumber);
+  sub->add_option("--seed", options->seed, "of the random tokens (default: 1)")->type_name("N")->check(whole_number(0, INT64_MAX));
   sub->add_flag("--json", options->json, "one JSON object a line for each case");
   add_drop_options(sub, &options->drop);
   add_op_times_flag(sub, "--ops", &options->ops, "where the time goes, operator by operator (timing them costs a little)");

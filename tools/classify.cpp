@@ -58,11 +58,12 @@ class zero_shot {
  public:
   zero_shot(rs_session *session, const rs_model_info &info, const std::vector<std::string> &labels, const std::string &pattern)
       : dim_(info.dim), scale_(info.logit_scale), bias_(info.logit_bias) {
-    const size_t hole = pattern.find("{}");
-    if (hole == std::string::npos) fail_usage("--template: ", in_quotes(pattern), " has no {}, where the label goes");
+    if (pattern.find("{}") == std::string::npos) fail_usage("--template: ", in_quotes(pattern), " has no {}, where the label goes");
     std::vector<std::string> texts, places;
     for (const std::string &label : labels) {
-      texts.push_back(pattern.substr(0, hole) + label + pattern.substr(hole + 2));
+      texts.push_back(pattern);
+      std::string &text = texts.back();
+      for (size_t hole = 0; (hole = text.find("{}", hole)) != std::string::npos; hole += label.size()) text.replace(hole, 2, label);
       places.push_back("label " + in_quotes(label));
     }
     auto params = sized<rs_encode_params>();
@@ -336,7 +337,7 @@ void add_classify(CLI::App *app, command_line *line) {
   add_text_run_options(sub, options.get(), line, "texts, with or without a \"pair\", or paths of images,");
   options->pair_option =
       sub->add_option("--pair", options->pair, "the second text of every pair, but where a line has its own")->type_name("TEXT");
-  sub->add_option("--top", options->top, "the scores of the best N labels")->type_name("N")->check(CLI::PositiveNumber);
+  sub->add_option("--top", options->top, "the scores of the best N labels")->type_name("N")->check(whole_number(1));
   sub->add_flag("--tokens", options->tokens, "the label of each token as well, of a model that labels tokens");
   add_activation_option(sub, &options->activation);
   sub->add_option("--labels", options->labels,
@@ -345,7 +346,7 @@ void add_classify(CLI::App *app, command_line *line) {
       ->type_name("LABEL,…")
       ->allow_extra_args(false);
   options->template_option =
-      sub->add_option("--template", options->label_template, "what is made of a label, in place of {}: 'a photo of {}'")
+      sub->add_option("--template", options->label_template, "what is made of a label, in place of each {}: 'a photo of {}'")
           ->type_name("TEXT");
   add_image_size_option(sub, &options->image_size);
   add_max_tokens_option(sub, &options->max_tokens);

@@ -101,7 +101,7 @@ std::vector<std::string> strings_of(const rs_meta &meta) {
 // ---------------------------------------------------------------------------------------------- files, numbers
 
 std::string read_file(const std::string &path, size_t limit) {
-  std::unique_ptr<FILE, releaser<fclose>> file(fopen(path.c_str(), "rb"));
+  std::unique_ptr<FILE, releaser<fclose>> file(path == "-" ? fdopen(dup(STDIN_FILENO), "rb") : fopen(path.c_str(), "rb"));
   if (!file) fail_errno("open", path);
   std::string content;
   char chunk[1 << 16];

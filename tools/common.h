@@ -8,6 +8,7 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <vector>
 
 // ---------------------------------------------------------------------------------------------- errors
@@ -20,20 +21,35 @@ struct usage_failure : failure {  // exit status 2
   using failure::failure;
 };
 
-// "a", 1, "b" -> "a1b"
-template <class... T>
-std::string join(const T &...parts) {
+// What literals of all lengths are alike, and numbers of all sizes, so that there are few functions of these below: they would be
+// a hundredth of the program.
+template <class T>
+using piece = std::conditional_t<std::is_convertible_v<const T &, const char *>, const char *,
+                                 std::conditional_t<std::is_integral_v<T> && (sizeof(T) > 1),
+                                                    std::conditional_t<std::is_signed_v<T>, int64_t, uint64_t>, const T &>>;
+template <class... P>
+std::string join_pieces(P... pieces) {
   std::ostringstream text;
-  (text << ... << parts);
+  (text << ... << pieces);
   return text.str();
 }
+template <class Failure, class... P>
+[[noreturn]] void fail_with(P... pieces) {
+  throw Failure(join_pieces<P...>(pieces...));
+}
+
+// "a", 1, "b" -> "a1b"
 template <class... T>
-[[noreturn]] void fail(const T &...parts) {
-  throw failure(join(parts...));
+[[gnu::always_inline]] inline std::string join(const T &...parts) {
+  return join_pieces<piece<T>...>(parts...);
 }
 template <class... T>
-[[noreturn]] void fail_usage(const T &...parts) {
-  throw usage_failure(join(parts...));
+[[noreturn, gnu::always_inline]] inline void fail(const T &...parts) {
+  fail_with<failure, piece<T>...>(parts...);
+}
+template <class... T>
+[[noreturn, gnu::always_inline]] inline void fail_usage(const T &...parts) {
+  fail_with<usage_failure, piece<T>...>(parts...);
 }
 // "cannot open 'x': No such file or directory", from errno.
 [[noreturn]] void fail_errno(const char *action, const std::string &path);
@@ -78,7 +94,7 @@ inline rs_text view_of(const std::string &text) { return {text.data(), text.size
 
 // ---------------------------------------------------------------------------------------------- files, numbers
 
-std::string read_file(const std::string &path, size_t limit);
+std::string read_file(const std::string &path, size_t limit);  // "-" stands for standard input
 
 std::string format(const char *pattern, ...) __attribute__((format(printf, 1, 2)));
 std::string one_line(const std::string &text, size_t characters);  // its beginning, without control characters

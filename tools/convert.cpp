@@ -379,6 +379,6 @@ void add_convert(CLI::App *app, command_line *line) {
       ->type_name("FILE");
   sub->add_option("--max-tokens", options->max_tokens, "default limit of a text (default: what the folder says)")
       ->type_name("N")
-      ->check(CLI::PositiveNumber);
+      ->check(whole_number(1));
   sub->add_flag("--json", options->json, "the report as JSON");
 }

@@ -246,6 +246,11 @@ void need_some(size_t n, const std::string &path, const char *what) {
   if (n == 0) fail(in_quotes(path), ": no ", what, " in it");
 }
 
+// n: how many of a half are left.
+void need_two(size_t n, const std::string &path, const char *what) {
+  if (n == 0) fail(in_quotes(path), ": two halves need at least two ", what, "; there is only one, in all or by --limit");
+}
+
 }  // namespace
 
 // ---------------------------------------------------------------------------------------------- texts
@@ -262,7 +267,7 @@ text_list read_texts(const std::string &path, const subset &part) {
   }
   need_some(list.size(), path, "texts");
   list.keep(part.of(list.size()));
-  need_some(list.size(), path, "texts left by --limit and --half");
+  need_two(list.size(), path, "texts");
   return list;
 }
 
@@ -289,7 +294,7 @@ scored_pairs read_scored_pairs(const std::string &path, const subset &part) {
   pairs.first.keep(chosen);
   pairs.second.keep(chosen);
   keep_of(&pairs.scores, chosen);
-  need_some(pairs.scores.size(), path, "pairs left by --limit and --half");
+  need_two(pairs.scores.size(), path, "pairs");
   return pairs;
 }
 
@@ -315,7 +320,7 @@ labelled_texts read_labelled_texts(const std::string &path, const subset &part) 
   std::vector<size_t> chosen = part.of(data.labels.size());
   data.texts.keep(chosen);
   keep_of(&data.labels, chosen);
-  need_some(data.labels.size(), path, "texts left by --limit and --half");
+  need_two(data.labels.size(), path, "texts");
   return data;
 }
 
@@ -620,7 +625,7 @@ squad_set read_squad(const std::string &path, const subset &part) {
   }
   need_some(set.questions.size(), path, "questions");
   keep_of(&set.questions, part.of(set.questions.size()));
-  need_some(set.questions.size(), path, "questions left by --limit and --half");
+  need_two(set.questions.size(), path, "questions");
   return set;
 }
 
@@ -643,7 +648,7 @@ image_list read_images(const std::string &folder, const subset &part) {
   list.files = image_files(folder);
   need_some(list.files.size(), folder, "images");
   keep_of(&list.files, part.of(list.files.size()));
-  need_some(list.files.size(), folder, "images left by --limit and --half");
+  need_two(list.files.size(), folder, "images");
   return list;
 }
 
@@ -674,6 +679,6 @@ labelled_images read_labelled_images(const std::string &folder, const subset &pa
   const std::vector<size_t> chosen = part.balanced(data.labels);
   keep_of(&data.files, chosen);
   keep_of(&data.labels, chosen);
-  need_some(data.files.size(), folder, "images left by --limit and --half");
+  need_two(data.files.size(), folder, "images");
   return data;
 }

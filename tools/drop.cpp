@@ -1,4 +1,4 @@
-#include "drop.h"
+#include "options.h"
 
 #include <algorithm>
 
@@ -31,21 +31,22 @@ void add_drop_options(CLI::App *sub, drop_options *options) {
              ->check(CLI::IsMember({"prune", "restore", "merge", "fold"})));
   detail(sub->add_option("--drop-min", options->least, "never cut a text below so many tokens (default: 0)")
              ->type_name("N")
-             ->check(CLI::NonNegativeNumber));
+             ->check(whole_number(0)));
   detail(sub->add_option("--drop-protect", options->protect,
                          "what never leaves: cls (default): the first token; special: those of the\n"
                          "tokenizer's template; prefix: the first text of a pair; none")
              ->type_name("WHAT")
              ->check(CLI::IsMember({"cls", "special", "none", "prefix"})));
-  detail(sub->add_option("--drop-seed", options->seed, "of the score random (default: 0)")->type_name("N"));
-  // An empty value comes from a shell variable that was never set; it must not pass for "no dropping" or for a default.
-  for (const char *name : {"--drop", "--keep", "--drop-profile", "--drop-score"})
-    sub->get_option(name)->check([](const std::string &value) { return value.empty() ? std::string("is empty") : std::string(); });
+  detail(sub->add_option("--drop-seed", options->seed, "of the score random (default: 0)")
+             ->type_name("N")
+             ->check(whole_number(0, UINT64_MAX)));
   for (const char *name : {"--drop-score", "--drop-mode", "--drop-min", "--drop-protect", "--drop-seed"}) {
     CLI::Option *option = sub->get_option(name);
-    option->check([=](const std::string &) {
-      return ratios->count() + keeps->count() > 0 ? std::string() : std::string("goes with --drop or --keep");
-    });
+    option->check(CLI::Validator(
+        [=](const std::string &) {
+          return ratios->count() + keeps->count() > 0 ? std::string() : std::string("goes with --drop or --keep");
+        },
+        ""));
   }
 }
 
@@ -72,8 +73,16 @@ drop_ptr parse_drop(const std::string &text, const rs_model *model, const std::s
   rs_drop *drop = nullptr;
   if (rs_drop_parse(text.c_str(), &drop) != RS_OK) fail_usage(place, rs_last_error());
   drop_ptr owner(drop);
-  if (rs_drop_check(model, drop) != RS_OK) fail_usage(place, rs_last_error());
+  const std::string error = drop_error(model, *drop);
+  if (!error.empty()) fail_usage(place, error);
   return owner;
+}
+
+std::string drop_error(const rs_model *model, const rs_drop &drop) {
+  if (rs_drop_check(model, &drop) != RS_OK) return rs_last_error();
+  // The library would take the attention of the first patch, which says nothing.
+  const bool of_class = std::string_view(drop.score ? drop.score : "").find("attn-cls") != std::string_view::npos;
+  return of_class && lacks_class_token(model) ? "score attn-cls: this model has no class token" : "";
 }
 
 std::string text_of(const rs_drop &drop) {

@@ -26,4 +26,6 @@ class drop_choice {
 
 // A schedule as rs_drop_parse reads it, that the model can run; what is wrong with it is a usage_failure that begins with `place`.
 drop_ptr parse_drop(const std::string &text, const rs_model *model, const std::string &place = "");
+// What keeps the model from it; empty: nothing.
+std::string drop_error(const rs_model *model, const rs_drop &drop);
 std::string text_of(const rs_drop &drop);  // as rs_drop_format writes it

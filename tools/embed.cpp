@@ -54,6 +54,11 @@ line_keys keys_for(inputs takes) {
   return keys;
 }
 
+bool drops_some(const rs_drop &drop) {
+  const auto some = [](auto value) { return value > 0; };
+  return std::any_of(drop.ratios, drop.ratios + drop.n_ratios, some) || std::any_of(drop.keeps, drop.keeps + drop.n_keeps, some);
+}
+
 class embedder : public text_run {
  public:
   embedder(const embed_options &options, model_ptr model, inputs takes)
@@ -61,6 +66,11 @@ class embedder : public text_run {
         options_(options),
         encoding_(options.encode, model_.get()),
         writer_(make_vector_writer(options.format, encoding_.dim, &out_)) {
+    // Nothing would tell which tokens the vectors are of.
+    const rs_drop *drop = encoding_.params.drop;
+    if (encoding_.per_token() && drop && drop->mode != RS_DROP_RESTORE && drops_some(*drop))
+      fail_usage(
+          "a vector for every token, but dropping leaves only some; --drop-mode restore keeps all (rs trace shows which leave)");
     // Of long texts, the states of a usual batch would be gigabytes.
     constexpr size_t most_states = size_t(256) << 20;
     if (encoding_.per_token() && takes != inputs::images)
@@ -177,7 +187,7 @@ void add_embed(CLI::App *app, command_line *line) {
   sub->add_option("-o,--output", options->outputs,
                   "write to this file (default: standard output).  For images also what the vector\n"
                   "is of: cls, the first token; mean, of the patches; patches, each of them (with\n"
-                  "--drop those that are left, and behind them what --drop-mode fold made).\n"
+                  "--drop only where --drop-mode restore brings them back).\n"
                   "A file of such a name: ./cls")
       ->type_name("FILE|KIND")
       ->allow_extra_args(false);

@@ -395,12 +395,12 @@ void add_eval(CLI::App *app, command_line *line) {
   sub->add_option("--train", options->data.train, "nn: the neighbours, a file like --data")->type_name("FILE");
   sub->add_option("-k,--neighbours", options->data.neighbours, "nn: how many of them vote (default: 10)")
       ->type_name("K")
-      ->check(CLI::Range(1, 10000));
+      ->check(whole_number(1, 10000));
   sub->add_option("--against", options->against,
                   "cosine: the weight file to compare with (default: the first -m, without dropping)")
       ->type_name("FILE");
   const auto add_count = [&](const char *name, int *value, const char *what) {
-    sub->add_option(name, *value, what)->type_name("N")->check(CLI::PositiveNumber);
+    sub->add_option(name, *value, what)->type_name("N")->check(whole_number(1));
   };
   add_count("--limit", &options->data.limit, "only so many pairs, texts, images or questions");
   add_count("--limit-queries", &options->data.limit_queries, "retrieval: only so many of the queries that have judgements");
@@ -408,7 +408,8 @@ void add_eval(CLI::App *app, command_line *line) {
             "retrieval: only so many documents; those that are relevant to a query first");
   sub->add_option("--seed", options->data.seed,
                   "of --half, and of limits, which take a random part (default: 0: of limits the first)")
-      ->type_name("N");
+      ->type_name("N")
+      ->check(whole_number(0, UINT64_MAX));
   sub->add_option("--half", options->data.half,
                   "only one of two random halves of pairs, texts, queries or questions, as rs tune splits\n"
                   "them by the same --seed (its default is 1): choose by one, judge by the other")
@@ -424,7 +425,7 @@ void add_eval(CLI::App *app, command_line *line) {
   sub->add_option("-b,--batch", options->data.batch,
                   "texts or images that are encoded together (default: 64); does not change the quality")
       ->type_name("N")
-      ->check(CLI::Range(1, 65536));
+      ->check(whole_number(1, 65536));
   add_threads_option(sub, &options->threads);
   add_encode_options(sub, &options->encode);
   options->query_prompt_option =

@@ -37,10 +37,14 @@ std::vector<std::string> components(std::string_view path) {
 
 }  // namespace
 
-bool ends_as_image(const std::string &name) {
+std::string ending_of(const std::string &name) {
   std::string end = fs::path(name).extension().string();
   std::transform(end.begin(), end.end(), end.begin(), [](unsigned char c) { return char(tolower(c)); });
-  return std::find(std::begin(endings), std::end(endings), end) != std::end(endings);
+  return end;
+}
+
+bool ends_as_image(const std::string &name) {
+  return std::find(std::begin(endings), std::end(endings), ending_of(name)) != std::end(endings);
 }
 
 bool is_hidden(const std::string &name) { return name[0] == '.'; }
@@ -283,6 +287,14 @@ std::string load_image(const rs_model *model, const std::string &path, int32_t w
     return "not enough memory";
   }
 }
+
+int32_t image_prefix(const rs_model *model) {
+  rs_image_shape shape;
+  check(rs_image_get_shape(model, 0, 0, &shape));
+  return shape.prefix;
+}
+
+bool lacks_class_token(const rs_model *model) { return model_info(model).image_hidden > 0 && image_prefix(model) == 0; }
 
 int32_t patch_of(const rs_model *model) {
   rs_image_shape shape{};

@@ -9,6 +9,7 @@
 
 inputs inputs_of(const rs_model_info &info);
 
+std::string ending_of(const std::string &name);  // of a file, in lower case: ".png", or ""
 // Does the name of a file say that it is an image?  In a folder those are meant; what is named itself may be called anything.
 bool ends_as_image(const std::string &name);
 bool is_hidden(const std::string &name);  // of a file or a folder, without what it is in: begins with '.'
@@ -44,6 +45,9 @@ std::unique_ptr<text_source> images_of_arguments(std::vector<std::string> argume
 // with the file; "" where nothing is.
 std::string load_image(const rs_model *model, const std::string &path, int32_t width, int32_t height, std::vector<float> *pixels);
 
+int32_t image_prefix(const rs_model *model);  // tokens before the patches
+// A model of images without such tokens (SigLIP): its first token is a patch like others.
+bool lacks_class_token(const rs_model *model);
 // Pixels of the side of a patch.
 int32_t patch_of(const rs_model *model);
 

@@ -370,12 +370,14 @@ void add_info(CLI::App *app, command_line *line) {
   CLI::App *sub = add_command(app, "info", "what a weight file is and has", examples, options, run_info, line);
   add_model_option(sub, &options->model, true);
   sub->add_flag("--json", options->json, "everything, as one JSON object");
-  sub->add_option("--plan", options->plan,
-                  "what sequences by tokens take to run, instead of the rest: 8x128,1x512;\nof a model that takes images, alone or "
-                  "beside texts, how many of these: 1,8")
-      ->type_name("BxT,...");
+  CLI::Option *plan =
+      sub->add_option(
+             "--plan", options->plan,
+             "what sequences by tokens take to run, instead of the rest: 8x128,1x512;\nof a model that takes images, alone or "
+             "beside texts, how many of these: 1,8")
+          ->type_name("BxT,...");
   add_image_size_option(sub, &options->image_size);
   add_threads_option(sub, &options->threads);
   add_drop_options(sub, &options->drop);
-  sub->add_flag("--tensors", options->tensors, "list every tensor");
+  sub->add_flag("--tensors", options->tensors, "list every tensor")->excludes(plan);
 }

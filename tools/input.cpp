@@ -132,6 +132,11 @@ class line_handler : public nlohmann::json_sax<json> {
              : is_one_of(keys_.list) ? wanted::list
              : name == "image"       ? wanted::image
                                      : wanted::nothing;
+      if (key_ == wanted::text || key_ == wanted::list) {  // by one of its names, or which counts?
+        std::string &seen = key_ == wanted::text ? text_name_ : list_name_;
+        if (!seen.empty() && seen != name) return stop("both \"" + seen + "\" and \"" + name + "\"");
+        seen = name;
+      }
       if (key_ == wanted::id) item_->id.clear();
       // Captions beside images, or the other way round, are no error.
       const bool foreign = key_ == wanted::text ? !takes_texts() : key_ == wanted::image && !takes_images();
@@ -173,8 +178,8 @@ class line_handler : public nlohmann::json_sax<json> {
 
   bool stop_at_text() { return stop("\"" + keys_.text[0] + "\" is not a string"); }
   bool stop_at_pair() {
-    return stop(keys_.needs_pair ? "\"" + keys_.pair[0] + "\" is not a string"
-                                 : "the pair of \"" + keys_.text[0] + "\" is not a string");
+    return stop(keys_.pair.size() == 1 ? "\"" + keys_.pair[0] + "\" is not a string"
+                                       : "the pair of \"" + keys_.text[0] + "\" is not a string");
   }
   bool stop_at_image() { return stop("\"image\" is not a string"); }
   bool stop_at_list() { return stop("\"" + keys_.list[0] + "\" is not a list of strings"); }
@@ -246,7 +251,8 @@ class line_handler : public nlohmann::json_sax<json> {
   int depth_ = 0;
   bool fresh_ = true;  // no comma is due
   bool text_seen_ = false, list_seen_ = false;
-  bool foreign_seen_ = false;  // what the model does not take
+  std::string text_name_, list_name_;  // that they came by
+  bool foreign_seen_ = false;          // what the model does not take
 };
 
 }  // namespace

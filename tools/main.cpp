@@ -42,13 +42,32 @@ class help_formatter : public CLI::Formatter {
   }
 };
 
-// CLI11 keeps what it parses back to front.
-static std::vector<std::string> split_arguments(const CLI::App &app, int argc, char **argv, command_line *line) {
+// To CLI11 "--name=" is an option whose value is the next argument; to whoever wrote it, one whose value is empty.  An empty value
+// comes from a shell variable that was never set, and must not pass for an option that was not given: only texts may be empty.
+static void see_to_empty_values(const CLI::App &sub, std::vector<std::string> *arguments) {
+  for (size_t i = 1; i < arguments->size() && (*arguments)[i] != "--"; ++i) {
+    std::string name = (*arguments)[i];
+    const bool empty = name.size() > 3 && name[1] == '-' && name.back() == '=';
+    if (empty) name.pop_back();
+    const CLI::Option *option = name[0] == '-' ? sub.get_option_no_throw(name) : nullptr;
+    if (!option || option->get_expected_min() == 0) continue;  // no option, or a flag
+    if (empty) (*arguments)[i] = name, arguments->insert(arguments->begin() + ptrdiff_t(i) + 1, "");
+    if (++i == arguments->size() || !(*arguments)[i].empty()) continue;
+    const std::string type = option->get_type_name();
+    if (type != "TEXT" && type != "PROMPT") fail_usage(option->get_name(), ": is empty");
+  }
+}
+
+// CLI11 keeps what it parses back to front.  command: "rs", which becomes "rs embed" where that is the subcommand.
+static std::vector<std::string> split_arguments(const CLI::App &app, int argc, char **argv, command_line *line,
+                                                std::string *command) {
   std::vector<std::string> arguments(argv + 1, argv + argc);
   const CLI::App *sub = nullptr;
   for (const CLI::App *known : app.get_subcommands([](const CLI::App *) { return true; }))
     if (!arguments.empty() && known->get_name() == arguments[0]) sub = known;
   if (!sub && !arguments.empty() && !app.get_option_no_throw(arguments[0])) fail_usage("unknown command ", in_quotes(arguments[0]));
+  if (sub) *command += " " + sub->get_name();
+  if (sub) see_to_empty_values(*sub, &arguments);
   if (sub && takes_texts(*sub)) {
     auto dashes = std::find(arguments.begin(), arguments.end(), "--");
     if (dashes != arguments.end()) line->trailing.assign(dashes + 1, arguments.end());
@@ -60,27 +79,26 @@ static std::vector<std::string> split_arguments(const CLI::App &app, int argc, c
   return arguments;
 }
 
-static int usage_error(const CLI::App &app, const std::string &message) {
-  std::vector<CLI::App *> chosen = app.get_subcommands();
-  std::string name = chosen.empty() ? "rs" : "rs " + chosen[0]->get_name();
-  say(message + "; see '" + name + " --help'");
+static int usage_error(const std::string &command, const std::string &message) {
+  say(message + "; see '" + command + " --help'");
   return 2;
 }
 
 static int run_program(CLI::App &app, int argc, char **argv) {
   command_line line;
+  std::string command = "rs";
   for (auto add : {add_convert, add_embed, add_classify, add_rerank, add_answer, add_tokenize, add_similarity, add_info, add_verify,
                    add_bench, add_eval, add_trace, add_tune})
     add(&app, &line);
   try {
-    app.parse(split_arguments(app, argc, argv, &line));
+    app.parse(split_arguments(app, argc, argv, &line, &command));
     return line.run();
   } catch (const CLI::Success &e) {  // --help, --version
     return app.exit(e);
   } catch (const CLI::ParseError &e) {
-    return usage_error(app, e.what());
+    return usage_error(command, e.what());
   } catch (const usage_failure &e) {
-    return usage_error(app, e.what());
+    return usage_error(command, e.what());
   } catch (const failure &e) {
     say(e.what());
   } catch (const std::bad_alloc &) {

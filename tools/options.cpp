@@ -1,14 +1,40 @@
 #include "options.h"
 
 #include "op_times.h"
+#include "tokens.h"
 
 #include <unistd.h>
 #include <algorithm>
 #include <cctype>
 #include <charconv>
+#include <cmath>
 #include <cstdlib>
 
 static constexpr int max_threads = 1024;
+
+CLI::Validator whole_number(uint64_t least, uint64_t most) {
+  const auto check = [=](const std::string &value) -> std::string {
+    uint64_t number = 0;
+    const char *const end = value.data() + value.size();
+    const auto [at, error] = std::from_chars(value.data(), end, number);
+    // CLI11 would read 010 as eight.
+    const bool digits = at == end && !value.empty() && (value[0] != '0' || value.size() == 1);
+    const bool large = digits && (error != std::errc() || number > most);
+    if (digits && !large && number >= least) return "";
+    return join("wants a whole number from ", least, large || most < INT_MAX ? join(" to ", most) : "", ", got ", in_quotes(value));
+  };
+  return CLI::Validator(check, "");
+}
+
+CLI::Validator above_zero() {
+  const auto check = [](const std::string &value) -> std::string {
+    char *end = nullptr;
+    const double number = strtod(value.c_str(), &end);
+    if (!value.empty() && *end == '\0' && number > 0 && std::isfinite(number)) return "";
+    return "wants a number above 0, got " + in_quotes(value);
+  };
+  return CLI::Validator(check, "");
+}
 
 void add_model_option(CLI::App *sub, std::string *file, bool positional) {
   const std::string names = positional ? "-m,--model,model" : "-m,--model";
@@ -20,14 +46,21 @@ static void add_device_option(CLI::App *sub) {
   sub->add_option_function<std::string>(
          "--device", [](const std::string &name) { setenv("RS_DEVICE", name.c_str(), 1); },
          "where the model runs: cpu (default), cuda, cuda:N, or auto: the first card that answers, else the CPU")
-      ->type_name("NAME");
+      ->type_name("NAME")
+      ->check(CLI::Validator(
+          [](const std::string &name) -> std::string {
+            const bool numbered = name.compare(0, 5, "cuda:") == 0 && whole_number(0, 999)(name.substr(5)).empty();
+            if (numbered || name == "cpu" || name == "cuda" || name == "auto") return "";
+            return "wants cpu, cuda, cuda:N or auto, got " + in_quotes(name);
+          },
+          ""));
 }
 
 void add_threads_option(CLI::App *sub, int *threads) {
   add_device_option(sub);
   sub->add_option("-t,--threads", *threads, "threads, 1 to " + std::to_string(max_threads) + " (default: the CPUs that there are)")
       ->type_name("N")
-      ->check(CLI::Range(1, max_threads));
+      ->check(whole_number(1, max_threads));
 }
 
 void add_no_check_option(CLI::App *sub, bool *no_check) {
@@ -115,13 +148,7 @@ void add_error_options(CLI::App *sub, error_options *options) {
 void add_max_tokens_option(CLI::App *sub, int *max_tokens) {
   sub->add_option("--max-tokens", *max_tokens, "limit of a text, special tokens included (default: the model's)")
       ->type_name("N")
-      ->check(CLI::PositiveNumber);
-}
-
-// How many tokens the model's template puts beside the texts.
-static size_t special_tokens(const rs_model *model, bool pair) {
-  rs_meta parts;  // special tokens, and the places of the texts
-  return find_meta(model, pair ? "tokenizer.pair" : "tokenizer.single", &parts) ? parts.count - (pair ? 2 : 1) : 0;
+      ->check(whole_number(1));
 }
 
 void check_max_tokens(int max_tokens, const rs_model *model, bool pair) {
@@ -143,7 +170,7 @@ void add_long_options(CLI::App *sub, std::string *what, int *overlap, const char
       ->check(CLI::IsMember({"truncate", "error", "chunk"}));
   sub->add_option("--overlap", *overlap, "tokens that two windows of --long chunk share\n(default: an eighth of a window)")
       ->type_name("N")
-      ->check(CLI::PositiveNumber);
+      ->check(whole_number(1));
 }
 
 void set_long(const std::string &what, int overlap, const rs_model *model, rs_encode_params *params) {
@@ -203,7 +230,7 @@ void add_encode_options(CLI::App *sub, encode_options *options) {
   add_sequence_options(sub, options);
   sub->add_option("--dim", options->dim, "keep the first N values and normalise again (Matryoshka)")
       ->type_name("N")
-      ->check(CLI::PositiveNumber);
+      ->check(whole_number(1));
   add_long_options(sub, &options->long_text, &options->overlap, "averaged");
   add_drop_options(sub, &options->drop);
 }
@@ -213,6 +240,8 @@ encoding::encoding(const encode_options &options, const rs_model *model) : drop(
   rs_model_info info = model_info(model);
   if (!options.pooling.empty() && rs_pooling_parse(options.pooling.c_str(), &params.pooling) != RS_OK)
     fail_usage("--pooling: ", rs_last_error());
+  if (params.pooling == RS_POOL_CLS && lacks_class_token(model))
+    fail_usage("cls: this model has no class token, only patches; mean is of these");
   params.normalize = options.normalize ? RS_ON : options.no_normalize ? RS_OFF : RS_DEFAULT;
 
   const bool prompted = options.prompt_option && options.prompt_option->count() > 0;

@@ -5,6 +5,7 @@
 
 #include <CLI/CLI.hpp>
 
+#include <climits>
 #include <functional>
 
 struct command_line {
@@ -36,6 +37,10 @@ CLI::App *add_command(CLI::App *app, const std::string &name, const std::string 
   sub->callback([=] { line->run = [=] { return execute(*options); }; });
   return sub;
 }
+
+// Checks of values.  CLI11's own say it at length, clamp what is too large, and let NaN pass.
+CLI::Validator whole_number(uint64_t least, uint64_t most = INT_MAX);
+CLI::Validator above_zero();
 
 void add_model_option(CLI::App *sub, std::string *file, bool positional);  // positional: `rs info FILE` as well as -m FILE
 void add_threads_option(CLI::App *sub, int *threads);                      // and --device

@@ -163,7 +163,7 @@ void add_rerank(CLI::App *app, command_line *line) {
   add_text_run_options(sub, options.get(), line,
                        "the texts that are ranked for --query, a line each, or JSON lines\nwith \"query\" and \"texts\"");
   options->query_option = sub->add_option("-q,--query", options->query, "rank the texts for this query")->type_name("TEXT");
-  sub->add_option("--top", options->top, "the best N texts (default: all)")->type_name("N")->check(CLI::PositiveNumber);
+  sub->add_option("--top", options->top, "the best N texts (default: all)")->type_name("N")->check(whole_number(1));
   sub->add_option("--label", options->label, "the label that ranks, of a model that has several")->type_name("NAME");
   sub->add_flag("--no-text", options->no_text, "index and score only");
   add_activation_option(sub, &options->activation);

@@ -5,12 +5,14 @@
 #include <numeric>
 
 void need_head(const rs_model *model, std::initializer_list<rs_head> wanted, const char *command, const char *what) {
-  const rs_head head = model_info(model).head;
+  const rs_model_info info = model_info(model);
+  const rs_head head = info.head;
   if (std::find(wanted.begin(), wanted.end(), head) != wanted.end()) return;
+  const std::string name = in_quotes(info.name);  // there may be several
   if (head == RS_HEAD_NONE)
-    fail("this model has no ", what, " head: rs ", command, " needs one that was published with the weights");
-  fail("this model has no ", what, " head, but one of ", rs_head_name(head), ": rs ", head == RS_HEAD_SPANS ? "answer" : "classify",
-       " is for that");
+    fail(name, ": this model has no ", what, " head: rs ", command, " needs one that was published with the weights");
+  fail(name, ": this model has no ", what, " head, but one of ", rs_head_name(head), ": rs ",
+       head == RS_HEAD_SPANS ? "answer" : "classify", " is for that");
 }
 
 void add_activation_option(CLI::App *sub, std::string *name) {

@@ -3,6 +3,7 @@
 #include "metrics.h"
 #include "scores.h"
 #include "task_parts.h"
+#include "tokens.h"
 
 #include <algorithm>
 #include <cmath>
@@ -76,18 +77,11 @@ int32_t task_layers(const rs_model *model, bool of_images) {
   return of_images ? model_info(model).image_layers : model_info(model).layers;
 }
 
-int32_t image_prefix(const rs_model *model) {
-  rs_image_shape shape;
-  check(rs_image_get_shape(model, 0, 0, &shape));
-  return shape.prefix;
-}
-
 layer_counter::layer_counter(const rs_model *model, bool of_images, evaluation *result)
     : model_(model), layers_(task_layers(model, of_images)), result_(result) {
   if (of_images) prefix_ = image_prefix(model);
-  rs_meta meta;  // a template: special tokens, and the places of the texts
-  if (find_meta(model, "tokenizer.single", &meta)) special_ = int32_t(meta.count) - 1;
-  if (find_meta(model, "tokenizer.pair", &meta)) pair_special_ = int32_t(meta.count) - 2;
+  special_ = int32_t(special_tokens(model, false));
+  pair_special_ = int32_t(special_tokens(model, true));
 }
 
 void layer_counter::add_text(const rs_text_info &info, const rs_drop *drop) {

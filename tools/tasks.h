@@ -89,9 +89,7 @@ extern const std::vector<std::string> task_names;
 bool task_of_images(const std::string &name, const std::string &data);
 // Of a task of texts, before it reads its data, which may be a folder of images: failure for a model that takes none.
 void check_takes_texts(const rs_model *model, const std::string &task);
-// The layers, and the tokens before the first patch that never leave, of what a task encodes.
-int32_t task_layers(const rs_model *model, bool of_images);
-int32_t image_prefix(const rs_model *model);
+int32_t task_layers(const rs_model *model, bool of_images);  // of what a task encodes
 std::unique_ptr<eval_task> load_task(const std::string &name, const task_options &options);
 
 // Settings take turns, unit by unit, so that whatever else the machine does hurts all alike.  `on_progress`: the share that is

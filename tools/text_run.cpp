@@ -138,7 +138,7 @@ void add_text_run_options(CLI::App *sub, text_run_options *options, const comman
   sub->add_option("-b,--batch", options->batch,
                   "texts, or images, that are computed together (default: 64, of images 8);\ndoes not change the result")
       ->type_name("N")
-      ->check(CLI::Range(1, 65536));
+      ->check(whole_number(1, 65536));
   add_threads_option(sub, &options->threads);
   sub->add_option("--thread-mode", options->thread_mode,
                   "latency: all threads work on the same texts; throughput: each on texts of its own\n"

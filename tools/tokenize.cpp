@@ -106,7 +106,7 @@ void add_tokenize(CLI::App *app, command_line *line) {
       ->check(CLI::IsMember({"jsonl", "text"}));
   sub->add_option("--max-tokens", options->max_tokens, "cut to this many, special tokens included (default: no limit)")
       ->type_name("N")
-      ->check(CLI::PositiveNumber);
+      ->check(whole_number(1));
   sub->add_flag("--offsets", options->offsets, "add where each token is in its text: first byte and the one after it");
   add_error_options(sub, &options->errors);
   add_no_check_option(sub, &options->no_check);

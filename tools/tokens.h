@@ -21,6 +21,11 @@ struct tokens {
 };
 
 rs_status tokenize(const rs_model *model, const text_item &item, tokens *out);
+size_t count_tokens(const rs_model *model, const std::string &text, const std::string *pair = nullptr);  // special ones too
+
+// The template of a text or of a pair: token ids, -1 and -2 where the texts go; empty where a file of images has none.
+std::vector<int64_t> template_of(const rs_model *model, bool pair);
+size_t special_tokens(const rs_model *model, bool pair);  // of the template
 
 // Cuts the texts inside of the template and keeps its special tokens.
 class truncator {
@@ -32,8 +37,6 @@ class truncator {
   std::pair<size_t, size_t> of_text(size_t count) const;
 
  private:
-  size_t length_alone(const text_item &item) const;
-
   const rs_model *model_;
   size_t max_tokens_;
   std::vector<int64_t> template_[2];  // of a single text, of a pair

@@ -1,7 +1,9 @@
 // rs trace: which tokens of a text, or patches of an image, left at which layer, with what score.
 #include "trace.h"
+#include "encode.h"
 #include "options.h"
 #include "output.h"
+#include "tokens.h"
 
 #include <unistd.h>
 #include <algorithm>
@@ -25,6 +27,7 @@ const char *const examples =
     "  json  an object a line: \"tokens\" with their place in the text (begin, end: characters; bytes), \"kept\": the positions "
     "left\n"
     "        at the end, and \"layers\": what stayed, what left, every score.  Positions count special tokens.\n"
+    "        \"truncated\": the text was cut to --max-tokens\n"
     "        of images \"image\", \"grid\": [rows, columns], and \"prefix\": how many tokens are before the patches\n"
     "  html  one page that needs no other file";
 
@@ -39,14 +42,14 @@ struct trace_options {
 };
 
 std::string format_of(const trace_options &options) {
+  const std::string end = ending_of(options.output);
+  // Whoever names such a file does not want text in it.
+  if ((ends_as_image(options.output) && end != ".png") || end == ".svg" || end == ".webp")
+    fail_usage("--output: ", in_quotes(options.output), ": pictures are written as .png only");
   if (!options.format.empty()) return options.format;
-  const std::string &path = options.output;
-  const auto ends_with = [&](const std::string &end) {
-    return path.size() > end.size() && path.compare(path.size() - end.size(), end.size(), end) == 0;
-  };
-  if (ends_with(".png")) return "png";
-  if (ends_with(".html") || ends_with(".htm")) return "html";
-  return ends_with(".json") || ends_with(".jsonl") ? "json" : "text";
+  if (end == ".png") return "png";
+  if (end == ".html" || end == ".htm") return "html";
+  return end == ".json" || end == ".jsonl" ? "json" : "text";
 }
 
 colours colours_of(const std::string &wanted, int fd) {
@@ -151,6 +154,8 @@ class tracer {
   }
 
   int report_failures() const {
+    const std::string cut = truncation_.summary(encoding_.max_tokens, model_info(model_.get()).position_limit, nullptr);
+    if (!cut.empty()) say(cut);
     const char *const noun = of_images_ ? " image" : " text";
     if (failed_ > 0) say(join(failed_, " of ", seen_, noun, seen_ == 1 ? "" : "s", " failed", stopped_ ? "; stopped there" : ""));
     return failed_ > 0 ? 1 : 0;
@@ -254,6 +259,10 @@ class tracer {
     out->pair = item->pair;
     out->has_pair = item->has_pair;
     take_tokens(handle, out);
+    rs_text_info info{};
+    info.total = int32_t(count_tokens(model_.get(), out->text, item->has_pair ? &item->pair : nullptr));
+    info.truncated = out->truncated = out->tokens.size() < size_t(info.total);
+    truncation_.add(info);
     take_steps(handle, out);
     for (const traced_layer &layer : out->layers)
       for (size_t i = 0; i < layer.positions.size(); ++i)
@@ -324,6 +333,7 @@ class tracer {
   trace_setting setting_;
   std::string prompt_;  // stands in front of every text
   std::vector<traced_text> page_;
+  truncation_count truncation_;
   bool of_images_ = false;
   rs_image_shape shape_{};
   int32_t patch_ = 0;
@@ -347,7 +357,8 @@ void add_trace(CLI::App *app, command_line *line) {
   add_model_option(sub, &options->model, false);
   add_text_options(sub, &options->texts, line, "texts, or paths of images,");
   add_drop_options(sub, &options->encode.drop);
-  sub->add_option("--format", options->format, "text, json, html or png (default: by the ending of --output, else text)")
+  sub->add_option("--format", options->format,
+                  "text, json, html or png (default: by the ending of --output: .png,\n.html, .htm, .json or .jsonl; else text)")
       ->type_name("NAME")
       ->check(CLI::IsMember({"text", "json", "html", "png"}));
   sub->add_option("-o,--output", options->output, "write to this file (default: standard output)")->type_name("FILE");

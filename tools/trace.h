@@ -38,7 +38,7 @@ struct traced_sequence {
 
 struct traced_text : traced_sequence {
   std::string text, pair;
-  bool has_pair = false;
+  bool has_pair = false, truncated = false;
   std::vector<traced_token> tokens;
   size_t length() const override { return tokens.size(); }
 };

@@ -106,6 +106,7 @@ std::string trace_json(const traced_text &trace, const trace_setting &setting) {
   ordered root;
   root["text"] = trace.text;
   if (trace.has_pair) root["pair"] = trace.pair;
+  root["truncated"] = trace.truncated;
   root["tokens"] = ordered::array();
   for (size_t i = 0; i < trace.tokens.size(); ++i) root["tokens"].push_back(token_json(trace.tokens[i], i, trace.has_pair));
   root["kept"] = trace.kept;

@@ -15,6 +15,7 @@
 #include "tune_journal.h"
 #include "tune_search.h"
 
+#include <unistd.h>
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
@@ -32,8 +33,9 @@ const char *const examples =
     "The loss is that of the metric, relative to what the first weight file gives without dropping; for cosine, 1 - the mean "
     "cosine\n"
     "with its vectors.  Schedules are chosen on one half of the data, by --seed; 'held out' is the other half.\n"
-    "What is found goes into a journal, line by line: the same command goes on where it was cut off.  With the same --seed and\n"
-    "--passes, everything but the times comes out the same.";
+    "What is found goes into a journal, line by line: the same command goes on where it was cut off; done, it says the same\n"
+    "again (or finds more, where --minutes ended it).  In a new journal, the same --seed and --passes find the same schedules\n"
+    "and losses; times, and by them the choice, are measured again, as they are with another --batch, --rounds or -t.";
 
 constexpr int most_passes = 1 << 20;
 
@@ -65,11 +67,9 @@ struct limits {
 };
 
 double parse_number(const std::string &text, const std::string &option) {
-  char *end = nullptr;
-  const double value = strtod(text.c_str(), &end);
-  if (text.empty() || *end != '\0' || !std::isfinite(value) || value <= 0)
-    fail_usage(option, ": ", in_quotes(text), " is not a number above 0");
-  return value;
+  const std::string wrong = above_zero()(text);
+  if (!wrong.empty()) fail_usage(option, ": ", wrong);
+  return strtod(text.c_str(), nullptr);
 }
 
 bool take_ending(std::string *text, const std::string &ending) {
@@ -231,7 +231,8 @@ struct data_part {
   evaluation full;  // by the first weight file, without dropping
 };
 
-constexpr size_t held_out = 999;  // "rung" of the other half in the journal
+// "Rungs" of the journal that are none: the other half, and what was timed.
+constexpr size_t held_out = 999, timed_ms = 998, timed_speedup = 997;
 
 class data_judge : public tune_judge {
  public:
@@ -256,7 +257,7 @@ class data_judge : public tune_judge {
     return cost_.share(parts_.back().full.lengths, candidate_drop(candidate, options_.seed).get());
   }
   bool possible(const drop_candidate &candidate) override {
-    return rs_drop_check(files_[0]->model(), candidate_drop(candidate, options_.seed).get()) == RS_OK;
+    return drop_error(files_[0]->model(), *candidate_drop(candidate, options_.seed).get()).empty();
   }
   double loss(size_t rung, const drop_candidate &candidate) override { return loss_of(0, rung, &candidate); }
 
@@ -344,9 +345,6 @@ struct timed_schedule {
 class tuner {
  public:
   explicit tuner(const tune_options &options) : options_(options), progress_(true) {
-    // CLI11's own checks let NaN pass.
-    if (!(options.minutes > 0)) fail_usage("--minutes: ", options.minutes, " is not a number above 0");
-    if (!(options.budget_ms >= 0)) fail_usage("--budget-ms: ", options.budget_ms, " is not a number above 0");
     if (!options.max_loss.empty()) usual_.loss = parse_loss(options.max_loss, "--max-loss");
     usual_.ms = options.budget_ms;
     for (const std::string &text : options.stores) stores_.push_back(parse_store(text, usual_));
@@ -380,7 +378,13 @@ class tuner {
     passes_ = stored_passes(journal, settings["found"]["passes"].get<int>());
     std::vector<search_result> results = search(&judge);
     finalists(results, &judge);
-    time_all(judge);
+    if (!times_of(journal)) {
+      time_all(judge);
+      for (const timed_schedule &s : schedules_) {
+        journal.add(s.file, timed_ms, timing(s), s.ms);
+        journal.add(s.file, timed_speedup, timing(s), s.speedup);
+      }
+    }
     mark_front();
     progress_.clear();
     for (const store_request &request : stores_) chosen_.push_back(choose(request.keep_to));
@@ -397,9 +401,13 @@ class tuner {
     for (const auto &file : files_)
       for (const std::string &path : {options_.output, options_.journal}) not_the_model(path, file->path());
     std::error_code error;
+    for (const std::string &path : {options_.output, options_.journal})
+      if (std::filesystem::equivalent(path, options_.data, error)) fail(in_quotes(path), " is the data itself");
     if (!options_.output.empty() &&
         (options_.output == options_.journal || std::filesystem::equivalent(options_.output, options_.journal, error)))
       fail_usage("the plot and the journal are both ", in_quotes(options_.output));
+    if (!options_.output.empty() && ending_of(options_.output) != ".svg")
+      fail_usage("--output: ", in_quotes(options_.output), ": the plot is an SVG, whose name ends in .svg");
     if (!options_.output.empty()) output_target(options_.output);
   }
 
@@ -519,6 +527,23 @@ class tuner {
   }
 
   // ------------------------------------------------------------------------------------------ times
+
+  // What was timed, where and how: in the journal, it stands for its times.
+  std::string timing(const timed_schedule &s) const {
+    char host[256] = "";
+    gethostname(host, sizeof host - 1);
+    return join(s.text, " batch=", options_.batch, " threads=", options_.threads, " rounds=", options_.rounds, " host=", host);
+  }
+
+  // Those of an earlier run, so that this one chooses the same; only all together, since what counts are ratios within a round.
+  bool times_of(const tune_journal &journal) {
+    for (timed_schedule &s : schedules_) {
+      const double *ms = journal.find(s.file, timed_ms, timing(s)), *speedup = journal.find(s.file, timed_speedup, timing(s));
+      if (!ms || !speedup) return false;
+      s.ms = *ms, s.speedup = *speedup;
+    }
+    return true;
+  }
 
   void time_all(const data_judge &judge) {
     std::vector<std::unique_ptr<candidate_drop>> drops;
@@ -784,6 +809,9 @@ std::string usual_metric(const tune_options &options) {
 
 int run_tune(const tune_options &options) {
   tune_options all = options;
+  std::error_code error;
+  if (all.data == "-" || std::filesystem::is_other(all.data, error))
+    fail_usage("--data: ", in_quotes(all.data), ": the data is read several times, so it needs to be a regular file, or a folder");
   if (all.metric.empty()) all.metric = usual_metric(all);
   if (!all.of_images() && !all.image_size.empty()) fail_usage("--image-size goes with a folder of images");
   if (all.metric != "retrieval" && all.limit_documents > 0) fail_usage("--limit-docs does not go with ", all.metric);
@@ -813,31 +841,31 @@ void add_tune(CLI::App *app, command_line *line) {
                   "choose the best that takes at most so much time a text (or image), on average\n(--batch 1: of texts that come "
                   "one by one)")
       ->type_name("MS")
-      ->check(CLI::PositiveNumber);
+      ->check(above_zero());
   sub->add_option("--store", options->stores,
                   "keep what is chosen in its weight file, for --drop-profile NAME; may be\n"
                   "repeated, with a limit of its own: fast=3%, best=0.5%, small=2ms")
       ->type_name("NAME");
-  sub->add_option("-o,--output", options->output, "write a plot (SVG) to this file")->type_name("FILE");
+  sub->add_option("-o,--output", options->output, "write a plot to this file, whose name ends in .svg")->type_name("FILE");
   sub->add_option("--minutes", options->minutes, "time that the search may take, more or less (default: 10)")
       ->type_name("N")
-      ->check(CLI::PositiveNumber);
-  sub->add_option("--passes", options->passes, "or how often it may go through the data, for results that repeat exactly")
+      ->check(above_zero());
+  sub->add_option("--passes", options->passes, "or how often it may go through the data, for a search that repeats exactly")
       ->type_name("N")
-      ->check(CLI::Range(1, most_passes));
-  sub->add_option("--seed", options->seed, "of halves, shares and the order of the search (default: 1)")->type_name("N");
-  sub->add_option("--limit", options->limit, "so much of the data at most (default: all)")
+      ->check(whole_number(1, most_passes));
+  sub->add_option("--seed", options->seed, "of halves, shares and the order of the search (default: 1)")
       ->type_name("N")
-      ->check(CLI::PositiveNumber);
+      ->check(whole_number(0, UINT64_MAX));
+  sub->add_option("--limit", options->limit, "so much of the data at most (default: all)")->type_name("N")->check(whole_number(1));
   sub->add_option("--limit-docs", options->limit_documents, "of retrieval: so many documents at most (default: all)")
       ->type_name("N")
-      ->check(CLI::PositiveNumber);
+      ->check(whole_number(1));
   sub->add_option("-b,--batch", options->batch, "texts or images that are encoded together (default: 64)")
       ->type_name("N")
-      ->check(CLI::Range(1, 65536));
+      ->check(whole_number(1, 65536));
   sub->add_option("--rounds", options->rounds, "of timing (default: what fits into a fifth of --minutes, 5 to 201)")
       ->type_name("N")
-      ->check(CLI::Range(1, 1000));
+      ->check(whole_number(1, 1000));
   sub->add_option("--journal", options->journal, "where results are kept (default: beside --output, else beside the weight file)")
       ->type_name("FILE");
   CLI::Option *resume =
