@@ -21,8 +21,8 @@ struct usage_failure : failure {  // exit status 2
   using failure::failure;
 };
 
-// What literals of all lengths are alike, and numbers of all sizes, so that there are few functions of these below: they would be
-// a hundredth of the program.
+// As what a part is joined: literals of all lengths alike, and numbers of all sizes, so that the functions below are few.  One for
+// each combination of types would be 3 % of the program.
 template <class T>
 using piece = std::conditional_t<std::is_convertible_v<const T &, const char *>, const char *,
                                  std::conditional_t<std::is_integral_v<T> && (sizeof(T) > 1),
