@@ -19,7 +19,7 @@ const char *const examples =
     "Examples:\n"
     "  rs trace -m minilm.rsw --drop 0,0.3,0,0.3 --drop-score=-mlp 'The cat sat on the mat.'\n"
     "  rs trace -m minilm.rsw --drop-profile fast -f texts.jsonl -o trace.html\n"
-    "  rs trace -m dinov2.rsw --drop 0.2,0,0,0.2,0,0,0.2 photo.jpg -o trace.png\n"
+    "  rs trace -m dinov2.rsw --drop 0,0,0.2,0,0,0.3 --drop-score attn-colsum photo.jpg -o trace.png\n"
     "Formats:\n"
     "  text  each token in the colour of the layer behind which it left; without colours the layer as an index: the\xe2\x82\x81;\n"
     "        of an image the patches, in a grid\n"
