@@ -5306,6 +5306,7 @@ struct graph_plan {
   };
   std::vector<place> order, live;  // while planning: the largest first; those that have a place, by offset
   std::vector<size_t> profile;     // index into the session's profile, by op
+  std::vector<double> seconds;     // of the run that is profiled: [threads][ops]
   // Of the arena: tensors, scratch of all threads, then for each thread: scratch, block (tensors, scratch of all operators).
   size_t tensor_bytes = 0, shared_bytes = 0, scratch_bytes = 0, block_tensor_bytes = 0, each_bytes = 0;
 
@@ -5698,13 +5699,12 @@ struct graph_runner {
     }
   }
 
-  // The first thread's time stands for all.
   template <class F>
   void timed(int i, F f) const {
-    if (!s->profile || me.thread) return f();
+    if (!s->profile) return f();
     const double start = now_seconds();
     f();
-    profile_of(s, p, static_cast<size_t>(i)).seconds += now_seconds() - start;
+    p.seconds[static_cast<size_t>(me.thread) * p.ops.size() + static_cast<size_t>(i)] += now_seconds() - start;
   }
 };
 
@@ -5788,6 +5788,10 @@ void count_calls(rs_session *s, graph_plan &p) {
     profile_entry &e = profile_of(s, p, i);
     e.calls++;
     e.macs += op_rows[p.ops[i].t->op].macs(p.ops[i]).count;
+    // The thread that took longest: of a few rows, one may do all.
+    double longest = 0;
+    for (size_t at = i; at < p.seconds.size(); at += p.ops.size()) longest = std::max(longest, p.seconds[at]);
+    e.seconds += longest;
   }
 }
 
@@ -5800,8 +5804,9 @@ rs_status run_whole(rs_session *s, const run_request &q) {
   RS_TRY(reserve_arena(s, l, arena_bytes_of(p, s->threads)));
   run_error error;
   place(*l, p, &error);
-  if (s->profile) count_calls(s, p);
+  p.seconds.assign(s->profile ? p.ops.size() * static_cast<size_t>(s->threads) : 0, 0);
   run_team(s->threads, [&](const worker &me) { graph_runner{s, p, me}.run(); });
+  if (s->profile) count_calls(s, p);
   return error.taken ? rs_fail(error.status, "%s", error.text) : RS_OK;
 }
 

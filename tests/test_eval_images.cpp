@@ -277,7 +277,7 @@ TEST_F(EvalImages, AccuracyIsThatOfTheModel) {
 
 TEST_F(EvalImages, TableAndFilesInTurns) {
   const run_result r = eval({"images", "-m", weights("classifier"), "-m", weights("q8"), "--data", data(), "--rounds", "2", "-t",
-                             "1", "--drop", "0,0.5", "--drop-score", "mlp"});
+                             "1", "--drop", "0,0.5", "--drop-score", "norm"});
   EXPECT_EQ(r.code, 0) << r;
   EXPECT_EQ(r.err, "");
   const strings lines = lines_of(r.out);
@@ -292,7 +292,7 @@ TEST_F(EvalImages, TableAndFilesInTurns) {
 }
 
 TEST_F(EvalImages, DroppingCountsTokensAndSparesTheClassToken) {
-  const json row = images_json({"--drop", "0.5,0,0.9", "--drop-score", "mlp"});
+  const json row = images_json({"--drop", "0.5,0,0.9", "--drop-score", "norm"});
   // 17 tokens, then 17 - 8 = 9, 9, then all but the class token and one: 9 - 8.
   const double counts[] = {17, 9, 9, 9 - 8};
   EXPECT_NEAR(row["dropped"]["tokens_per_layer"], (counts[0] + counts[1] + counts[2] + counts[3]) / 4, 1e-12);
@@ -326,7 +326,7 @@ TEST_F(EvalImages, CosineOfVectorsAndPatches) {
   EXPECT_NEAR(none["full"]["metrics"]["cosine"], 1, 1e-6);
   EXPECT_NEAR(none["full"]["metrics"]["patches"], 1, 1e-6);
 
-  const json restored = cosine_json({"--drop", "0.5", "--drop-mode", "restore"});
+  const json restored = cosine_json({"--drop", "0.5", "--drop-score", "norm", "--drop-mode", "restore"});
   EXPECT_NEAR(restored["full"]["metrics"]["patches"], 1, 1e-6);
   const json &metrics = restored["dropped"]["metrics"];
   for (const char *name : {"cosine", "lowest", "patches", "lowest image"}) {
@@ -338,7 +338,9 @@ TEST_F(EvalImages, CosineOfVectorsAndPatches) {
 
   // Patches that are gone cannot be compared, which does not count as like or unlike.
   for (const char *mode : {"prune", "merge", "fold"})
-    EXPECT_TRUE(cosine_json({"--drop", "0.5", "--drop-mode", mode})["dropped"]["metrics"]["patches"].is_null()) << mode;
+    EXPECT_TRUE(
+        cosine_json({"--drop", "0.5", "--drop-score", "norm", "--drop-mode", mode})["dropped"]["metrics"]["patches"].is_null())
+        << mode;
   // More patches: 6 x 4 of 8 pixels.
   EXPECT_EQ(cosine_json({"--image-size", "48x32"})["full"]["tokens"], images * 25);
   EXPECT_NEAR(cosine_json({"--pooling", "mean", "--drop", "0,0"})["dropped"]["quality"], 1, 1e-6);
@@ -351,7 +353,7 @@ TEST_F(EvalImages, PatchesAreThoseBehindTheClassToken) {
   ASSERT_EQ(rs_model_load(weights("plain").c_str(), nullptr, &model), RS_OK) << rs_last_error();
   ASSERT_EQ(rs_session_create(model, nullptr, &session), RS_OK) << rs_last_error();
   rs_drop *drop = nullptr;
-  ASSERT_EQ(rs_drop_parse("ratios=0,0.5 score=-mlp mode=restore", &drop), RS_OK);
+  ASSERT_EQ(rs_drop_parse("ratios=0,0.5 score=norm mode=restore", &drop), RS_OK);
   double vectors = 0, patches = 0;
   for (unsigned i = 0; i < images; ++i) {
     const std::string bytes = tiny_image(i);
@@ -371,7 +373,7 @@ TEST_F(EvalImages, PatchesAreThoseBehindTheClassToken) {
     for (size_t token = 1; token < 17; ++token) patches += similarity(token) / 16 / images;
   }
   const json metrics =
-      cosine_json({"--drop", "0,0.5", "--drop-score=-mlp", "--drop-mode", "restore", "-b", "7"})["dropped"]["metrics"];
+      cosine_json({"--drop", "0,0.5", "--drop-score=norm", "--drop-mode", "restore", "-b", "7"})["dropped"]["metrics"];
   EXPECT_NEAR(metrics["cosine"], vectors, 1e-6);
   EXPECT_NEAR(metrics["patches"], patches, 1e-6);
   rs_drop_free(drop);
@@ -459,7 +461,7 @@ TEST_F(EvalImages, Bench) {
     more.insert(more.begin(), {"bench", "-m", weights("plain"), "--seconds", "0.001", "-t", "1"});
     return rs(more);
   };
-  const run_result r = bench({"--shapes", "1x32,3x48x32", "--json", "--ops", "--drop", "0.5"});
+  const run_result r = bench({"--shapes", "1x32,3x48x32", "--json", "--ops", "--drop", "0.5", "--drop-score", "norm"});
   ASSERT_EQ(r.code, 0) << r;
   const std::vector<json> rows = jsonl(r.out);
   ASSERT_EQ(rows.size(), 4u);

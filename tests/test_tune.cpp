@@ -603,7 +603,7 @@ TEST_F(Tune, WhatIsWrongIsSaidInOneLine) {
   const auto with_data = [&](const std::string &file, const strings &more = {}) {
     strings arguments = {program(), "tune", "-m", model(), "--data", file, "--passes", "1"};
     arguments.insert(arguments.end(), more.begin(), more.end());
-    const run_result r = run(arguments);
+    run_result r = run(arguments);
     EXPECT_EQ(count_of(r.err, "\n"), 1u) << r;
     return r;
   };

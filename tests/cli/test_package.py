@@ -137,7 +137,7 @@ class Install(Case):
     def test_uninstall(self):
         """What `make install` put there goes, whatever was installed from the build folder elsewhere in the meantime."""
         there, elsewhere = self.path("there"), self.path("elsewhere")
-        make = ["make", "-C", SOURCE, "BUILD=" + BUILD, "PREFIX=/usr/local", "DESTDIR=" + there]
+        make = ["make", "-C", SOURCE, "-o", "all", "BUILD=" + BUILD, "PREFIX=/usr/local", "DESTDIR=" + there]
         self.call([*make, "install"])
         self.assertTrue(os.path.exists(there + "/usr/local/include/rs.h"))
         self.call(["cmake", "--install", BUILD, "--prefix", "/opt/rs"], {"DESTDIR": elsewhere})
