@@ -710,6 +710,15 @@ const char *rs_status_name(rs_status status) {
 
 namespace {
 
+// For a message, which has no room for all that a file may hold.
+struct name_list {
+  std::string all;
+  void add(const char *name) {
+    if (all.size() < 512) all += (all.empty() ? "" : ", ") + std::string(name);
+  }
+  const char *text() const { return all.empty() ? "none" : all.c_str(); }
+};
+
 std::string shape_text(int rank, const int64_t *shape) {
   std::string s = "[";
   for (int i = 0; i < rank; i++) {
@@ -3206,10 +3215,10 @@ const kernel_row *choose_kernels() {
   for (const kernel_row *row : kernel_rows)
     if (row->available() && (!wanted || !*wanted || !strcmp(wanted, row->name))) return row;
   (void)rs_guarded([&] {
-    std::string names;
+    name_list known;
     for (const kernel_row *row : kernel_rows)
-      if (row->available()) names += std::string(names.empty() ? "" : ", ") + row->name;
-    return rs_fail(RS_ERR_UNSUPPORTED, "RS_ISA=%s: this build on this CPU has %s", wanted, names.c_str());
+      if (row->available()) known.add(row->name);
+    return rs_fail(RS_ERR_UNSUPPORTED, "RS_ISA=%s: this build on this CPU has %s", wanted, known.text());
   });
   return nullptr;
 }
@@ -5478,9 +5487,13 @@ constexpr size_t most_graphs = 16;
 constexpr size_t most_plans = 2 * most_graphs;  // that a lane keeps
 
 graph_plan *plan_of(const rs_session *s, lane *l, const rs_graph *g) {
-  for (const auto &p : l->plans)
-    if (p->graph_id == g->id) return p.get();
-  // Nobody tells when a graph is freed.  One at this address before was, and the oldest of many may have been.
+  const auto known = std::find_if(l->plans.begin(), l->plans.end(), [&](const auto &p) { return p->graph_id == g->id; });
+  if (known != l->plans.end()) {
+    std::rotate(known, known + 1, l->plans.end());  // the last used at the end
+    return l->plans.back().get();
+  }
+  // Nobody tells when a graph is freed.  One at this address before was, and of many the one that was used longest ago may have
+  // been.
   const graph_plan *oldest = l->plans.size() >= most_plans ? l->plans.front().get() : nullptr;
   const auto is_old = [&](const auto &p) { return p->graph == g || p.get() == oldest; };
   for (const auto &p : l->plans)
@@ -7122,17 +7135,6 @@ const char *rs_head_name(rs_head head) { return head >= RS_HEAD_NONE && head <= 
 const char *rs_head_activation_name(rs_head_activation how) {
   return how >= RS_HEAD_RAW && how <= RS_HEAD_SIGMOID ? head_activation_names[how] : "?";
 }
-
-namespace {
-// For a message, which has no room for all that a file may hold.
-struct name_list {
-  std::string all;
-  void add(const char *name) {
-    if (all.size() < 512) all += (all.empty() ? "" : ", ") + std::string(name);
-  }
-  const char *text() const { return all.empty() ? "none" : all.c_str(); }
-};
-}  // namespace
 
 rs_status rs_model_prompt(const rs_model *m, const char *name, const char **text) {
   return rs_guarded([&] {

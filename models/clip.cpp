@@ -192,7 +192,7 @@ rs_status clip_shape(const rs_model *model, rs_model_shape *out) {
   RS_TRY(read_i64(model, "clip.projection_dim", 1, 65536, &dim));
   RS_TRY(read_f64(model, "clip.logit_scale", &scale));
   RS_TRY(read_f64(model, "clip.logit_bias", &bias));
-  if (std::fabs(scale) > FLT_MAX || std::fabs(bias) > FLT_MAX)
+  if (!(std::fabs(scale) <= FLT_MAX && std::fabs(bias) <= FLT_MAX))
     return rs_fail(RS_ERR_FORMAT, "clip.logit_scale %g, clip.logit_bias %g: no finite floats", scale, bias);
   out->dim = static_cast<int32_t>(dim);
   out->logit_scale = static_cast<float>(scale);

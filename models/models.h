@@ -51,8 +51,8 @@ struct rs_family {
   rs_status (*build)(const rs_model *model, rs_graph *graph, rs_tower tower, int layers, const rs_drop_schedule *drop,
                      const rs_image_grid *grid, rs_states *out);
 
-  // What is known to go wrong with such a schedule in this family; nullptr when nothing is, as where there is
-  // no such function.
+  // What is known to go wrong with such a schedule in this family; nullptr when nothing is, and no function where
+  // nothing ever is.
   const char *(*drop_warning)(const rs_drop_schedule &drop);
 
   // A head on these states: its logits, [B, labels] or [T, labels].  A head that the file lacks the weights of is told by

@@ -575,6 +575,28 @@ TEST(graph_on_a_card, empty_runs) {
   }
 }
 
+// A session does not grow with each graph that it ever ran: what it keeps of one, its constants on the card among it, goes when
+// many others ran since.
+TEST(graph_on_a_card, of_many_graphs_the_last_ones_stay) {
+  const device_session card("cuda");
+  const graph_case &c =
+      *std::find_if(std::begin(graph_cases), std::end(graph_cases), [](const graph_case &g) { return g.quantized; });
+  vec in = normal(4 * width, 1);
+  std::vector<std::unique_ptr<built>> graphs;  // all there, so that none has the address of one that was
+  std::vector<vec> results;
+  size_t bytes = 0;
+  for (int i = 0; i < 80; i++) {
+    graphs.push_back(std::make_unique<built>(c));
+    results.push_back(graphs.back()->run(card.s, c, {0, 4}, in));
+    if (i == 39) bytes = rs_session_arena_bytes(card.s);
+  }
+  EXPECT_EQ(rs_session_arena_bytes(card.s), bytes);
+  // One that went comes back.
+  for (int i = 0; i < 80; i++)
+    EXPECT_EQ(graphs[static_cast<size_t>(i)]->run(card.s, c, {0, 4}, in), results[static_cast<size_t>(i)]);
+  EXPECT_EQ(rs_session_arena_bytes(card.s), bytes);
+}
+
 // ------------------------------------------------------------------------------------------------ images
 
 rs_session *image_session(const rs_model *model, int32_t threads, int32_t tokens) {

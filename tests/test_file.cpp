@@ -417,6 +417,21 @@ TEST_F(weight_file, a_copy_differs_only_in_the_metadata_that_were_set) {
   }
 }
 
+TEST_F(weight_file, type_ids_of_its_template_are_those_of_the_model) {
+  const loaded m(path);
+  rs_writer *w;
+  const int64_t types[] = {0, 5, 0};
+  ASSERT_EQ(rs_writer_open((dir / "bad.rsw").c_str(), &w), RS_OK);
+  ASSERT_EQ(rs_writer_set_i64s(w, "tokenizer.single_types", types, 3), RS_OK);
+  ASSERT_EQ(rs_writer_copy(w, m.model), RS_OK) << rs_last_error();
+  ASSERT_EQ(rs_writer_finish(w), RS_OK) << rs_last_error();
+  rs_writer_free(w);
+  rs_model *bad = nullptr;
+  EXPECT_EQ(rs_model_load((dir / "bad.rsw").c_str(), nullptr, &bad), RS_ERR_FORMAT);
+  EXPECT_NE(std::string(rs_last_error()).find("type ids up to 5, the model 2 of them"), std::string::npos) << rs_last_error();
+  rs_model_free(bad);
+}
+
 TEST_F(weight_file, may_be_moved_and_deleted_while_in_use) {
   const loaded m(path);
   rs_text text = {"hello world", RS_NUL_TERMINATED};

@@ -524,7 +524,22 @@ TEST(vision, files_that_do_not_fit_are_refused_at_load) {
   refused(vit, "prefix.weight", RS_F32, RS_ROWS, {2, 32}, "'prefix.weight' is not a table of floats");
   refused(vit, "patch.bias", RS_F32, RS_ROWS, {33}, "'patch.bias' is not a vector of 32 floats");
   refused(vit, "patch.weight", RS_F32, RS_PANELS, {32, 48}, "'patch.weight'");
-  refused(converted(dir, "clip", "f32"), "image.projection.weight", RS_F32, RS_PANELS, {23, 32}, "'image.projection.weight'");
+  const std::string clip = converted(dir, "clip", "f32");
+  refused(clip, "image.projection.weight", RS_F32, RS_PANELS, {23, 32}, "'image.projection.weight'");
+  for (const char *key : {"clip.logit_scale", "clip.logit_bias"}) {  // a finite double that no float is
+    rs_model *model, *bad = nullptr;
+    rs_writer *w;
+    ASSERT_EQ(rs_model_load(clip.c_str(), nullptr, &model), RS_OK) << rs_last_error();
+    ASSERT_EQ(rs_writer_open((dir / "bad.rsw").c_str(), &w), RS_OK);
+    ASSERT_EQ(rs_writer_set_f64(w, key, -1e300), RS_OK);
+    ASSERT_EQ(rs_writer_copy(w, model), RS_OK) << rs_last_error();
+    ASSERT_EQ(rs_writer_finish(w), RS_OK) << rs_last_error();
+    rs_writer_free(w);
+    rs_model_free(model);
+    EXPECT_EQ(rs_model_load((dir / "bad.rsw").c_str(), nullptr, &bad), RS_ERR_FORMAT) << key;
+    EXPECT_NE(std::string(rs_last_error()).find("no finite floats"), std::string::npos) << rs_last_error();
+    rs_model_free(bad);
+  }
 }
 
 // A model of texts whose last token, behind a causal mask, is its answer has none to drop: no schedule may be taken and left.
