@@ -581,19 +581,20 @@ TEST(graph_on_a_card, of_many_graphs_the_last_ones_stay) {
   const device_session card("cuda");
   const graph_case &c =
       *std::find_if(std::begin(graph_cases), std::end(graph_cases), [](const graph_case &g) { return g.quantized; });
+  std::vector<int32_t> starts = {0, 4};
   vec in = normal(4 * width, 1);
   std::vector<std::unique_ptr<built>> graphs;  // all there, so that none has the address of one that was
   std::vector<vec> results;
   size_t bytes = 0;
   for (int i = 0; i < 80; i++) {
     graphs.push_back(std::make_unique<built>(c));
-    results.push_back(graphs.back()->run(card.s, c, {0, 4}, in));
+    results.push_back(graphs.back()->run(card.s, c, starts, in));
     if (i == 39) bytes = rs_session_arena_bytes(card.s);
   }
   EXPECT_EQ(rs_session_arena_bytes(card.s), bytes);
   // One that went comes back.
   for (int i = 0; i < 80; i++)
-    EXPECT_EQ(graphs[static_cast<size_t>(i)]->run(card.s, c, {0, 4}, in), results[static_cast<size_t>(i)]);
+    EXPECT_EQ(graphs[static_cast<size_t>(i)]->run(card.s, c, starts, in), results[static_cast<size_t>(i)]);
   EXPECT_EQ(rs_session_arena_bytes(card.s), bytes);
 }
 
