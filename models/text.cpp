@@ -433,7 +433,7 @@ void cut_out(const literal_set &literals, std::string_view text, Between between
     if (found->flags & RS_ADDED_RSTRIP) end = space_end(text, end);
     if (done < begin) between(done, begin);
     if (begin < end) token(found->id, begin, end);
-    done = std::max(done, end);
+    done = end;  // which may lie in the whitespace that the one before took: it is given back, as the tokenizers library does
   }
   if (done < text.size()) between(done, text.size());
 }

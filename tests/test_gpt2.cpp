@@ -296,6 +296,30 @@ TEST(Gpt2, VocabularyAndMergesOfRoberta) {
   const json &texts = golden()["texts"];
   for (size_t i = 0; i < texts.size(); i++)
     EXPECT_EQ(show(encode(t, texts[i].get<std::string>())), show(expected(kind["rows"][i]))) << texts[i];
+  files.config["trim_offsets"] = false;
+  EXPECT_FALSE(read_hf_tokenizer(files).trim_spans);
   const rs_tokens a = encode(t, "a photo"), b = encode(t, "of it");
   EXPECT_EQ(wrap(t, a, &b).ids, kind["pair"]["ids"].get<std::vector<int32_t>>());
+}
+
+// Whatever tokenizer.json says, RobertaTokenizer of transformers adds no space and trims, but where tokenizer_config.json says so.
+TEST(Gpt2, RobertaTokenizerHasSettingsOfItsOwn) {
+  hf_tokenizer_files files;
+  files.tokenizer = tokenizer_of(golden()["kinds"]["roberta"]);
+  const auto settings = [&] {
+    const hf_tokenizer t = read_hf_tokenizer(files);
+    return std::pair(t.prefix_space, t.trim_spans);
+  };
+  files.tokenizer["pre_tokenizer"]["add_prefix_space"] = files.tokenizer["post_processor"]["add_prefix_space"] = true;
+  files.tokenizer["post_processor"]["trim_offsets"] = false;
+  EXPECT_EQ(settings(), std::pair(true, false));
+  files.model_type = "roberta";
+  EXPECT_EQ(settings(), std::pair(false, true));
+  files.config = {{"tokenizer_class", "RobertaTokenizerFast"}, {"add_prefix_space", true}, {"trim_offsets", false}};
+  EXPECT_EQ(settings(), std::pair(true, false));
+  files.tokenizer["pre_tokenizer"]["add_prefix_space"] = false;
+  EXPECT_EQ(settings(), std::pair(true, false));
+  files.config["tokenizer_class"] = "PreTrainedTokenizerFast";
+  files.tokenizer["post_processor"]["add_prefix_space"] = false;
+  EXPECT_EQ(settings(), std::pair(false, false));
 }

@@ -454,6 +454,10 @@ TEST(HfLimits, MaxTokens) {
                {json::object(), {{"model_max_length", 20}}, 20},
                {json::object(), {{"model_max_length", 1e30}}, 64},
                {json::object(), {{"model_max_length", 512}}, 64},
+               {json::object(), {{"max_len", 20}}, 20},  // as transformers wrote it first
+               {json::object(), {{"model_max_length", 30}, {"max_len", 20}}, 30},
+               {{{"tokenizer_args", {{"model_max_length", 12}}}}, {{"model_max_length", 20}}, 12},
+               {{{"processor_kwargs", {{"model_max_length", 12}}}}, json::object(), 12},
                {{{"max_seq_length", 512}}, json::object(), 64},
                {json::object(), json::object(), 64}};
   for (const auto &c : cases) {
@@ -474,6 +478,16 @@ TEST(HfLimits, MaxTokens) {
   named.put("tokenizer_config.json", json{{"truncation_side", "left"}});
   ASSERT_EQ(named.read().notes.size(), 1u);
   EXPECT_NE(named.read().notes[0].find("truncation_side"), std::string::npos);
+  named.remove("tokenizer_config.json");
+  json whole = tiny_model().tokenizer();
+  whole["truncation"] = {{"direction", "Left"}, {"max_length", 9}};
+  named.put("tokenizer.json", whole);
+  ASSERT_EQ(named.read().notes.size(), 1u);
+  EXPECT_EQ(named.read().notes[0].find("tokenizer.json: truncation: direction is 'Left'"), 0u) << named.read().notes[0];
+  named.put("tokenizer_config.json", json{{"truncation_side", "right"}});
+  EXPECT_TRUE(named.read().notes.empty());
+  named.put("sentence_bert_config.json", json{{"tokenizer_args", 5}});
+  expect_error(named, "'tokenizer_args' is number, expected an object");
   for (const json &bad : {json(0), json(-5), json("many"), json(true)}) {
     folder f;
     f.put("sentence_bert_config.json", json{{"max_seq_length", bad}});
@@ -488,6 +502,10 @@ TEST(HfPrompts, NamesAndDefault) {
   hf_folder got = f.read();
   ASSERT_EQ(got.prompts.size(), 2u);
   EXPECT_EQ(got.default_prompt, "query");
+  EXPECT_TRUE(got.notes.empty());
+  f.put("config_sentence_transformers.json", json{{"truncate_dim", 16}});
+  ASSERT_EQ(f.read().notes.size(), 1u);
+  EXPECT_NE(f.read().notes[0].find("truncate_dim is 16"), std::string::npos) << f.read().notes[0];
   f.put("config_sentence_transformers.json", json{{"prompts", {{"query", "q: "}}}, {"default_prompt_name", "other"}});
   expect_error(f, "default_prompt_name 'other' is not among the prompts");
   f.put("config_sentence_transformers.json", json{{"prompts", {{"query", 5}}}});
@@ -575,6 +593,77 @@ TEST(HfTokenizer, TokenizerConfigOverridesTheNormalizer) {
   EXPECT_FALSE(read_tokenizer(file, {{"strip_accents", false}}).strip_accents);
   EXPECT_TRUE(read_tokenizer(with(file, "/normalizer/strip_accents", false), {{"strip_accents", nullptr}}).strip_accents);
   EXPECT_TRUE(read_tokenizer(file, {{"do_lower_case", false}, {"tokenizer_class", "PreTrainedTokenizerFast"}}).lowercase);
+}
+
+// Whatever tokenizer.json says, BertTokenizer of transformers has these where tokenizer_config.json does not name them.
+TEST(HfTokenizer, BertTokenizerHasSettingsOfItsOwn) {
+  hf_tokenizer_files files;
+  files.tokenizer = tiny_model().tokenizer();
+  files.tokenizer["normalizer"].update(
+      json{{"lowercase", false}, {"strip_accents", true}, {"handle_chinese_chars", false}, {"clean_text", false}});
+  const auto settings = [&] {
+    const hf_tokenizer t = read_hf_tokenizer(files);
+    return std::vector<bool>{t.lowercase, t.strip_accents, t.chinese_chars, t.clean_text};
+  };
+  const std::vector<bool> of_the_file = {false, true, false, false}, of_the_class = {true, true, true, false};
+  EXPECT_EQ(settings(), of_the_file);
+  files.model_type = "bert";
+  EXPECT_EQ(settings(), of_the_class);
+  for (const char *name : {"BertTokenizer", "BertTokenizerFast", "DistilBertTokenizerFast", "ElectraTokenizer"}) {
+    files.config = {{"tokenizer_class", name}};
+    EXPECT_EQ(settings(), of_the_class) << name;
+  }
+  files.config["do_lower_case"] = false;
+  EXPECT_EQ(settings(), (std::vector<bool>{false, false, true, false})) << "accents go with capitals";
+  for (const char *name : {"PreTrainedTokenizerFast", "TokenizersBackend"}) {
+    files.config = {{"tokenizer_class", name}};
+    EXPECT_EQ(settings(), of_the_file) << name;
+  }
+}
+
+TEST(HfTokenizer, TokensThatTokenizerJsonDoesNotList) {
+  hf_tokenizer_files files;
+  files.tokenizer = tiny_model().tokenizer();
+  files.tokenizer["added_tokens"] = json::array();
+  EXPECT_TRUE(read_hf_tokenizer(files).added_ids.empty());
+  const auto id = [&](const char *token) {
+    const std::vector<std::string> tokens = tiny_model().tokens();
+    return int64_t(std::find(tokens.begin(), tokens.end(), token) - tokens.begin());
+  };
+  // Of a class of its own, those that it knows; of others, those that are named.
+  files.model_type = "bert";
+  EXPECT_EQ(read_hf_tokenizer(files).added_ids, (std::vector<int64_t>{0, 2, 3, 4, 1}));
+  files.model_type = "";
+  files.config = {{"mask_token", {{"content", "[MASK]"}, {"lstrip", true}}},
+                  {"additional_special_tokens", {"text", {{"content", "[CLS]"}, {"rstrip", true}}}}};
+  files.special_tokens = {{"extra_special_tokens", {{"name", "b"}}}};
+  files.added_tokens = {{"a", id("a")}};
+  hf_tokenizer t = read_hf_tokenizer(files);
+  EXPECT_EQ(t.added_ids, (std::vector<int64_t>{4, id("a"), id("text"), 2, id("b")}));
+  EXPECT_EQ(t.added_flags, (std::vector<int64_t>{16 + 2, 8, 16, 16 + 4, 16}));
+  EXPECT_TRUE(t.notes.empty());
+  files.added_tokens = json();
+  files.config = {{"added_tokens_decoder", {{"4", {{"content", "[MASK]"}, {"rstrip", true}}}}}, {"mask_token", "[MASK]"}};
+  files.special_tokens = {{"additional_special_tokens", {"xyzzy"}}};
+  t = read_hf_tokenizer(files);
+  EXPECT_EQ(t.added_ids, (std::vector<int64_t>{4}));
+  EXPECT_EQ(t.added_flags, (std::vector<int64_t>{4}));
+  ASSERT_EQ(t.notes.size(), 1u);
+  EXPECT_NE(t.notes[0].find("additional_special_tokens: token 'xyzzy' is not in the vocabulary"), std::string::npos) << t.notes[0];
+  const std::pair<json, const char *> bad[] = {
+      {{{"additional_special_tokens", 5}}, "additional_special_tokens is neither an array nor an object"},
+      {{{"additional_special_tokens", {5}}}, "additional_special_tokens: neither a string nor an AddedToken"},
+      {{{"mask_token", 5}}, "mask_token: neither a string nor an AddedToken"},
+      {{{"split_special_tokens", true}}, "split_special_tokens is true, but rs finds special tokens in texts"}};
+  for (const auto &[config, error] : bad) {
+    files.config = config;
+    try {
+      read_hf_tokenizer(files);
+      ADD_FAILURE() << config;
+    } catch (const failure &e) {
+      EXPECT_NE(std::string(e.what()).find(error), std::string::npos) << e.what();
+    }
+  }
 }
 
 TEST(HfTokenizer, LowerCasedInputKeepsAccents) {
@@ -778,7 +867,7 @@ TEST(HfBpe, IsFoundInAFolder) {
   folder f;
   const json file = clip_tokenizer();
   f.remove("tokenizer.json");
-  f.put("tokenizer_config.json", json::object());
+  f.put("tokenizer_config.json", json{{"tokenizer_class", "CLIPTokenizer"}});
   f.put("vocab.json", file["model"]["vocab"]);
   f.put("merges.txt", std::string("#version: 0.2\ni n\n"));
   EXPECT_EQ(f.read().tokenizer.merges, (std::vector<int64_t>{72, 77}));

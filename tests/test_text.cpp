@@ -419,6 +419,13 @@ TEST(Tokenizer, AddedTokens) {
            {"a xx yy a"sv, "10:0-1 26:2-5 27:4-7 10:8-9"},
            {"a xx   yy a"sv, "10:0-1 26:2-7 27:6-9 10:10-11"},
        }},
+      // What is behind such a one is text again.
+      {with_added({{"xx", RS_ADDED_RSTRIP}, {"\n", 0}, {"yy", RS_ADDED_LSTRIP}}),
+       {
+           {"a xx\n\ta"sv, "10:0-1 26:2-6 27:4-5 10:6-7"},
+           {"xx\n\tyy a"sv, "26:0-4 27:2-3 28:3-6 10:7-8"},
+           {"xx \n yy"sv, "26:0-5 27:3-4 28:4-7"},
+       }},
   });
 }
 

@@ -172,6 +172,7 @@ class folder_reader {
     for (const char *name : sentence_configs)
       if (sentence.is_null()) sentence = read_json(transformer_, sentence_name_ = name, false);
     json tokenizer_config = read_json(transformer_, "tokenizer_config.json", false);
+    take_arguments(sentence, &tokenizer_config);
     read_max_tokens(hyper, sentence, tokenizer_config);
     read_tokenizer(sentence, tokenizer_config);
     read_sentence_transformers();
@@ -345,6 +346,18 @@ class folder_reader {
 
   // -------------------------------------------------------------------------------------------- tokenizer, limits, prompts
 
+  // What sentence-transformers gives the tokenizer's class to read the folder with: settings that count for more than its own.
+  void take_arguments(const json &sentence, json *tokenizer_config) const {
+    if (sentence.is_null()) return;
+    for (const char *key : {"tokenizer_args", "processor_kwargs"}) {
+      if (!json_object(sentence, sentence_name_).find(key)) continue;
+      json_object(sentence, sentence_name_).object(key);
+      if (tokenizer_config->is_null()) *tokenizer_config = json::object();
+      json_object(*tokenizer_config, "tokenizer_config.json");
+      tokenizer_config->update(sentence[key]);
+    }
+  }
+
   void read_tokenizer(const json &sentence, const json &tokenizer_config) {
     hf_tokenizer_files files;
     files.config = tokenizer_config;
@@ -360,11 +373,22 @@ class folder_reader {
     }
     if (!sentence.is_null()) files.lower_input = json_object(sentence, sentence_name_).boolean("do_lower_case").value_or(false);
     files.model_class = config_string("tokenizer_class");
+    files.model_type = config_string("model_type");
     out_.tokenizer = read_hf_tokenizer(files);
-    if (!tokenizer_config.is_null() &&
-        json_object(tokenizer_config, "tokenizer_config.json").string("truncation_side").value_or("right") != "right")
-      out_.notes.push_back(
-          "tokenizer_config.json: truncation_side is not 'right', but rs keeps the beginning of texts that are too long");
+    out_.notes.insert(out_.notes.end(), out_.tokenizer.notes.begin(), out_.tokenizer.notes.end());
+    note_truncation(files);
+  }
+
+  void note_truncation(const hf_tokenizer_files &files) {
+    std::optional<std::string> side;
+    std::string place = "tokenizer_config.json: truncation_side";
+    if (!files.config.is_null()) side = json_object(files.config, "tokenizer_config.json").string("truncation_side");
+    if (!side && files.tokenizer.is_object() && json_object(files.tokenizer, "tokenizer.json").find("truncation")) {
+      place = "tokenizer.json: truncation: direction";
+      side = json_object(files.tokenizer, "tokenizer.json").object("truncation").string("direction");
+    }
+    if (side && *side != "right" && *side != "Right")
+      out_.notes.push_back(join(place, " is ", in_quotes(*side), ", but rs keeps the beginning of texts that are too long"));
   }
 
   static std::optional<int64_t> limit_in(const json &file, const char *name, const char *key) {
@@ -390,7 +414,8 @@ class folder_reader {
       positions = padding < positions ? positions - padding - 1 : 0;
     out_.position_limit = std::max<int64_t>(positions, 0);
     std::optional<int64_t> limit = limit_in(sentence, sentence_name_.c_str(), "max_seq_length");
-    if (!limit) limit = limit_in(tokenizer_config, "tokenizer_config.json", "model_max_length");
+    for (const char *key : {"model_max_length", "max_len"})  // the second of before 2020
+      if (!limit) limit = limit_in(tokenizer_config, "tokenizer_config.json", key);
     out_.max_tokens = limit.value_or(out_.position_limit);
     if (out_.position_limit > 0) out_.max_tokens = std::min(out_.max_tokens, out_.position_limit);
   }
@@ -411,6 +436,9 @@ class folder_reader {
         out_.prompts.emplace_back(prompt, text.get<std::string>());
       }
     }
+    if (const auto dim = settings.integer("truncate_dim"))
+      out_.notes.push_back(join(name, ": truncate_dim is ", *dim, ", but vectors are whole; rs embed --dim ", *dim,
+                                " cuts them, and brings them back to length 1 if the model does"));
     out_.default_prompt = settings.string("default_prompt_name").value_or("");
     bool known = out_.default_prompt.empty();
     for (const auto &prompt : out_.prompts) known |= prompt.first == out_.default_prompt;

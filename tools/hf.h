@@ -24,6 +24,7 @@ struct hf_tokenizer {
   std::vector<int64_t> added_ids, added_flags;
   std::map<std::string, int64_t> special_ids;  // "pad", "cls", "sep", "mask", "bos", "eos": those that exist
   std::vector<int64_t> single, single_types, pair, pair_types;
+  std::vector<std::string> notes;  // what a user should know
 };
 
 // The files of a folder that speak of the tokenizer; null where there is none.
@@ -38,6 +39,7 @@ struct hf_tokenizer_files {
   std::string merges;  // merges.txt
   bool has_merges = false;
   std::string model_class;   // config.json: tokenizer_class, where tokenizer_config.json names none
+  std::string model_type;    // config.json: says the class where neither does
   bool lower_input = false;  // sentence_bert_config.json: do_lower_case
 };
 

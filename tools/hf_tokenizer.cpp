@@ -40,6 +40,8 @@ class tokenizer_reader {
   explicit tokenizer_reader(const hf_tokenizer_files &files) : files_(files) {}
 
   hf_tokenizer read() {
+    if (setting("split_special_tokens", false))
+      fail("tokenizer_config.json: split_special_tokens is true, but rs finds special tokens in texts");
     if (!files_.tokenizer.is_null()) read_tokenizer_json();
     else if (files_.has_vocab) read_vocab_txt();
     else if (!files_.vocab_json.is_null() && files_.has_merges) read_vocab_json();
@@ -66,6 +68,37 @@ class tokenizer_reader {
     if (!files_.config.is_object() || !files_.config.contains("model_input_names")) return true;
     const json &names = files_.config["model_input_names"];
     return !names.is_array() || std::find(names.begin(), names.end(), "token_type_ids") != names.end();
+  }
+
+  // What tokenizer_config.json has of a name.
+  std::optional<bool> setting(const char *key) const {
+    return files_.config.is_null() ? std::nullopt : json_object(files_.config, "tokenizer_config.json").boolean(key);
+  }
+  bool setting(const char *key, bool otherwise) const { return setting(key).value_or(otherwise); }
+
+  // The class of transformers that reads the folder, without its "Fast", and what names it.
+  struct class_name {
+    std::string name;
+    const char *place;
+  };
+  class_name tokenizer_class() const {
+    class_name c = {"", "tokenizer_config.json: tokenizer_class"};
+    if (!files_.config.is_null())
+      c.name = json_object(files_.config, "tokenizer_config.json").string("tokenizer_class").value_or("");
+    if (c.name.empty()) c = {files_.model_class, "config.json: tokenizer_class"};
+    for (const auto &[type, usual] : {std::pair{"bert", "BertTokenizer"}, {"roberta", "RobertaTokenizer"}})
+      if (c.name.empty() && files_.model_type == type) c = {usual, "config.json: model_type stands for"};
+    const size_t fast = c.name.size() - std::min<size_t>(c.name.size(), 4);
+    if (c.name.compare(fast, 4, "Fast") == 0) c.name.resize(fast);
+    return c;
+  }
+  static bool is_bert(const std::string &class_name) {
+    return class_name == "BertTokenizer" || class_name == "DistilBertTokenizer" || class_name == "ElectraTokenizer";
+  }
+  static bool is_roberta(const std::string &class_name) { return class_name == "RobertaTokenizer"; }
+  // That are just a tokenizer.json.
+  static bool is_plain(const std::string &class_name) {
+    return class_name.empty() || class_name == "PreTrainedTokenizer" || class_name == "TokenizersBackend";
   }
 
   bool is_bpe() const { return out_.type == "bpe"; }
@@ -105,25 +138,33 @@ class tokenizer_reader {
     int64_t flags;
   };
 
-  // A special token: tokenizer_config.json, then special_tokens_map.json, then what BERT or CLIP calls it.
+  // The files that name special tokens, of which the first counts.
+  std::vector<json_object> special_places() const {
+    std::vector<json_object> places;
+    if (!files_.config.is_null()) places.emplace_back(files_.config, "tokenizer_config.json");
+    if (!files_.special_tokens.is_null()) places.emplace_back(files_.special_tokens, "special_tokens_map.json");
+    return places;
+  }
+
+  // A text, or an AddedToken.
+  static std::optional<special_token> special_in(const json &value, const std::string &where) {
+    if (value.is_string()) return special_token{value.get<std::string>(), special};
+    if (!value.is_object()) fail(where, ": neither a string nor an AddedToken");
+    json_object token(value, where);
+    const std::optional<std::string> text = token.string("content");
+    return text ? std::optional<special_token>({*text, flags_of(token) | special}) : std::nullopt;
+  }
+
+  std::optional<special_token> named_special(const token_role &role) const {
+    for (const json_object &place : special_places())
+      if (const json *value = place.find(role.key))
+        if (auto token = special_in(*value, place.where() + ": " + role.key)) return token;
+    return std::nullopt;
+  }
+
+  // Else what BERT, RoBERTa or CLIP calls it.
   special_token special_of(const token_role &role) const {
-    struct {
-      const json &content;
-      const char *name;
-    } places[] = {{files_.config, "tokenizer_config.json"}, {files_.special_tokens, "special_tokens_map.json"}};
-    for (const auto &place : places) {
-      if (place.content.is_null()) continue;
-      json_object object(place.content, place.name);
-      const json *value = object.find(role.key);
-      if (!value) continue;
-      if (!value->is_object()) {
-        if (std::optional<std::string> text = object.string(role.key)) return {*text, special};
-      } else {  // an AddedToken
-        json_object token = object.object(role.key);
-        if (std::optional<std::string> text = token.string("content")) return {*text, flags_of(token) | special};
-      }
-    }
-    return {role.usual, special};
+    return named_special(role).value_or(special_token{role.usual, special});
   }
 
   std::string token_of(const token_role &role) const { return special_of(role).text; }
@@ -160,6 +201,7 @@ class tokenizer_reader {
         add_token(token.string("content").value_or(""), token.integer("id").value_or(-1), flags_of(token), token.where());
       }
     }
+    list_tokens_again();
     if (is_gpt2()) {
       read_gpt2_normalizer(root.find("normalizer"));
       read_gpt2_pre_tokenizer(root.find("pre_tokenizer"));
@@ -309,12 +351,18 @@ class tokenizer_reader {
            ", rs knows ByteLevel for BPE without end_of_word_suffix");
     json_object bytes(*value, "tokenizer.json: pre_tokenizer");
     out_.prefix_space = bytes.boolean("add_prefix_space").value_or(true);
+    // RobertaTokenizer replaces both, by what it has where tokenizer_config.json says nothing.
+    if (is_roberta(tokenizer_class().name)) out_.prefix_space = setting("add_prefix_space", false);
     if (!bytes.boolean("use_regex").value_or(true)) fail(bytes.where(), ": ByteLevel without use_regex, rs knows GPT-2's words");
   }
 
   // What a post-processor says of spaces is about places; CLIP's tokens have none.
   void read_trimming(const json_object &processor) {
     if (!is_gpt2()) return;
+    if (is_roberta(tokenizer_class().name)) {
+      out_.trim_spans = setting("trim_offsets", true);
+      return;
+    }
     out_.trim_spans = processor.boolean("trim_offsets").value_or(true);
     if (out_.trim_spans && processor.boolean("add_prefix_space").value_or(true) != out_.prefix_space)
       fail(processor.where(), ": add_prefix_space is not that of the pre_tokenizer");
@@ -330,22 +378,18 @@ class tokenizer_reader {
 
   // As CLIPTokenizer and RobertaTokenizer of transformers 5 put it together.
   void read_vocab_json() {
-    bool roberta = false;
-    if (!files_.config.is_null()) {
-      json_object config(files_.config, "tokenizer_config.json");
-      const std::string name = config.string("tokenizer_class").value_or("CLIPTokenizer");
-      roberta = name == "RobertaTokenizer" || name == "RobertaTokenizerFast";
-      if (!roberta && name != "CLIPTokenizer" && name != "CLIPTokenizerFast")
-        fail("tokenizer_config.json: tokenizer_class ", in_quotes(name),
-             " and no tokenizer.json; rs reads vocab.json and merges.txt of CLIPTokenizer and RobertaTokenizer");
-      out_.prefix_space = roberta && config.boolean("add_prefix_space").value_or(false);
-    }
+    const class_name named = tokenizer_class();
+    const bool roberta = is_roberta(named.name);
+    if (!roberta && !named.name.empty() && named.name != "CLIPTokenizer")
+      fail(named.place, " ", in_quotes(named.name),
+           " and no tokenizer.json; rs reads vocab.json and merges.txt of CLIPTokenizer and RobertaTokenizer");
+    out_.prefix_space = roberta && setting("add_prefix_space", false);
     if (!files_.vocab_json.is_object()) fail("vocab.json is not an object");
     read_vocab(files_.vocab_json, "vocab.json");
     out_.type = "bpe";
     out_.suffix = roberta ? "" : "</w>";
     out_.split_special = !roberta;
-    out_.trim_spans = roberta;
+    out_.trim_spans = roberta && setting("trim_offsets", true);
     for (size_t begin = 0; begin < files_.merges.size();) {
       const size_t end = std::min(files_.merges.find('\n', begin), files_.merges.size());
       const bool cr = end > begin && files_.merges[end - 1] == '\r';
@@ -396,16 +440,15 @@ class tokenizer_reader {
 
   // Settings of the normalizer with all that overrides them.
   void set_normalizer(bool chinese_chars, std::optional<bool> strip_accents, bool lowercase) {
-    // transformers' BertTokenizerFast replaces what tokenizer.json says where tokenizer_config.json says otherwise.  The classes
-    // that are just a tokenizer.json do not.
-    if (!files_.config.is_null()) {
-      json_object config(files_.config, "tokenizer_config.json");
-      std::string tokenizer_class = config.string("tokenizer_class").value_or("");
-      if (tokenizer_class != "PreTrainedTokenizerFast" && tokenizer_class != "TokenizersBackend") {
-        lowercase = config.boolean("do_lower_case").value_or(lowercase);
-        chinese_chars = config.boolean("tokenize_chinese_chars").value_or(chinese_chars);
-        if (files_.config.contains("strip_accents")) strip_accents = config.boolean("strip_accents");  // null counts
-      }
+    // transformers' BertTokenizer replaces what tokenizer.json says, by what it has where tokenizer_config.json says nothing. Other
+    // classes replace what is named there; those that are just a tokenizer.json nothing.
+    const std::string name = tokenizer_class().name;
+    const bool bert = is_bert(name);
+    if (bert || !is_plain(name) || name.empty()) {
+      lowercase = setting("do_lower_case", bert || lowercase);
+      chinese_chars = setting("tokenize_chinese_chars", bert || chinese_chars);
+      const bool says = !files_.config.is_null() && files_.config.contains("strip_accents");  // null counts
+      if (bert || says) strip_accents = setting("strip_accents");
     }
     out_.chinese_chars = chinese_chars;
     out_.strip_accents = strip_accents.value_or(lowercase);  // as in the original BERT
@@ -522,21 +565,15 @@ class tokenizer_reader {
 
   // vocab.txt alone does not say how words are found.  BertJapaneseTokenizer, for one, uses a dictionary.
   void check_tokenizer_class() const {
-    std::optional<std::string> name;
     if (!files_.config.is_null()) {
       json_object config(files_.config, "tokenizer_config.json");
       for (const char *kind : {"word_tokenizer_type", "subword_tokenizer_type"})
         if (config.find(kind))
           fail("tokenizer_config.json: ", kind, ", which BertJapaneseTokenizer has; rs reads vocab.txt of BertTokenizer");
-      name = config.string("tokenizer_class");
     }
-    const char *const place = name ? "tokenizer_config.json" : "config.json";
-    if (!name) name = files_.model_class.empty() ? "BertTokenizer" : files_.model_class;
-    const char *const known[] = {"BertTokenizer",           "BertTokenizerFast", "DistilBertTokenizer",
-                                 "DistilBertTokenizerFast", "ElectraTokenizer",  "ElectraTokenizerFast"};
-    for (const char *k : known)
-      if (*name == k) return;
-    fail(place, ": tokenizer_class ", in_quotes(*name), " and no tokenizer.json; rs reads vocab.txt of BertTokenizer");
+    const class_name named = tokenizer_class();
+    if (!named.name.empty() && !is_bert(named.name))
+      fail(named.place, " ", in_quotes(named.name), " and no tokenizer.json; rs reads vocab.txt of BertTokenizer");
   }
 
   // One token a line, the line's number its id.  Of equal lines the last counts, as in transformers.
@@ -559,26 +596,80 @@ class tokenizer_reader {
   // the first of these places says of it.
   template <size_t N>
   void add_listed_tokens(const token_role (&roles)[N]) {
-    if (!files_.config.is_null() && files_.config.contains("added_tokens_decoder")) {
-      json_object decoder = json_object(files_.config, "tokenizer_config.json").object("added_tokens_decoder");
-      std::map<int64_t, const json *> in_order;
-      for (const auto &[key, value] : files_.config["added_tokens_decoder"].items())
-        in_order[parse_id(key, decoder.where())] = &value;
-      for (const auto &[id, value] : in_order) {
-        json_object token(*value, decoder.where());
-        add_token(token.string("content").value_or(""), id, flags_of(token), decoder.where());
-      }
-    }
+    for_decoder([this](const std::string &content, int64_t id, int64_t flags, const std::string &where) {
+      add_token(content, id, flags, where);
+    });
     for (const token_role &role : roles) {
       const special_token token = special_of(role);
       auto found = ids_.find(token.text);
       // The reader of vocab.txt always knew them as plain ones.
       if (found != ids_.end()) add_token(found->first, found->second, is_bpe() ? token.flags : int64_t(special), "the vocabulary");
     }
+    for_added(
+        [this](const std::string &content, int64_t id, const std::string &where) { add_token(content, id, normalized, where); });
+    list_more_special();
+  }
+
+  // The same beside a tokenizer.json, which should have them all: of tokens that it has, those that it does not list.
+  void list_tokens_again() {
+    for_decoder([this](const std::string &content, int64_t, int64_t flags, const std::string &where) {
+      list_again(content, flags, where);
+    });
+    const auto list_roles = [&](const auto &roles) {
+      for (const token_role &role : roles) {
+        if (const auto token = named_special(role)) list_again(token->text, token->flags, role.key);
+        else if (!is_plain(tokenizer_class().name) && ids_.find(role.usual) != ids_.end())
+          list_again(role.usual, special, role.key);
+      }
+    };
+    if (!is_bpe() || (is_gpt2() && ids_.find("<s>") == ids_.end())) list_roles(token_roles);
+    else if (is_gpt2()) list_roles(roberta_roles);
+    else list_roles(clip_roles);
+    for_added([this](const std::string &content, int64_t, const std::string &where) { list_again(content, normalized, where); });
+    list_more_special();
+  }
+
+  // A token outside of the vocabulary would get an id for which the model has no row.
+  void list_again(const std::string &content, int64_t flags, const std::string &where) {
+    auto found = ids_.find(content);
+    if (found != ids_.end()) add_token(found->first, found->second, flags, where);
+    else if (!content.empty())
+      out_.notes.push_back(join(where, ": token ", in_quotes(content), " is not in the vocabulary, so it is read as other text"));
+  }
+
+  // What has no role: a list, or an object of names and tokens.
+  void list_more_special() {
+    for (const json_object &place : special_places())
+      for (const char *key : {"additional_special_tokens", "extra_special_tokens"}) {
+        const std::string where = place.where() + ": " + key;
+        const json *tokens = place.find(key);
+        if (tokens && !tokens->is_array() && !tokens->is_object()) fail(where, " is neither an array nor an object");
+        for (const json &value : tokens ? *tokens : json::array())
+          if (const auto token = special_in(value, where)) list_again(token->text, token->flags, where);
+      }
+  }
+
+  // f(content, id, flags, where) of what tokenizer_config.json lists by id.
+  template <class F>
+  void for_decoder(F f) const {
+    if (files_.config.is_null() || !files_.config.contains("added_tokens_decoder")) return;
+    json_object decoder = json_object(files_.config, "tokenizer_config.json").object("added_tokens_decoder");
+    std::map<int64_t, const json *> in_order;
+    for (const auto &[key, value] : files_.config["added_tokens_decoder"].items())
+      in_order[parse_id(key, decoder.where())] = &value;
+    for (const auto &[id, value] : in_order) {
+      json_object token(*value, decoder.where());
+      f(token.string("content").value_or(""), id, flags_of(token), decoder.where());
+    }
+  }
+
+  // f(content, id, where) of added_tokens.json.
+  template <class F>
+  void for_added(F f) const {
     if (files_.added_tokens.is_null()) return;
     json_object added(files_.added_tokens, "added_tokens.json");
     for (const auto &[token, value] : files_.added_tokens.items())
-      add_token(token, added.integer(token.c_str()).value_or(-1), normalized, "added_tokens.json");
+      f(token, added.integer(token.c_str()).value_or(-1), added.where());
   }
 
   static int64_t parse_id(const std::string &text, const std::string &where) {
