@@ -1,5 +1,5 @@
-// BERT (Devlin et al., arXiv 1810.04805) and RoBERTa (Liu et al., arXiv 1907.11692): a post-norm encoder with learned absolute
-// positions and token types.
+// BERT (Devlin et al., arXiv 1810.04805), RoBERTa (Liu et al., arXiv 1907.11692) and DistilBERT (Sanh et al., arXiv 1910.01108): a
+// post-norm encoder with learned absolute positions and token types.
 //
 //   x = LN(word[id] + position[i] + type[t])
 //   each layer:  h = LN(x + attn(x));  x = LN(h + W2 act(W1 h))
@@ -10,10 +10,11 @@
 //   blk.<i>.attn.out.{weight [C,C], bias}  blk.<i>.attn.norm.{weight,bias}
 //   blk.<i>.mlp.up.{weight [F,C], bias [F]}  blk.<i>.mlp.down.{weight [C,F], bias}  blk.<i>.mlp.norm.{weight,bias}
 //   pooler.{weight [C,C], bias}  where published
-//   classifier.{weight [labels,C], bias}  of a head: labels of a text by tanh(pooler [CLS]), of each token by its state, or, with
+//   classifier.{weight [labels,C], bias}  of a head: labels of a text by act(pooler [CLS]), of each token by its state, or, with
 //   two of them, how much each token begins and ends an answer
-// RoBERTa counts positions from the id of its padding on; rows of the table before that are left out, so that they begin at 0 here,
-// too.  A "<pad>" that stands in a text, which it would not count, is a token like any other.
+// The pooler's activation is tanh, or what bert.pooler_act says (DistilBERT: relu).  DistilBERT has no types; its table here has
+// one row, of zeros. RoBERTa counts positions from the id of its padding on; rows of the table before that are left out, so that
+// they begin at 0 here, too.  A "<pad>" that stands in a text, which it would not count, is a token like any other.
 #include "parts.h"
 
 #include <cmath>
@@ -26,7 +27,8 @@ namespace {
 // ---------------------------------------------------------------------------------------- settings
 
 struct bert_settings {
-  int64_t hidden, intermediate, layers, heads, vocab, positions, types;
+  int64_t hidden, intermediate, layers, heads, vocab, positions;
+  int64_t types;           // of a folder: 0 for DistilBERT, which has none; of a file one at least
   int64_t first_position;  // of the published table
   double eps;
   rs_activation act;
@@ -38,23 +40,25 @@ rs_status convert_settings(rs_importer &in, bert_settings *s) {
   int64_t pad;
   const char *act, *type;
   RS_TRY(in.config_str("model_type", &type));
-  const bool roberta = !strcmp(type, "roberta");
-  RS_TRY(in.config_i64("hidden_size", &s->hidden, 1, 65536));
-  RS_TRY(in.config_i64("intermediate_size", &s->intermediate, 1, 65536));
-  RS_TRY(in.config_i64("num_hidden_layers", &s->layers, 1, 1024));
-  RS_TRY(in.config_i64("num_attention_heads", &s->heads, 1, s->hidden));
+  const bool roberta = !strcmp(type, "roberta"), distilbert = !strcmp(type, "distilbert");
+  const char *const hidden = distilbert ? "dim" : "hidden_size", *const heads = distilbert ? "n_heads" : "num_attention_heads";
+  RS_TRY(in.config_i64(hidden, &s->hidden, 1, 65536));
+  RS_TRY(in.config_i64(distilbert ? "hidden_dim" : "intermediate_size", &s->intermediate, 1, 65536));
+  RS_TRY(in.config_i64(distilbert ? "n_layers" : "num_hidden_layers", &s->layers, 1, 1024));
+  RS_TRY(in.config_i64(heads, &s->heads, 1, s->hidden));
   RS_TRY(in.config_i64("vocab_size", &s->vocab, 1, INT32_MAX));
   RS_TRY(in.config_i64("max_position_embeddings", &s->positions, 1, INT32_MAX));
-  RS_TRY(in.config_i64("type_vocab_size", &s->types, 1, INT32_MAX, 2));
+  s->types = 0;
+  if (!distilbert) RS_TRY(in.config_i64("type_vocab_size", &s->types, 1, INT32_MAX, 2));
   RS_TRY(in.config_i64("pad_token_id", &pad, 0, s->vocab - 1, roberta ? 1 : 0));
   RS_TRY(in.config_f64("layer_norm_eps", &s->eps, 1e-12));
-  RS_TRY(in.config_str("hidden_act", &act, "gelu"));
+  RS_TRY(in.config_str(distilbert ? "activation" : "hidden_act", &act, "gelu"));
   RS_TRY(find_activation(act, &s->act));
   RS_TRY(in.config_must_be("position_embedding_type", "absolute"));
   RS_TRY(in.config_must_be("is_decoder", false));
   RS_TRY(in.config_must_be("add_cross_attention", false));
   if (s->hidden % s->heads)
-    return rs_fail(RS_ERR_FORMAT, "config.json: %lld heads do not divide hidden_size %lld", static_cast<long long>(s->heads),
+    return rs_fail(RS_ERR_FORMAT, "config.json: %lld heads do not divide %s %lld", static_cast<long long>(s->heads), hidden,
                    static_cast<long long>(s->hidden));
   s->first_position = roberta ? pad + 1 : 0;
   s->positions -= s->first_position;
@@ -69,39 +73,56 @@ rs_status convert_settings(rs_importer &in, bert_settings *s) {
   RS_TRY(rs_writer_set_i64(w, "bert.num_heads", s->heads));
   RS_TRY(rs_writer_set_i64(w, "bert.vocab_size", s->vocab));
   RS_TRY(rs_writer_set_i64(w, "bert.max_positions", s->positions));
-  RS_TRY(rs_writer_set_i64(w, "bert.type_vocab_size", s->types));
+  RS_TRY(rs_writer_set_i64(w, "bert.type_vocab_size", std::max<int64_t>(s->types, 1)));
   RS_TRY(rs_writer_set_i64(w, "bert.pad_token_id", pad));
   RS_TRY(rs_writer_set_f64(w, "bert.layer_norm_eps", s->eps));
   return rs_writer_set_str(w, "bert.hidden_act", act);
 }
 
-rs_status convert_layer(rs_importer &in, const bert_settings &s, const std::string &from, const std::string &to) {
-  const std::string attn = from + "attention.", self = attn + "self.";
-  RS_TRY(in.linear(to + "attn.qkv.weight", {self + "query.weight", self + "key.weight", self + "value.weight"}, 3 * s.hidden,
-                   s.hidden));
-  RS_TRY(in.vector(to + "attn.qkv.bias", {self + "query.bias", self + "key.bias", self + "value.bias"}, 3 * s.hidden));
-  RS_TRY(in.linear(to + "attn.out.weight", {attn + "output.dense.weight"}, s.hidden, s.hidden));
-  RS_TRY(in.vector(to + "attn.out.bias", {attn + "output.dense.bias"}, s.hidden));
-  RS_TRY(in.vector(to + "attn.norm.weight", {attn + "output.LayerNorm.weight"}, s.hidden));
-  RS_TRY(in.vector(to + "attn.norm.bias", {attn + "output.LayerNorm.bias"}, s.hidden));
-  RS_TRY(in.linear(to + "mlp.up.weight", {from + "intermediate.dense.weight"}, s.intermediate, s.hidden));
-  RS_TRY(in.vector(to + "mlp.up.bias", {from + "intermediate.dense.bias"}, s.intermediate));
-  RS_TRY(in.linear(to + "mlp.down.weight", {from + "output.dense.weight"}, s.hidden, s.intermediate));
-  RS_TRY(in.vector(to + "mlp.down.bias", {from + "output.dense.bias"}, s.hidden));
-  RS_TRY(in.vector(to + "mlp.norm.weight", {from + "output.LayerNorm.weight"}, s.hidden));
-  return in.vector(to + "mlp.norm.bias", {from + "output.LayerNorm.bias"}, s.hidden);
+// What the parts of a layer are called.
+struct layer_names {
+  const char *list, *query, *key, *value, *out, *attn_norm, *up, *down, *mlp_norm;
+};
+constexpr layer_names bert_names = {"encoder.layer.",        "attention.self.query.",   "attention.self.key.",
+                                    "attention.self.value.", "attention.output.dense.", "attention.output.LayerNorm.",
+                                    "intermediate.dense.",   "output.dense.",           "output.LayerNorm."};
+constexpr layer_names distilbert_names = {"transformer.layer.", "attention.q_lin.",   "attention.k_lin.",
+                                          "attention.v_lin.",   "attention.out_lin.", "sa_layer_norm.",
+                                          "ffn.lin1.",          "ffn.lin2.",          "output_layer_norm."};
+
+rs_status convert_layer(rs_importer &in, const bert_settings &s, const layer_names &names, const std::string &from,
+                        const std::string &to) {
+  const std::string q = from + names.query, k = from + names.key, v = from + names.value, out = from + names.out,
+                    attn_norm = from + names.attn_norm, up = from + names.up, down = from + names.down,
+                    mlp_norm = from + names.mlp_norm;
+  RS_TRY(in.linear(to + "attn.qkv.weight", {q + "weight", k + "weight", v + "weight"}, 3 * s.hidden, s.hidden));
+  RS_TRY(in.vector(to + "attn.qkv.bias", {q + "bias", k + "bias", v + "bias"}, 3 * s.hidden));
+  RS_TRY(in.linear(to + "attn.out.weight", {out + "weight"}, s.hidden, s.hidden));
+  RS_TRY(in.vector(to + "attn.out.bias", {out + "bias"}, s.hidden));
+  RS_TRY(in.vector(to + "attn.norm.weight", {attn_norm + "weight"}, s.hidden));
+  RS_TRY(in.vector(to + "attn.norm.bias", {attn_norm + "bias"}, s.hidden));
+  RS_TRY(in.linear(to + "mlp.up.weight", {up + "weight"}, s.intermediate, s.hidden));
+  RS_TRY(in.vector(to + "mlp.up.bias", {up + "bias"}, s.intermediate));
+  RS_TRY(in.linear(to + "mlp.down.weight", {down + "weight"}, s.hidden, s.intermediate));
+  RS_TRY(in.vector(to + "mlp.down.bias", {down + "bias"}, s.hidden));
+  RS_TRY(in.vector(to + "mlp.norm.weight", {mlp_norm + "weight"}, s.hidden));
+  return in.vector(to + "mlp.norm.bias", {mlp_norm + "bias"}, s.hidden);
 }
 
 // The head, where there is one: the pooler that it needs and its own layer.
 rs_status convert_head(rs_importer &in, const bert_settings &s, const std::string &root) {
   const char *architecture;
   RS_TRY(in.config_str("architectures.0", &architecture, ""));
-  // RoBERTa's classifier has its pooler inside.
-  const bool inside = in.has("classifier.out_proj.weight");
-  const std::string pooler = inside ? "classifier.dense." : root + "pooler.dense.",
+  // RoBERTa's classifier has its pooler inside; DistilBERT's is one of the classifier, by another function.
+  const bool inside = in.has("classifier.out_proj.weight"), before = in.has("pre_classifier.weight");
+  const std::string pooler = inside   ? "classifier.dense."
+                             : before ? "pre_classifier."
+                                      : root + "pooler.dense.",
                     last = inside ? "classifier.out_proj." : "classifier.";
   const bool spans = in.has("qa_outputs.weight"), classifier = in.has(last + "weight"), pooled = in.has(pooler + "weight");
-  const auto is = [&](const std::string &task) { return architecture == "Bert" + task || architecture == "Roberta" + task; };
+  const auto is = [&](const std::string &task) {
+    return architecture == "Bert" + task || architecture == "Roberta" + task || architecture == "DistilBert" + task;
+  };
   const bool tokens = classifier && (is("ForTokenClassification") || !pooled);
   if (spans && classifier)
     return rs_fail(RS_ERR_UNSUPPORTED, "both 'qa_outputs.weight' and 'classifier.weight' are there; rs takes one head");
@@ -113,6 +134,7 @@ rs_status convert_head(rs_importer &in, const bert_settings &s, const std::strin
     RS_TRY(classifier && !tokens ? in.head("pooler.weight", pooler + "weight", s.hidden, s.hidden)
                                  : in.linear("pooler.weight", {pooler + "weight"}, s.hidden, s.hidden));
     RS_TRY(in.vector("pooler.bias", {pooler + "bias"}, s.hidden));
+    if (before) RS_TRY(rs_writer_set_str(in.writer(), "bert.pooler_act", "relu"));
   }
   if (!spans && !classifier) return RS_OK;
   rs_writer *w = in.writer();
@@ -142,9 +164,10 @@ rs_status bert_convert(rs_importer &in) {
   RS_TRY(convert_settings(in, &s));
   // Published from the bare model, or with a head on top, which puts a prefix in front.
   const std::string table = "embeddings.word_embeddings.weight",
-                    root = in.has("bert." + table)      ? "bert."
-                           : in.has("roberta." + table) ? "roberta."
-                                                        : "",
+                    root = in.has("bert." + table)         ? "bert."
+                           : in.has("roberta." + table)    ? "roberta."
+                           : in.has("distilbert." + table) ? "distilbert."
+                                                           : "",
                     embeddings = root + "embeddings.";
   // Checkpoints that were converted from TensorFlow name the parameters of a LayerNorm otherwise.
   if (in.has(embeddings + "LayerNorm.gamma"))
@@ -154,14 +177,21 @@ rs_status bert_convert(rs_importer &in) {
 
   RS_TRY(in.vector("embeddings.norm.weight", {embeddings + "LayerNorm.weight"}, s.hidden));
   RS_TRY(in.vector("embeddings.norm.bias", {embeddings + "LayerNorm.bias"}, s.hidden));
+  const layer_names &names = s.types ? bert_names : distilbert_names;
   for (int64_t i = 0; i < s.layers; i++)
-    RS_TRY(convert_layer(in, s, root + "encoder.layer." + std::to_string(i) + ".", "blk." + std::to_string(i) + "."));
+    RS_TRY(convert_layer(in, s, names, root + names.list + std::to_string(i) + ".", "blk." + std::to_string(i) + "."));
   RS_TRY(convert_head(in, s, root));
   in.ignore(embeddings + "position_ids");    // 0, 1, 2 …
   in.ignore(embeddings + "token_type_ids");  // 0, 0, 0 …
   in.ignore("cls.");                         // what pre-training predicted with: words and the next sentence
   in.ignore("lm_head.");
-  RS_TRY(in.table("type.weight", embeddings + "token_type_embeddings.weight", s.types, s.hidden, false));
+  in.ignore("vocab_");  // DistilBERT's
+  if (s.types) {
+    RS_TRY(in.table("type.weight", embeddings + "token_type_embeddings.weight", s.types, s.hidden, false));
+  } else {
+    in.values().assign(static_cast<size_t>(s.hidden), 0);
+    RS_TRY(in.put_table("type.weight", 1, s.hidden, false));
+  }
   const int64_t positions[] = {s.first_position + s.positions, s.hidden};
   RS_TRY(in.read({embeddings + "position_embeddings.weight"}, 2, positions));
   in.values().erase(in.values().begin(), in.values().begin() + s.first_position * s.hidden);
@@ -248,14 +278,17 @@ rs_status bert_head(const rs_model *model, rs_graph *g, rs_head head, int64_t la
   RS_TRY(read_settings(model, &s));
   rs_tensor *x = states.x;
   if (head == RS_HEAD_SEQUENCE) {
+    rs_activation act = RS_ACT_TANH;
+    rs_meta other;
+    if (rs_model_meta(model, "bert.pooler_act", &other) == RS_OK) RS_TRY(read_activation(model, "bert.pooler_act", &act));
     x = rs_name(g, rs_pool(g, x, states.cu_seqlens, states.sizes, RS_POOL_CLS, 0), "head.cls");
-    x = linear(g, x, "pooler", s.hidden, s.hidden, RS_ACT_TANH);
+    x = linear(g, x, "pooler", s.hidden, s.hidden, act);
   }
   *out = linear(g, x, "classifier", labels, s.hidden);
   return RS_OK;
 }
 
-const char *const types[] = {"bert", "roberta", nullptr};
+const char *const types[] = {"bert", "roberta", "distilbert", nullptr};
 const char *const architectures[] = {"BertModel",
                                      "BertForMaskedLM",
                                      "BertForPreTraining",
@@ -267,6 +300,11 @@ const char *const architectures[] = {"BertModel",
                                      "RobertaForSequenceClassification",
                                      "RobertaForTokenClassification",
                                      "RobertaForQuestionAnswering",
+                                     "DistilBertModel",
+                                     "DistilBertForMaskedLM",
+                                     "DistilBertForSequenceClassification",
+                                     "DistilBertForTokenClassification",
+                                     "DistilBertForQuestionAnswering",
                                      nullptr};
 
 }  // namespace

@@ -1,5 +1,5 @@
-// Families that take texts: ModernBERT and RoBERTa against what transformers answers on tiny models (tests/texts/make_fixtures.py
-// says how they were made), and what must hold of rotary positions and windows in a whole model.
+// Families that take texts: ModernBERT, RoBERTa and DistilBERT against what transformers answers on tiny models
+// (tests/texts/make_fixtures.py says how they were made), and what must hold of rotary positions and windows in a whole model.
 #include "cli_util.h"
 #include "encoding.h"
 #include "fixture.h"
@@ -41,8 +41,9 @@ std::string converted(const temp_dir &dir, const std::string &name, const std::s
 }
 
 const char *const names[] = {
-    "modernbert",         "modernbert-bare", "modernbert-classifier", "modernbert-mean", "modernbert-tokens",
-    "modernbert-answers", "roberta",         "roberta-classifier",    "roberta-tokens",  "roberta-answers"};
+    "modernbert",         "modernbert-bare", "modernbert-classifier", "modernbert-mean",   "modernbert-tokens",
+    "modernbert-answers", "roberta",         "roberta-classifier",    "roberta-tokens",    "roberta-answers",
+    "distilbert",         "distilbert-bare", "distilbert-classifier", "distilbert-tokens", "distilbert-answers"};
 
 rs_encode_params states_of_tokens(int layer_plus_one = 0) {
   auto p = sized<rs_encode_params>();
@@ -133,10 +134,17 @@ TEST(texts, every_family_gives_what_its_reference_does) {
 
 TEST(texts, heads_are_those_of_the_folder) {
   const temp_dir dir;
-  const std::map<std::string, rs_head> heads = {
-      {"modernbert", RS_HEAD_NONE},          {"modernbert-mean", RS_HEAD_SEQUENCE},    {"modernbert-tokens", RS_HEAD_TOKENS},
-      {"modernbert-answers", RS_HEAD_SPANS}, {"roberta-classifier", RS_HEAD_SEQUENCE}, {"roberta-tokens", RS_HEAD_TOKENS},
-      {"roberta-answers", RS_HEAD_SPANS}};
+  const std::map<std::string, rs_head> heads = {{"modernbert", RS_HEAD_NONE},
+                                                {"modernbert-mean", RS_HEAD_SEQUENCE},
+                                                {"modernbert-tokens", RS_HEAD_TOKENS},
+                                                {"modernbert-answers", RS_HEAD_SPANS},
+                                                {"roberta-classifier", RS_HEAD_SEQUENCE},
+                                                {"roberta-tokens", RS_HEAD_TOKENS},
+                                                {"roberta-answers", RS_HEAD_SPANS},
+                                                {"distilbert", RS_HEAD_NONE},
+                                                {"distilbert-classifier", RS_HEAD_SEQUENCE},
+                                                {"distilbert-tokens", RS_HEAD_TOKENS},
+                                                {"distilbert-answers", RS_HEAD_SPANS}};
   for (const auto &[name, head] : heads) {
     SCOPED_TRACE(name);
     const loaded m(converted(dir, name, "q8"));
@@ -209,7 +217,7 @@ TEST(texts, a_pooler_beside_a_head_of_roberta_changes_nothing) {
 // Families without type ids: where the second text begins, the template knows.
 TEST(texts, the_first_text_of_a_pair_is_protected) {
   const temp_dir dir;
-  for (const std::string name : {"modernbert-classifier", "roberta-classifier"}) {
+  for (const std::string name : {"modernbert-classifier", "roberta-classifier", "distilbert-classifier"}) {
     const loaded m(converted(dir, name, "f32"));
     const rs_text question = {texts()[1].data(), texts()[1].size()}, passage = {texts()[2].data(), texts()[2].size()};
     auto p = sized<rs_encode_params>();
@@ -242,7 +250,7 @@ TEST(texts, the_first_text_of_a_pair_is_protected) {
 
 TEST(texts, types_are_as_near_as_their_bits_allow) {
   const temp_dir dir;
-  for (const std::string name : {"modernbert", "roberta"}) {
+  for (const std::string name : {"modernbert", "roberta", "distilbert"}) {
     const loaded f32(converted(dir, name, "f32"));
     auto p = sized<rs_encode_params>();
     p.pooling = RS_POOL_MEAN;
@@ -269,7 +277,7 @@ TEST(texts, a_text_does_not_depend_on_its_neighbours_or_the_threads) {
   std::string longest;
   while (longest.size() < 110) longest += texts()[3].substr(0, 30) + " ";
   all.push_back(longest);
-  for (const std::string name : {"modernbert", "roberta"})
+  for (const std::string name : {"modernbert", "roberta", "distilbert"})
     for (const std::string type : {"f32", "q8", "q4"}) {
       const std::string path = converted(dir, name, type);
       for (const char *drop : {"", "ratios=0.3,0.3 score=attn-colsum", "ratios=0,0.5 mode=merge score=-mlp",
@@ -302,7 +310,7 @@ TEST(texts, tokens_that_stay_keep_their_positions) {
 
 TEST(texts, nothing_dropped_is_nothing_changed) {
   const temp_dir dir;
-  for (const std::string name : {"modernbert", "roberta"}) {
+  for (const std::string name : {"modernbert", "roberta", "distilbert"}) {
     const loaded m(converted(dir, name, "q8"));
     const vec all = left_of(m.session, texts(), "");
     for (const char *mode : {"prune", "restore", "merge", "fold"})
@@ -401,6 +409,13 @@ TEST(texts, settings_that_make_no_sense_are_errors_that_name_them) {
        "tensor 'model.layers.4.attn_norm.weight' is missing"},
       {"modernbert", [](json &c) { c["num_hidden_layers"] = 3, c["layer_types"].erase(3); }, "is not known to this architecture"},
       {"modernbert", [](json &c) { c["intermediate_size"] = 47; }, "shape [96,32], expected [94,32]"},
+      {"distilbert", [](json &c) { c["n_heads"] = 3; }, "3 heads do not divide dim 32"},
+      {"distilbert", [](json &c) { c.erase("hidden_dim"); }, "'hidden_dim' is missing"},
+      {"distilbert", [](json &c) { c["n_layers"] = 3; },
+       "tensor 'distilbert.transformer.layer.2.attention.q_lin.weight' is missing"},
+      {"distilbert", [](json &c) { c["activation"] = "mish"; }, "'mish' is not supported"},
+      {"distilbert-classifier", [](json &c) { c["architectures"] = {"DistilBertForMultipleChoice"}; },
+       "architecture 'DistilBertForMultipleChoice' is not supported"},
       {"roberta", [](json &c) { c["pad_token_id"] = INT64_MAX; }, "'pad_token_id' is 9223372036854775807"},
       {"roberta", [](json &c) { c["max_position_embeddings"] = 8; }, "is 8, of which the first 8 are of no token"},
       {"roberta", [](json &c) { c["position_embedding_type"] = "relative_key"; }, "'position_embedding_type' is 'relative_key'"},

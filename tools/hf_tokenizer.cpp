@@ -65,6 +65,7 @@ class tokenizer_reader {
  private:
   // Where the model's inputs are listed without them, all types are 0.
   bool takes_types() const {
+    if (files_.model_type == "distilbert") return false;
     if (!files_.config.is_object() || !files_.config.contains("model_input_names")) return true;
     const json &names = files_.config["model_input_names"];
     return !names.is_array() || std::find(names.begin(), names.end(), "token_type_ids") != names.end();
@@ -86,7 +87,8 @@ class tokenizer_reader {
     if (!files_.config.is_null())
       c.name = json_object(files_.config, "tokenizer_config.json").string("tokenizer_class").value_or("");
     if (c.name.empty()) c = {files_.model_class, "config.json: tokenizer_class"};
-    for (const auto &[type, usual] : {std::pair{"bert", "BertTokenizer"}, {"roberta", "RobertaTokenizer"}})
+    for (const auto &[type, usual] :
+         {std::pair{"bert", "BertTokenizer"}, {"distilbert", "DistilBertTokenizer"}, {"roberta", "RobertaTokenizer"}})
       if (c.name.empty() && files_.model_type == type) c = {usual, "config.json: model_type stands for"};
     const size_t fast = c.name.size() - std::min<size_t>(c.name.size(), 4);
     if (c.name.compare(fast, 4, "Fast") == 0) c.name.resize(fast);

@@ -19,6 +19,7 @@ import tempfile
 
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(HERE))
@@ -88,7 +89,7 @@ def write_json(path, value):
         f.write("\n")
 
 
-def make(name, model, tokenizer, layers, norm, seed, old_config=None):
+def make(name, model, tokenizer, layers, norm, seed, old_config=None, tokenizer_class="PreTrainedTokenizerFast"):
     """layers, norm: the modules of the encoder whose results are the states."""
     folder = f"{HERE}/{name}"
     os.makedirs(folder, exist_ok=True)
@@ -136,7 +137,7 @@ def make(name, model, tokenizer, layers, norm, seed, old_config=None):
         old_config(config)
     write_json(f"{folder}/config.json", config)
     tokenizer.save(f"{folder}/tokenizer.json", pretty=False)
-    write_json(f"{folder}/tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 128})
+    write_json(f"{folder}/tokenizer_config.json", {"tokenizer_class": tokenizer_class, "model_max_length": 128})
     save_file({k: v.detach().clone().contiguous() for k, v in published(model).items()}, f"{folder}/model.safetensors", metadata={"format": "pt"})
     save_file({k: v.detach().clone().contiguous() for k, v in expected.items()}, f"{folder}/expected.safetensors")
     print(folder, sum(os.path.getsize(f"{folder}/{f}") for f in os.listdir(folder)), "bytes,", sum(len(e.ids) for e in encoded), "tokens")
@@ -148,6 +149,21 @@ def before_5(config):
     config["global_rope_theta"], config["local_rope_theta"] = rope["full_attention"]["rope_theta"], rope["sliding_attention"]["rope_theta"]
     config["global_attn_every_n_layers"] = 3
     del config["layer_types"]
+
+
+def wordpiece():
+    """Pieces that spell all of TEXTS but what is of other scripts."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    letters = sorted(set("".join(TEXTS).lower()) & set("abcdefghijklmnopqrstuvwxyz0123456789.,:;'"))
+    whole = ["the", "quick", "##tion", "##en", "of", "in", "value", "to", "##ken"]
+    tokens = special + letters + ["##" + c for c in letters] + whole
+    vocab = {token: i for i, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
+    tokenizer.add_special_tokens(special)
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS]:0 $A:0 [SEP]:0", pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1", special_tokens=[(t, vocab[t]) for t in ("[CLS]", "[SEP]")])
+    return tokenizer
 
 
 def main():
@@ -188,6 +204,19 @@ def main():
     make("roberta-classifier", t.RobertaForSequenceClassification(t.RobertaConfig(**roberta, **labels)), tokenizer, layers, None, 8)
     make("roberta-tokens", t.RobertaForTokenClassification(t.RobertaConfig(**roberta, **labels)), tokenizer, layers, None, 9)
     make("roberta-answers", t.RobertaForQuestionAnswering(t.RobertaConfig(**roberta)), tokenizer, layers, None, 10)
+
+    tokenizer = wordpiece()
+    distil = dict(vocab_size=tokenizer.get_vocab_size(), dim=32, n_heads=2, n_layers=2, hidden_dim=48, max_position_embeddings=128,
+                  attn_implementation="eager")
+    layers = lambda base: base.transformer.layer  # noqa: E731
+    kind = dict(tokenizer_class="DistilBertTokenizer")
+    make("distilbert", t.DistilBertForMaskedLM(t.DistilBertConfig(**distil)), tokenizer, layers, None, 11, **kind)
+    make("distilbert-bare", t.DistilBertModel(t.DistilBertConfig(**distil, activation="relu", sinusoidal_pos_embds=True)), tokenizer, layers, None,
+         12, **kind)
+    make("distilbert-classifier", t.DistilBertForSequenceClassification(t.DistilBertConfig(**distil, **labels)), tokenizer, layers, None, 13,
+         **kind)
+    make("distilbert-tokens", t.DistilBertForTokenClassification(t.DistilBertConfig(**distil, **labels)), tokenizer, layers, None, 14, **kind)
+    make("distilbert-answers", t.DistilBertForQuestionAnswering(t.DistilBertConfig(**distil)), tokenizer, layers, None, 15, **kind)
 
 
 if __name__ == "__main__":
