@@ -353,7 +353,7 @@ class folder_reader {
       if (!json_object(sentence, sentence_name_).find(key)) continue;
       json_object(sentence, sentence_name_).object(key);
       if (tokenizer_config->is_null()) *tokenizer_config = json::object();
-      json_object(*tokenizer_config, "tokenizer_config.json");
+      if (!tokenizer_config->is_object()) fail("tokenizer_config.json: not a JSON object");
       tokenizer_config->update(sentence[key]);
     }
   }
