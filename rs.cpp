@@ -565,6 +565,7 @@ double peak(rs_type type, size_t steps) {
 
 #include <dlfcn.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <sched.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -919,14 +920,51 @@ struct worker {
   worker alone() const { return {team, 0, 1}; }
 };
 
-// Run f(worker) on every thread of a team.
+#ifdef _OPENMP
+// The team that OpenMP has for the calling thread since its last region, and the process that it is of.
+thread_local int kept_threads = 1;
+thread_local pid_t kept_process;
+
+void *wait_for_lock(void *lock) {
+  pthread_mutex_lock(static_cast<pthread_mutex_t *>(lock));
+  pthread_mutex_unlock(static_cast<pthread_mutex_t *>(lock));
+  return nullptr;
+}
+
+// How many of these can be there at once.  libgomp ends the process where it can't start one: those that it lacks are tried first,
+// beside some memory of which it then makes its tables.  And a forked child would wait for ever for a team that only its parent
+// has.
+[[gnu::cold]] int threads_to_be_had(int threads) {
+  const pid_t process = getpid();
+  if (kept_threads > 1 && kept_process != process) return 1;
+  kept_process = process;
+  if (threads <= kept_threads) return threads;
+  void *const tables = malloc(1 << 20);
+  pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+  pthread_t tried[max_threads];
+  int n = 0;
+  pthread_mutex_lock(&lock);
+  while (tables && kept_threads + n < threads && !pthread_create(&tried[n], nullptr, wait_for_lock, &lock)) n++;
+  pthread_mutex_unlock(&lock);
+  for (int i = 0; i < n; i++) pthread_join(tried[i], nullptr);
+  free(tables);
+  return kept_threads + n;
+}
+#endif
+
+// Run f(worker) on every thread of a team, which may have fewer than that.
 template <class F>
 void run_team(int threads, F f) {
   meeting_point team;
 #ifdef _OPENMP
+  if (threads > 1) threads = threads_to_be_had(threads);
   if (threads > 1) {
 #pragma omp parallel num_threads(threads)
-    f(worker{team, omp_get_thread_num(), omp_get_num_threads()});
+    {
+      const worker me{team, omp_get_thread_num(), omp_get_num_threads()};
+      if (!me.thread) kept_threads = me.threads;
+      f(me);
+    }
     return;
   }
 #endif

@@ -93,7 +93,8 @@ RS_API const char *rs_type_name(rs_type type); /* "f32", "f16", "bf16", "i32", "
 RS_API rs_status rs_tensor_bytes(rs_type type, rs_layout layout, int rank, const int64_t *shape, size_t *bytes);
 /* Encode f32 rows [shape] into `dst` of at least rs_tensor_bytes, and the way back.  Both have places of 4 bytes and more aligned
  * to
- * 4.  RS_ERR_LIMIT: `dst` is too small; RS_ERR_NUMERIC: NaN, infinity, or a value that the type does not hold. */
+ * 4.  Quantizing takes as many threads as a session has by default.  RS_ERR_LIMIT: `dst` is too small; RS_ERR_NUMERIC: NaN,
+ * infinity, or a value that the type does not hold. */
 RS_API rs_status rs_tensor_encode(rs_type type, rs_layout layout, int rank, const int64_t *shape, const float *src, void *dst,
                                   size_t capacity);
 RS_API rs_status rs_tensor_decode(rs_type type, rs_layout layout, int rank, const int64_t *shape, const void *src, float *dst,
@@ -242,7 +243,9 @@ typedef enum rs_thread_mode {
 
 typedef struct rs_session_params {
   uint32_t size;
-  int32_t threads;          /* 0: OMP_NUM_THREADS where set, else the CPUs that affinity and cgroup limits leave to the process */
+  int32_t threads; /* at most 1024; 0: OMP_NUM_THREADS where set, else the CPUs that affinity and cgroup limits leave to the
+                      process.  A run has fewer where the system gives fewer, and in a child after fork() it has one on a thread
+                      that had several before */
   int32_t max_batch_tokens; /* larger batches are run in parts of at most this many tokens (or one sequence); 0: 1024.  It bounds
                          memory, never changes a result. */
   const rs_allocator *allocator; /* NULL: the C library's */
