@@ -555,6 +555,7 @@ double peak(rs_type type, size_t steps) {
 #include <cstdlib>
 #include <cstring>
 #include <ctime>
+#include <exception>
 #include <map>
 #include <memory>
 #include <new>
@@ -675,6 +676,21 @@ rs_status rs_fail(rs_status status, const char *format, ...) {
   for (char *p = text; *p; p++)
     if (static_cast<unsigned char>(*p) < 0x20 || *p == 0x7f) *p = '?';  // names from a file must not break the line
   memcpy(last_error, text, sizeof text);
+  return status;
+}
+
+rs_status rs_guarded_call(rs_status (*call)(void *), void *what) {
+  char before[sizeof last_error];
+  strcpy(before, last_error);
+  rs_status status;
+  try {
+    status = call(what);
+  } catch (const std::bad_alloc &) {
+    return rs_fail(RS_ERR_MEMORY, "out of memory");
+  } catch (const std::exception &e) {
+    return rs_fail(RS_ERR_MEMORY, "internal: %s", e.what());
+  }
+  if (status == RS_OK) strcpy(last_error, before);
   return status;
 }
 

@@ -56,8 +56,8 @@ typedef enum rs_status {
   RS_ERR_IMAGE        /* not an image, a damaged one, or of a kind that is not read */
 } rs_status;
 
-/* What the last failed call on this thread found wrong: name, place, got and wanted.  Never NULL; valid until the next
- * failing call on this thread. */
+/* What the last failed call on this thread found wrong: name, place, got and wanted.  Never NULL; valid until the next call on this
+ * thread, and the same after any number of calls that succeed. */
 RS_API const char *rs_last_error(void);
 RS_API const char *rs_status_name(rs_status status); /* "format error", … */
 RS_API const char *rs_version(void);
