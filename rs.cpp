@@ -3429,15 +3429,17 @@ constexpr op_row op_rows[op_count] = {
 #undef X
 };
 
-// Remember the first error of a graph; always nullptr, so that builders read `return graph_fail(…)`.
+// Remember the first error of a graph, unless it is finished: then nothing changes it.  Always nullptr, so that builders read
+// `return graph_fail(…)`.
 rs_tensor *graph_fail(rs_graph *g, rs_status status) {
-  if (g->status == RS_OK) {
+  if (g->status == RS_OK && !g->finished) {
     g->status = status;
     g->error = last_error;
   }
   return nullptr;
 }
 
+rs_status same_name(const char *name) { return rs_fail(RS_ERR_ARGUMENT, "two tensors of the graph are named '%s'", name); }
 rs_status other_graph(const rs_tensor &x) { return rs_fail(RS_ERR_ARGUMENT, "'%s' belongs to another graph", x.name.c_str()); }
 
 // What a builder does, unless the graph has failed already.  Nothing leaves it as an exception.
@@ -3588,6 +3590,7 @@ void rs_graph_free(rs_graph *graph) { delete graph; }
 
 rs_tensor *rs_input(rs_graph *g, const char *name, rs_type type, int rank, const int64_t *shape) {
   return built(g, [&]() -> rs_tensor * {
+    if (!g->finished && rs_graph_tensor(g, name)) return graph_fail(g, same_name(name));
     rs_tensor *t = new_tensor(g, tensor_input);
     if (!t) return nullptr;
     t->name = name;
@@ -3637,8 +3640,8 @@ rs_tensor *rs_constant(rs_graph *g, const char *name, rs_type type, rs_layout la
     if (!x) return nullptr;
     if (x->graph != g) return graph_fail(g, other_graph(*x));
     if (x->rank != 2 || x->type != RS_F32 || x->kind == tensor_weight || first < 0 || count < 1 || first > x->shape[1] - count)
-      return graph_fail(g, rs_fail(RS_ERR_ARGUMENT, "columns [%lld, %lld) of '%s' %s", static_cast<long long>(first),
-                                   static_cast<long long>(first + count), x->name.c_str(), shape_text(x->rank, x->shape).c_str()));
+      return graph_fail(g, rs_fail(RS_ERR_ARGUMENT, "%lld columns from %lld on of '%s' %s", static_cast<long long>(count),
+                                   static_cast<long long>(first), x->name.c_str(), shape_text(x->rank, x->shape).c_str()));
     rs_tensor *t = new_tensor(g, tensor_view);
     if (!t) return nullptr;
     t->name = x->name + "[" + std::to_string(first) + ":" + std::to_string(first + count) + "]";
@@ -3671,7 +3674,8 @@ rs_tensor *rs_name(rs_graph *g, rs_tensor *x, const char *name) {
     if (!x) return nullptr;
     if (x->graph != g) return graph_fail(g, other_graph(*x));
     if (g->finished) return graph_fail(g, rs_fail(RS_ERR_ARGUMENT, "name '%s': the graph is finished", name));
-    if (rs_graph_tensor(g, name)) return graph_fail(g, rs_fail(RS_ERR_ARGUMENT, "two tensors of the graph are named '%s'", name));
+    const rs_tensor *named = rs_graph_tensor(g, name);
+    if (named && named != x) return graph_fail(g, same_name(name));
     x->name = name;
     return x;
   });
@@ -4457,7 +4461,8 @@ rs_status shift_infer(rs_tensor &out) {
   }
   const rs_distance d = out.params.distance;
   if (d < RS_DISTANCE_L2 || d > RS_DISTANCE_COS || (d == RS_DISTANCE_COS && !out.src[1]))
-    return rs_fail(RS_ERR_ARGUMENT, "shift: distance %d%s", static_cast<int>(d), out.src[1] ? "" : " from nothing");
+    return rs_fail(RS_ERR_ARGUMENT, "shift: distance is %d, expected 0 to %d", static_cast<int>(d),
+                   out.src[1] ? RS_DISTANCE_COS : RS_DISTANCE_L1);
   const int64_t shape[] = {to.shape[0], 1};
   return set_shape(&out, 2, shape);
 }
@@ -5589,6 +5594,7 @@ struct forget_at_end {
 
 rs_status check_binding(const graph_plan &p, const rs_binding &b) {
   const rs_tensor &t = *b.tensor;
+  if (p.bound[t.id]) return rs_fail(RS_ERR_ARGUMENT, "'%s' is bound twice", t.name.c_str());
   if (b.bytes != p.bytes[t.id])
     return rs_fail(RS_ERR_ARGUMENT, "'%s' has %zu bytes, expected %zu", t.name.c_str(), b.bytes, p.bytes[t.id]);
   return b.data || !b.bytes ? RS_OK : rs_fail(RS_ERR_ARGUMENT, "'%s' is bound to NULL", t.name.c_str());

@@ -563,8 +563,10 @@ typedef struct rs_tensor rs_tensor; /* owned by its graph */
  * Weights come from `model` (may be NULL when the graph uses rs_constant only), which must outlive the graph. */
 RS_API rs_status rs_graph_create(const rs_model *model, rs_graph **out);
 RS_API void rs_graph_free(rs_graph *graph);
-RS_API rs_status rs_graph_finish(rs_graph *graph); /* validate; from here on the graph is immutable */
+/* Validate.  From here on the graph is immutable: builders fail, and change nothing. */
+RS_API rs_status rs_graph_finish(rs_graph *graph);
 
+/* Another tensor of that name is an error, as it is of rs_name. */
 RS_API rs_tensor *rs_input(rs_graph *g, const char *name, rs_type type, int rank, const int64_t *shape);
 /* A tensor of the model.  The shape is what the caller needs; another one in the file is an error that names both. */
 RS_API rs_tensor *rs_weight(rs_graph *g, const char *name, int rank, const int64_t *shape);
@@ -678,7 +680,7 @@ RS_API rs_tensor *rs_token_sizes(rs_graph *g, rs_tensor *assign, rs_tensor *kept
 RS_API const char *rs_op_name(size_t i);
 
 typedef struct rs_binding {
-  rs_tensor *tensor; /* an input, or a tensor marked by rs_output */
+  rs_tensor *tensor; /* an input, or a tensor marked by rs_output; once each */
   void *data;        /* inputs are read, outputs written */
   size_t bytes;      /* must be what the shape comes to at this run */
 } rs_binding;
