@@ -561,6 +561,7 @@ double peak(rs_type type, size_t steps) {
 #include <new>
 #include <numeric>
 #include <string>
+#include <string_view>
 #include <tuple>
 #include <vector>
 
@@ -6645,8 +6646,8 @@ rs_status rs_model_verify(const rs_model *m) {
 // ================================================================================ 14  weight file: writer
 
 struct rs_writer {
-  std::string path, temporary;
-  int fd = -1;
+  std::string path, temporary;  // the latter in `folder`, wherever the process goes to
+  int fd = -1, folder = -1;
   bool finished = false;
   rs_status status = RS_OK;  // of the first write that failed: the file can't be finished any more
   uint64_t at = sizeof(file_header);
@@ -6661,7 +6662,8 @@ struct rs_writer {
 
   ~rs_writer() {
     if (fd >= 0) close(fd);
-    if (!finished && !temporary.empty()) unlink(temporary.c_str());
+    if (!finished && !temporary.empty()) unlinkat(folder, temporary.c_str(), 0);
+    if (folder >= 0) close(folder);
   }
 };
 
@@ -6671,11 +6673,20 @@ std::string folder_of(const std::string &path) {
   const size_t slash = path.rfind('/');
   return slash == std::string::npos ? "." : slash == 0 ? "/" : path.substr(0, slash);
 }
+const char *name_in_folder(const rs_writer &w) { return w.path.c_str() + (w.path.rfind('/') + 1); }  // npos + 1 is 0
 
-rs_status write_failed(rs_writer *w) { return w->status = rs_fail(RS_ERR_IO, "%s: write: %s", w->path.c_str(), strerror(errno)); }
+rs_status write_failed(rs_writer *w, const char *what = "write") {
+  return w->status = rs_fail(RS_ERR_IO, "%s: %s: %s", w->path.c_str(), what, strerror(errno));
+}
+
+// Can anything still go in?
+rs_status check_writable(const rs_writer *w) {
+  if (w->finished) return rs_fail(RS_ERR_ARGUMENT, "%s is finished already", w->path.c_str());
+  return w->status == RS_OK ? RS_OK : rs_fail(w->status, "%s: an earlier write failed", w->path.c_str());
+}
 
 rs_status write_bytes(rs_writer *w, const void *data, size_t n) {
-  if (w->status != RS_OK) return rs_fail(w->status, "%s: an earlier write failed", w->path.c_str());
+  RS_TRY(check_writable(w));
   for (const char *p = static_cast<const char *>(data); n;) {
     const ssize_t r = write(w->fd, p, std::min<size_t>(n, 1 << 30));
     if (r < 0 && errno == EINTR) continue;
@@ -6702,6 +6713,7 @@ rs_status write_data(rs_writer *w, const void *data, size_t n) {
 constexpr char zeros[align_data] = {};
 
 rs_status set_meta(rs_writer *w, const char *key, rs_meta_kind kind, std::string value) {
+  RS_TRY(check_writable(w));
   const size_t n = strlen(key);
   if (!is_printable(key, n) || n > max_key)
     return rs_fail(RS_ERR_ARGUMENT, "metadata key '%s': expected 1 to %zu printable characters", key, max_key);
@@ -6747,6 +6759,7 @@ rs_status rs_writer_open(const char *path, rs_writer **out) {
                      S_ISDIR(st.st_mode) ? "a directory" : "not a regular file");
     auto w = std::make_unique<rs_writer>();
     w->path = path;
+    w->folder = open(folder_of(w->path).c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC);
     // As readable as the file before, or as any other: mkstemp would make it 0600, and no thread can ask for the umask but by
     // changing it.
     static std::atomic<uint64_t> files{0};
@@ -6754,8 +6767,8 @@ rs_status rs_writer_open(const char *path, rs_writer **out) {
     do {
       char suffix[32];
       snprintf(suffix, sizeof suffix, ".%lx-%llx", static_cast<unsigned long>(getpid()), static_cast<unsigned long long>(files++));
-      temporary = w->path + suffix;
-      w->fd = open(temporary.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+      temporary = name_in_folder(*w) + std::string(suffix);
+      if (w->folder >= 0) w->fd = openat(w->folder, temporary.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     } while (w->fd < 0 && errno == EEXIST);
     if (w->fd < 0)
       return rs_fail(RS_ERR_IO, "%s: can't create a file in %s: %s", path, folder_of(w->path).c_str(), strerror(errno));
@@ -6771,6 +6784,22 @@ rs_status rs_writer_open(const char *path, rs_writer **out) {
 
 void rs_writer_free(rs_writer *w) { delete w; }
 
+namespace {
+rs_status check_text(const char *key, size_t i, std::string_view text) {
+  const size_t valid = rs_valid_utf8(text);
+  return valid == text.size() ? RS_OK : rs_fail(RS_ERR_TEXT, "metadata '%s': text %zu: invalid UTF-8 at byte %zu", key, i, valid);
+}
+
+rs_status check_finite(const char *what, const char *name, const void *values, size_t n) {
+  for (size_t i = 0; i < n; i++) {
+    float v;  // of no alignment
+    memcpy(&v, static_cast<const char *>(values) + 4 * i, 4);
+    if (!std::isfinite(v)) return rs_fail(RS_ERR_NUMERIC, "%s '%s': value %zu is NaN or infinite", what, name, i);
+  }
+  return RS_OK;
+}
+}  // namespace
+
 rs_status rs_writer_set_bool(rs_writer *w, const char *key, bool value) {
   return rs_guarded([&] { return set_meta(w, key, RS_META_BOOL, std::string(1, value ? '\1' : '\0')); });
 }
@@ -6784,13 +6813,19 @@ rs_status rs_writer_set_f64(rs_writer *w, const char *key, double value) {
   });
 }
 rs_status rs_writer_set_str(rs_writer *w, const char *key, const char *value) {
-  return rs_guarded([&] { return set_meta(w, key, RS_META_STR, std::string(value, strlen(value) + 1)); });
+  return rs_guarded([&] {
+    RS_TRY(check_text(key, 0, {value, strlen(value)}));
+    return set_meta(w, key, RS_META_STR, std::string(value, strlen(value) + 1));
+  });
 }
 rs_status rs_writer_set_i64s(rs_writer *w, const char *key, const int64_t *values, size_t n) {
   return rs_guarded([&] { return set_meta(w, key, RS_META_I64S, bytes_of(values, n)); });
 }
 rs_status rs_writer_set_f32s(rs_writer *w, const char *key, const float *values, size_t n) {
-  return rs_guarded([&] { return set_meta(w, key, RS_META_F32S, bytes_of(values, n)); });
+  return rs_guarded([&] {
+    RS_TRY(check_finite("metadata", key, values, n));
+    return set_meta(w, key, RS_META_F32S, bytes_of(values, n));
+  });
 }
 rs_status rs_writer_set_strs(rs_writer *w, const char *key, const rs_text *values, size_t n) {
   return rs_guarded([&] {
@@ -6799,7 +6834,9 @@ rs_status rs_writer_set_strs(rs_writer *w, const char *key, const rs_text *value
     std::string text;
     for (size_t i = 0; i < n; i++) {
       if (!values[i].data && values[i].length) return rs_fail(RS_ERR_ARGUMENT, "metadata '%s': text %zu is NULL", key, i);
-      text.append(values[i].data, text_length(values[i]));
+      const std::string_view part(values[i].data, text_length(values[i]));
+      RS_TRY(check_text(key, i, part));
+      text += part;
       text += '\0';
       if (text.size() > UINT32_MAX) return rs_fail(RS_ERR_LIMIT, "metadata '%s' has more than 4 GiB of text", key);
       offsets[i + 1] = static_cast<uint32_t>(text.size());
@@ -6811,6 +6848,7 @@ rs_status rs_writer_set_strs(rs_writer *w, const char *key, const rs_text *value
 rs_status rs_writer_add(rs_writer *w, const char *name, rs_type type, rs_layout layout, int rank, const int64_t *shape,
                         const void *data, size_t bytes) {
   return rs_guarded([&] {
+    RS_TRY(check_writable(w));
     file_tensor t = {};
     const size_t n = strlen(name);
     if (!is_printable(name, n) || n >= sizeof t.name)
@@ -6826,6 +6864,7 @@ rs_status rs_writer_add(rs_writer *w, const char *name, rs_type type, rs_layout 
     if (bytes != expected)
       return rs_fail(RS_ERR_ARGUMENT, "tensor '%s': %zu bytes, a %s of shape %s has %zu", name, bytes, rs_type_name(type),
                      shape_text(rank, shape).c_str(), expected);
+    if (type == RS_F32 && rank == 1) RS_TRY(check_finite("tensor", name, data, bytes / 4));  // a load looks at these
     RS_TRY(write_data(w, zeros, round_up(w->at, align_data) - w->at));
     memcpy(t.name, name, n);
     t.type = type, t.layout = layout, t.rank = static_cast<uint32_t>(rank);
@@ -6858,7 +6897,7 @@ rs_status rs_writer_copy(rs_writer *w, const rs_model *model) {
 
 rs_status rs_writer_finish(rs_writer *w) {
   return rs_guarded([&] {
-    if (w->finished) return rs_fail(RS_ERR_ARGUMENT, "%s is finished already", w->path.c_str());
+    RS_TRY(check_writable(w));
     file_header h = {};
     memcpy(h.magic, file_magic, sizeof h.magic);
     h.version = file_version;
@@ -6887,11 +6926,10 @@ rs_status rs_writer_finish(rs_writer *w) {
     const int fd = w->fd;
     w->fd = -1;
     if (close(fd)) return write_failed(w);
-    if (rename(w->temporary.c_str(), w->path.c_str()))
-      return rs_fail(RS_ERR_IO, "%s: rename: %s", w->path.c_str(), strerror(errno));
+    if (renameat(w->folder, w->temporary.c_str(), w->folder, name_in_folder(*w))) return write_failed(w, "rename");
     w->finished = true;
     // The rename itself must survive a power cut.  A file system that can't sync a folder is no reason to fail.
-    const int folder = open(folder_of(w->path).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    const int folder = openat(w->folder, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (folder >= 0) {
       fsync(folder);
       close(folder);

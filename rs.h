@@ -694,7 +694,9 @@ RS_API rs_status rs_graph_run(rs_session *session, rs_graph *graph, int64_t toke
 typedef struct rs_writer rs_writer;
 
 /* A weight file appears at `path` whole or not at all: everything goes to a temporary file beside it, which rs_writer_finish
- * syncs and renames.  Keys and tensor names must be unique; any order.  Large tables (RS_ROWS) should be added last. */
+ * syncs and renames.  Keys (at most 255 bytes) and tensor names (63) must be unique; any order.  Large tables (RS_ROWS) should be
+ * added last.  Floats must be finite, but in tables, which rs_model_verify looks at.  The folder is that of rs_writer_open,
+ * wherever the process goes later. */
 RS_API rs_status rs_writer_open(const char *path, rs_writer **out);
 RS_API rs_status rs_writer_set_bool(rs_writer *w, const char *key, bool value);
 RS_API rs_status rs_writer_set_i64(rs_writer *w, const char *key, int64_t value);
