@@ -7572,7 +7572,6 @@ void forget_failure(const rs_session &s) {
 
 rs_status resolve(const rs_session &s, const rs_encode_params *params, rs_tower tower, encode_settings *out) {
   if (!s.model) return rs_fail(RS_ERR_ARGUMENT, "the session has no model");
-  forget_failure(s);
   rs_encode_params p;
   RS_TRY(rs_read_params(params, "rs_encode_params", &p));
   const rs_model &m = *s.model;
@@ -8099,6 +8098,7 @@ rs_status rs_image_prepare(const rs_model *m, const rs_image *image, int32_t wid
 rs_status rs_encode_images(rs_session *s, const rs_image *images, size_t n, const rs_encode_params *params, float *out,
                            size_t capacity, rs_image_info *infos) {
   return rs_guarded([&] {
+    forget_failure(*s);
     encode_settings set = {};
     RS_TRY(resolve(*s, params, rs_tower::image, &set));
     return run_images(s, set, images, n, out, capacity, infos);
@@ -8117,6 +8117,7 @@ rs_status rs_classify_images(rs_session *s, const rs_image *images, size_t n, co
 rs_status rs_encode(rs_session *s, const rs_text *texts, size_t n, const rs_encode_params *params, float *out, size_t capacity,
                     rs_text_info *infos) {
   return rs_guarded([&] {
+    forget_failure(*s);
     encode_settings set = {};
     RS_TRY(resolve(*s, params, rs_tower::text, &set));
     return run_texts(s, set, texts, nullptr, n, out, capacity, infos);
@@ -8148,6 +8149,7 @@ void rs_cut_pair(size_t *text, size_t *pair, size_t room) {
 rs_status rs_encode_ids(rs_session *s, const int32_t *ids, const int32_t *type_ids, const size_t *starts, size_t n,
                         const rs_encode_params *params, float *out, size_t capacity) {
   return rs_guarded([&] {
+    forget_failure(*s);
     encode_settings set = {};
     RS_TRY(resolve(*s, params, rs_tower::text, &set));
     batch b(s, set, out, capacity);
@@ -8540,7 +8542,7 @@ rs_status rs_answer_question(rs_session *s, const rs_text *question, const rs_te
     rs_answer_params p;
     RS_TRY(rs_read_params(params, "rs_answer_params", &p));
     *n = 0;
-    if (s->encoder) s->encoder->failed = SIZE_MAX;
+    forget_failure(*s);
     auto encode_params = rs_encode_params();
     encode_params.size = sizeof encode_params;
     encode_params.max_tokens = p.max_tokens;
@@ -8787,6 +8789,8 @@ rs_status calibrate_images(rs_session *s, const rs_image *images, size_t n, rs_c
 rs_status rs_calibrate(rs_session *s, const rs_text *texts, size_t n_texts, const rs_image *images, size_t n_images,
                        rs_calibration **out) {
   return rs_guarded([&] {
+    *out = nullptr;
+    forget_failure(*s);
     auto c = std::make_unique<rs_calibration>();
     if (n_texts) RS_TRY(calibrate_texts(s, texts, n_texts, c.get()));
     if (n_images) RS_TRY(calibrate_images(s, images, n_images, c.get()));

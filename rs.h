@@ -385,7 +385,8 @@ typedef struct rs_text_info {
  * On failure `out` is unspecified; rs_encode_failed tells which text was at fault. */
 RS_API rs_status rs_encode(rs_session *session, const rs_text *texts, size_t n, const rs_encode_params *params, float *out,
                            size_t capacity, rs_text_info *infos);
-/* The index of the text that made the last rs_encode of this session fail, or SIZE_MAX if it was not one text's fault. */
+/* The index of the text or image that made the last rs_encode, rs_encode_ids, rs_encode_images, rs_classify, rs_classify_images,
+ * rs_answer_question or rs_calibrate of this session fail, or SIZE_MAX if it was not one's fault.  Other calls leave it alone. */
 RS_API size_t rs_encode_failed(const rs_session *session);
 
 /* ---- images: packed, encoded, dropped from as texts are */

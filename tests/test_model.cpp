@@ -582,8 +582,16 @@ TEST_F(encode_tiny, bad_arguments_and_texts_are_errors) {
   EXPECT_EQ(rs_encode(m->session, texts, 2, &params, out, 63, nullptr), RS_ERR_LIMIT);
   EXPECT_EQ(rs_encode_failed(m->session), SIZE_MAX);
   EXPECT_EQ(rs_encode(m->session, texts, 0, &params, nullptr, 0, nullptr), RS_OK);
-  // A call that fails before any text is looked at is no text's fault.
+  // A call that fails before any text is looked at is no text's fault; calls that encode nothing do not say whose it was.
   EXPECT_EQ(rs_encode(m->session, texts, 4, &params, out, 128, nullptr), RS_ERR_TEXT);
+  const int32_t length = 5;
+  rs_plan_layer layers[8];
+  size_t arena;
+  ASSERT_EQ(rs_plan(m->session, &length, 1, nullptr, layers, &arena), RS_OK) << rs_last_error();
+  rs_trace *trace = nullptr;
+  ASSERT_EQ(rs_trace_text(m->session, &texts[0], nullptr, nullptr, &trace), RS_OK) << rs_last_error();
+  rs_trace_free(trace);
+  EXPECT_EQ(rs_encode_failed(m->session), 2u);
   params.pooling = static_cast<rs_pooling>(99);
   EXPECT_EQ(rs_encode(m->session, texts, 2, &params, out, 128, nullptr), RS_ERR_ARGUMENT);
   EXPECT_EQ(rs_encode_failed(m->session), SIZE_MAX);
