@@ -7570,6 +7570,11 @@ void forget_failure(const rs_session &s) {
   if (s.encoder) s.encoder->failed = SIZE_MAX;
 }
 
+rs_status check_switch(const char *what, rs_tristate value) {
+  if (value >= RS_OFF && value <= RS_ON) return RS_OK;
+  return rs_fail(RS_ERR_ARGUMENT, "%s is %d, expected -1 to 1", what, static_cast<int>(value));
+}
+
 rs_status resolve(const rs_session &s, const rs_encode_params *params, rs_tower tower, encode_settings *out) {
   if (!s.model) return rs_fail(RS_ERR_ARGUMENT, "the session has no model");
   rs_encode_params p;
@@ -7581,6 +7586,7 @@ rs_status resolve(const rs_session &s, const rs_encode_params *params, rs_tower 
   out->tower = tower;
   if (p.pooling < RS_POOL_DEFAULT || p.pooling > RS_POOL_NONE)
     return rs_fail(RS_ERR_ARGUMENT, "pooling is %d", static_cast<int>(p.pooling));
+  RS_TRY(check_switch("normalize", p.normalize));
   if (p.long_text < RS_LONG_TRUNCATE || p.long_text > RS_LONG_CHUNK)
     return rs_fail(RS_ERR_ARGUMENT, "long_text is %d", static_cast<int>(p.long_text));
   if (p.max_tokens < 0 || p.max_tokens > m.info.position_limit)
@@ -7617,9 +7623,9 @@ rs_status resolve(const rs_session &s, const rs_encode_params *params, rs_tower 
   }
   const auto content = out->max_tokens - static_cast<int32_t>(rs_tokenizer_special(m.tokenizer, false));
   if (content < 1) return rs_fail(RS_ERR_ARGUMENT, "max_tokens is %d: no room for text beside the special tokens", out->max_tokens);
-  out->chunk_overlap = p.chunk_overlap ? p.chunk_overlap : content / 8;
-  if (out->chunk_overlap < 0 || out->chunk_overlap >= content)
-    return rs_fail(RS_ERR_ARGUMENT, "chunk_overlap is %d, expected 0 to %d", p.chunk_overlap, content - 1);
+  if (p.chunk_overlap < -1 || p.chunk_overlap >= content)
+    return rs_fail(RS_ERR_ARGUMENT, "chunk_overlap is %d, expected -1 (none) to %d", p.chunk_overlap, content - 1);
+  out->chunk_overlap = p.chunk_overlap == 0 ? content / 8 : std::max(0, p.chunk_overlap);
   return RS_OK;
 }
 
@@ -8044,7 +8050,7 @@ rs_status run_texts(rs_session *s, const encode_settings &set, const rs_text *te
   batch b(s, set, out, capacity);
   RS_TRY(b.open());
   for (size_t i = 0; i < n; i++) {
-    rs_text_info info;
+    rs_text_info info = {};
     rs_status status = tokenize_text(s, set, texts[i]);
     if (status == RS_OK && pairs) {
       status = tokenize(s, pairs[i], &e.pair_tokens);
@@ -8554,6 +8560,7 @@ rs_status rs_answer_question(rs_session *s, const rs_text *question, const rs_te
       return rs_fail(RS_ERR_ARGUMENT, "%s: answers need a head of spans, the model's is of %s", m.path.c_str(),
                      rs_head_name(m.info.head));
     if (p.max_answer_tokens < 0) return rs_fail(RS_ERR_ARGUMENT, "max_answer_tokens is %d", p.max_answer_tokens);
+    RS_TRY(check_switch("whole_words", p.whole_words));
     if (p.overlap < -1) return rs_fail(RS_ERR_ARGUMENT, "overlap is %d", p.overlap);
     if (!p.max_tokens) set.max_tokens = std::min(set.max_tokens, 384);
     encoder &e = *s->encoder;

@@ -362,7 +362,7 @@ typedef struct rs_encode_params {
   rs_tristate normalize;  /* divide by the L2 norm; default: the model's own */
   int32_t max_tokens;     /* of a sequence, special tokens included; 0: the model's own; at most its position limit */
   rs_long_text long_text; /* what to do with a text that has more */
-  int32_t chunk_overlap;  /* tokens that two windows share; 0: an eighth of a window */
+  int32_t chunk_overlap;  /* tokens that two windows share; 0: an eighth of a window; -1: none */
   int32_t dim;            /* keep the first dim values and normalise again (Matryoshka); 0: all */
   const char *prompt;     /* put in front of every text as it is; NULL: the model's default prompt; "": none */
   int32_t layer_plus_one; /* 0: the last layer; k + 1: the states after layer k, 0 being the embeddings (pooled all the same) */
@@ -375,7 +375,8 @@ typedef struct rs_text_info {
   int32_t total;  /* that the text has, special tokens included */
   int32_t chunks; /* 1 unless RS_LONG_CHUNK cut it */
   bool truncated; /* tokens < total */
-  int32_t kept; /* tokens that the last layer leaves (with chunks: of all together); == tokens unless some were dropped for good */
+  int32_t kept;   /* tokens that the last layer leaves; == tokens unless some were dropped for good.  With chunks: of all windows
+                     together, so that special tokens and what two windows share count in each */
 } rs_text_info;
 
 /* n texts to n vectors.

@@ -615,6 +615,10 @@ TEST_F(encode_tiny, bad_arguments_and_texts_are_errors) {
   params.max_tokens = 2;
   EXPECT_EQ(status_of("a"), RS_ERR_ARGUMENT);
   params = sized<rs_encode_params>();
+  params.normalize = static_cast<rs_tristate>(7);
+  EXPECT_EQ(status_of("a"), RS_ERR_ARGUMENT);
+  EXPECT_STREQ(rs_last_error(), "normalize is 7, expected -1 to 1");
+  params = sized<rs_encode_params>();
   params.dim = 33;
   EXPECT_EQ(status_of("a"), RS_ERR_ARGUMENT);
   params = sized<rs_encode_params>();
