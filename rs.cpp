@@ -7985,13 +7985,17 @@ rs_status too_long(rs_session *s, size_t text, const char *what, size_t tokens, 
   return rs_fail(RS_ERR_LIMIT, "the %s has %zu tokens, the limit is %d", what, tokens, set.max_tokens);
 }
 
+rs_status check_pair_room(const encode_settings &set, size_t special) {
+  if (static_cast<size_t>(set.max_tokens) > special) return RS_OK;
+  return rs_fail(RS_ERR_ARGUMENT, "max_tokens is %d: no room for a pair beside the special tokens", set.max_tokens);
+}
+
 // The sequence of the text in e.tokens and its pair in e.pair_tokens.
 rs_status add_pair(rs_session *s, const encode_settings &set, batch *b, size_t text, rs_text_info *info) {
   encoder &e = *s->encoder;
   const size_t special = rs_tokenizer_special(s->model->tokenizer, true), n = e.tokens.ids.size(), m = e.pair_tokens.ids.size();
   size_t first = n, second = m;
-  if (static_cast<size_t>(set.max_tokens) <= special)
-    return rs_fail(RS_ERR_ARGUMENT, "max_tokens is %d: no room for a pair beside the special tokens", set.max_tokens);
+  RS_TRY(check_pair_room(set, special));
   rs_cut_pair(&first, &second, static_cast<size_t>(set.max_tokens) - special);
   if (n + m > INT32_MAX - special || (first + second < n + m && set.long_text == RS_LONG_ERROR))
     return too_long(s, text, "pair", n + m + special, set);
@@ -8391,8 +8395,9 @@ rs_status rs_trace_text(rs_session *s, const rs_text *text, const rs_text *pair,
     RS_TRY(tokenize_text(s, set, *text));
     rs_tokens second;
     if (pair) RS_TRY(rs_tokenizer_encode(s->model->tokenizer, e.scratch.get(), {pair->data, text_length(*pair)}, &second));
-    const size_t special = rs_tokenizer_special(s->model->tokenizer, pair != nullptr), n = e.tokens.ids.size() + second.ids.size(),
-                 room = std::max(static_cast<size_t>(set.max_tokens), special) - special;
+    const size_t special = rs_tokenizer_special(s->model->tokenizer, pair != nullptr), n = e.tokens.ids.size() + second.ids.size();
+    RS_TRY(check_pair_room(set, special));  // of a single text, resolve has seen to it
+    const size_t room = static_cast<size_t>(set.max_tokens) - special;
     if (n > room && set.long_text == RS_LONG_ERROR)
       return rs_fail(RS_ERR_LIMIT, "the text has %zu tokens, the limit is %d", n + special, set.max_tokens);
     size_t first_end = e.tokens.ids.size(), second_end = second.ids.size();

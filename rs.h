@@ -341,7 +341,7 @@ typedef struct rs_drop {
 } rs_drop;
 
 /* As text, as weight files keep it: "ratios=0,0.3,0,0.3 score=-mlp mode=merge protect=cls min=16 seed=0".  rs_drop_parse takes the
- * words in any order, each once, and leaves defaults where one is missing. */
+ * words in any order, each once, and leaves defaults where one is missing.  A schedule that no model could run has no text. */
 RS_API rs_status rs_drop_format(const rs_drop *drop, char *text, size_t capacity);
 RS_API rs_status rs_drop_parse(const char *text, rs_drop **out);
 RS_API void rs_drop_free(rs_drop *drop);

@@ -276,6 +276,9 @@ rs_status rs_drop_format(const rs_drop *drop, char *text, size_t capacity) {
     rs_drop d;
     RS_TRY(rs_read_params(drop, "rs_drop", &d));
     RS_TRY(rs_drop_check_fields(d));
+    // What no model takes has no text either, or another schedule's.
+    rs_drop_schedule unused;
+    RS_TRY(rs_drop_resolve(d, static_cast<int>(std::max({d.n_ratios, d.n_keeps, split(score_of(d), ',').size()})), &unused));
     std::string s;
     if (d.n_keeps) append_numbers(&(s = "keeps="), d.keeps, d.n_keeps);
     else if (d.n_ratios) append_numbers(&(s = "ratios="), d.ratios, d.n_ratios);
