@@ -3580,6 +3580,7 @@ rs_status expect_scores(const rs_tensor &op, const rs_tensor &x, const char *wha
 rs_status rs_graph_create(const rs_model *model, rs_graph **out) {
   return rs_guarded([&] {
     static std::atomic<uint64_t> graphs{0};
+    *out = nullptr;
     *out = new rs_graph();
     (*out)->id = ++graphs;
     (*out)->model = model;
@@ -6751,6 +6752,7 @@ std::string serialize_meta(const std::map<std::string, rs_writer::entry> &meta) 
 
 rs_status rs_writer_open(const char *path, rs_writer **out) {
   return rs_guarded([&] {
+    *out = nullptr;
     struct stat st;
     if (!*path) return rs_fail(RS_ERR_ARGUMENT, "the path of the weight file is empty");
     const bool exists = stat(path, &st) == 0;
@@ -7187,6 +7189,7 @@ rs_status load_device(rs_model *m, const char *name) {
 
 rs_status rs_model_load(const char *path, const rs_load_params *params, rs_model **out) {
   return rs_guarded([&] {
+    *out = nullptr;
     rs_load_params p;
     RS_TRY(rs_read_params(params, "rs_load_params", &p));
     auto m = std::make_unique<rs_model>();
@@ -7470,6 +7473,7 @@ rs_status open_device(rs_session *s, const char *name) {
 
 [[gnu::cold]] rs_status rs_session_create(const rs_model *model, const rs_session_params *params, rs_session **out) {
   return rs_guarded([&] {
+    *out = nullptr;
     rs_session_params p;
     RS_TRY(rs_read_params(params, "rs_session_params", &p));
     if (p.threads < 0 || p.threads > max_threads)
@@ -8387,6 +8391,7 @@ rs_status trace_sequence(rs_session *s, const trace_graph &g, const float *image
 
 rs_status rs_trace_text(rs_session *s, const rs_text *text, const rs_text *pair, const rs_encode_params *params, rs_trace **out) {
   return rs_guarded([&] {
+    *out = nullptr;
     encode_settings set = {};
     RS_TRY(resolve(*s, params, rs_tower::text, &set));
     if (set.long_text == RS_LONG_CHUNK) return rs_fail(RS_ERR_ARGUMENT, "a trace is of one sequence, not of chunks");
@@ -8415,6 +8420,7 @@ rs_status rs_trace_text(rs_session *s, const rs_text *text, const rs_text *pair,
 
 rs_status rs_trace_image(rs_session *s, const rs_image *image, const rs_encode_params *params, rs_trace **out) {
   return rs_guarded([&] {
+    *out = nullptr;
     encode_settings set = {};
     RS_TRY(resolve(*s, params, rs_tower::image, &set));
     auto t = std::make_unique<rs_trace>();

@@ -17,6 +17,8 @@
  *   - Shapes are written outermost to innermost, row major.  T: packed tokens of a batch, B: sequences, C: hidden size,
  *     H: heads, D: head size, N and K: output and input features of a linear layer.
  *   - A model is immutable and may be shared by threads.  A session belongs to one thread at a time.
+ *   - Pointers must not be NULL unless it says here that they may.  Where a call makes an object, *out is NULL when it fails, and
+ *     every rs_…_free takes NULL.
  *   - Strings that go in are UTF-8 and copied where they are kept.  What comes out of a model lives as long as the model.
  *   - Parameter structs begin with `size`: set it to sizeof the struct, zero the rest, and every field keeps its default.
  *     A library newer than the program then knows which fields the program has.  NULL stands for all defaults.

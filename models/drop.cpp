@@ -294,6 +294,7 @@ rs_status rs_drop_format(const rs_drop *drop, char *text, size_t capacity) {
 
 rs_status rs_drop_parse(const char *text, rs_drop **out) {
   return rs_guarded([&]() -> rs_status {
+    *out = nullptr;
     auto d = std::make_unique<rs_owned_drop>();
     std::vector<std::string_view> keys;
     for (const std::string_view word : split(text, ' ')) {

@@ -528,6 +528,69 @@ TEST_F(encode_tiny, long_texts_are_cut_refused_or_chunked) {
   EXPECT_EQ(info.tokens, 20);
 }
 
+TEST_F(encode_tiny, windows_overlap_as_they_are_asked_to) {
+  std::string text;
+  for (int i = 0; i < 38; i++) text += "cat sat ";  // 76 tokens: two windows of 38
+  params.long_text = RS_LONG_CHUNK;
+  rs_text_info info;
+  params.chunk_overlap = -1;
+  one(text, &info);
+  EXPECT_EQ(info.chunks, 2);
+  EXPECT_EQ(info.tokens, 78);
+  EXPECT_EQ(info.kept, 80) << "special tokens of each";
+  params.chunk_overlap = 0;
+  one(text, &info);
+  EXPECT_EQ(info.chunks, 3);
+  EXPECT_EQ(info.kept, 76 + 2 * 4 + 3 * 2);
+  params.chunk_overlap = -2;
+  EXPECT_EQ(status_of(text), RS_ERR_ARGUMENT);
+  EXPECT_STREQ(rs_last_error(), "chunk_overlap is -2, expected -1 (none) to 37");
+}
+
+// What a call looks for in vain that need not be there is no error of it.
+TEST_F(encode_tiny, a_call_that_succeeds_leaves_the_last_error_alone) {
+  rs_model *model = nullptr;
+  EXPECT_EQ(rs_model_load((dir / "none.rsw").c_str(), nullptr, &model), RS_ERR_IO);
+  const std::string before = rs_last_error();
+  ASSERT_EQ(rs_model_load((dir / "tiny.rsw").c_str(), nullptr, &model), RS_OK);
+  EXPECT_EQ(rs_last_error(), before);
+  rs_model_free(model);
+  one("hello");
+  EXPECT_EQ(rs_last_error(), before);
+}
+
+// So that a caller may free it whatever came of it.
+TEST_F(encode_tiny, nothing_is_made_where_a_call_fails) {
+  rs_load_params old_load = {};  // of size 0
+  rs_session_params old_session = {};
+  const auto is_null = [](auto *object, auto make, auto free) {
+    auto *made = reinterpret_cast<decltype(object)>(1);
+    EXPECT_NE(make(&made), RS_OK);
+    EXPECT_EQ(made, nullptr);
+    free(made);
+  };
+  const rs_text bad = {"\xff", 1};
+  const rs_image none = {RS_IMAGE_FILE, nullptr, 0, 0, 0};
+  old_load.size = old_session.size = 1;
+  is_null(
+      static_cast<rs_model *>(nullptr), [&](rs_model **x) { return rs_model_load("", &old_load, x); }, rs_model_free);
+  is_null(
+      static_cast<rs_session *>(nullptr), [&](rs_session **x) { return rs_session_create(m->model, &old_session, x); },
+      rs_session_free);
+  is_null(
+      static_cast<rs_writer *>(nullptr), [&](rs_writer **x) { return rs_writer_open("", x); }, rs_writer_free);
+  is_null(
+      static_cast<rs_drop *>(nullptr), [&](rs_drop **x) { return rs_drop_parse("none", x); }, rs_drop_free);
+  is_null(
+      static_cast<rs_trace *>(nullptr), [&](rs_trace **x) { return rs_trace_text(m->session, &bad, nullptr, nullptr, x); },
+      rs_trace_free);
+  is_null(
+      static_cast<rs_trace *>(nullptr), [&](rs_trace **x) { return rs_trace_image(m->session, &none, nullptr, x); }, rs_trace_free);
+  is_null(
+      static_cast<rs_calibration *>(nullptr), [&](rs_calibration **x) { return rs_calibrate(m->session, &bad, 1, nullptr, 0, x); },
+      rs_calibration_free);
+}
+
 TEST_F(encode_tiny, chunks_across_batches_are_joined) {
   std::string text;
   for (int i = 0; i < 500; i++) text += "the dog sat on a mat. ";
