@@ -64,8 +64,8 @@ RS_API const char *rs_last_error(void);
 RS_API const char *rs_status_name(rs_status status); /* "format error", … */
 RS_API const char *rs_version(void);
 
-/* The row of kernels that this process uses: "amx", "avx2", "scalar" …  Chosen by what the CPU offers; the environment variable
- * RS_ISA forces one (and an unknown or unavailable name is an error of rs_session_create). */
+/* The row of kernels that a session created now has: "amx", "avx2", "scalar" …  Chosen by what the CPU offers; the environment
+ * variable RS_ISA, which is read at each call, forces one (and an unknown or unavailable name is an error of rs_session_create). */
 RS_API const char *rs_isa(void);
 /* Names of all rows in this build that this CPU can run, best first; NULL past the end. */
 RS_API const char *rs_isa_available(size_t i);
@@ -118,7 +118,7 @@ typedef struct rs_load_params {
 /* Map a weight file.  The map is used in place: no copy is made, and processes share it.  The file may be moved or deleted
  * while in use; it must not be written to. */
 RS_API rs_status rs_model_load(const char *path, const rs_load_params *params, rs_model **out);
-RS_API void rs_model_free(rs_model *model); /* NULL is fine.  After every session of it. */
+RS_API void rs_model_free(rs_model *model); /* after every session of it */
 /* Where its sessions run: "cpu", "cuda:0". */
 RS_API const char *rs_model_device(const rs_model *model);
 
@@ -228,7 +228,8 @@ RS_API rs_status rs_model_verify(const rs_model *model);
 
 typedef struct rs_session rs_session;
 
-/* Where the activations of a session live.  alloc returns memory aligned to `align` (a power of two, at least 64), or NULL. */
+/* Where the activations of a session live, and nothing else of it.  The struct is copied; both are called on threads that call the
+ * session, never on others.  alloc returns memory aligned to `align` (a power of two, at least 64), or NULL. */
 typedef struct rs_allocator {
   void *(*alloc)(void *ctx, size_t bytes, size_t align);
   void (*free)(void *ctx, void *memory, size_t bytes);
@@ -395,7 +396,7 @@ RS_API size_t rs_encode_failed(const rs_session *session);
 /* ---- images: packed, encoded, dropped from as texts are */
 
 typedef enum rs_image_kind {
-  RS_IMAGE_FILE = 0, /* the bytes of a JPEG, PNG, BMP, GIF (its first frame) or PNM (P5, P6) file */
+  RS_IMAGE_FILE = 0, /* the bytes of a JPEG, PNG, BMP, GIF (its first frame) or PNM (P5, P6) file of at most 100,000,000 pixels */
   RS_IMAGE_RGB,      /* u8 [height, width, 3] */
   RS_IMAGE_PIXELS    /* f32 [3, height, width], finite, as rs_image_prepare makes it */
 } rs_image_kind;
@@ -406,7 +407,7 @@ typedef struct rs_image {
   int32_t width, height; /* of the others */
 } rs_image;
 
-/* What a model makes of an image of that size (0, 0: the size that it wants). */
+/* What a model makes of an image of that size (0, 0: the size that it wants); at most 16384 a side. */
 typedef struct rs_image_shape {
   int32_t width, height; /* pixels */
   int32_t columns, rows; /* patches; pixels that do not fill one are left out at the right and the bottom */
@@ -430,7 +431,8 @@ typedef struct rs_image_info {
 /* n images to n vectors, as rs_encode.  Pooling: by default the model's own (of models that compare images with texts, projected to
  * their common space); RS_POOL_CLS is the state of the first token, RS_POOL_MEAN and RS_POOL_MAX are of the patches,
  * RS_POOL_NONE a vector for every token, those before the patches included.  out: [n, dim] or [sum of kept, dim], where dim is
- * rs_model_info.dim, or image_hidden where a pooling or an earlier layer is named.  infos: [n] or NULL. */
+ * rs_model_info.dim, or image_hidden where a pooling or an earlier layer is named.  infos: [n] or NULL.  params: what is for texts
+ * does not count: max_tokens, long_text, chunk_overlap and prompt. */
 RS_API rs_status rs_encode_images(rs_session *session, const rs_image *images, size_t n, const rs_encode_params *params, float *out,
                                   size_t capacity, rs_image_info *infos);
 /* What the head of the model says of n images: logits [n, labels], as rs_classify. */
