@@ -555,16 +555,19 @@ double peak(rs_type type, size_t steps) {
 #include <cstdlib>
 #include <cstring>
 #include <ctime>
+#include <exception>
 #include <map>
 #include <memory>
 #include <new>
 #include <numeric>
 #include <string>
+#include <string_view>
 #include <tuple>
 #include <vector>
 
 #include <dlfcn.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <sched.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -674,6 +677,21 @@ rs_status rs_fail(rs_status status, const char *format, ...) {
   for (char *p = text; *p; p++)
     if (static_cast<unsigned char>(*p) < 0x20 || *p == 0x7f) *p = '?';  // names from a file must not break the line
   memcpy(last_error, text, sizeof text);
+  return status;
+}
+
+rs_status rs_guarded_call(rs_status (*call)(void *), void *what) {
+  char before[sizeof last_error];
+  strcpy(before, last_error);
+  rs_status status;
+  try {
+    status = call(what);
+  } catch (const std::bad_alloc &) {
+    return rs_fail(RS_ERR_MEMORY, "out of memory");
+  } catch (const std::exception &e) {
+    return rs_fail(RS_ERR_MEMORY, "internal: %s", e.what());
+  }
+  if (status == RS_OK) strcpy(last_error, before);
   return status;
 }
 
@@ -919,14 +937,51 @@ struct worker {
   worker alone() const { return {team, 0, 1}; }
 };
 
-// Run f(worker) on every thread of a team.
+#ifdef _OPENMP
+// The team that OpenMP has for the calling thread since its last region, and the process that it is of.
+thread_local int kept_threads = 1;
+thread_local pid_t kept_process;
+
+void *wait_for_lock(void *lock) {
+  pthread_mutex_lock(static_cast<pthread_mutex_t *>(lock));
+  pthread_mutex_unlock(static_cast<pthread_mutex_t *>(lock));
+  return nullptr;
+}
+
+// How many of these can be there at once.  libgomp ends the process where it can't start one: those that it lacks are tried first,
+// beside some memory of which it then makes its tables.  And a forked child would wait for ever for a team that only its parent
+// has.
+[[gnu::cold]] int threads_to_be_had(int threads) {
+  const pid_t process = getpid();
+  if (kept_threads > 1 && kept_process != process) return 1;
+  kept_process = process;
+  if (threads <= kept_threads) return threads;
+  void *const tables = malloc(1 << 20);
+  pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+  pthread_t tried[max_threads];
+  int n = 0;
+  pthread_mutex_lock(&lock);
+  while (tables && kept_threads + n < threads && !pthread_create(&tried[n], nullptr, wait_for_lock, &lock)) n++;
+  pthread_mutex_unlock(&lock);
+  for (int i = 0; i < n; i++) pthread_join(tried[i], nullptr);
+  free(tables);
+  return kept_threads + n;
+}
+#endif
+
+// Run f(worker) on every thread of a team, which may have fewer than that.
 template <class F>
 void run_team(int threads, F f) {
   meeting_point team;
 #ifdef _OPENMP
+  if (threads > 1) threads = threads_to_be_had(threads);
   if (threads > 1) {
 #pragma omp parallel num_threads(threads)
-    f(worker{team, omp_get_thread_num(), omp_get_num_threads()});
+    {
+      const worker me{team, omp_get_thread_num(), omp_get_num_threads()};
+      if (!me.thread) kept_threads = me.threads;
+      f(me);
+    }
     return;
   }
 #endif
@@ -3375,15 +3430,17 @@ constexpr op_row op_rows[op_count] = {
 #undef X
 };
 
-// Remember the first error of a graph; always nullptr, so that builders read `return graph_fail(…)`.
+// Remember the first error of a graph, unless it is finished: then nothing changes it.  Always nullptr, so that builders read
+// `return graph_fail(…)`.
 rs_tensor *graph_fail(rs_graph *g, rs_status status) {
-  if (g->status == RS_OK) {
+  if (g->status == RS_OK && !g->finished) {
     g->status = status;
     g->error = last_error;
   }
   return nullptr;
 }
 
+rs_status same_name(const char *name) { return rs_fail(RS_ERR_ARGUMENT, "two tensors of the graph are named '%s'", name); }
 rs_status other_graph(const rs_tensor &x) { return rs_fail(RS_ERR_ARGUMENT, "'%s' belongs to another graph", x.name.c_str()); }
 
 // What a builder does, unless the graph has failed already.  Nothing leaves it as an exception.
@@ -3523,6 +3580,7 @@ rs_status expect_scores(const rs_tensor &op, const rs_tensor &x, const char *wha
 rs_status rs_graph_create(const rs_model *model, rs_graph **out) {
   return rs_guarded([&] {
     static std::atomic<uint64_t> graphs{0};
+    *out = nullptr;
     *out = new rs_graph();
     (*out)->id = ++graphs;
     (*out)->model = model;
@@ -3534,6 +3592,7 @@ void rs_graph_free(rs_graph *graph) { delete graph; }
 
 rs_tensor *rs_input(rs_graph *g, const char *name, rs_type type, int rank, const int64_t *shape) {
   return built(g, [&]() -> rs_tensor * {
+    if (!g->finished && rs_graph_tensor(g, name)) return graph_fail(g, same_name(name));
     rs_tensor *t = new_tensor(g, tensor_input);
     if (!t) return nullptr;
     t->name = name;
@@ -3583,8 +3642,8 @@ rs_tensor *rs_constant(rs_graph *g, const char *name, rs_type type, rs_layout la
     if (!x) return nullptr;
     if (x->graph != g) return graph_fail(g, other_graph(*x));
     if (x->rank != 2 || x->type != RS_F32 || x->kind == tensor_weight || first < 0 || count < 1 || first > x->shape[1] - count)
-      return graph_fail(g, rs_fail(RS_ERR_ARGUMENT, "columns [%lld, %lld) of '%s' %s", static_cast<long long>(first),
-                                   static_cast<long long>(first + count), x->name.c_str(), shape_text(x->rank, x->shape).c_str()));
+      return graph_fail(g, rs_fail(RS_ERR_ARGUMENT, "%lld columns from %lld on of '%s' %s", static_cast<long long>(count),
+                                   static_cast<long long>(first), x->name.c_str(), shape_text(x->rank, x->shape).c_str()));
     rs_tensor *t = new_tensor(g, tensor_view);
     if (!t) return nullptr;
     t->name = x->name + "[" + std::to_string(first) + ":" + std::to_string(first + count) + "]";
@@ -3617,7 +3676,8 @@ rs_tensor *rs_name(rs_graph *g, rs_tensor *x, const char *name) {
     if (!x) return nullptr;
     if (x->graph != g) return graph_fail(g, other_graph(*x));
     if (g->finished) return graph_fail(g, rs_fail(RS_ERR_ARGUMENT, "name '%s': the graph is finished", name));
-    if (rs_graph_tensor(g, name)) return graph_fail(g, rs_fail(RS_ERR_ARGUMENT, "two tensors of the graph are named '%s'", name));
+    const rs_tensor *named = rs_graph_tensor(g, name);
+    if (named && named != x) return graph_fail(g, same_name(name));
     x->name = name;
     return x;
   });
@@ -4403,7 +4463,8 @@ rs_status shift_infer(rs_tensor &out) {
   }
   const rs_distance d = out.params.distance;
   if (d < RS_DISTANCE_L2 || d > RS_DISTANCE_COS || (d == RS_DISTANCE_COS && !out.src[1]))
-    return rs_fail(RS_ERR_ARGUMENT, "shift: distance %d%s", static_cast<int>(d), out.src[1] ? "" : " from nothing");
+    return rs_fail(RS_ERR_ARGUMENT, "shift: distance is %d, expected 0 to %d", static_cast<int>(d),
+                   out.src[1] ? RS_DISTANCE_COS : RS_DISTANCE_L1);
   const int64_t shape[] = {to.shape[0], 1};
   return set_shape(&out, 2, shape);
 }
@@ -5535,6 +5596,7 @@ struct forget_at_end {
 
 rs_status check_binding(const graph_plan &p, const rs_binding &b) {
   const rs_tensor &t = *b.tensor;
+  if (p.bound[t.id]) return rs_fail(RS_ERR_ARGUMENT, "'%s' is bound twice", t.name.c_str());
   if (b.bytes != p.bytes[t.id])
     return rs_fail(RS_ERR_ARGUMENT, "'%s' has %zu bytes, expected %zu", t.name.c_str(), b.bytes, p.bytes[t.id]);
   return b.data || !b.bytes ? RS_OK : rs_fail(RS_ERR_ARGUMENT, "'%s' is bound to NULL", t.name.c_str());
@@ -6585,8 +6647,8 @@ rs_status rs_model_verify(const rs_model *m) {
 // ================================================================================ 14  weight file: writer
 
 struct rs_writer {
-  std::string path, temporary;
-  int fd = -1;
+  std::string path, temporary;  // the latter in `folder`, wherever the process goes to
+  int fd = -1, folder = -1;
   bool finished = false;
   rs_status status = RS_OK;  // of the first write that failed: the file can't be finished any more
   uint64_t at = sizeof(file_header);
@@ -6601,7 +6663,8 @@ struct rs_writer {
 
   ~rs_writer() {
     if (fd >= 0) close(fd);
-    if (!finished && !temporary.empty()) unlink(temporary.c_str());
+    if (!finished && !temporary.empty()) unlinkat(folder, temporary.c_str(), 0);
+    if (folder >= 0) close(folder);
   }
 };
 
@@ -6611,11 +6674,20 @@ std::string folder_of(const std::string &path) {
   const size_t slash = path.rfind('/');
   return slash == std::string::npos ? "." : slash == 0 ? "/" : path.substr(0, slash);
 }
+const char *name_in_folder(const rs_writer &w) { return w.path.c_str() + (w.path.rfind('/') + 1); }  // npos + 1 is 0
 
-rs_status write_failed(rs_writer *w) { return w->status = rs_fail(RS_ERR_IO, "%s: write: %s", w->path.c_str(), strerror(errno)); }
+rs_status write_failed(rs_writer *w, const char *what = "write") {
+  return w->status = rs_fail(RS_ERR_IO, "%s: %s: %s", w->path.c_str(), what, strerror(errno));
+}
+
+// Can anything still go in?
+rs_status check_writable(const rs_writer *w) {
+  if (w->finished) return rs_fail(RS_ERR_ARGUMENT, "%s is finished already", w->path.c_str());
+  return w->status == RS_OK ? RS_OK : rs_fail(w->status, "%s: an earlier write failed", w->path.c_str());
+}
 
 rs_status write_bytes(rs_writer *w, const void *data, size_t n) {
-  if (w->status != RS_OK) return rs_fail(w->status, "%s: an earlier write failed", w->path.c_str());
+  RS_TRY(check_writable(w));
   for (const char *p = static_cast<const char *>(data); n;) {
     const ssize_t r = write(w->fd, p, std::min<size_t>(n, 1 << 30));
     if (r < 0 && errno == EINTR) continue;
@@ -6642,6 +6714,7 @@ rs_status write_data(rs_writer *w, const void *data, size_t n) {
 constexpr char zeros[align_data] = {};
 
 rs_status set_meta(rs_writer *w, const char *key, rs_meta_kind kind, std::string value) {
+  RS_TRY(check_writable(w));
   const size_t n = strlen(key);
   if (!is_printable(key, n) || n > max_key)
     return rs_fail(RS_ERR_ARGUMENT, "metadata key '%s': expected 1 to %zu printable characters", key, max_key);
@@ -6679,6 +6752,7 @@ std::string serialize_meta(const std::map<std::string, rs_writer::entry> &meta) 
 
 rs_status rs_writer_open(const char *path, rs_writer **out) {
   return rs_guarded([&] {
+    *out = nullptr;
     struct stat st;
     if (!*path) return rs_fail(RS_ERR_ARGUMENT, "the path of the weight file is empty");
     const bool exists = stat(path, &st) == 0;
@@ -6687,6 +6761,7 @@ rs_status rs_writer_open(const char *path, rs_writer **out) {
                      S_ISDIR(st.st_mode) ? "a directory" : "not a regular file");
     auto w = std::make_unique<rs_writer>();
     w->path = path;
+    w->folder = open(folder_of(w->path).c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC);
     // As readable as the file before, or as any other: mkstemp would make it 0600, and no thread can ask for the umask but by
     // changing it.
     static std::atomic<uint64_t> files{0};
@@ -6694,8 +6769,8 @@ rs_status rs_writer_open(const char *path, rs_writer **out) {
     do {
       char suffix[32];
       snprintf(suffix, sizeof suffix, ".%lx-%llx", static_cast<unsigned long>(getpid()), static_cast<unsigned long long>(files++));
-      temporary = w->path + suffix;
-      w->fd = open(temporary.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+      temporary = name_in_folder(*w) + std::string(suffix);
+      if (w->folder >= 0) w->fd = openat(w->folder, temporary.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     } while (w->fd < 0 && errno == EEXIST);
     if (w->fd < 0)
       return rs_fail(RS_ERR_IO, "%s: can't create a file in %s: %s", path, folder_of(w->path).c_str(), strerror(errno));
@@ -6711,6 +6786,22 @@ rs_status rs_writer_open(const char *path, rs_writer **out) {
 
 void rs_writer_free(rs_writer *w) { delete w; }
 
+namespace {
+rs_status check_text(const char *key, size_t i, std::string_view text) {
+  const size_t valid = rs_valid_utf8(text);
+  return valid == text.size() ? RS_OK : rs_fail(RS_ERR_TEXT, "metadata '%s': text %zu: invalid UTF-8 at byte %zu", key, i, valid);
+}
+
+rs_status check_finite(const char *what, const char *name, const void *values, size_t n) {
+  for (size_t i = 0; i < n; i++) {
+    float v;  // of no alignment
+    memcpy(&v, static_cast<const char *>(values) + 4 * i, 4);
+    if (!std::isfinite(v)) return rs_fail(RS_ERR_NUMERIC, "%s '%s': value %zu is NaN or infinite", what, name, i);
+  }
+  return RS_OK;
+}
+}  // namespace
+
 rs_status rs_writer_set_bool(rs_writer *w, const char *key, bool value) {
   return rs_guarded([&] { return set_meta(w, key, RS_META_BOOL, std::string(1, value ? '\1' : '\0')); });
 }
@@ -6724,13 +6815,19 @@ rs_status rs_writer_set_f64(rs_writer *w, const char *key, double value) {
   });
 }
 rs_status rs_writer_set_str(rs_writer *w, const char *key, const char *value) {
-  return rs_guarded([&] { return set_meta(w, key, RS_META_STR, std::string(value, strlen(value) + 1)); });
+  return rs_guarded([&] {
+    RS_TRY(check_text(key, 0, {value, strlen(value)}));
+    return set_meta(w, key, RS_META_STR, std::string(value, strlen(value) + 1));
+  });
 }
 rs_status rs_writer_set_i64s(rs_writer *w, const char *key, const int64_t *values, size_t n) {
   return rs_guarded([&] { return set_meta(w, key, RS_META_I64S, bytes_of(values, n)); });
 }
 rs_status rs_writer_set_f32s(rs_writer *w, const char *key, const float *values, size_t n) {
-  return rs_guarded([&] { return set_meta(w, key, RS_META_F32S, bytes_of(values, n)); });
+  return rs_guarded([&] {
+    RS_TRY(check_finite("metadata", key, values, n));
+    return set_meta(w, key, RS_META_F32S, bytes_of(values, n));
+  });
 }
 rs_status rs_writer_set_strs(rs_writer *w, const char *key, const rs_text *values, size_t n) {
   return rs_guarded([&] {
@@ -6739,7 +6836,9 @@ rs_status rs_writer_set_strs(rs_writer *w, const char *key, const rs_text *value
     std::string text;
     for (size_t i = 0; i < n; i++) {
       if (!values[i].data && values[i].length) return rs_fail(RS_ERR_ARGUMENT, "metadata '%s': text %zu is NULL", key, i);
-      text.append(values[i].data, text_length(values[i]));
+      const std::string_view part(values[i].data, text_length(values[i]));
+      RS_TRY(check_text(key, i, part));
+      text += part;
       text += '\0';
       if (text.size() > UINT32_MAX) return rs_fail(RS_ERR_LIMIT, "metadata '%s' has more than 4 GiB of text", key);
       offsets[i + 1] = static_cast<uint32_t>(text.size());
@@ -6751,6 +6850,7 @@ rs_status rs_writer_set_strs(rs_writer *w, const char *key, const rs_text *value
 rs_status rs_writer_add(rs_writer *w, const char *name, rs_type type, rs_layout layout, int rank, const int64_t *shape,
                         const void *data, size_t bytes) {
   return rs_guarded([&] {
+    RS_TRY(check_writable(w));
     file_tensor t = {};
     const size_t n = strlen(name);
     if (!is_printable(name, n) || n >= sizeof t.name)
@@ -6766,6 +6866,7 @@ rs_status rs_writer_add(rs_writer *w, const char *name, rs_type type, rs_layout 
     if (bytes != expected)
       return rs_fail(RS_ERR_ARGUMENT, "tensor '%s': %zu bytes, a %s of shape %s has %zu", name, bytes, rs_type_name(type),
                      shape_text(rank, shape).c_str(), expected);
+    if (type == RS_F32 && rank == 1) RS_TRY(check_finite("tensor", name, data, bytes / 4));  // a load looks at these
     RS_TRY(write_data(w, zeros, round_up(w->at, align_data) - w->at));
     memcpy(t.name, name, n);
     t.type = type, t.layout = layout, t.rank = static_cast<uint32_t>(rank);
@@ -6798,7 +6899,7 @@ rs_status rs_writer_copy(rs_writer *w, const rs_model *model) {
 
 rs_status rs_writer_finish(rs_writer *w) {
   return rs_guarded([&] {
-    if (w->finished) return rs_fail(RS_ERR_ARGUMENT, "%s is finished already", w->path.c_str());
+    RS_TRY(check_writable(w));
     file_header h = {};
     memcpy(h.magic, file_magic, sizeof h.magic);
     h.version = file_version;
@@ -6827,11 +6928,10 @@ rs_status rs_writer_finish(rs_writer *w) {
     const int fd = w->fd;
     w->fd = -1;
     if (close(fd)) return write_failed(w);
-    if (rename(w->temporary.c_str(), w->path.c_str()))
-      return rs_fail(RS_ERR_IO, "%s: rename: %s", w->path.c_str(), strerror(errno));
+    if (renameat(w->folder, w->temporary.c_str(), w->folder, name_in_folder(*w))) return write_failed(w, "rename");
     w->finished = true;
     // The rename itself must survive a power cut.  A file system that can't sync a folder is no reason to fail.
-    const int folder = open(folder_of(w->path).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    const int folder = openat(w->folder, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (folder >= 0) {
       fsync(folder);
       close(folder);
@@ -7089,6 +7189,7 @@ rs_status load_device(rs_model *m, const char *name) {
 
 rs_status rs_model_load(const char *path, const rs_load_params *params, rs_model **out) {
   return rs_guarded([&] {
+    *out = nullptr;
     rs_load_params p;
     RS_TRY(rs_read_params(params, "rs_load_params", &p));
     auto m = std::make_unique<rs_model>();
@@ -7372,6 +7473,7 @@ rs_status open_device(rs_session *s, const char *name) {
 
 [[gnu::cold]] rs_status rs_session_create(const rs_model *model, const rs_session_params *params, rs_session **out) {
   return rs_guarded([&] {
+    *out = nullptr;
     rs_session_params p;
     RS_TRY(rs_read_params(params, "rs_session_params", &p));
     if (p.threads < 0 || p.threads > max_threads)
@@ -7472,9 +7574,13 @@ void forget_failure(const rs_session &s) {
   if (s.encoder) s.encoder->failed = SIZE_MAX;
 }
 
+rs_status check_switch(const char *what, rs_tristate value) {
+  if (value >= RS_OFF && value <= RS_ON) return RS_OK;
+  return rs_fail(RS_ERR_ARGUMENT, "%s is %d, expected -1 to 1", what, static_cast<int>(value));
+}
+
 rs_status resolve(const rs_session &s, const rs_encode_params *params, rs_tower tower, encode_settings *out) {
   if (!s.model) return rs_fail(RS_ERR_ARGUMENT, "the session has no model");
-  forget_failure(s);
   rs_encode_params p;
   RS_TRY(rs_read_params(params, "rs_encode_params", &p));
   const rs_model &m = *s.model;
@@ -7484,6 +7590,7 @@ rs_status resolve(const rs_session &s, const rs_encode_params *params, rs_tower 
   out->tower = tower;
   if (p.pooling < RS_POOL_DEFAULT || p.pooling > RS_POOL_NONE)
     return rs_fail(RS_ERR_ARGUMENT, "pooling is %d", static_cast<int>(p.pooling));
+  RS_TRY(check_switch("normalize", p.normalize));
   if (p.long_text < RS_LONG_TRUNCATE || p.long_text > RS_LONG_CHUNK)
     return rs_fail(RS_ERR_ARGUMENT, "long_text is %d", static_cast<int>(p.long_text));
   if (p.max_tokens < 0 || p.max_tokens > m.info.position_limit)
@@ -7520,9 +7627,9 @@ rs_status resolve(const rs_session &s, const rs_encode_params *params, rs_tower 
   }
   const auto content = out->max_tokens - static_cast<int32_t>(rs_tokenizer_special(m.tokenizer, false));
   if (content < 1) return rs_fail(RS_ERR_ARGUMENT, "max_tokens is %d: no room for text beside the special tokens", out->max_tokens);
-  out->chunk_overlap = p.chunk_overlap ? p.chunk_overlap : content / 8;
-  if (out->chunk_overlap < 0 || out->chunk_overlap >= content)
-    return rs_fail(RS_ERR_ARGUMENT, "chunk_overlap is %d, expected 0 to %d", p.chunk_overlap, content - 1);
+  if (p.chunk_overlap < -1 || p.chunk_overlap >= content)
+    return rs_fail(RS_ERR_ARGUMENT, "chunk_overlap is %d, expected -1 (none) to %d", p.chunk_overlap, content - 1);
+  out->chunk_overlap = p.chunk_overlap == 0 ? content / 8 : std::max(0, p.chunk_overlap);
   return RS_OK;
 }
 
@@ -7882,13 +7989,17 @@ rs_status too_long(rs_session *s, size_t text, const char *what, size_t tokens, 
   return rs_fail(RS_ERR_LIMIT, "the %s has %zu tokens, the limit is %d", what, tokens, set.max_tokens);
 }
 
+rs_status check_pair_room(const encode_settings &set, size_t special) {
+  if (static_cast<size_t>(set.max_tokens) > special) return RS_OK;
+  return rs_fail(RS_ERR_ARGUMENT, "max_tokens is %d: no room for a pair beside the special tokens", set.max_tokens);
+}
+
 // The sequence of the text in e.tokens and its pair in e.pair_tokens.
 rs_status add_pair(rs_session *s, const encode_settings &set, batch *b, size_t text, rs_text_info *info) {
   encoder &e = *s->encoder;
   const size_t special = rs_tokenizer_special(s->model->tokenizer, true), n = e.tokens.ids.size(), m = e.pair_tokens.ids.size();
   size_t first = n, second = m;
-  if (static_cast<size_t>(set.max_tokens) <= special)
-    return rs_fail(RS_ERR_ARGUMENT, "max_tokens is %d: no room for a pair beside the special tokens", set.max_tokens);
+  RS_TRY(check_pair_room(set, special));
   rs_cut_pair(&first, &second, static_cast<size_t>(set.max_tokens) - special);
   if (n + m > INT32_MAX - special || (first + second < n + m && set.long_text == RS_LONG_ERROR))
     return too_long(s, text, "pair", n + m + special, set);
@@ -7947,7 +8058,7 @@ rs_status run_texts(rs_session *s, const encode_settings &set, const rs_text *te
   batch b(s, set, out, capacity);
   RS_TRY(b.open());
   for (size_t i = 0; i < n; i++) {
-    rs_text_info info;
+    rs_text_info info = {};
     rs_status status = tokenize_text(s, set, texts[i]);
     if (status == RS_OK && pairs) {
       status = tokenize(s, pairs[i], &e.pair_tokens);
@@ -8001,6 +8112,7 @@ rs_status rs_image_prepare(const rs_model *m, const rs_image *image, int32_t wid
 rs_status rs_encode_images(rs_session *s, const rs_image *images, size_t n, const rs_encode_params *params, float *out,
                            size_t capacity, rs_image_info *infos) {
   return rs_guarded([&] {
+    forget_failure(*s);
     encode_settings set = {};
     RS_TRY(resolve(*s, params, rs_tower::image, &set));
     return run_images(s, set, images, n, out, capacity, infos);
@@ -8019,6 +8131,7 @@ rs_status rs_classify_images(rs_session *s, const rs_image *images, size_t n, co
 rs_status rs_encode(rs_session *s, const rs_text *texts, size_t n, const rs_encode_params *params, float *out, size_t capacity,
                     rs_text_info *infos) {
   return rs_guarded([&] {
+    forget_failure(*s);
     encode_settings set = {};
     RS_TRY(resolve(*s, params, rs_tower::text, &set));
     return run_texts(s, set, texts, nullptr, n, out, capacity, infos);
@@ -8050,6 +8163,7 @@ void rs_cut_pair(size_t *text, size_t *pair, size_t room) {
 rs_status rs_encode_ids(rs_session *s, const int32_t *ids, const int32_t *type_ids, const size_t *starts, size_t n,
                         const rs_encode_params *params, float *out, size_t capacity) {
   return rs_guarded([&] {
+    forget_failure(*s);
     encode_settings set = {};
     RS_TRY(resolve(*s, params, rs_tower::text, &set));
     batch b(s, set, out, capacity);
@@ -8277,6 +8391,7 @@ rs_status trace_sequence(rs_session *s, const trace_graph &g, const float *image
 
 rs_status rs_trace_text(rs_session *s, const rs_text *text, const rs_text *pair, const rs_encode_params *params, rs_trace **out) {
   return rs_guarded([&] {
+    *out = nullptr;
     encode_settings set = {};
     RS_TRY(resolve(*s, params, rs_tower::text, &set));
     if (set.long_text == RS_LONG_CHUNK) return rs_fail(RS_ERR_ARGUMENT, "a trace is of one sequence, not of chunks");
@@ -8285,8 +8400,9 @@ rs_status rs_trace_text(rs_session *s, const rs_text *text, const rs_text *pair,
     RS_TRY(tokenize_text(s, set, *text));
     rs_tokens second;
     if (pair) RS_TRY(rs_tokenizer_encode(s->model->tokenizer, e.scratch.get(), {pair->data, text_length(*pair)}, &second));
-    const size_t special = rs_tokenizer_special(s->model->tokenizer, pair != nullptr), n = e.tokens.ids.size() + second.ids.size(),
-                 room = std::max(static_cast<size_t>(set.max_tokens), special) - special;
+    const size_t special = rs_tokenizer_special(s->model->tokenizer, pair != nullptr), n = e.tokens.ids.size() + second.ids.size();
+    RS_TRY(check_pair_room(set, special));  // of a single text, resolve has seen to it
+    const size_t room = static_cast<size_t>(set.max_tokens) - special;
     if (n > room && set.long_text == RS_LONG_ERROR)
       return rs_fail(RS_ERR_LIMIT, "the text has %zu tokens, the limit is %d", n + special, set.max_tokens);
     size_t first_end = e.tokens.ids.size(), second_end = second.ids.size();
@@ -8304,6 +8420,7 @@ rs_status rs_trace_text(rs_session *s, const rs_text *text, const rs_text *pair,
 
 rs_status rs_trace_image(rs_session *s, const rs_image *image, const rs_encode_params *params, rs_trace **out) {
   return rs_guarded([&] {
+    *out = nullptr;
     encode_settings set = {};
     RS_TRY(resolve(*s, params, rs_tower::image, &set));
     auto t = std::make_unique<rs_trace>();
@@ -8442,7 +8559,7 @@ rs_status rs_answer_question(rs_session *s, const rs_text *question, const rs_te
     rs_answer_params p;
     RS_TRY(rs_read_params(params, "rs_answer_params", &p));
     *n = 0;
-    if (s->encoder) s->encoder->failed = SIZE_MAX;
+    forget_failure(*s);
     auto encode_params = rs_encode_params();
     encode_params.size = sizeof encode_params;
     encode_params.max_tokens = p.max_tokens;
@@ -8454,6 +8571,7 @@ rs_status rs_answer_question(rs_session *s, const rs_text *question, const rs_te
       return rs_fail(RS_ERR_ARGUMENT, "%s: answers need a head of spans, the model's is of %s", m.path.c_str(),
                      rs_head_name(m.info.head));
     if (p.max_answer_tokens < 0) return rs_fail(RS_ERR_ARGUMENT, "max_answer_tokens is %d", p.max_answer_tokens);
+    RS_TRY(check_switch("whole_words", p.whole_words));
     if (p.overlap < -1) return rs_fail(RS_ERR_ARGUMENT, "overlap is %d", p.overlap);
     if (!p.max_tokens) set.max_tokens = std::min(set.max_tokens, 384);
     encoder &e = *s->encoder;
@@ -8689,6 +8807,8 @@ rs_status calibrate_images(rs_session *s, const rs_image *images, size_t n, rs_c
 rs_status rs_calibrate(rs_session *s, const rs_text *texts, size_t n_texts, const rs_image *images, size_t n_images,
                        rs_calibration **out) {
   return rs_guarded([&] {
+    *out = nullptr;
+    forget_failure(*s);
     auto c = std::make_unique<rs_calibration>();
     if (n_texts) RS_TRY(calibrate_texts(s, texts, n_texts, c.get()));
     if (n_images) RS_TRY(calibrate_images(s, images, n_images, c.get()));

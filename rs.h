@@ -17,6 +17,8 @@
  *   - Shapes are written outermost to innermost, row major.  T: packed tokens of a batch, B: sequences, C: hidden size,
  *     H: heads, D: head size, N and K: output and input features of a linear layer.
  *   - A model is immutable and may be shared by threads.  A session belongs to one thread at a time.
+ *   - Pointers must not be NULL unless it says here that they may.  Where a call makes an object, *out is NULL when it fails, and
+ *     every rs_…_free takes NULL.
  *   - Strings that go in are UTF-8 and copied where they are kept.  What comes out of a model lives as long as the model.
  *   - Parameter structs begin with `size`: set it to sizeof the struct, zero the rest, and every field keeps its default.
  *     A library newer than the program then knows which fields the program has.  NULL stands for all defaults.
@@ -56,14 +58,14 @@ typedef enum rs_status {
   RS_ERR_IMAGE        /* not an image, a damaged one, or of a kind that is not read */
 } rs_status;
 
-/* What the last failed call on this thread found wrong: name, place, got and wanted.  Never NULL; valid until the next
- * failing call on this thread. */
+/* What the last failed call on this thread found wrong: name, place, got and wanted.  Never NULL; valid until the next call on this
+ * thread, and the same after any number of calls that succeed. */
 RS_API const char *rs_last_error(void);
 RS_API const char *rs_status_name(rs_status status); /* "format error", … */
 RS_API const char *rs_version(void);
 
-/* The row of kernels that this process uses: "amx", "avx2", "scalar" …  Chosen by what the CPU offers; the environment variable
- * RS_ISA forces one (and an unknown or unavailable name is an error of rs_session_create). */
+/* The row of kernels that a session created now has: "amx", "avx2", "scalar" …  Chosen by what the CPU offers; the environment
+ * variable RS_ISA, which is read at each call, forces one (and an unknown or unavailable name is an error of rs_session_create). */
 RS_API const char *rs_isa(void);
 /* Names of all rows in this build that this CPU can run, best first; NULL past the end. */
 RS_API const char *rs_isa_available(size_t i);
@@ -93,7 +95,8 @@ RS_API const char *rs_type_name(rs_type type); /* "f32", "f16", "bf16", "i32", "
 RS_API rs_status rs_tensor_bytes(rs_type type, rs_layout layout, int rank, const int64_t *shape, size_t *bytes);
 /* Encode f32 rows [shape] into `dst` of at least rs_tensor_bytes, and the way back.  Both have places of 4 bytes and more aligned
  * to
- * 4.  RS_ERR_LIMIT: `dst` is too small; RS_ERR_NUMERIC: NaN, infinity, or a value that the type does not hold. */
+ * 4.  Quantizing takes as many threads as a session has by default.  RS_ERR_LIMIT: `dst` is too small; RS_ERR_NUMERIC: NaN,
+ * infinity, or a value that the type does not hold. */
 RS_API rs_status rs_tensor_encode(rs_type type, rs_layout layout, int rank, const int64_t *shape, const float *src, void *dst,
                                   size_t capacity);
 RS_API rs_status rs_tensor_decode(rs_type type, rs_layout layout, int rank, const int64_t *shape, const void *src, float *dst,
@@ -115,7 +118,7 @@ typedef struct rs_load_params {
 /* Map a weight file.  The map is used in place: no copy is made, and processes share it.  The file may be moved or deleted
  * while in use; it must not be written to. */
 RS_API rs_status rs_model_load(const char *path, const rs_load_params *params, rs_model **out);
-RS_API void rs_model_free(rs_model *model); /* NULL is fine.  After every session of it. */
+RS_API void rs_model_free(rs_model *model); /* after every session of it */
 /* Where its sessions run: "cpu", "cuda:0". */
 RS_API const char *rs_model_device(const rs_model *model);
 
@@ -225,7 +228,8 @@ RS_API rs_status rs_model_verify(const rs_model *model);
 
 typedef struct rs_session rs_session;
 
-/* Where the activations of a session live.  alloc returns memory aligned to `align` (a power of two, at least 64), or NULL. */
+/* Where the activations of a session live, and nothing else of it.  The struct is copied; both are called on threads that call the
+ * session, never on others.  alloc returns memory aligned to `align` (a power of two, at least 64), or NULL. */
 typedef struct rs_allocator {
   void *(*alloc)(void *ctx, size_t bytes, size_t align);
   void (*free)(void *ctx, void *memory, size_t bytes);
@@ -242,7 +246,9 @@ typedef enum rs_thread_mode {
 
 typedef struct rs_session_params {
   uint32_t size;
-  int32_t threads;          /* 0: OMP_NUM_THREADS where set, else the CPUs that affinity and cgroup limits leave to the process */
+  int32_t threads; /* at most 1024; 0: OMP_NUM_THREADS where set, else the CPUs that affinity and cgroup limits leave to the
+                      process.  A run has fewer where the system gives fewer, and in a child after fork() it has one on a thread
+                      that had several before */
   int32_t max_batch_tokens; /* larger batches are run in parts of at most this many tokens (or one sequence); 0: 1024.  It bounds
                          memory, never changes a result. */
   const rs_allocator *allocator; /* NULL: the C library's */
@@ -338,7 +344,7 @@ typedef struct rs_drop {
 } rs_drop;
 
 /* As text, as weight files keep it: "ratios=0,0.3,0,0.3 score=-mlp mode=merge protect=cls min=16 seed=0".  rs_drop_parse takes the
- * words in any order, each once, and leaves defaults where one is missing. */
+ * words in any order, each once, and leaves defaults where one is missing.  A schedule that no model could run has no text. */
 RS_API rs_status rs_drop_format(const rs_drop *drop, char *text, size_t capacity);
 RS_API rs_status rs_drop_parse(const char *text, rs_drop **out);
 RS_API void rs_drop_free(rs_drop *drop);
@@ -359,7 +365,7 @@ typedef struct rs_encode_params {
   rs_tristate normalize;  /* divide by the L2 norm; default: the model's own */
   int32_t max_tokens;     /* of a sequence, special tokens included; 0: the model's own; at most its position limit */
   rs_long_text long_text; /* what to do with a text that has more */
-  int32_t chunk_overlap;  /* tokens that two windows share; 0: an eighth of a window */
+  int32_t chunk_overlap;  /* tokens that two windows share; 0: an eighth of a window; -1: none */
   int32_t dim;            /* keep the first dim values and normalise again (Matryoshka); 0: all */
   const char *prompt;     /* put in front of every text as it is; NULL: the model's default prompt; "": none */
   int32_t layer_plus_one; /* 0: the last layer; k + 1: the states after layer k, 0 being the embeddings (pooled all the same) */
@@ -372,7 +378,8 @@ typedef struct rs_text_info {
   int32_t total;  /* that the text has, special tokens included */
   int32_t chunks; /* 1 unless RS_LONG_CHUNK cut it */
   bool truncated; /* tokens < total */
-  int32_t kept; /* tokens that the last layer leaves (with chunks: of all together); == tokens unless some were dropped for good */
+  int32_t kept;   /* tokens that the last layer leaves; == tokens unless some were dropped for good.  With chunks: of all windows
+                     together, so that special tokens and what two windows share count in each */
 } rs_text_info;
 
 /* n texts to n vectors.
@@ -382,13 +389,14 @@ typedef struct rs_text_info {
  * On failure `out` is unspecified; rs_encode_failed tells which text was at fault. */
 RS_API rs_status rs_encode(rs_session *session, const rs_text *texts, size_t n, const rs_encode_params *params, float *out,
                            size_t capacity, rs_text_info *infos);
-/* The index of the text that made the last rs_encode of this session fail, or SIZE_MAX if it was not one text's fault. */
+/* The index of the text or image that made the last rs_encode, rs_encode_ids, rs_encode_images, rs_classify, rs_classify_images,
+ * rs_answer_question or rs_calibrate of this session fail, or SIZE_MAX if it was not one's fault.  Other calls leave it alone. */
 RS_API size_t rs_encode_failed(const rs_session *session);
 
 /* ---- images: packed, encoded, dropped from as texts are */
 
 typedef enum rs_image_kind {
-  RS_IMAGE_FILE = 0, /* the bytes of a JPEG, PNG, BMP, GIF (its first frame) or PNM (P5, P6) file */
+  RS_IMAGE_FILE = 0, /* the bytes of a JPEG, PNG, BMP, GIF (its first frame) or PNM (P5, P6) file of at most 100,000,000 pixels */
   RS_IMAGE_RGB,      /* u8 [height, width, 3] */
   RS_IMAGE_PIXELS    /* f32 [3, height, width], finite, as rs_image_prepare makes it */
 } rs_image_kind;
@@ -399,7 +407,7 @@ typedef struct rs_image {
   int32_t width, height; /* of the others */
 } rs_image;
 
-/* What a model makes of an image of that size (0, 0: the size that it wants). */
+/* What a model makes of an image of that size (0, 0: the size that it wants); at most 16384 a side. */
 typedef struct rs_image_shape {
   int32_t width, height; /* pixels */
   int32_t columns, rows; /* patches; pixels that do not fill one are left out at the right and the bottom */
@@ -423,7 +431,8 @@ typedef struct rs_image_info {
 /* n images to n vectors, as rs_encode.  Pooling: by default the model's own (of models that compare images with texts, projected to
  * their common space); RS_POOL_CLS is the state of the first token, RS_POOL_MEAN and RS_POOL_MAX are of the patches,
  * RS_POOL_NONE a vector for every token, those before the patches included.  out: [n, dim] or [sum of kept, dim], where dim is
- * rs_model_info.dim, or image_hidden where a pooling or an earlier layer is named.  infos: [n] or NULL. */
+ * rs_model_info.dim, or image_hidden where a pooling or an earlier layer is named.  infos: [n] or NULL.  params: what is for texts
+ * does not count: max_tokens, long_text, chunk_overlap and prompt. */
 RS_API rs_status rs_encode_images(rs_session *session, const rs_image *images, size_t n, const rs_encode_params *params, float *out,
                                   size_t capacity, rs_image_info *infos);
 /* What the head of the model says of n images: logits [n, labels], as rs_classify. */
@@ -560,8 +569,10 @@ typedef struct rs_tensor rs_tensor; /* owned by its graph */
  * Weights come from `model` (may be NULL when the graph uses rs_constant only), which must outlive the graph. */
 RS_API rs_status rs_graph_create(const rs_model *model, rs_graph **out);
 RS_API void rs_graph_free(rs_graph *graph);
-RS_API rs_status rs_graph_finish(rs_graph *graph); /* validate; from here on the graph is immutable */
+/* Validate.  From here on the graph is immutable: builders fail, and change nothing. */
+RS_API rs_status rs_graph_finish(rs_graph *graph);
 
+/* Another tensor of that name is an error, as it is of rs_name. */
 RS_API rs_tensor *rs_input(rs_graph *g, const char *name, rs_type type, int rank, const int64_t *shape);
 /* A tensor of the model.  The shape is what the caller needs; another one in the file is an error that names both. */
 RS_API rs_tensor *rs_weight(rs_graph *g, const char *name, int rank, const int64_t *shape);
@@ -675,7 +686,7 @@ RS_API rs_tensor *rs_token_sizes(rs_graph *g, rs_tensor *assign, rs_tensor *kept
 RS_API const char *rs_op_name(size_t i);
 
 typedef struct rs_binding {
-  rs_tensor *tensor; /* an input, or a tensor marked by rs_output */
+  rs_tensor *tensor; /* an input, or a tensor marked by rs_output; once each */
   void *data;        /* inputs are read, outputs written */
   size_t bytes;      /* must be what the shape comes to at this run */
 } rs_binding;
@@ -689,7 +700,9 @@ RS_API rs_status rs_graph_run(rs_session *session, rs_graph *graph, int64_t toke
 typedef struct rs_writer rs_writer;
 
 /* A weight file appears at `path` whole or not at all: everything goes to a temporary file beside it, which rs_writer_finish
- * syncs and renames.  Keys and tensor names must be unique; any order.  Large tables (RS_ROWS) should be added last. */
+ * syncs and renames.  Keys (at most 255 bytes) and tensor names (63) must be unique; any order.  Large tables (RS_ROWS) should be
+ * added last.  Floats must be finite, but in tables, which rs_model_verify looks at.  The folder is that of rs_writer_open,
+ * wherever the process goes later. */
 RS_API rs_status rs_writer_open(const char *path, rs_writer **out);
 RS_API rs_status rs_writer_set_bool(rs_writer *w, const char *key, bool value);
 RS_API rs_status rs_writer_set_i64(rs_writer *w, const char *key, int64_t value);

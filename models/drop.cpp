@@ -276,6 +276,9 @@ rs_status rs_drop_format(const rs_drop *drop, char *text, size_t capacity) {
     rs_drop d;
     RS_TRY(rs_read_params(drop, "rs_drop", &d));
     RS_TRY(rs_drop_check_fields(d));
+    // What no model takes has no text either, or another schedule's.
+    rs_drop_schedule unused;
+    RS_TRY(rs_drop_resolve(d, static_cast<int>(std::max({d.n_ratios, d.n_keeps, split(score_of(d), ',').size()})), &unused));
     std::string s;
     if (d.n_keeps) append_numbers(&(s = "keeps="), d.keeps, d.n_keeps);
     else if (d.n_ratios) append_numbers(&(s = "ratios="), d.ratios, d.n_ratios);
@@ -291,6 +294,7 @@ rs_status rs_drop_format(const rs_drop *drop, char *text, size_t capacity) {
 
 rs_status rs_drop_parse(const char *text, rs_drop **out) {
   return rs_guarded([&]() -> rs_status {
+    *out = nullptr;
     auto d = std::make_unique<rs_owned_drop>();
     std::vector<std::string_view> keys;
     for (const std::string_view word : split(text, ' ')) {

@@ -3,22 +3,16 @@
 
 #include <algorithm>
 #include <cstring>
-#include <exception>
-#include <new>
 
 // Sets the text of rs_last_error() and returns `status`, so that errors read `return rs_fail(RS_ERR_FORMAT, "'%s': …", name);`.
 rs_status rs_fail(rs_status status, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
-// The C++ library may throw (std::bad_alloc above all); nothing leaves the API.
+// The C++ library may throw (std::bad_alloc above all); nothing leaves the API.  What looks for something that need not be there
+// leaves no text in rs_last_error() either, where the whole succeeds.
+rs_status rs_guarded_call(rs_status (*call)(void *), void *what);
 template <class F>
-rs_status rs_guarded(F f) {
-  try {
-    return f();
-  } catch (const std::bad_alloc &) {
-    return rs_fail(RS_ERR_MEMORY, "out of memory");
-  } catch (const std::exception &e) {
-    return rs_fail(RS_ERR_MEMORY, "internal: %s", e.what());
-  }
+rs_status rs_guarded(F f) {  // all but the call is there once
+  return rs_guarded_call([](void *what) -> rs_status { return (*static_cast<F *>(what))(); }, &f);
 }
 
 // Parameter structs of callers: copy the fields that the caller's version of the struct has, leave the others at zero.

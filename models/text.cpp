@@ -40,12 +40,9 @@
 #include <new>
 #include <string_view>
 
-namespace {
-
 // ------------------------------------------------------------------------------------------------ 1 UTF-8
 
-// How many bytes at the beginning of `s` are whole, valid characters: all of them when the text is valid.
-size_t valid_utf8_prefix(std::string_view s) {
+size_t rs_valid_utf8(std::string_view s) {
   const auto byte = [&](size_t i) { return static_cast<uint8_t>(s[i]); };
   const auto continues = [&](size_t i) { return i < s.size() && (byte(i) & 0xC0) == 0x80; };
   size_t i = 0;
@@ -77,6 +74,8 @@ size_t valid_utf8_prefix(std::string_view s) {
   }
   return i;
 }
+
+namespace {
 
 // The character at `p`, which is moved past it.  Valid UTF-8 only.
 char32_t decode(const char *&p) {
@@ -1431,7 +1430,7 @@ constexpr int64_t known_flags =
     RS_ADDED_SINGLE_WORD | RS_ADDED_LSTRIP | RS_ADDED_RSTRIP | RS_ADDED_NORMALIZED | RS_ADDED_SPECIAL | RS_ADDED_OUTSIDE;
 
 rs_status check_utf8(const char *name, size_t index, std::string_view s) {
-  const size_t valid = valid_utf8_prefix(s);
+  const size_t valid = rs_valid_utf8(s);
   if (valid == s.size()) return RS_OK;
   return rs_fail(RS_ERR_FORMAT, "%s[%zu]: invalid UTF-8 at byte %zu (0x%02x)", name, index, valid, static_cast<uint8_t>(s[valid]));
 }
@@ -1443,13 +1442,13 @@ rs_status check_settings(const rs_tokenizer_spec &spec) {
   if (spec.tokens.size() > static_cast<size_t>(std::numeric_limits<int32_t>::max()))
     return rs_fail(RS_ERR_LIMIT, "tokenizer.tokens: %zu tokens, ids have 31 bits", spec.tokens.size());
   if (spec.type == "bpe") {
-    if (valid_utf8_prefix(spec.suffix) != spec.suffix.size()) return rs_fail(RS_ERR_FORMAT, "tokenizer.suffix: invalid UTF-8");
+    if (rs_valid_utf8(spec.suffix) != spec.suffix.size()) return rs_fail(RS_ERR_FORMAT, "tokenizer.suffix: invalid UTF-8");
     return RS_OK;
   }
   if (spec.max_word_chars < 1 || spec.max_word_chars > max_max_word_chars)
     return rs_fail(RS_ERR_FORMAT, "tokenizer.max_word_chars: %" PRId64 ", allowed are 1 to %" PRId64, spec.max_word_chars,
                    max_max_word_chars);
-  if (valid_utf8_prefix(spec.prefix) != spec.prefix.size()) return rs_fail(RS_ERR_FORMAT, "tokenizer.prefix: invalid UTF-8");
+  if (rs_valid_utf8(spec.prefix) != spec.prefix.size()) return rs_fail(RS_ERR_FORMAT, "tokenizer.prefix: invalid UTF-8");
   return RS_OK;
 }
 
@@ -1951,7 +1950,7 @@ rs_status rs_tokenizer_encode(const rs_tokenizer *t, rs_tokenizer_scratch *scrat
     return rs_fail(RS_ERR_LIMIT, "the text has %zu bytes, allowed are 4 GiB", s.size());
   if (t->kind == tokenizer_kind::bpe && s.size() > max_bpe_text)
     return rs_fail(RS_ERR_LIMIT, "the text has %zu bytes, allowed are 1 GiB", s.size());
-  const size_t valid = valid_utf8_prefix(s);
+  const size_t valid = rs_valid_utf8(s);
   if (valid < s.size()) return rs_fail(RS_ERR_TEXT, "invalid UTF-8 at byte %zu (0x%02x)", valid, static_cast<uint8_t>(s[valid]));
   const size_t before = out->ids.size();
   try {
@@ -2003,7 +2002,7 @@ bpe_class first_class(std::string_view bytes) {
   const auto lead = static_cast<uint8_t>(bytes[0]);
   const size_t n = lead < 0x80 ? 1 : lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : 4;
   const char *p = bytes.data();
-  return valid_utf8_prefix(bytes.substr(0, n)) == n ? bpe_class_of(decode(p)) : bpe_class::letter;
+  return rs_valid_utf8(bytes.substr(0, n)) == n ? bpe_class_of(decode(p)) : bpe_class::letter;
 }
 
 // Of GPT-2: words are runs of one kind of characters, of which both tokens may have a part only.

@@ -4,6 +4,7 @@
 
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 // Token ids of one sequence with all that belongs to them; reused from text to text so that nothing is allocated after warm-up.
@@ -57,6 +58,9 @@ struct rs_tokenizer_spec {
   std::vector<int64_t> single, single_types;  // the template: ids, -1 for the text, with their type ids
   std::vector<int64_t> pair, pair_types;      // -1 for the text, -2 for its pair
 };
+
+// How many bytes at the beginning of `s` are whole, valid characters: all of them when the text is valid.
+size_t rs_valid_utf8(std::string_view s);
 
 // Immutable once loaded, shared by threads.
 struct rs_tokenizer;

@@ -580,6 +580,25 @@ TEST(drop, text_and_struct_say_the_same) {
   EXPECT_STREQ(text, "ratios=0 score=mlp mode=prune protect=cls min=0 seed=0");
   ASSERT_EQ(rs_drop_format(nullptr, text, sizeof text), RS_OK);
   EXPECT_STREQ(text, "ratios=0 score=mlp mode=prune protect=cls min=0 seed=0");
+  // What no model takes would become something else.
+  const double ratio = 0.5, most = 1;
+  const int32_t keep = 5;
+  const auto refused = [&](const rs_drop &drop, const char *error) {
+    EXPECT_EQ(rs_drop_format(&drop, text, sizeof text), RS_ERR_ARGUMENT);
+    EXPECT_NE(std::string(rs_last_error()).find(error), std::string::npos) << rs_last_error();
+  };
+  rs_drop wrong = none;
+  wrong.ratios = &ratio, wrong.n_ratios = 1, wrong.keeps = &keep, wrong.n_keeps = 1;
+  refused(wrong, "ratios or counts, not both");
+  wrong.n_keeps = 0;
+  wrong.score = "mlp mode=merge";
+  refused(wrong, "score 'mlp mode=merge'");
+  wrong.score = nullptr;
+  wrong.least = -1;
+  refused(wrong, "-1 tokens");
+  wrong.least = 0;
+  wrong.ratios = &most;
+  refused(wrong, "ratio 1");
   // An older program's shorter struct, and one that forgot its size.
   none.size = offsetof(rs_drop, seed);
   none.seed = 5;
@@ -1052,6 +1071,20 @@ TEST_F(drop_tiny, the_first_text_of_a_pair_is_protected) {
     EXPECT_EQ(rs_trace_pair(trace), 5u);  // without one: the number of tokens
     rs_trace_free(trace);
   }
+}
+
+// As encoding it would be.
+TEST_F(drop_tiny, a_pair_without_room_has_no_trace) {
+  const loaded m(dir / "tiny.rsw");
+  const rs_text text = {"the cat sat", RS_NUL_TERMINATED};
+  auto params = sized<rs_encode_params>();
+  params.max_tokens = 3;
+  rs_trace *trace = nullptr;
+  ASSERT_EQ(rs_trace_text(m.session, &text, nullptr, &params, &trace), RS_OK) << rs_last_error();
+  rs_trace_free(trace);
+  EXPECT_EQ(rs_trace_text(m.session, &text, &text, &params, &trace), RS_ERR_ARGUMENT);
+  EXPECT_STREQ(rs_last_error(), "max_tokens is 3: no room for a pair beside the special tokens");
+  EXPECT_EQ(trace, nullptr);
 }
 
 TEST_F(drop_tiny, profiles_are_read_from_the_file) {

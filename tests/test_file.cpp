@@ -6,6 +6,7 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <cmath>
 #include <csignal>
 
@@ -349,6 +350,16 @@ TEST_F(weight_file, the_writer_checks_its_input) {
   const rs_text none = {nullptr, RS_NUL_TERMINATED};
   EXPECT_EQ(rs_writer_set_strs(w, "none", &none, 1), RS_ERR_ARGUMENT);
   EXPECT_STREQ(rs_last_error(), "metadata 'none': text 0 is NULL");
+  const float holes[] = {1, NAN, -INFINITY};
+  EXPECT_EQ(rs_writer_set_f32s(w, "holes", holes, 3), RS_ERR_NUMERIC);
+  EXPECT_STREQ(rs_last_error(), "metadata 'holes': value 1 is NaN or infinite");
+  EXPECT_EQ(rs_writer_add(w, "holes", RS_F32, RS_ROWS, 1, &two, holes + 1, 8), RS_ERR_NUMERIC);
+  EXPECT_STREQ(rs_last_error(), "tensor 'holes': value 0 is NaN or infinite");
+  EXPECT_EQ(rs_writer_set_str(w, "latin", "caf\xe9"), RS_ERR_TEXT);
+  EXPECT_STREQ(rs_last_error(), "metadata 'latin': text 0: invalid UTF-8 at byte 3");
+  const rs_text latin[] = {{"fine", 4}, {"\xe9", 1}};
+  EXPECT_EQ(rs_writer_set_strs(w, "latin", latin, 2), RS_ERR_TEXT);
+  EXPECT_STREQ(rs_last_error(), "metadata 'latin': text 1: invalid UTF-8 at byte 0");
   rs_writer_free(w);
   EXPECT_FALSE(file_exists(dir / "new.rsw"));
   size_t left = 0;
@@ -356,6 +367,52 @@ TEST_F(weight_file, the_writer_checks_its_input) {
   EXPECT_EQ(left, 0u) << "the temporary file stays";
   EXPECT_EQ(rs_writer_open(dir.path().c_str(), &w), RS_ERR_IO);
   EXPECT_EQ(rs_writer_open((dir / "no/such/folder.rsw").c_str(), &w), RS_ERR_IO);
+}
+
+TEST_F(weight_file, nothing_goes_into_a_finished_one) {
+  const int64_t two = 2;
+  const float values[2] = {1, 2};
+  rs_writer *w;
+  ASSERT_EQ(rs_writer_open((dir / "new.rsw").c_str(), &w), RS_OK);
+  ASSERT_EQ(rs_writer_finish(w), RS_OK) << rs_last_error();
+  const std::string finished = dir / "new.rsw" + " is finished already";
+  EXPECT_EQ(rs_writer_set_i64(w, "late", 1), RS_ERR_ARGUMENT);
+  EXPECT_EQ(rs_last_error(), finished);
+  EXPECT_EQ(rs_writer_add(w, "late", RS_F32, RS_ROWS, 1, &two, values, 8), RS_ERR_ARGUMENT);
+  EXPECT_EQ(rs_last_error(), finished);
+  EXPECT_EQ(rs_writer_finish(w), RS_ERR_ARGUMENT);
+  rs_writer_free(w);
+  EXPECT_TRUE(file_exists(dir / "new.rsw"));
+
+  // Nor into one that could not be.
+  ASSERT_EQ(rs_writer_open((dir / "taken").c_str(), &w), RS_OK);
+  std::filesystem::create_directory(dir / "taken");
+  for (const char *error : {"taken: rename: ", "taken: an earlier write failed"}) {
+    EXPECT_EQ(rs_writer_finish(w), RS_ERR_IO);
+    EXPECT_NE(std::string(rs_last_error()).find(error), std::string::npos) << rs_last_error();
+  }
+  EXPECT_EQ(rs_writer_set_i64(w, "late", 1), RS_ERR_IO);
+  rs_writer_free(w);
+}
+
+TEST_F(weight_file, is_written_where_its_path_was_when_it_was_opened) {
+  temp_dir elsewhere;
+  const std::filesystem::path before = std::filesystem::current_path();
+  for (const bool finish : {true, false}) {
+    std::filesystem::current_path(dir.path());
+    rs_writer *w;
+    ASSERT_EQ(rs_writer_open(finish ? "new.rsw" : "./left.rsw", &w), RS_OK) << rs_last_error();
+    std::filesystem::current_path(elsewhere.path());
+    const rs_status status = finish ? rs_writer_finish(w) : RS_OK;
+    EXPECT_EQ(status, RS_OK) << rs_last_error();
+    rs_writer_free(w);
+  }
+  std::filesystem::current_path(before);
+  std::vector<std::string> names;
+  for (const auto &f : std::filesystem::directory_iterator(dir.path())) names.push_back(f.path().filename());
+  std::sort(names.begin(), names.end());
+  EXPECT_EQ(names, (std::vector<std::string>{"new.rsw", "tiny.rsw"}));
+  EXPECT_TRUE(std::filesystem::is_empty(elsewhere.path()));
 }
 
 // As any other program does it: by the umask, or as the file was before.

@@ -955,11 +955,21 @@ TEST(graph, a_finished_graph_gets_no_further_output) {
   session s;
   harness h;
   rs_tensor *x = h.input("x", RS_F32, {RS_DIM_TOKENS, c}, normal(c, 1)), *middle = rs_add(h.g, x, x), *end = rs_add(h.g, middle, x);
-  rs_name(h.g, middle, "middle");
-  h.run(s.s, end, 1, 1, c);
+  EXPECT_EQ(rs_name(h.g, middle, "middle"), middle);
+  EXPECT_EQ(rs_name(h.g, middle, "middle"), middle) << "it is its own";
+  const vec wanted = h.run(s.s, end, 1, 1, c);
   EXPECT_EQ(rs_output(h.g, end), end) << "it is one";
   EXPECT_EQ(rs_output(h.g, middle), nullptr);
   EXPECT_EQ(std::string(rs_last_error()), "output 'middle': the graph is finished");
+  // No builder that fails changes what works.
+  EXPECT_EQ(rs_name(h.g, end, "z"), nullptr);
+  EXPECT_STREQ(rs_last_error(), "name 'z': the graph is finished");
+  EXPECT_EQ(rs_add(h.g, x, nullptr), nullptr);
+  EXPECT_EQ(rs_input(h.g, "more", RS_I32, 1, &c), nullptr);
+  EXPECT_STREQ(rs_last_error(), "the graph is finished: nothing can be added");
+  EXPECT_EQ(rs_graph_finish(h.g), RS_OK) << rs_last_error();
+  EXPECT_EQ(rs_output(h.g, end), end) << rs_last_error();
+  EXPECT_EQ(h.again(s.s, end, 1, 1, c), wanted);
 }
 
 // The next graph may lie where the last one did.
@@ -1015,7 +1025,11 @@ TEST(graph, errors_name_what_was_wrong) {
              rs_add(h.g, x(h, 4), h.input("y", RS_F32, {RS_DIM_TOKENS, 5}, vec()));
            }),
            "'x' [T,4] and 'y' [T,5] differ");
-  contains(error_of([&](harness &h) { rs_columns(h.g, x(h, 4), 3, 2); }), "columns [3, 5) of 'x' [T,4]");
+  contains(error_of([&](harness &h) { rs_columns(h.g, x(h, 4), 3, 2); }), "2 columns from 3 on of 'x' [T,4]");
+  contains(error_of([&](harness &h) { rs_columns(h.g, x(h, 4), INT64_MAX, INT64_MAX); }), "9223372036854775807 on of 'x'");
+  contains(error_of([&](harness &h) { x(h, 4), x(h, 4); }), "two tensors of the graph are named 'x'");
+  contains(error_of([&](harness &h) { rs_shift(h.g, x(h, 4), nullptr, static_cast<rs_distance>(7)); }),
+           "shift: distance is 7, expected 0 to 1");
   contains(error_of([&](harness &h) {
              rs_tensor *a = x(h, 10), *cu = h.input("cu", RS_I32, {RS_DIM_CU_SEQLENS}, std::vector<int32_t>());
              rs_flash_attn(h.g, a, a, a, cu, nullptr, 3, 1);
@@ -1069,12 +1083,6 @@ TEST(graph, errors_name_what_was_wrong) {
   const int64_t shape[] = {1, 1};
   contains(error_of([&](harness &h) { rs_constant(h.g, "c", RS_F32, RS_ROWS, 2, shape, nullptr); }), "constant 'c' is NULL");
   contains(error_of([&](harness &h) { rs_token_drop(h.g, x(h, 1), nullptr, nullptr, nullptr); }), "rule is NULL");
-  contains(error_of([&](harness &h) {
-             rs_tensor *one = x(h, 1), *sum = rs_output(h.g, rs_add(h.g, one, one));
-             ASSERT_EQ(rs_graph_finish(h.g), RS_OK) << rs_last_error();
-             rs_name(h.g, sum, "z");
-           }),
-           "name 'z': the graph is finished");
   EXPECT_EQ(rs_token_starts(nullptr, foreign), nullptr);
 }
 
@@ -1107,6 +1115,14 @@ TEST(graph, bindings_are_checked) {
   std::vector<int32_t> none = {0, 0};
   rs_binding empty[] = {{in, nullptr, 0}, {starts, none.data(), 8}};
   EXPECT_EQ(rs_graph_run(s.s, h.g, 0, 1, empty, 2), RS_OK) << rs_last_error();
+  vec out(4);
+  rs_binding twice[] = {h.bindings[0], h.bindings[1], {y, out.data(), 16}, h.bindings[0]};
+  EXPECT_EQ(rs_graph_run(s.s, h.g, 3, 1, twice, 4), RS_ERR_ARGUMENT);
+  EXPECT_STREQ(rs_last_error(), "'x' is bound twice");
+  twice[3] = twice[2];
+  rs_name(h.g, y, "y");
+  EXPECT_EQ(rs_graph_run(s.s, h.g, 3, 1, twice, 4), RS_ERR_ARGUMENT);
+  EXPECT_NE(std::string(rs_last_error()).find("is bound twice"), std::string::npos) << rs_last_error();
   rs_binding missing[] = {{in, nullptr, 48}, h.bindings[1]};
   EXPECT_EQ(rs_graph_run(s.s, h.g, 3, 1, missing, 2), RS_ERR_ARGUMENT);
   EXPECT_STREQ(rs_last_error(), "'x' is bound to NULL");

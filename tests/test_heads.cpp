@@ -726,6 +726,9 @@ TEST_F(answers, limits_and_errors) {
   EXPECT_EQ(error_of("cat", "dog"), "overlap is -2");
   EXPECT_EQ(rs_encode_failed(m->session), SIZE_MAX);
   params.overlap = 0;
+  params.whole_words = static_cast<rs_tristate>(7);
+  EXPECT_EQ(error_of("cat", "dog"), "whole_words is 7, expected -1 to 1");
+  params.whole_words = RS_DEFAULT;
   params.max_answer_tokens = -1;
   EXPECT_EQ(error_of("cat", "dog"), "max_answer_tokens is -1");
   params.max_answer_tokens = 0;

@@ -528,6 +528,69 @@ TEST_F(encode_tiny, long_texts_are_cut_refused_or_chunked) {
   EXPECT_EQ(info.tokens, 20);
 }
 
+TEST_F(encode_tiny, windows_overlap_as_they_are_asked_to) {
+  std::string text;
+  for (int i = 0; i < 38; i++) text += "cat sat ";  // 76 tokens: two windows of 38
+  params.long_text = RS_LONG_CHUNK;
+  rs_text_info info;
+  params.chunk_overlap = -1;
+  one(text, &info);
+  EXPECT_EQ(info.chunks, 2);
+  EXPECT_EQ(info.tokens, 78);
+  EXPECT_EQ(info.kept, 80) << "special tokens of each";
+  params.chunk_overlap = 0;
+  one(text, &info);
+  EXPECT_EQ(info.chunks, 3);
+  EXPECT_EQ(info.kept, 76 + 2 * 4 + 3 * 2);
+  params.chunk_overlap = -2;
+  EXPECT_EQ(status_of(text), RS_ERR_ARGUMENT);
+  EXPECT_STREQ(rs_last_error(), "chunk_overlap is -2, expected -1 (none) to 37");
+}
+
+// What a call looks for in vain that need not be there is no error of it.
+TEST_F(encode_tiny, a_call_that_succeeds_leaves_the_last_error_alone) {
+  rs_model *model = nullptr;
+  EXPECT_EQ(rs_model_load((dir / "none.rsw").c_str(), nullptr, &model), RS_ERR_IO);
+  const std::string before = rs_last_error();
+  ASSERT_EQ(rs_model_load((dir / "tiny.rsw").c_str(), nullptr, &model), RS_OK);
+  EXPECT_EQ(rs_last_error(), before);
+  rs_model_free(model);
+  one("hello");
+  EXPECT_EQ(rs_last_error(), before);
+}
+
+// So that a caller may free it whatever came of it.
+TEST_F(encode_tiny, nothing_is_made_where_a_call_fails) {
+  rs_load_params old_load = {};  // of size 0
+  rs_session_params old_session = {};
+  const auto is_null = [](auto *object, auto make, auto free) {
+    auto *made = reinterpret_cast<decltype(object)>(1);
+    EXPECT_NE(make(&made), RS_OK);
+    EXPECT_EQ(made, nullptr);
+    free(made);
+  };
+  const rs_text bad = {"\xff", 1};
+  const rs_image none = {RS_IMAGE_FILE, nullptr, 0, 0, 0};
+  old_load.size = old_session.size = 1;
+  is_null(
+      static_cast<rs_model *>(nullptr), [&](rs_model **x) { return rs_model_load("", &old_load, x); }, rs_model_free);
+  is_null(
+      static_cast<rs_session *>(nullptr), [&](rs_session **x) { return rs_session_create(m->model, &old_session, x); },
+      rs_session_free);
+  is_null(
+      static_cast<rs_writer *>(nullptr), [&](rs_writer **x) { return rs_writer_open("", x); }, rs_writer_free);
+  is_null(
+      static_cast<rs_drop *>(nullptr), [&](rs_drop **x) { return rs_drop_parse("none", x); }, rs_drop_free);
+  is_null(
+      static_cast<rs_trace *>(nullptr), [&](rs_trace **x) { return rs_trace_text(m->session, &bad, nullptr, nullptr, x); },
+      rs_trace_free);
+  is_null(
+      static_cast<rs_trace *>(nullptr), [&](rs_trace **x) { return rs_trace_image(m->session, &none, nullptr, x); }, rs_trace_free);
+  is_null(
+      static_cast<rs_calibration *>(nullptr), [&](rs_calibration **x) { return rs_calibrate(m->session, &bad, 1, nullptr, 0, x); },
+      rs_calibration_free);
+}
+
 TEST_F(encode_tiny, chunks_across_batches_are_joined) {
   std::string text;
   for (int i = 0; i < 500; i++) text += "the dog sat on a mat. ";
@@ -582,8 +645,16 @@ TEST_F(encode_tiny, bad_arguments_and_texts_are_errors) {
   EXPECT_EQ(rs_encode(m->session, texts, 2, &params, out, 63, nullptr), RS_ERR_LIMIT);
   EXPECT_EQ(rs_encode_failed(m->session), SIZE_MAX);
   EXPECT_EQ(rs_encode(m->session, texts, 0, &params, nullptr, 0, nullptr), RS_OK);
-  // A call that fails before any text is looked at is no text's fault.
+  // A call that fails before any text is looked at is no text's fault; calls that encode nothing do not say whose it was.
   EXPECT_EQ(rs_encode(m->session, texts, 4, &params, out, 128, nullptr), RS_ERR_TEXT);
+  const int32_t length = 5;
+  rs_plan_layer layers[8];
+  size_t arena;
+  ASSERT_EQ(rs_plan(m->session, &length, 1, nullptr, layers, &arena), RS_OK) << rs_last_error();
+  rs_trace *trace = nullptr;
+  ASSERT_EQ(rs_trace_text(m->session, &texts[0], nullptr, nullptr, &trace), RS_OK) << rs_last_error();
+  rs_trace_free(trace);
+  EXPECT_EQ(rs_encode_failed(m->session), 2u);
   params.pooling = static_cast<rs_pooling>(99);
   EXPECT_EQ(rs_encode(m->session, texts, 2, &params, out, 128, nullptr), RS_ERR_ARGUMENT);
   EXPECT_EQ(rs_encode_failed(m->session), SIZE_MAX);
@@ -606,6 +677,10 @@ TEST_F(encode_tiny, bad_arguments_and_texts_are_errors) {
   EXPECT_EQ(status_of("a"), RS_ERR_ARGUMENT);
   params.max_tokens = 2;
   EXPECT_EQ(status_of("a"), RS_ERR_ARGUMENT);
+  params = sized<rs_encode_params>();
+  params.normalize = static_cast<rs_tristate>(7);
+  EXPECT_EQ(status_of("a"), RS_ERR_ARGUMENT);
+  EXPECT_STREQ(rs_last_error(), "normalize is 7, expected -1 to 1");
   params = sized<rs_encode_params>();
   params.dim = 33;
   EXPECT_EQ(status_of("a"), RS_ERR_ARGUMENT);

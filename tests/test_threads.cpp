@@ -4,6 +4,8 @@
 #include "test_util.h"
 #include "tiny_bert.h"
 
+#include <sys/resource.h>
+
 #include <atomic>
 #include <thread>
 
@@ -172,6 +174,75 @@ TEST_F(threads, sessions_come_and_go) {
   for (std::thread &t : callers) t.join();
   EXPECT_EQ(wrong, 0);
 }
+
+// What f() returns in a child process; one that hangs is ended.
+template <class F>
+int in_child(F f) {
+  fflush(nullptr);
+  const pid_t child = fork();
+  if (child == 0) {
+    alarm(30);
+    _exit(f());
+  }
+  int status = 0;
+  EXPECT_EQ(waitpid(child, &status, 0), child);
+  return WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
+}
+
+#ifndef __SANITIZE_THREAD__  // which does not take threads behind a fork
+
+// The threads of the parent are not there.
+TEST_F(threads, a_forked_child_does_not_wait_for_them) {
+  const loaded m(path, 2, 0, RS_THREADS_LATENCY);
+  make_sequences(40);
+  const std::vector<float> wanted = encode(m.session);
+  EXPECT_EQ(in_child([&] { return encode(m.session) != wanted; }), 0);
+  EXPECT_EQ(encode(m.session), wanted);
+}
+
+#ifndef __SANITIZE_ADDRESS__  // whose own memory is beyond any limit
+
+// libgomp would end the process.
+TEST_F(threads, there_may_be_fewer_than_were_asked_for) {
+  constexpr int no_limit = 77, most = 200;
+  const loaded one(path, 1), many(path, most, 0, RS_THREADS_LATENCY);
+  make_sequences(40);
+  const std::vector<float> wanted = encode(one.session);
+  for (const bool processes : {true, false}) {
+    const int result = in_child([&] {
+      int wrong = 1;
+      std::thread([&] {  // that OpenMP has not seen
+        struct rlimit limit = {1, 1};
+        if (processes) {
+          if (!getuid() && setuid(65534)) wrong = no_limit;  // root has no limit
+          if (setrlimit(RLIMIT_NPROC, &limit)) wrong = no_limit;
+        } else {
+          long pages = 0;
+          FILE *f = fopen("/proc/self/statm", "r");
+          if (!f || fscanf(f, "%ld", &pages) != 1) wrong = no_limit;
+          if (f) fclose(f);
+          limit.rlim_cur = limit.rlim_max = static_cast<rlim_t>(pages * sysconf(_SC_PAGESIZE)) + (100 << 20);
+          if (setrlimit(RLIMIT_AS, &limit)) wrong = no_limit;
+        }
+        if (wrong == no_limit) return;
+        for (int i = 0; i < 3; i++)
+          if (encode(many.session) != wanted) return;
+        std::vector<pthread_t> tried(most);  // is there a limit at all?
+        while (!tried.empty() && !pthread_create(
+                                     &tried.back(), nullptr, [](void *) -> void * { return pause(), nullptr; }, nullptr))
+          tried.pop_back();
+        wrong = tried.empty() ? no_limit : 0;
+      })
+          .join();
+      return wrong;
+    });
+    if (result == no_limit) printf("%s: can't be limited here\n", processes ? "threads" : "memory");
+    else EXPECT_EQ(result, 0) << (processes ? "threads" : "memory");
+  }
+}
+
+#endif
+#endif
 
 TEST_F(threads, profiles_are_of_the_latency_mode) {
   const loaded m(path, 1);
