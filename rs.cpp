@@ -7081,7 +7081,7 @@ struct image_rows {
     RS_TRY(rs_image_get_shape(&m, width, height, &shape));
     const size_t floats = static_cast<size_t>(shape.tokens) * static_cast<size_t>(m.shape.image.hidden);
     memory.reset(static_cast<float *>(std::aligned_alloc(align_data, round_up(floats * 4, align_data))));
-    if (!memory) return rs_fail(RS_ERR_MEMORY, "%zu bytes for the positions of an image", floats * 4);
+    if (!memory) return rs_fail(RS_ERR_MEMORY, "no memory for %zu bytes, the positions of an image", floats * 4);
     grid = {shape.columns, shape.rows, memory.get()};
     return m.family->image_rows(&m, shape.columns, shape.rows, memory.get());
   }

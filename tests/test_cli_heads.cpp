@@ -83,6 +83,9 @@ TEST_F(CliHeads, Help) {
     EXPECT_NE(r.out.find("Examples"), std::string::npos) << command;
     for (const std::string &line : lines_of(r.out)) EXPECT_LE(line.size(), 136u) << line;
   }
+  EXPECT_NE(rs({"rerank", "--help"}).out.find("an object with \"query\" and \"texts\", or with \"text\" for --query"),
+            std::string::npos);
+  EXPECT_NE(rs({"answer", "--help"}).out.find("an object with \"question\" and \"context\""), std::string::npos);
 }
 
 TEST_F(CliHeads, ModelWithoutTheHead) {
@@ -124,6 +127,12 @@ TEST_F(CliHeads, WrongUsage) {
   }
   expect_failure(on("squad", "answer", {"--context-file", file("squad")}), 2, "--context-file needs --question");
   expect_failure(on("squad", "answer", {"-q", "a", "--context-file", dir_ / "none"}), 1, "No such file");
+  for (const char *wrong : {"nan", "-inf", "1e39", "x"})
+    expect_failure(on("squad", "answer", {"-q", "a", "--no-answer", wrong, "b"}), 2,
+                   std::string("--no-answer: wants a number, got '") + wrong + "'");
+  write_file(dir_ / "bad.txt", "a \xff");
+  const run_result bad = on("squad", "answer", {"-q", "a", "--context-file", dir_ / "bad.txt"});
+  EXPECT_EQ(bad.err.find("rs: " + (dir_ / "bad.txt") + ": "), 0u) << bad;
   expect_failure(on("squad", "answer", {"-q", "a", "--top", "0", "b"}), 2, "--top: wants a whole number from 1, got '0'; see");
   expect_failure(on("squad", "answer", {"-q", "a", "--overlap", "-1", "b"}), 2, "--overlap: wants a whole number from 0, got '-1'");
   expect_failure(on("squad", "answer", {"-q", "a", "--context-file", dir_ / "none", "b"}), 2,
@@ -389,6 +398,10 @@ TEST_F(CliHeads, RerankBadLines) {
   EXPECT_EQ(said[1], "rs: stdin:2: no \"texts\"");
   EXPECT_EQ(said[2], "rs: stdin:3: no \"query\"");
   for (size_t i = 3; i < 6; ++i) EXPECT_NE(said[i].find("\"texts\" is not a list of strings"), std::string::npos) << said[i];
+  const run_result both = on("cross", "rerank", {"-q", "a"}, "{\"query\": \"a\", \"texts\": [\"b\"]}\n{\"text\": \"b\"}\n");
+  EXPECT_EQ(both.code, 1);
+  EXPECT_EQ(jsonl(both.out).size(), 1u) << both;
+  EXPECT_EQ(lines_of(both.err).at(0), "rs: stdin:1: \"query\", but --query is given, which is for lines without one");
   // The index counts texts that could not be used.
   const run_result skipped = on("cross", "rerank", {"-q", "a", "--", "\xff", "b"});
   EXPECT_EQ(skipped.code, 1);

@@ -522,6 +522,9 @@ TEST_F(Eval, NearestNeighbour) {
   json row = eval_json({"nn", "-m", weights("f32"), "--data", data, "-k", "1"}).at(0);
   EXPECT_EQ(row["full"]["metrics"], (json{{"accuracy@1", 100.0}}));
   const std::string test = write("t.tsv", "text\tlabel\nhello world\tx\na cat\tx\n");
+  const run_result few = eval({"nn", "-m", weights("f32"), "--data", data, "--limit", "3"});
+  EXPECT_EQ(few.code, 0) << few;
+  EXPECT_EQ(few.err, "rs: warning: of 10 neighbours (-k) there are only 2\n");
   row = eval_json({"nn", "-m", weights("f32"), "--data", test, "--train", data, "-k", "2"}).at(0);
   EXPECT_EQ(row["full"]["metrics"], (json{{"accuracy@2", 50.0}, {"accuracy@1", 50.0}}));
   EXPECT_EQ(row["full"]["texts"], 6);
@@ -541,7 +544,7 @@ TEST_F(Eval, Cosine) {
   EXPECT_LT(mean, 1);
   EXPECT_LE(lowest, mean);
   expect_failure(eval({"cosine", "-m", weights("small"), "--against", weights("f32"), "--data", data}), 1,
-                 "vectors of 16 values cannot be compared with vectors of 32");
+                 "--against '" + weights("f32") + "': vectors of 16 values cannot be compared with vectors of 32");
 }
 
 TEST_F(Eval, WithoutAndWithDropping) {
@@ -727,6 +730,7 @@ TEST_F(Eval, Squad) {
   EXPECT_EQ(row["full"]["tokens"], tokens);
 
   qas[1]["answers"] = json::array();  // a question without an answer, which only a threshold finds
+  expect_failure(eval({"squad", "-m", "x", "--data", "x", "--no-answer-threshold", "nan"}), 2, "wants a number, got 'nan'");
   row = with(qas, {"--no-answer-threshold", "1000"});
   EXPECT_NEAR(row["full"]["metrics"]["F1"], 200.0 / 3, 1e-9);
   EXPECT_EQ(row["full"]["metrics"]["no answer"], 0.0);

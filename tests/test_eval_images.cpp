@@ -2,6 +2,8 @@
 #include <cmath>
 #include <set>
 
+#include <sys/stat.h>
+
 #include "../tools/datasets.h"
 #include "../tools/options.h"
 #include "../tools/shapes.h"
@@ -137,6 +139,24 @@ TEST_F(Folders, ThatAreWrong) {
   expect_error([&] { read_labelled_images(dir_ / "plain", {}); }, "no folders of images in it");
   expect_error([&] { read_images(dir_ / "plain", {}); }, "no images in it");
   expect_error([&] { read_images(dir_ / "absent", {}); }, "absent': cannot read the folder: No such file");
+  // A class or an image that is left out would make another number of it.
+  write("gone/cat/a.png", "");
+  std::filesystem::create_symlink("nowhere", dir_ / "gone/dog");
+  expect_error([&] { read_labelled_images(dir_ / "gone", {}); }, "gone/dog': a link to nothing");
+  write("pipe/cat/a.png", "");
+  ASSERT_EQ(mkfifo((dir_ / "pipe/cat/b.png").c_str(), 0600), 0);
+  expect_error([&] { read_labelled_images(dir_ / "pipe", {}); }, "pipe/cat/b.png': not a regular file");
+  expect_error([&] { read_images(dir_ / "pipe", {}); }, "pipe/cat/b.png': not a regular file");
+}
+
+TEST_F(Folders, LinksAreFollowed) {
+  write("cats/a.png", "");
+  write("d/dog/b.png", "");
+  std::filesystem::create_directory_symlink(dir_ / "cats", dir_ / "d/cat");
+  std::filesystem::create_directory_symlink(dir_ / "d", dir_ / "d/dog/circle");
+  std::filesystem::create_symlink("nowhere", dir_ / "d/dog/c.png");
+  const strings all = {"d/cat/a.png", "d/dog/b.png", "d/dog/c.png"};  // the last fails when it is opened
+  EXPECT_EQ(names_of(read_images(dir_ / "d", {}).files), all);
 }
 
 // What rs embed takes of a folder, tasks take of it.
@@ -148,13 +168,14 @@ TEST_F(Folders, AreThoseOfTheCommandLine) {
   write("elsewhere/k.png", "");
   std::filesystem::create_directory_symlink(dir_ / "elsewhere", dir_ / "d/link");
   std::filesystem::create_symlink(dir_ / "elsewhere/k.png", dir_ / "d/l.png");
-  const strings wanted = {"d/a.jfif", "d/b.jpe", "d/c.JPEG", "d/e/f.png", "d/e-g.png", "d/l.png"};
+  const strings wanted = {"d/a.jfif", "d/b.jpe", "d/c.JPEG", "d/e/f.png", "d/e-g.png", "d/l.png", "d/link/k.png"};
   EXPECT_EQ(names_of(read_images(dir_ / "d", {}).files), wanted);
   strings given;
   const std::unique_ptr<text_source> source = images_of_arguments({dir_ / "d"}, {});
   for (text_item item; source->next(&item);) given.push_back(item.image);
   EXPECT_EQ(names_of(given), wanted);
   // The folder itself may be a link.
+  std::filesystem::remove(dir_ / "d/e/loop");
   std::filesystem::create_directory_symlink(dir_ / "d/e", dir_ / "to");
   EXPECT_EQ(names_of(read_images(dir_ / "to", {}).files), strings{"to/f.png"});
 }

@@ -6,6 +6,7 @@
 #include <set>
 
 #include <sys/resource.h>
+#include <sys/stat.h>
 
 #include "../models/image.h"
 #include "../tools/images.h"
@@ -136,6 +137,41 @@ TEST_F(CliImages, FoldersAndPatterns) {
   std::filesystem::create_directory_symlink(dir_ / "circle", dir_ / "circle/again");
   write_file(dir_ / "circle/x.ppm", pnm_image(8, 8, 1));
   EXPECT_EQ(paths_of(on("vit", "embed", {dir_ / "circle"})), strings{dir_ / "circle/x.ppm"});
+  // Links to folders elsewhere are followed, however one comes to them.
+  std::filesystem::create_directories(dir_ / "links");
+  std::filesystem::create_directory_symlink(dir_ / "circle", dir_ / "links/to");
+  for (const char *way : {"links", "links/to", "links/*", "links/to/*.ppm", "links/**/*.ppm", "**/to/*.ppm"})
+    EXPECT_EQ(paths_of(on("vit", "embed", {dir_ / way})), strings{dir_ / "links/to/x.ppm"}) << way;
+}
+
+TEST_F(CliImages, WhatCannotBeReadInAFolderIsNamed) {
+  std::filesystem::create_directory(dir_ / "in");
+  write_file(dir_ / "in/a.ppm", pnm_image(8, 8, 1));
+  std::filesystem::create_symlink("nowhere", dir_ / "in/b.ppm");
+  ASSERT_EQ(mkfifo((dir_ / "in/c.ppm").c_str(), 0600), 0);
+  std::filesystem::create_symlink("nowhere", dir_ / "in/notes.txt");
+  ASSERT_EQ(mkfifo((dir_ / "in/pipe").c_str(), 0600), 0);
+  for (const char *way : {"in", "in/*.ppm", "**/*.ppm"}) {
+    const run_result r = on("vit", "embed", {dir_ / way});
+    EXPECT_EQ(r.code, 1) << r;
+    EXPECT_EQ(jsonl(r.out).size(), 1u) << r;
+    EXPECT_EQ(lines_of(r.err), (strings{"rs: " + (dir_ / "in/b.ppm") + ": cannot open: No such file or directory",
+                                        "rs: " + (dir_ / "in/c.ppm") + ": not a regular file", "rs: 2 of 3 images failed"}))
+        << r;
+  }
+  for (const run_result &r : {on("vit", "embed", {""}), on("vit", "embed", {}, "{\"image\": \"\"}\n")})
+    EXPECT_NE(r.err.find(": an empty path\n"), std::string::npos) << r;
+}
+
+TEST_F(CliImages, NamesThatAreNotUtf8) {
+  const std::string name = dir_ / "\xff.ppm";
+  write_file(name, pnm_image(8, 8, 1));
+  for (const char *command : {"embed", "classify"}) {
+    const run_result r = on("head", command, {name, name});
+    EXPECT_EQ(r.code, 0) << r;
+    EXPECT_EQ(jsonl(r.out).at(1).at("image"), dir_ / "\xef\xbf\xbd.ppm");
+    EXPECT_EQ(r.err, "rs: '" + name + "': this name is not UTF-8; in JSON, U+FFFD stands for what is not\n") << "once";
+  }
 }
 
 TEST_F(CliImages, ListsAndLines) {
@@ -311,8 +347,8 @@ TEST_F(CliImages, LinesOfTheWrongKind) {
     EXPECT_EQ(r.out, "") << r;
     return lines_of(r.err).at(0);
   };
-  EXPECT_EQ(said("bert", R"({"image": "x.jpg"})"), "rs: stdin:1: no \"text\", but an image, which is not taken here");
-  EXPECT_EQ(lines(on("bert", "embed", {}, "{\"text\": \"a\", \"image\": [1]}\n")).size(), 1u);
+  EXPECT_EQ(said("bert", R"({"image": "x.jpg"})"), "rs: stdin:1: \"image\" is not taken here");
+  EXPECT_EQ(said("bert", R"({"text": "a", "image": [1]})"), "rs: stdin:1: \"image\" is not taken here");
   EXPECT_EQ(said("vit", R"({"text": "x"})"), "rs: stdin:1: no \"image\", but a text, which is not taken here");
   EXPECT_EQ(said("vit", R"({"id": 3})"), "rs: stdin:1: no \"image\"");
   EXPECT_EQ(said("vit", R"({"image": 3})"), "rs: stdin:1: \"image\" is not a string");

@@ -526,6 +526,11 @@ TEST_F(Tune, ChoosesAmongWeightFiles) {
   EXPECT_EQ(chosen, 1u);
 }
 
+TEST_F(Tune, FewTextsTellLittle) {
+  const run_result r = tune({"--limit", "6"});
+  EXPECT_NE(r.err.find("warning: schedules are judged by 3 texts only: chance decides"), std::string::npos) << r;
+}
+
 TEST_F(Tune, WhatCannotBeFoundIsNotStored) {
   const std::string before = read_file(model());
   const run_result r = tune({"--store", "x=0.00001ms"});
@@ -568,7 +573,7 @@ TEST_F(Tune, WhatIsWrongIsSaidInOneLine) {
   write_file(dir_ / "bad.jsonl", "{\"text\": \"cat\"}\n{\"text\": 7}\n");
   write_file(dir_ / "thesis", "my thesis\n");
   const std::tuple<strings, int, const char *> cases[] = {
-      {{"--max-loss", "150%"}, 2, "--max-loss"},
+      {{"--max-loss", "150%"}, 2, "--max-loss: '150%' is all there is or more"},
       {{"--max-loss", "1"}, 2, "write 1% or 0.01"},
       {{"--max-loss", "-1%"}, 2, "--max-loss: wants a number above 0, got '-1'"},
       {{"--max-loss", "nan"}, 2, "wants a number above 0, got 'nan'"},
@@ -582,6 +587,7 @@ TEST_F(Tune, WhatIsWrongIsSaidInOneLine) {
       {{"-o", dir_ / "one", "--journal", dir_ / "one"}, 2, "the plot and the journal are both"},
       {{"--store", "fast"}, 2, "how good? add --max-loss or --budget-ms"},
       {{"--store", "=1%"}, 2, "begins with no name"},
+      {{"--store", "a b=1%"}, 2, "'a b=1%' begins with no name (which has no spaces and no commas)"},
       {{"--store", "a=1%", "--store", "a=2%"}, 2, "'a' is given twice"},
       {{"--store", "a=x"}, 2, "'x'"},
       {{"--metric", "magic"}, 2, "magic"},

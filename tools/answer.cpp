@@ -33,7 +33,8 @@ std::unique_ptr<text_source> open_source(const answer_options &options) {
   if (!options.context_file.empty()) {
     if (!one) fail_usage("--context-file needs --question");
     if (options.texts.from_arguments() || !options.texts.file.empty()) fail_usage("both --context-file and other texts are given");
-    return texts_of_arguments({read_file(options.context_file, max_line_bytes)});
+    return texts_of_arguments({read_file(options.context_file, max_line_bytes)},
+                              options.context_file == "-" ? "stdin" : options.context_file);
   }
   if (!one && options.texts.from_arguments()) fail_usage("texts, which are contexts, need --question");
   line_keys keys;
@@ -127,7 +128,8 @@ void add_answer(CLI::App *app, command_line *line) {
   auto options = std::make_shared<answer_options>();
   CLI::App *sub = add_command(app, "answer", "where in a context the answer to a question is", examples, options, run_answer, line);
   add_text_run_options(sub, options.get(), line,
-                       "contexts of --question, a line each, or JSON lines\nwith \"question\" and \"context\"");
+                       "contexts of --question, a line each, or JSON lines\nwith \"question\" and \"context\"",
+                       "\"question\" and \"context\"");
   options->question_option =
       sub->add_option("-q,--question", options->question, "every text is a context of this question, but where a line has its own")
           ->type_name("TEXT");
@@ -137,7 +139,8 @@ void add_answer(CLI::App *app, command_line *line) {
   sub->add_option("--no-answer", options->no_answer,
                   "answer \"\" where no_answer_logit is more than this above the logit of the\n"
                   "best answer; 0 for a model trained on SQuAD 2 (default: always answer)")
-      ->type_name("THRESHOLD");
+      ->type_name("THRESHOLD")
+      ->check(any_number());
   sub->add_option("--max-answer-tokens", options->longest, "limit of an answer (default: 30)")
       ->type_name("N")
       ->check(whole_number(1));

@@ -112,6 +112,7 @@ void check_task(const classify_options &options, const rs_model *model) {
 
 line_keys keys_for(const rs_model *model) {
   line_keys keys;
+  keys.take_pairs();
   keys.takes = inputs_of(model_info(model));
   if (keys.takes == inputs::both) keys.takes = inputs::images;
   return keys;
@@ -343,7 +344,7 @@ void add_classify(CLI::App *app, command_line *line) {
   sub->add_option("--labels", options->labels,
                   "of a model that takes images and texts: what images may show, 'a cat,a dog';\n"
                   "scored by how well each suits, together 1 where the model was trained so")
-      ->type_name("LABEL,…")
+      ->type_name("LABEL,...")
       ->allow_extra_args(false);
   options->template_option =
       sub->add_option("--template", options->label_template, "what is made of a label, in place of each {}: 'a photo of {}'")

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdarg>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <fstream>
 
@@ -54,7 +55,10 @@ model_ptr load_model(const std::string &path, bool check_data, const char *devic
   params.check_data = check_data;
   params.device = device;
   rs_model *model = nullptr;
-  check(rs_model_load(path.c_str(), &params, &model));
+  const rs_status status = rs_model_load(path.c_str(), &params, &model);
+  // Of --device, only what it may be comes so far.
+  if (status == RS_ERR_ARGUMENT && !device && getenv("RS_DEVICE")) fail("RS_DEVICE: ", rs_last_error());
+  check(status);
   return model_ptr(model);
 }
 

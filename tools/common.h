@@ -20,6 +20,9 @@ struct failure : std::runtime_error {  // exit status 1
 struct usage_failure : failure {  // exit status 2
   using failure::failure;
 };
+struct closed_pipe : failure {  // standard output has no reader any more: exit status 1, and nothing to say
+  using failure::failure;
+};
 
 // As what a part is joined: literals of all lengths alike, and numbers of all sizes, so that the functions below are few.  One for
 // each combination of types would be 3 % of the program.

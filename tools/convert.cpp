@@ -252,6 +252,7 @@ class converter {
     std::vector<std::string> texts;
     for (text_item item; source->next(&item);) {
       if (!item.error.empty()) fail(source->place(item), ": ", item.error);
+      if (!is_utf8(item.text)) fail(source->place(item), ": not valid UTF-8");
       texts.push_back(item.text);
     }
     if (texts.empty()) fail("no texts to calibrate with in ", in_quotes(path));

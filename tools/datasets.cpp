@@ -3,8 +3,6 @@
 #include "images.h"
 #include "json.h"
 
-#include <utf8proc.h>
-
 #include <algorithm>
 #include <charconv>
 #include <cmath>
@@ -111,17 +109,6 @@ std::vector<size_t> subset::balanced(const std::vector<size_t> &classes) const {
 // ---------------------------------------------------------------------------------------------- lines, columns
 
 namespace {
-
-bool is_utf8(std::string_view text) {
-  const auto *bytes = reinterpret_cast<const utf8proc_uint8_t *>(text.data());
-  for (size_t at = 0; at < text.size();) {
-    utf8proc_int32_t c = 0;
-    utf8proc_ssize_t length = bytes[at] < 0x80 ? 1 : utf8proc_iterate(bytes + at, utf8proc_ssize_t(text.size() - at), &c);
-    if (length <= 0) return false;
-    at += size_t(length);
-  }
-  return true;
-}
 
 // Lines of a file that must be UTF-8, those that are blank left out.
 class data_file {
@@ -637,8 +624,9 @@ std::vector<std::string> image_files(const std::string &folder) {
   std::vector<std::string> files;
   folder_walk walk(folder);
   for (std::string path, error; walk.next(&path, &error);) {
+    if (walk.at_file() && !ends_as_image(path)) continue;
     if (!error.empty()) fail(in_quotes(path), ": ", error);
-    if (ends_as_image(path)) files.push_back(path);
+    files.push_back(path);
   }
   return files;
 }
@@ -666,6 +654,7 @@ labelled_images read_labelled_images(const std::string &folder, const subset &pa
     if (!fs::is_directory(entry, error)) {
       if (ends_as_image(entry.string()))
         fail(in_quotes(entry.string()), ": an image outside of the folders, which are named as classes");
+      if (!fs::exists(entry, error)) fail(in_quotes(entry.string()), ": a link to nothing");
       continue;
     }
     const std::vector<std::string> files = image_files(entry.string());

@@ -6,9 +6,9 @@ void add_drop_options(CLI::App *sub, drop_options *options) {
   CLI::Option *ratios = sub->add_option("--drop", options->ratios,
                                         "drop tokens: the share that leaves behind each layer, 0.2,0,0,0.2\n"
                                         "(default: none; layers that are not named drop nothing)")
-                            ->type_name("R,R,…");
+                            ->type_name("R,R,...");
   CLI::Option *keeps = sub->add_option("--keep", options->keeps, "or how many tokens stay behind each layer, 0: all; 128,0,64")
-                           ->type_name("N,N,…")
+                           ->type_name("N,N,...")
                            ->excludes(ratios);
   CLI::Option *profile =
       sub->add_option("--drop-profile", options->profile, "a schedule that is stored in the weight file (rs info, rs tune)")

@@ -14,6 +14,7 @@ const char *const examples =
     "  rs embed -m clip.rsw photo.jpg --text 'a dog' --text 'a cat'\n"
     "A model that takes images gets these by their paths: arguments, lines of a list (-f), or {\"image\": \"path\", \"id\": …} a "
     "line.\n"
+    "In folders, links are followed.\n"
     "Of a model that takes both, --drop and its kin drop tokens of images; texts keep all.\n"
     "Formats:\n"
     "  jsonl  {\"id\": …, \"embedding\": […], \"tokens\": n, \"truncated\": bool} a line; id as the input has it;\n"

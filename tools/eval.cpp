@@ -172,6 +172,7 @@ class evaluator {
   explicit evaluator(const eval_options &options) : options_(options), progress_(progress::wanted_beside(STDOUT_FILENO)) {
     for (const std::string &file : options.models) cases_.push_back(std::make_unique<eval_case>(file, options));
     task_ = load_task(options.task, options.data);
+    if (const std::string warning = task_->warning(); !warning.empty()) say("warning: " + warning);
     for (const auto &c : cases_) task_->check(c->model());
   }
 
@@ -193,8 +194,23 @@ class evaluator {
     eval_options plain = options_;
     plain.encode.drop = {};
     plain.listed = {};
-    const eval_case reference(options_.against, plain);
-    task_->prepare(reference.settings()[0]);
+    // What the library says of a file begins with its name.
+    const auto place = [&](const failure &e) {
+      const bool named = std::string_view(e.what()).find(options_.against) != std::string_view::npos;
+      return named ? std::string() : join("--against ", in_quotes(options_.against), ": ");
+    };
+    try {
+      const eval_case reference(options_.against, plain);
+      const int64_t dim = reference.settings()[0].dim;
+      for (const auto &c : cases_)
+        if (c->settings()[0].dim != dim)
+          fail("vectors of ", c->settings()[0].dim, " values cannot be compared with vectors of ", dim);
+      task_->prepare(reference.settings()[0]);
+    } catch (const usage_failure &e) {
+      fail_usage(place(e), e.what());
+    } catch (const failure &e) {
+      fail(place(e), e.what());
+    }
   }
 
   // Calls f(case, results of its settings).
@@ -419,15 +435,16 @@ void add_eval(CLI::App *app, command_line *line) {
   sub->add_option("--no-answer-threshold", options->data.no_answer_threshold,
                   "squad, where some questions have no answer: refuse where the logit of no answer is\n"
                   "higher than that of the answer by more than this (default: 0)")
-      ->type_name("X");
+      ->type_name("X")
+      ->check(any_number());
   add_count("--rounds", &options->rounds, "how often everything is encoded (default: 3); for tokens/s only");
   add_image_size_option(sub, &options->image_size);
   sub->add_option("-b,--batch", options->data.batch,
-                  "texts or images that are encoded together (default: 64); does not change the quality")
+                  "texts or images that are encoded together, 1 to 65536 (default: 64); does not change the quality")
       ->type_name("N")
       ->check(whole_number(1, 65536));
   add_threads_option(sub, &options->threads);
-  add_encode_options(sub, &options->encode);
+  add_encode_options(sub, &options->encode, false);
   options->query_prompt_option =
       sub->add_option("--query-prompt", options->query_prompt,
                       "retrieval: --prompt for queries.  Without either, the stored prompts \"query\", and \"passage\" or\n"

@@ -25,6 +25,8 @@ namespace {
 // Of files that the library decodes.
 const char *const endings[] = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".ppm", ".pgm", ".pnm"};
 
+const char *const not_regular = "not a regular file";
+
 std::vector<std::string> components(std::string_view path) {
   std::vector<std::string> parts;
   while (!path.empty()) {
@@ -55,19 +57,24 @@ bool folder_walk::next(std::string *path, std::string *error) {
     if (!unreadable_.empty()) {
       *path = std::exchange(unreadable_, "");
       *error = reason_;
+      at_file_ = false;
       return true;
     }
     while (!levels_.empty() && levels_.back().at == levels_.back().names.size()) levels_.pop_back();
     if (levels_.empty()) return false;
     level &top = levels_.back();
     std::string found = (fs::path(top.folder) / top.names[top.at++]).string();
-    std::error_code ignored;
-    if (fs::is_directory(fs::symlink_status(found, ignored))) {
-      enter(found);
-    } else if (fs::is_regular_file(found, ignored)) {
-      *path = std::move(found);
-      return true;
+    struct stat status {};
+    const bool known = stat(found.c_str(), &status) == 0;
+    if (known && S_ISDIR(status.st_mode)) {
+      const auto is_it = [&](const level &l) { return l.device == status.st_dev && l.inode == status.st_ino; };
+      if (std::none_of(levels_.begin(), levels_.end(), is_it)) enter(found);
+      continue;
     }
+    // Reading a pipe would wait for whoever writes it.
+    if (known && !S_ISREG(status.st_mode)) *error = not_regular;
+    *path = std::move(found);
+    return at_file_ = true;
   }
 }
 
@@ -76,7 +83,9 @@ std::vector<std::string> folder_walk::below(const std::string &path) const {
 }
 
 void folder_walk::enter(const std::string &folder) {
-  level entered{folder, {}, 0};
+  struct stat status {};
+  stat(folder.c_str(), &status);
+  level entered{folder, {}, 0, status.st_dev, status.st_ino};
   std::error_code error;
   for (fs::directory_iterator entry(folder, error), end; !error && entry != end; entry.increment(error)) {
     std::string name = entry->path().filename().string();
@@ -144,7 +153,9 @@ class image_arguments : public text_source {
   }
 
   bool ready(int) override { return true; }
-  std::string place(const text_item &item) const override { return item.has_image ? item.image : join("text ", item.line); }
+  std::string place(const text_item &item) const override {
+    return !item.has_image ? join("text ", item.line) : item.image.empty() ? "''" : item.image;
+  }
   double bytes_done() const override { return 0; }
   double bytes_total() const override { return 0; }
 
@@ -163,6 +174,8 @@ class image_arguments : public text_source {
       if (!found_.empty()) {
         take(found_.front(), item);
         found_.pop_front();
+        std::error_code ignored;
+        if (fs::is_other(item->image, ignored)) item->error = not_regular;
         if (!item->image.empty()) return true;
       } else if (next_argument_ < arguments_.size()) {
         if (open(arguments_[next_argument_++], item)) return true;
@@ -220,7 +233,7 @@ class image_arguments : public text_source {
     std::string path;
     while (walk_->next(&path, &item->error)) {
       const bool wanted = tail_.empty() || tail_.back() == "**" ? ends_as_image(path) : true;
-      if (item->error.empty() && (!wanted || (!tail_.empty() && !matches(walk_->below(path), tail_)))) continue;
+      if (walk_->at_file() && (!wanted || (!tail_.empty() && !matches(walk_->below(path), tail_)))) continue;
       walk_found_ = true;
       item->image = std::move(path);
       return true;
@@ -248,6 +261,7 @@ std::unique_ptr<text_source> images_of_arguments(std::vector<std::string> argume
 static constexpr size_t max_file_bytes = size_t(256) << 20;
 
 static std::string read_image_file(const std::string &path, std::vector<char> *bytes) {
+  if (path.empty()) return "an empty path";
   if (path.find('\0') != std::string::npos) return "cannot open: a NUL in the path";
   std::unique_ptr<FILE, releaser<fclose>> file(fopen(path.c_str(), "rbe"));
   if (!file) return join("cannot open: ", strerror(errno));

@@ -2,6 +2,7 @@
 #pragma once
 #include "input.h"
 
+#include <sys/types.h>
 #include <condition_variable>
 #include <deque>
 #include <mutex>
@@ -14,13 +15,14 @@ std::string ending_of(const std::string &name);  // of a file, in lower case: ".
 bool ends_as_image(const std::string &name);
 bool is_hidden(const std::string &name);  // of a file or a folder, without what it is in: begins with '.'
 
-// The files below a folder, one after the other: of each folder in the order of the names, hidden ones left out.  Links to folders
-// are not followed, or there might be no end.
+// The files below a folder, one after the other: of each folder in the order of the names, hidden ones left out.  Links are
+// followed, but into no folder that the walk is in already, or there might be no end.
 class folder_walk {
  public:
   explicit folder_walk(std::string root) : root_(std::move(root)) { enter(root_); }
-  // False at the end.  A folder that cannot be read gives its path, and why.
+  // False at the end.  What cannot be read gives its path, and why.  A link to nothing comes as a file, which opening it tells.
   bool next(std::string *path, std::string *error);
+  bool at_file() const { return at_file_; }  // or what next() gave is a folder that cannot be read
   // The components of a path below the root.
   std::vector<std::string> below(const std::string &path) const;
 
@@ -29,12 +31,15 @@ class folder_walk {
     std::string folder;
     std::vector<std::string> names;
     size_t at;
+    dev_t device;
+    ino_t inode;
   };
   void enter(const std::string &folder);
 
   std::string root_;
   std::vector<level> levels_;
   std::string unreadable_, reason_;
+  bool at_file_ = false;
 };
 
 // Files, folders (with all below them, in order of their names) and patterns (*, ?, [a-z], and ** for folders in between), and then

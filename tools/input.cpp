@@ -1,6 +1,8 @@
 #include "input.h"
 #include "json.h"
 
+#include <utf8proc.h>
+
 #include <fcntl.h>
 #include <poll.h>
 #include <sys/stat.h>
@@ -9,6 +11,8 @@
 #include <cerrno>
 #include <cstring>
 #include <utility>
+
+void line_keys::take_pairs() { pair = {"pair", "text_pair"}; }
 
 static constexpr size_t read_bytes = size_t(1) << 16;
 
@@ -57,7 +61,17 @@ line_reader::result line_reader::take(size_t length, size_t skip, std::string_vi
   *line = {buffer_.data() + begin_, length};
   begin_ += length + skip;
   scanned_ = 0;
+  check_line(*line);
   return result::line;
+}
+
+// A wrong encoding is no matter of single lines: what could be made of the others would be garbage.
+void line_reader::check_line(std::string_view line) {
+  const std::string_view mark = line.substr(0, 2);
+  const bool utf16 = ++line_ == 1 && (mark == "\xff\xfe" || mark == "\xfe\xff");
+  if (utf16) fail(name_, ":1: looks like UTF-16; rs reads UTF-8");
+  if (line.find('\0') != std::string_view::npos)
+    fail(name_, ":", line_, ": a NUL byte, so this is no text in UTF-8 (UTF-16, or a binary file?)");
 }
 
 line_reader::result line_reader::next(std::string_view *line) {
@@ -74,7 +88,10 @@ line_reader::result line_reader::next(std::string_view *line) {
       scanned_ = 0;
     }
     if (fill()) continue;
-    if (too_long) return result::too_long;
+    if (too_long) {
+      ++line_;
+      return result::too_long;
+    }
     return begin_ < end_ ? take(end_ - begin_, 0, line) : result::end;
   }
 }
@@ -138,9 +155,10 @@ class line_handler : public nlohmann::json_sax<json> {
         seen = name;
       }
       if (key_ == wanted::id) item_->id.clear();
-      // Captions beside images, or the other way round, are no error.
-      const bool foreign = key_ == wanted::text ? !takes_texts() : key_ == wanted::image && !takes_images();
-      if (foreign) foreign_seen_ = true, key_ = wanted::nothing;
+      if (name == keys_.refused) return stop("\"" + name + "\", but --" + name + " is given, which is for lines without one");
+      const bool no_pair = key_ == wanted::nothing && takes_texts() && (name == "pair" || name == "text_pair");
+      if (no_pair || (key_ == wanted::image && !takes_images())) return stop("\"" + name + "\" is not taken here");
+      if (key_ == wanted::text && !takes_texts()) foreign_seen_ = true, key_ = wanted::nothing;  // a caption is no error
     } else if (key_ == wanted::id) {
       separate();
       item_->id += nlohmann::ordered_json(name).dump() + ":";
@@ -150,7 +168,7 @@ class line_handler : public nlohmann::json_sax<json> {
   }
 
   bool parse_error(size_t, const std::string &, const nlohmann::detail::exception &e) override {
-    return stop("not valid JSON: " + json_error_text(e.what()));
+    return stop("not valid JSON: " + json_error_text(e.what(), true));
   }
 
   void finish() {
@@ -160,7 +178,7 @@ class line_handler : public nlohmann::json_sax<json> {
       stop(std::string("no \"image\"") + (foreign_seen_ ? ", but a text, which is not taken here" : ""));
     else if (item_->has_image) return;
     else if (takes_images() && !text_seen_) stop("neither \"" + keys_.text[0] + "\" nor \"image\"");
-    else if (!text_seen_) stop("no \"" + keys_.text[0] + "\"" + (foreign_seen_ ? ", but an image, which is not taken here" : ""));
+    else if (!text_seen_) stop("no \"" + keys_.text[0] + "\"");
     else if (keys_.needs_pair && !item_->has_pair) stop("no \"" + keys_.pair[0] + "\"");
     else if (keys_.needs_list && !list_seen_) stop("no \"" + keys_.list[0] + "\"");
   }
@@ -252,10 +270,21 @@ class line_handler : public nlohmann::json_sax<json> {
   bool fresh_ = true;  // no comma is due
   bool text_seen_ = false, list_seen_ = false;
   std::string text_name_, list_name_;  // that they came by
-  bool foreign_seen_ = false;          // what the model does not take
+  bool foreign_seen_ = false;          // a text that the model does not take
 };
 
 }  // namespace
+
+bool is_utf8(std::string_view text) {
+  const auto *bytes = reinterpret_cast<const utf8proc_uint8_t *>(text.data());
+  for (size_t at = 0; at < text.size();) {
+    utf8proc_int32_t c = 0;
+    utf8proc_ssize_t length = bytes[at] < 0x80 ? 1 : utf8proc_iterate(bytes + at, utf8proc_ssize_t(text.size() - at), &c);
+    if (length <= 0) return false;
+    at += size_t(length);
+  }
+  return true;
+}
 
 bool is_blank(std::string_view line) { return line.find_first_not_of(" \t\r") == std::string_view::npos; }
 
@@ -271,7 +300,7 @@ namespace {
 
 class argument_source : public text_source {
  public:
-  explicit argument_source(std::vector<std::string> texts) : texts_(std::move(texts)) {}
+  argument_source(std::vector<std::string> texts, std::string file) : texts_(std::move(texts)), file_(std::move(file)) {}
   bool next(text_item *item) override {
     if (next_ == texts_.size()) return false;
     *item = text_item();
@@ -280,12 +309,13 @@ class argument_source : public text_source {
     return true;
   }
   bool ready(int) override { return true; }
-  std::string place(const text_item &item) const override { return join("text ", item.line); }
+  std::string place(const text_item &item) const override { return file_.empty() ? join("text ", item.line) : file_; }
   double bytes_done() const override { return 0; }
   double bytes_total() const override { return 0; }
 
  private:
   std::vector<std::string> texts_;
+  std::string file_;
   size_t next_ = 0;
 };
 
@@ -317,7 +347,9 @@ class stream_source : public text_source {
   }
 
   bool ready(int milliseconds) override { return blank_ > 0 || has_first_ || reader_.ready(milliseconds); }
-  std::string place(const text_item &item) const override { return item.has_image ? item.image : join(name_, ":", item.line); }
+  std::string place(const text_item &item) const override {
+    return item.has_image && !item.image.empty() ? item.image : join(name_, ":", item.line);
+  }
   double bytes_done() const override { return double(reader_.bytes_read()); }
   double bytes_total() const override { return total_; }
 
@@ -384,8 +416,8 @@ class stream_source : public text_source {
 
 }  // namespace
 
-std::unique_ptr<text_source> texts_of_arguments(std::vector<std::string> texts) {
-  return std::make_unique<argument_source>(std::move(texts));
+std::unique_ptr<text_source> texts_of_arguments(std::vector<std::string> texts, const std::string &file) {
+  return std::make_unique<argument_source>(std::move(texts), file);
 }
 
 std::unique_ptr<text_source> texts_of_file(const std::string &path, input_kind kind, const line_keys &keys) {

@@ -8,11 +8,15 @@ enum class inputs { texts, images, both };  // that a model takes
 
 // What the members of a JSON line are called, the first of each list in errors; an image is always "image".
 struct line_keys {
-  std::vector<std::string> text = {"text"}, pair = {"pair", "text_pair"};
+  std::vector<std::string> text = {"text"};
+  std::vector<std::string> pair;  // empty: a pair is an error
+  void take_pairs();              // by their usual names
   std::vector<std::string> list;  // a list of texts; empty: not looked for
   bool needs_pair = false, needs_list = false;
-  // Of "text" and "image", what the model does not take is passed over.  Lines that are not JSON are paths where it takes images.
+  // A text beside an image is passed over where the model takes none, an image where it takes none is an error.  Lines that are not
+  // JSON are paths where it takes images.
   inputs takes = inputs::texts;
+  std::string refused;  // a member that an option stands for already
 };
 
 struct text_item {
@@ -41,7 +45,7 @@ class file_descriptor {
   int fd_;
 };
 
-// Lines of a stream, in constant memory apart from the longest line.
+// Lines of a stream, in constant memory apart from the longest line.  Throws failure where it is plainly no text in UTF-8.
 class line_reader {
  public:
   line_reader(int fd, std::string name) : fd_(fd), name_(std::move(name)) {}
@@ -55,6 +59,7 @@ class line_reader {
   bool fill();  // false at the end
   bool find_newline();
   result take(size_t length, size_t skip, std::string_view *line);
+  void check_line(std::string_view line);
 
   int fd_;
   std::string name_;
@@ -62,6 +67,7 @@ class line_reader {
   size_t begin_ = 0, end_ = 0;  // of what is not taken yet
   size_t scanned_ = 0;          // bytes from begin_ that hold no newline
   size_t bytes_read_ = 0;
+  size_t line_ = 0;  // that was taken last, from 1
   bool at_end_ = false;
 };
 
@@ -78,11 +84,13 @@ class text_source {
 
 enum class input_kind { automatic, text, jsonl };
 
-std::unique_ptr<text_source> texts_of_arguments(std::vector<std::string> texts);
+// file: that a text is all of.
+std::unique_ptr<text_source> texts_of_arguments(std::vector<std::string> texts, const std::string &file = "");
 // `path` "-" stands for standard input.
 std::unique_ptr<text_source> texts_of_file(const std::string &path, input_kind kind, const line_keys &keys = {});
 
 bool is_blank(std::string_view line);
+bool is_utf8(std::string_view text);
 // One JSON line.  Sets text, pair, list and id, or error.
 void parse_json_line(std::string_view line, text_item *item, const line_keys &keys = {});
 

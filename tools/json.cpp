@@ -3,10 +3,12 @@
 
 #include <set>
 
-std::string json_error_text(const char *what) {
+std::string json_error_text(const char *what, bool one_line) {
   std::string text = what;
-  size_t start = text.find("parse error");
-  if (start != std::string::npos) text.erase(0, start);
+  size_t id = text.find("] ");  // "[json.exception.parse_error.101] "
+  if (text[0] == '[' && id != std::string::npos) text.erase(0, id + 2);
+  const std::string_view first_line = "parse error at line 1, ";
+  if (one_line && text.compare(0, first_line.size(), first_line) == 0) text.erase(0, first_line.size());
   size_t quote = text.find("; last read: ");  // repeats the input, which may be long and is seldom a help
   if (quote != std::string::npos) {
     size_t expected = text.rfind("; expected ");
@@ -49,7 +51,7 @@ json parse_json(std::string_view text, const std::string &name, json_keys keys) 
     return json::parse(text.begin(), text.end(),
                        [&guard](int depth, json::parse_event_t event, json &value) { return guard(depth, event, value); });
   } catch (const json::exception &e) {
-    fail(name, ": not valid JSON: ", json_error_text(e.what()));
+    fail(name, ": not valid JSON: ", json_error_text(e.what(), text.find('\n') == std::string_view::npos));
   }
 }
 

@@ -19,8 +19,8 @@ enum class json_keys {
 // Throws failure: "<name>: not valid JSON: …".
 json parse_json(std::string_view text, const std::string &name, json_keys keys = json_keys::any);
 
-// What nlohmann::json says about a parse error, cut down to place and reason.
-std::string json_error_text(const char *what);
+// What nlohmann::json says about a parse error, cut down to place and reason; of the place only the column in what is one line.
+std::string json_error_text(const char *what, bool one_line);
 
 // An object whose members are read with their type checked.  A member that is null counts as absent.
 class json_object {

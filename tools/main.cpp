@@ -2,6 +2,7 @@
 //
 // Exit status: 0 all went well, 1 something failed, 2 the command line makes no sense.
 #include "options.h"
+#include "output.h"
 
 #include <fcntl.h>
 #include <unistd.h>
@@ -63,9 +64,10 @@ static std::vector<std::string> split_arguments(const CLI::App &app, int argc, c
                                                 std::string *command) {
   std::vector<std::string> arguments(argv + 1, argv + argc);
   const CLI::App *sub = nullptr;
+  if (arguments.empty()) fail_usage("a command is missing");
   for (const CLI::App *known : app.get_subcommands([](const CLI::App *) { return true; }))
-    if (!arguments.empty() && known->get_name() == arguments[0]) sub = known;
-  if (!sub && !arguments.empty() && !app.get_option_no_throw(arguments[0])) fail_usage("unknown command ", in_quotes(arguments[0]));
+    if (known->get_name() == arguments[0]) sub = known;
+  if (!sub && !app.get_option_no_throw(arguments[0])) fail_usage("unknown command ", in_quotes(arguments[0]));
   if (sub) *command += " " + sub->get_name();
   if (sub) see_to_empty_values(*sub, &arguments);
   if (sub && takes_texts(*sub)) {
@@ -91,14 +93,25 @@ static int run_program(CLI::App &app, int argc, char **argv) {
                    add_bench, add_eval, add_trace, add_tune})
     add(&app, &line);
   try {
-    app.parse(split_arguments(app, argc, argv, &line, &command));
+    try {
+      app.parse(split_arguments(app, argc, argv, &line, &command));
+    } catch (const CLI::Success &e) {  // --help, --version
+      std::ostringstream text;
+      app.exit(e, text, text);
+      print(text.str());
+      return 0;
+    }
     return line.run();
-  } catch (const CLI::Success &e) {  // --help, --version
-    return app.exit(e);
   } catch (const CLI::ParseError &e) {
-    return usage_error(command, e.what());
+    std::string what = e.what();
+    const std::pair<const char *, const char *> words[] = {{": At Most 1 required", ": is given more than once"},
+                                                           {": 1 required ", ": has no value"}};
+    for (const auto &[theirs, ours] : words)
+      if (const size_t at = what.find(theirs); at != std::string::npos) what.replace(at, std::string::npos, ours);
+    return usage_error(command, what);
   } catch (const usage_failure &e) {
     return usage_error(command, e.what());
+  } catch (const closed_pipe &) {  // whoever reads has enough, as in "rs … | head -1"
   } catch (const failure &e) {
     say(e.what());
   } catch (const std::bad_alloc &) {
@@ -118,7 +131,9 @@ static void fill_standard_streams() {
 
 int main(int argc, char **argv) {
   fill_standard_streams();
-  signal(SIGPIPE, SIG_IGN);  // a closed pipe is an error of write(), reported like any other
+  // A closed pipe and the largest file that is allowed are errors of write(), which clean up like any other.
+  signal(SIGPIPE, SIG_IGN);
+  signal(SIGXFSZ, SIG_IGN);
   CLI::App app("Texts and images to vectors with transformer encoders, from one weight file.", "rs");
   app.set_version_flag("--version", std::string("rs ") + rs_version(), "print the version");
   app.set_help_flag("-h,--help", "print this help");

@@ -26,14 +26,19 @@ CLI::Validator whole_number(uint64_t least, uint64_t most) {
   return CLI::Validator(check, "");
 }
 
+static std::string check_number(const std::string &value, bool above_zero) {
+  char *end = nullptr;
+  const double number = strtod(value.c_str(), &end);
+  if (!value.empty() && *end == '\0' && (number > 0 || !above_zero) && std::isfinite(float(number))) return "";
+  return join("wants a number", above_zero ? " above 0" : "", ", got ", in_quotes(value));
+}
+
 CLI::Validator above_zero() {
-  const auto check = [](const std::string &value) -> std::string {
-    char *end = nullptr;
-    const double number = strtod(value.c_str(), &end);
-    if (!value.empty() && *end == '\0' && number > 0 && std::isfinite(number)) return "";
-    return "wants a number above 0, got " + in_quotes(value);
-  };
-  return CLI::Validator(check, "");
+  return CLI::Validator([](const std::string &value) { return check_number(value, true); }, "");
+}
+
+CLI::Validator any_number() {
+  return CLI::Validator([](const std::string &value) { return check_number(value, false); }, "");
 }
 
 void add_model_option(CLI::App *sub, std::string *file, bool positional) {
@@ -58,7 +63,8 @@ static void add_device_option(CLI::App *sub) {
 
 void add_threads_option(CLI::App *sub, int *threads) {
   add_device_option(sub);
-  sub->add_option("-t,--threads", *threads, "threads, 1 to " + std::to_string(max_threads) + " (default: the CPUs that there are)")
+  sub->add_option("-t,--threads", *threads,
+                  join("threads, 1 to ", max_threads, " (default: OMP_NUM_THREADS, up to that; else the CPUs that there are)"))
       ->type_name("N")
       ->check(whole_number(1, max_threads));
 }
@@ -76,16 +82,18 @@ void add_op_times_flag(CLI::App *sub, const std::string &name, std::string *grou
 
 // ---------------------------------------------------------------------------------------------- texts
 
-void add_text_options(CLI::App *sub, text_options *options, const command_line *line, const char *what) {
+void add_text_options(CLI::App *sub, text_options *options, const command_line *line, const char *what, const char *members) {
   sub->allow_extras();
   options->sub = sub;
   options->line = line;
   sub->add_option("-f,--file", options->file, join("read ", what, " from this file\n(no texts, or '-': standard input)"))
       ->type_name("FILE");
   sub->add_option("--input", options->kind,
-                  "text: every line is a text, an empty one the empty text\n"
-                  "jsonl: every line is an object with \"text\"; blank lines are passed over\n"
-                  "auto (default): jsonl if the first line that is not blank is a JSON object")
+                  join("text: every line is a text, an empty one the empty text\n"
+                       "jsonl: every line that is not blank is an object with ",
+                       members,
+                       "\n"
+                       "auto (default): jsonl if the first line that is not blank is a JSON object"))
       ->type_name("KIND")
       ->check(CLI::IsMember({"auto", "text", "jsonl"}));
 }
@@ -138,7 +146,8 @@ void add_error_options(CLI::App *sub, error_options *options) {
   sub->add_option("--on-error", options->on_error,
                   "a line that cannot be used makes the exit status 1, and\n"
                   "skip (default): is reported, left out, and the others go on\n"
-                  "stop: is reported and ends the run, after writing what came before")
+                  "stop: is reported and ends the run, after writing what came before\n"
+                  "UTF-16, and NUL bytes, end it in any case")
       ->type_name("WHAT")
       ->check(CLI::IsMember({"skip", "stop"}));
 }
@@ -220,10 +229,11 @@ void need_texts(const rs_model *model, std::initializer_list<std::pair<const cha
     if (is_given) fail_usage(name, ": this model takes no texts");
 }
 
-void add_encode_options(CLI::App *sub, encode_options *options) {
+void add_encode_options(CLI::App *sub, encode_options *options, bool per_token) {
   sub->add_option("--pooling", options->pooling,
-                  "mean, cls, max, mean_sqrt_len, weighted_mean, last,\n"
-                  "or none: a vector for every token (default: the model's)")
+                  per_token ? "mean, cls, max, mean_sqrt_len, weighted_mean, last,\n"
+                              "or none: a vector for every token (default: the model's)"
+                            : "mean, cls, max, mean_sqrt_len, weighted_mean or last (default: the model's)")
       ->type_name("NAME");
   CLI::Option *on = sub->add_flag("--normalize", options->normalize, "divide by the L2 norm (default: what the model does)");
   sub->add_flag("--no-normalize", options->no_normalize, "do not")->excludes(on);

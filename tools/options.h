@@ -41,6 +41,7 @@ CLI::App *add_command(CLI::App *app, const std::string &name, const std::string 
 // Checks of values.  CLI11's own say it at length, clamp what is too large, and let NaN pass.
 CLI::Validator whole_number(uint64_t least, uint64_t most = INT_MAX);
 CLI::Validator above_zero();
+CLI::Validator any_number();
 
 void add_model_option(CLI::App *sub, std::string *file, bool positional);  // positional: `rs info FILE` as well as -m FILE
 void add_threads_option(CLI::App *sub, int *threads);                      // and --device
@@ -62,8 +63,9 @@ struct text_options {
  private:
   std::vector<std::string> arguments() const;
 };
-// what: that --file holds.
-void add_text_options(CLI::App *sub, text_options *options, const command_line *line, const char *what);
+// what: that --file holds; members: of a JSON line.
+void add_text_options(CLI::App *sub, text_options *options, const command_line *line, const char *what,
+                      const char *members = "\"text\"");
 inline bool takes_texts(const CLI::App &sub) { return sub.get_allow_extras(); }
 
 // What to do with a text that cannot be used.
@@ -104,7 +106,8 @@ struct encode_options {
   std::string image_size;
   drop_options drop;
 };
-void add_encode_options(CLI::App *sub, encode_options *options);
+// per_token: --pooling none has a meaning.
+void add_encode_options(CLI::App *sub, encode_options *options, bool per_token = true);
 // Of these, --max-tokens and --prompt: for what makes sequences, but no vectors.
 void add_sequence_options(CLI::App *sub, encode_options *options);
 

@@ -1,4 +1,5 @@
 #include "output.h"
+#include "input.h"
 #include "json.h"
 
 #include <fcntl.h>
@@ -65,6 +66,7 @@ output_file::~output_file() {
 }
 
 void output_file::fail_write() {
+  if (errno == EPIPE && fd_ == STDOUT_FILENO) throw closed_pipe("");
   std::string reason = strerror(errno);
   fail("cannot write to ", name_, ": ", reason);
 }
@@ -133,8 +135,13 @@ void append_float(std::string *out, float value) {
   out->append(digits, end);
 }
 
-// Bytes that are not UTF-8 become U+FFFD.
+// Bytes that are not UTF-8, which only names of files may have, become U+FFFD.
 static std::string json_string(std::string_view text) {
+  static bool warned = false;
+  if (!warned && !is_utf8(text)) {
+    warned = true;
+    say(in_quotes(text) + ": this name is not UTF-8; in JSON, U+FFFD stands for what is not");
+  }
   return nlohmann::ordered_json(text).dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
 }
 

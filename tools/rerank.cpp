@@ -35,7 +35,10 @@ bool better(const ranked &a, const ranked &b) { return a.logit != b.logit ? a.lo
 
 line_keys keys_of(const rerank_options &options) {
   line_keys keys;
-  if (options.query_option->count() > 0) return keys;
+  if (options.query_option->count() > 0) {
+    keys.refused = "query";
+    return keys;
+  }
   keys.text = {"query"};
   keys.list = {"texts", "documents"};
   keys.needs_list = true;
@@ -161,7 +164,8 @@ void add_rerank(CLI::App *app, command_line *line) {
   CLI::App *sub =
       add_command(app, "rerank", "texts in the order of how well they answer a query", examples, options, run_rerank, line);
   add_text_run_options(sub, options.get(), line,
-                       "the texts that are ranked for --query, a line each, or JSON lines\nwith \"query\" and \"texts\"");
+                       "the texts that are ranked for --query, a line each, or JSON lines\nwith \"query\" and \"texts\"",
+                       "\"query\" and \"texts\", or with \"text\" for --query");
   options->query_option = sub->add_option("-q,--query", options->query, "rank the texts for this query")->type_name("TEXT");
   sub->add_option("--top", options->top, "the best N texts (default: all)")->type_name("N")->check(whole_number(1));
   sub->add_option("--label", options->label, "the label that ranks, of a model that has several")->type_name("NAME");

@@ -1,12 +1,16 @@
 #include "scratch.h"
 
+#include <dirent.h>
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #include <cerrno>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
+#include <ctime>
 #include <filesystem>
 #include <utility>
 
@@ -50,7 +54,7 @@ held_signals::held_signals() {
 held_signals::~held_signals() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
 
 removed_on_signal::removed_on_signal(std::string path) : path_(std::move(path)) {
-  if (pipe2(signal_pipe, O_CLOEXEC) != 0) fail("cannot make a pipe");
+  if (pipe2(signal_pipe, O_CLOEXEC) != 0) fail("cannot make a pipe: ", strerror(errno));
   watcher_ = std::thread([this] { watch(); });
   for (int number : ending_signals) {
     struct sigaction current {};
@@ -90,23 +94,66 @@ void removed_on_signal::watch() {
 
 // ---------------------------------------------------------------------------------------------- files
 
+static std::vector<std::string> names_in(const std::string &folder) {
+  std::vector<std::string> names;
+  const std::unique_ptr<DIR, releaser<closedir>> opened(opendir(folder.c_str()));
+  for (const dirent *entry; opened && (entry = readdir(opened.get()));) names.emplace_back(entry->d_name);
+  return names;
+}
+
+static int open_folder(const std::string &path) { return open(path.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC); }
+
+// Only what nobody else can have made: of that mode, with those files in it and no others, and for a while.
+static bool is_abandoned(const std::string &path, int fd) {
+  constexpr time_t moment = 60;  // until a folder that was made is locked
+  struct stat status {};
+  if (fstat(fd, &status) != 0 || (status.st_mode & 0777) != 0700 || status.st_mtime + moment > time(nullptr)) return false;
+  for (const std::string &name : names_in(path)) {
+    const std::string stem = name.substr(0, name.find('.'));  // rs_writer puts an ending there while it writes
+    if (stem != "f32" && stem != "typed" && stem != "result" && name != "." && name != "..") return false;
+  }
+  return flock(fd, LOCK_EX | LOCK_NB) == 0;
+}
+
+static void remove_abandoned(const std::string &target) {
+  const std::string folder = folder_of(target) + "/", pattern = temporary_beside(target).substr(folder.size());
+  for (const std::string &name : names_in(folder)) {
+    if (name.size() != pattern.size() || name.compare(0, name.size() - 6, pattern, 0, name.size() - 6) != 0) continue;
+    const int fd = open_folder(folder + name);
+    if (fd < 0) continue;
+    std::error_code ignored;
+    if (is_abandoned(folder + name, fd)) fs::remove_all(folder + name, ignored);
+    close(fd);
+  }
+}
+
 scratch_folder::scratch_folder(const std::string &target) : path_(temporary_beside(target)) {
+  remove_abandoned(target);
   held_signals held;
   if (!mkdtemp(path_.data())) fail_errno("write in", folder_of(target));
   guard_ = std::make_unique<removed_on_signal>(path_);
+  lock_ = open_folder(path_);
+  if (lock_ >= 0) flock(lock_, LOCK_EX | LOCK_NB);  // goes with the process, however that ends
 }
 
 scratch_folder::~scratch_folder() {
   std::error_code ignored;
   fs::remove_all(path_, ignored);
+  if (lock_ >= 0) close(lock_);
 }
 
 std::string output_target(const std::string &path) {
   std::error_code error;
   if (path.empty()) fail("the name of the output is empty");
   if (fs::is_directory(path, error)) fail("cannot write ", in_quotes(path), ": it is a folder");
-  fs::path target = fs::canonical(path, error);
-  return error ? path : target.string();
+  // A link whose file is not there yet stays, too.
+  fs::path target = path;
+  for (int hops = 0; fs::is_symlink(target, error); ++hops) {
+    if (hops == 40) errno = ELOOP, fail_errno("write", path);
+    target = target.parent_path() / fs::read_symlink(target, error);
+  }
+  const fs::path whole = fs::canonical(target, error);
+  return error ? target.string() : whole.string();
 }
 
 std::string folder_of(const std::string &path) {

@@ -31,18 +31,20 @@ class removed_on_signal {
   std::thread watcher_;
 };
 
-// A hidden folder beside the file that is to be made, so that a rename can put the result in its place.
+// A hidden folder beside the file that is to be made, so that a rename can put the result in its place.  Locked, so that a later
+// one for the same file knows one that SIGKILL has left, and removes it.
 class scratch_folder {
  public:
   explicit scratch_folder(const std::string &target);
   ~scratch_folder();
   scratch_folder(const scratch_folder &) = delete;
   scratch_folder &operator=(const scratch_folder &) = delete;
-  std::string operator/(const std::string &name) const { return path_ + "/" + name; }
+  std::string operator/(const std::string &name) const { return path_ + "/" + name; }  // f32, typed or result
 
  private:
   std::string path_;
   std::unique_ptr<removed_on_signal> guard_;
+  int lock_ = -1;
 };
 
 // The file that a path stands for once symbolic links are followed.  Throws failure for a folder.

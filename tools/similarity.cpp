@@ -103,6 +103,6 @@ void add_similarity(CLI::App *app, command_line *line) {
       ->type_name("NAME")
       ->check(CLI::IsMember({"text", "json"}));
   add_threads_option(sub, &options->threads);
-  add_encode_options(sub, &options->encode);
+  add_encode_options(sub, &options->encode, false);
   add_no_check_option(sub, &options->no_check);
 }

@@ -352,6 +352,10 @@ class nn_task : public vector_task {
     if (train_.labels.empty()) return join(test_.labels.size(), " texts, each by all others");
     return join(test_.labels.size(), " texts by ", train_.labels.size());
   }
+  std::string warning() const override {
+    const size_t there = train_.labels.empty() ? test_.labels.size() - 1 : train_.labels.size();
+    return there < neighbours_ ? join("of ", neighbours_, " neighbours (-k) there are only ", there) : "";
+  }
 
   std::vector<eval_metric> judge(const eval_setting &, const std::vector<group_vectors> &vectors) const override {
     const auto accuracy = [&](size_t k) {

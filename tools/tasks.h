@@ -63,7 +63,8 @@ class eval_task {
   virtual ~eval_task() = default;
   virtual std::string what() const = 0;  // "1379 pairs"
   virtual bool of_images() const { return false; }
-  virtual void check(const rs_model *) const {}  // throws usage_failure for a model that cannot do this
+  virtual std::string warning() const { return ""; }  // of its data
+  virtual void check(const rs_model *) const {}       // throws usage_failure for a model that cannot do this
   virtual void prepare(const eval_setting &) {}
   virtual size_t units() const = 0;  // parts of the work: a batch of texts, a question
   virtual std::unique_ptr<eval_run> begin(const eval_setting &setting) const = 0;

@@ -131,12 +131,14 @@ void text_run::report() {
   fputs((table + peaks.str()).c_str(), stderr);
 }
 
-void add_text_run_options(CLI::App *sub, text_run_options *options, const command_line *line, const char *what) {
+void add_text_run_options(CLI::App *sub, text_run_options *options, const command_line *line, const char *what,
+                          const char *members) {
   add_model_option(sub, &options->model, false);
-  add_text_options(sub, &options->texts, line, what);
+  add_text_options(sub, &options->texts, line, what, members);
   sub->add_option("-o,--output", options->output, "write to this file (default: standard output)")->type_name("FILE");
-  sub->add_option("-b,--batch", options->batch,
-                  "texts, or images, that are computed together (default: 64, of images 8);\ndoes not change the result")
+  sub->add_option(
+         "-b,--batch", options->batch,
+         "texts, or images, that are computed together, 1 to 65536 (default: 64, of images 8);\ndoes not change the result")
       ->type_name("N")
       ->check(whole_number(1, 65536));
   add_threads_option(sub, &options->threads);

@@ -20,7 +20,8 @@ struct text_run_options {
 
 // --model, texts (of which --file holds `what`) and --output, which come first in a subcommand's help; and --batch, threads, errors
 // and the like.
-void add_text_run_options(CLI::App *sub, text_run_options *options, const command_line *line, const char *what);
+void add_text_run_options(CLI::App *sub, text_run_options *options, const command_line *line, const char *what,
+                          const char *members = "\"text\"");
 
 // One text of a batch that cannot be used.
 struct item_failure : failure {

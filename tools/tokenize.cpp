@@ -26,7 +26,7 @@ struct tokenize_options {
 class tokenizer_run {
  public:
   explicit tokenizer_run(const tokenize_options &options)
-      : options_(options), source_(options.texts.open()), model_(load_model(options.model, !options.no_check)), out_("-") {
+      : options_(options), source_(options.texts.open(keys())), model_(load_model(options.model, !options.no_check)), out_("-") {
     if (model_info(model_.get()).text_hidden == 0) fail("this model takes images, not texts: it has no tokenizer");
     if (options.max_tokens > 0) truncator_ = std::make_unique<truncator>(model_.get(), size_t(options.max_tokens));
   }
@@ -49,6 +49,12 @@ class tokenizer_run {
   }
 
  private:
+  static line_keys keys() {
+    line_keys keys;
+    keys.take_pairs();
+    return keys;
+  }
+
   void report(const text_item &item) {
     say(source_->place(item) + ": " + item.error);
     ++failed_;

@@ -65,6 +65,7 @@ colours colours_of(const std::string &wanted, int fd) {
 
 line_keys keys_for(const rs_model *model) {
   line_keys keys;
+  keys.take_pairs();
   // Of a model that takes both, schedules are for images.
   if (inputs_of(model_info(model)) != inputs::texts) keys.takes = inputs::images;
   return keys;

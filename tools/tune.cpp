@@ -79,9 +79,10 @@ bool take_ending(std::string *text, const std::string &ending) {
 }
 
 // "1%", "0.01"
-double parse_loss(std::string text, const std::string &option) {
-  const bool percent = take_ending(&text, "%");
-  const double value = parse_number(text, option) / (percent ? 100 : 1);
+double parse_loss(const std::string &text, const std::string &option) {
+  std::string number = text;
+  const bool percent = take_ending(&number, "%");
+  const double value = parse_number(number, option) / (percent ? 100 : 1);
   if (value >= 1) fail_usage(option, ": ", in_quotes(text), " is all there is or more; write 1% or 0.01");
   return value;
 }
@@ -96,7 +97,7 @@ store_request parse_store(const std::string &text, const limits &usual) {
   const size_t equals = text.find('=');
   store_request request{text.substr(0, equals), usual};
   if (request.name.empty() || request.name.find_first_of(" \t\n,=") != std::string::npos)
-    fail_usage("--store: ", in_quotes(text), " begins with no name");
+    fail_usage("--store: ", in_quotes(text), " begins with no name (which has no spaces and no commas)");
   if (equals == std::string::npos) {
     if (!usual.any())
       fail_usage("--store ", request.name, ": how good? add --max-loss or --budget-ms, or write ", request.name, "=1%");
@@ -365,6 +366,9 @@ class tuner {
 
   int run() {
     data_judge judge(options_, files_);
+    constexpr size_t few = 10;
+    if (judge.chosen_on().full.texts < few)
+      say("warning: schedules are judged by " + judge.chosen_on().task->what() + " only: chance decides");
     progress_.update(0, 1, "opening the journal");
     const std::string journal_path = journal_name();
     ordered settings = journal_settings();
@@ -860,7 +864,7 @@ void add_tune(CLI::App *app, command_line *line) {
   sub->add_option("--limit-docs", options->limit_documents, "of retrieval: so many documents at most (default: all)")
       ->type_name("N")
       ->check(whole_number(1));
-  sub->add_option("-b,--batch", options->batch, "texts or images that are encoded together (default: 64)")
+  sub->add_option("-b,--batch", options->batch, "texts or images that are encoded together, 1 to 65536 (default: 64)")
       ->type_name("N")
       ->check(whole_number(1, 65536));
   sub->add_option("--rounds", options->rounds, "of timing (default: what fits into a fifth of --minutes, 5 to 201)")
