@@ -31,6 +31,15 @@ constexpr token_role roberta_roles[] = {
     {"pad", "pad_token", "<pad>"}, {"cls", "cls_token", "<s>"}, {"sep", "sep_token", "</s>"}, {"mask", "mask_token", "<mask>"},
     {"unk", "unk_token", "<unk>"}, {"bos", "bos_token", "<s>"}, {"eos", "eos_token", "</s>"}};
 
+// Any of these, so that what reads them is there once.
+struct role_list {
+  const token_role *first, *last;
+  template <size_t N>
+  role_list(const token_role (&roles)[N]) : first(roles), last(roles + N) {}  // NOLINT(google-explicit-constructor)
+  const token_role *begin() const { return first; }
+  const token_role *end() const { return last; }
+};
+
 // How CLIP finds words; newer folders put special tokens before that, which only matters where one is written in capitals.
 constexpr const char *clip_special_words = R"(<\|startoftext\|>|<\|endoftext\|>|)";
 constexpr const char *clip_words = R"('s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+)";
@@ -46,15 +55,8 @@ class tokenizer_reader {
     else if (files_.has_vocab) read_vocab_txt();
     else if (!files_.vocab_json.is_null() && files_.has_merges) read_vocab_json();
     else fail("the folder has neither tokenizer.json nor vocab.txt, nor vocab.json and merges.txt");
-    if (is_gpt2()) {
-      if (ids_.find("<s>") != ids_.end()) find_special_ids(roberta_roles);
-      else find_special_ids(token_roles);
-    } else if (is_bpe()) {
-      find_special_ids(clip_roles);
-    } else {
-      find_special_ids(token_roles);
-      if (ids_.find(out_.unk) == ids_.end()) fail("the vocabulary has no unknown token ", in_quotes(out_.unk));
-    }
+    find_special_ids(roles());
+    if (!is_bpe() && ids_.find(out_.unk) == ids_.end()) fail("the vocabulary has no unknown token ", in_quotes(out_.unk));
     if (is_bpe() && files_.lower_input)
       fail("sentence-transformers' do_lower_case is true, which rs does for WordPiece, not for BPE");
     if (!takes_types())
@@ -107,8 +109,12 @@ class tokenizer_reader {
   // BPE whose tokens have no suffix: words are found as GPT-2 does it.
   bool is_gpt2() const { return is_bpe() && out_.suffix.empty(); }
 
-  template <size_t N>
-  void find_special_ids(const token_role (&roles)[N]) {
+  role_list roles() const {
+    if (!is_bpe() || (is_gpt2() && ids_.find("<s>") == ids_.end())) return token_roles;
+    return is_gpt2() ? role_list(roberta_roles) : role_list(clip_roles);
+  }
+
+  void find_special_ids(role_list roles) {
     for (const token_role &role : roles) {
       auto id = ids_.find(token_of(role));
       if (id != ids_.end() && std::string(role.name) != "unk") out_.special_ids[role.name] = id->second;
@@ -165,11 +171,10 @@ class tokenizer_reader {
   }
 
   // Else what BERT, RoBERTa or CLIP calls it.
-  special_token special_of(const token_role &role) const {
-    return named_special(role).value_or(special_token{role.usual, special});
+  std::string token_of(const token_role &role) const {
+    const std::optional<special_token> named = named_special(role);
+    return named ? named->text : role.usual;
   }
-
-  std::string token_of(const token_role &role) const { return special_of(role).text; }
 
   void add_token(const std::string &content, int64_t id, int64_t flags, const std::string &where) {
     if (content.empty()) return;  // the tokenizers library drops it as well
@@ -203,7 +208,7 @@ class tokenizer_reader {
         add_token(token.string("content").value_or(""), token.integer("id").value_or(-1), flags_of(token), token.where());
       }
     }
-    list_tokens_again();
+    add_listed_tokens(roles());
     if (is_gpt2()) {
       read_gpt2_normalizer(root.find("normalizer"));
       read_gpt2_pre_tokenizer(root.find("pre_tokenizer"));
@@ -401,8 +406,7 @@ class tokenizer_reader {
       read_merge(line, join("merges.txt: merge ", merges_.size()));
     }
     rank_merges();
-    if (roberta) add_listed_tokens(roberta_roles);
-    else add_listed_tokens(clip_roles);
+    add_listed_tokens(roberta ? role_list(roberta_roles) : role_list(clip_roles));
     const token_role &begin = roberta ? roberta_roles[1] : clip_roles[3], &end = roberta ? roberta_roles[2] : clip_roles[2];
     const int64_t bos = id_of(token_of(begin), "vocab.json"), eos = id_of(token_of(end), "vocab.json");
     set_roberta_template(bos, eos);
@@ -595,39 +599,37 @@ class tokenizer_reader {
   }
 
   // Tokens that are matched in the text before it is cut into words: the special ones, and what a user added.  A token keeps what
-  // the first of these places says of it.
-  template <size_t N>
-  void add_listed_tokens(const token_role (&roles)[N]) {
-    for_decoder([this](const std::string &content, int64_t id, int64_t flags, const std::string &where) {
-      add_token(content, id, flags, where);
-    });
-    for (const token_role &role : roles) {
-      const special_token token = special_of(role);
-      auto found = ids_.find(token.text);
-      // The reader of vocab.txt always knew them as plain ones.
-      if (found != ids_.end()) add_token(found->first, found->second, is_bpe() ? token.flags : int64_t(special), "the vocabulary");
-    }
-    for_added(
-        [this](const std::string &content, int64_t id, const std::string &where) { add_token(content, id, normalized, where); });
-    list_more_special();
-  }
-
-  // The same beside a tokenizer.json, which should have them all: of tokens that it has, those that it does not list.
-  void list_tokens_again() {
-    for_decoder([this](const std::string &content, int64_t, int64_t flags, const std::string &where) {
-      list_again(content, flags, where);
-    });
-    const auto list_roles = [&](const auto &roles) {
-      for (const token_role &role : roles) {
-        if (const auto token = named_special(role)) list_again(token->text, token->flags, role.key);
-        else if (!is_plain(tokenizer_class().name) && ids_.find(role.usual) != ids_.end())
-          list_again(role.usual, special, role.key);
-      }
+  // the first of these places says of it.  A tokenizer.json should have listed them all; beside it, those count that it has.
+  void add_listed_tokens(role_list roles) {
+    const bool again = !files_.tokenizer.is_null();
+    const auto add = [&](const std::string &content, int64_t id, int64_t flags, const std::string &where) {
+      if (again) list_again(content, flags, where);
+      else add_token(content, id, flags, where);
     };
-    if (!is_bpe() || (is_gpt2() && ids_.find("<s>") == ids_.end())) list_roles(token_roles);
-    else if (is_gpt2()) list_roles(roberta_roles);
-    else list_roles(clip_roles);
-    for_added([this](const std::string &content, int64_t, const std::string &where) { list_again(content, normalized, where); });
+    if (!files_.config.is_null() && files_.config.contains("added_tokens_decoder")) {
+      json_object decoder = json_object(files_.config, "tokenizer_config.json").object("added_tokens_decoder");
+      std::map<int64_t, const json *> in_order;
+      for (const auto &[key, value] : files_.config["added_tokens_decoder"].items())
+        in_order[parse_id(key, decoder.where())] = &value;
+      for (const auto &[id, value] : in_order) {
+        json_object token(*value, decoder.where());
+        add(token.string("content").value_or(""), id, flags_of(token), decoder.where());
+      }
+    }
+    for (const token_role &role : roles) {
+      const std::optional<special_token> named = named_special(role);
+      if (again && !named && is_plain(tokenizer_class().name)) continue;
+      const special_token token = named.value_or(special_token{role.usual, special});
+      auto found = ids_.find(token.text);
+      if (found == ids_.end() && again && named) list_again(token.text, token.flags, role.key);  // which notes it
+      // The reader of vocab.txt always knew them as plain ones.
+      if (found != ids_.end()) add_token(found->first, found->second, is_bpe() || again ? token.flags : int64_t(special), role.key);
+    }
+    if (!files_.added_tokens.is_null()) {
+      json_object added(files_.added_tokens, "added_tokens.json");
+      for (const auto &[token, value] : files_.added_tokens.items())
+        add(token, added.integer(token.c_str()).value_or(-1), normalized, added.where());
+    }
     list_more_special();
   }
 
@@ -649,29 +651,6 @@ class tokenizer_reader {
         for (const json &value : tokens ? *tokens : json::array())
           if (const auto token = special_in(value, where)) list_again(token->text, token->flags, where);
       }
-  }
-
-  // f(content, id, flags, where) of what tokenizer_config.json lists by id.
-  template <class F>
-  void for_decoder(F f) const {
-    if (files_.config.is_null() || !files_.config.contains("added_tokens_decoder")) return;
-    json_object decoder = json_object(files_.config, "tokenizer_config.json").object("added_tokens_decoder");
-    std::map<int64_t, const json *> in_order;
-    for (const auto &[key, value] : files_.config["added_tokens_decoder"].items())
-      in_order[parse_id(key, decoder.where())] = &value;
-    for (const auto &[id, value] : in_order) {
-      json_object token(*value, decoder.where());
-      f(token.string("content").value_or(""), id, flags_of(token), decoder.where());
-    }
-  }
-
-  // f(content, id, where) of added_tokens.json.
-  template <class F>
-  void for_added(F f) const {
-    if (files_.added_tokens.is_null()) return;
-    json_object added(files_.added_tokens, "added_tokens.json");
-    for (const auto &[token, value] : files_.added_tokens.items())
-      f(token, added.integer(token.c_str()).value_or(-1), added.where());
   }
 
   static int64_t parse_id(const std::string &text, const std::string &where) {
