@@ -938,7 +938,7 @@ struct worker {
 };
 
 #ifdef _OPENMP
-// The team that OpenMP has for the calling thread since its last region, and the process that it is of.
+// The team that OpenMP was last asked for by the calling thread, which it keeps, and the process that this was.
 thread_local int kept_threads = 1;
 thread_local pid_t kept_process;
 
@@ -955,7 +955,7 @@ void *wait_for_lock(void *lock) {
   const pid_t process = getpid();
   if (kept_threads > 1 && kept_process != process) return 1;
   kept_process = process;
-  if (threads <= kept_threads) return threads;
+  if (threads <= kept_threads) return kept_threads = threads;
   void *const tables = malloc(1 << 20);
   pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
   pthread_t tried[max_threads];
@@ -965,7 +965,7 @@ void *wait_for_lock(void *lock) {
   pthread_mutex_unlock(&lock);
   for (int i = 0; i < n; i++) pthread_join(tried[i], nullptr);
   free(tables);
-  return kept_threads + n;
+  return kept_threads += n;
 }
 #endif
 
@@ -977,11 +977,7 @@ void run_team(int threads, F f) {
   if (threads > 1) threads = threads_to_be_had(threads);
   if (threads > 1) {
 #pragma omp parallel num_threads(threads)
-    {
-      const worker me{team, omp_get_thread_num(), omp_get_num_threads()};
-      if (!me.thread) kept_threads = me.threads;
-      f(me);
-    }
+    f(worker{team, omp_get_thread_num(), omp_get_num_threads()});
     return;
   }
 #endif
