@@ -166,8 +166,11 @@ TEST_F(CliImages, WhatCannotBeReadInAFolderIsNamed) {
 TEST_F(CliImages, NamesThatAreNotUtf8) {
   const std::string name = dir_ / "\xff.ppm";
   write_file(name, pnm_image(8, 8, 1));
-  for (const char *command : {"embed", "classify"}) {
-    const run_result r = on("head", command, {name, name});
+  for (const char *command : {"embed", "classify", "trace"}) {
+    strings arguments = {name, name};
+    if (!strcmp(command, "trace"))
+      arguments.insert(arguments.end(), {"--drop", "0.5", "--drop-score", "random", "--format", "json"});
+    const run_result r = on("head", command, arguments);
     EXPECT_EQ(r.code, 0) << r;
     EXPECT_EQ(jsonl(r.out).at(1).at("image"), dir_ / "\xef\xbf\xbd.ppm");
     EXPECT_EQ(r.err, "rs: '" + name + "': this name is not UTF-8; in JSON, U+FFFD stands for what is not\n") << "once";

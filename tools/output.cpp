@@ -135,13 +135,16 @@ void append_float(std::string *out, float value) {
   out->append(digits, end);
 }
 
+void warn_of_name(std::string_view name) {
+  static bool warned = false;
+  if (warned || is_utf8(name)) return;
+  warned = true;
+  say(in_quotes(name) + ": this name is not UTF-8; in JSON, U+FFFD stands for what is not");
+}
+
 // Bytes that are not UTF-8, which only names of files may have, become U+FFFD.
 static std::string json_string(std::string_view text) {
-  static bool warned = false;
-  if (!warned && !is_utf8(text)) {
-    warned = true;
-    say(in_quotes(text) + ": this name is not UTF-8; in JSON, U+FFFD stands for what is not");
-  }
+  warn_of_name(text);
   return nlohmann::ordered_json(text).dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
 }
 

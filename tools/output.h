@@ -60,6 +60,9 @@ const std::string &not_the_model(const std::string &path, const std::string &mod
 
 void print(const std::string &text);  // to standard output, all of it
 
+// Says, once, that JSON has this name otherwise.
+void warn_of_name(std::string_view name);
+
 // The fewest digits that read back as the same float.
 void append_float(std::string *out, float value);
 

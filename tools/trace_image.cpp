@@ -140,6 +140,7 @@ canvas trace_picture(const traced_image &trace, const trace_setting &setting) {
 
 std::string trace_json(const traced_image &trace, const trace_setting &setting) {
   ordered root;
+  warn_of_name(trace.path);
   root["image"] = trace.path;
   root["size"] = {trace.shape.width, trace.shape.height};
   root["patch"] = trace.patch;
