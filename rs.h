@@ -94,8 +94,7 @@ RS_API const char *rs_type_name(rs_type type); /* "f32", "f16", "bf16", "i32", "
 /* Bytes that a tensor takes in memory and in a file.  Fails on a combination that does not exist and on overflow. */
 RS_API rs_status rs_tensor_bytes(rs_type type, rs_layout layout, int rank, const int64_t *shape, size_t *bytes);
 /* Encode f32 rows [shape] into `dst` of at least rs_tensor_bytes, and the way back.  Both have places of 4 bytes and more aligned
- * to
- * 4.  Quantizing takes as many threads as a session has by default.  RS_ERR_LIMIT: `dst` is too small; RS_ERR_NUMERIC: NaN,
+ * to 4.  Quantizing takes as many threads as a session has by default.  RS_ERR_LIMIT: `dst` is too small; RS_ERR_NUMERIC: NaN,
  * infinity, or a value that the type does not hold. */
 RS_API rs_status rs_tensor_encode(rs_type type, rs_layout layout, int rank, const int64_t *shape, const float *src, void *dst,
                                   size_t capacity);

@@ -204,11 +204,13 @@ TEST(Search, EndsWhenTheTimeIsGone) {
 TEST(Search, ScoresThatMakeNoDifferenceAreLeftOut) {
   drop_candidate c;
   c.percent = {0, 30, 0, 20, 0, 0};
-  c.scores = {"a", "b", "c", "b", "e", "f"};
-  EXPECT_EQ(simplest(c).score(), "b");
-  c.scores[3] = "d";
-  EXPECT_EQ(simplest(c).score(), "b,b,b,d,d,d");
-  EXPECT_EQ(candidate_drop(c, 5).text(), "ratios=0,0.3,0,0.2 score=a,b,c,d,e,f mode=prune protect=cls min=0 seed=5") << "as it is";
+  c.scores = {"mlp", "norm", "block", "norm", "first", "random"};
+  EXPECT_EQ(simplest(c).score(), "norm");
+  c.scores[3] = "centre";
+  EXPECT_EQ(simplest(c).score(), "norm,norm,norm,centre,centre,centre");
+  EXPECT_EQ(candidate_drop(c, 5).text(),
+            "ratios=0,0.3,0,0.2 score=mlp,norm,block,centre,first,random mode=prune protect=cls min=0 seed=5")
+      << "as it is";
 }
 
 // ------------------------------------------------------------------------------------------------ the journal

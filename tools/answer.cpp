@@ -51,7 +51,7 @@ class answerer : public text_run {
     check_max_tokens(options.max_tokens, model_.get(), true);
     params_.max_tokens = options.max_tokens;
     params_.drop = drop_.get();
-    params_.overlap = options.overlap > 0 ? options.overlap : options.overlap == 0 ? -1 : 0;
+    params_.overlap = library_overlap(options.overlap);
     params_.max_answer_tokens = options.longest;
     if (options.no_word_alignment) params_.whole_words = RS_OFF;
   }

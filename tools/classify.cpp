@@ -25,7 +25,7 @@ const char *const examples =
 
 struct classify_options : text_run_options {
   drop_options drop;
-  int max_tokens = 0, overlap = 0, top = 0;
+  int max_tokens = 0, overlap = -1, top = 0;
   std::string activation, long_text = "truncate", pair;
   const CLI::Option *pair_option = nullptr;
   bool tokens = false;

@@ -179,18 +179,20 @@ void add_long_options(CLI::App *sub, std::string *what, int *overlap, const char
       ->check(CLI::IsMember({"truncate", "error", "chunk"}));
   sub->add_option("--overlap", *overlap, "tokens that two windows of --long chunk share\n(default: an eighth of a window)")
       ->type_name("N")
-      ->check(whole_number(1));
+      ->check(whole_number(0));
 }
+
+int32_t library_overlap(int option) { return option > 0 ? option : option == 0 ? -1 : 0; }
 
 void set_long(const std::string &what, int overlap, const rs_model *model, rs_encode_params *params) {
   if (what == "error") params->long_text = RS_LONG_ERROR;
   if (what == "chunk") params->long_text = RS_LONG_CHUNK;
-  if (overlap > 0 && params->long_text != RS_LONG_CHUNK) fail_usage("--overlap goes with --long chunk");
+  if (overlap >= 0 && params->long_text != RS_LONG_CHUNK) fail_usage("--overlap goes with --long chunk");
   const int64_t window = params->max_tokens > 0 ? params->max_tokens : model_info(model).max_tokens,
                 room = window - int64_t(special_tokens(model, false));
   if (overlap > 0 && overlap >= room)
     fail_usage("--overlap: ", overlap, " is not less than the ", room, " tokens of text in a window");
-  params->chunk_overlap = overlap;
+  params->chunk_overlap = library_overlap(overlap);
 }
 
 void add_sequence_options(CLI::App *sub, encode_options *options) {

@@ -81,6 +81,7 @@ void check_max_tokens(int max_tokens, const rs_model *model, bool pair);
 
 // What becomes of a text with more tokens than that.
 void add_long_options(CLI::App *sub, std::string *what, int *overlap, const char *joined);
+int32_t library_overlap(int option);  // of --overlap, -1 where it is not given
 void set_long(const std::string &what, int overlap, const rs_model *model, rs_encode_params *params);  // max_tokens is set
 
 // --image-size N or WxH: what images are brought to.
@@ -102,7 +103,7 @@ struct encode_options {
   std::string prompt;
   int dim = 0;
   std::string long_text = "truncate";
-  int overlap = 0;
+  int overlap = -1;  // by default
   std::string image_size;
   drop_options drop;
 };
