@@ -682,7 +682,7 @@ rs_status rs_fail(rs_status status, const char *format, ...) {
 
 rs_status rs_guarded_call(rs_status (*call)(void *), void *what) {
   char before[sizeof last_error];
-  strcpy(before, last_error);
+  memcpy(before, last_error, sizeof before);
   rs_status status;
   try {
     status = call(what);
@@ -691,7 +691,7 @@ rs_status rs_guarded_call(rs_status (*call)(void *), void *what) {
   } catch (const std::exception &e) {
     return rs_fail(RS_ERR_MEMORY, "internal: %s", e.what());
   }
-  if (status == RS_OK) strcpy(last_error, before);
+  if (status == RS_OK) memcpy(last_error, before, sizeof before);
   return status;
 }
 
@@ -6857,7 +6857,7 @@ rs_status rs_writer_add(rs_writer *w, const char *name, rs_type type, rs_layout 
       return rs_fail(RS_ERR_ARGUMENT, "tensor '%s' is added twice", name);
     if (w->tensors.size() == max_entries)
       return rs_fail(RS_ERR_LIMIT, "more than %llu tensors", static_cast<unsigned long long>(max_entries));
-    size_t expected;
+    size_t expected = 0;
     RS_TRY(rs_tensor_bytes(type, layout, rank, shape, &expected));
     if (bytes != expected)
       return rs_fail(RS_ERR_ARGUMENT, "tensor '%s': %zu bytes, a %s of shape %s has %zu", name, bytes, rs_type_name(type),
@@ -7235,7 +7235,7 @@ const char *rs_head_activation_name(rs_head_activation how) {
 
 rs_status rs_model_prompt(const rs_model *m, const char *name, const char **text) {
   return rs_guarded([&] {
-    rs_meta names, texts;
+    rs_meta names = {}, texts = {};
     name_list known;
     if (rs_model_meta(m, "prompt.names", &names) == RS_OK && rs_model_meta(m, "prompt.texts", &texts) == RS_OK)
       for (size_t i = 0; i < names.count; i++) {
