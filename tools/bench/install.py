@@ -111,7 +111,7 @@ class Environment:
             if self.right(package):
                 continue
             if not self.install:
-                raise NotThere("%s is not in %s, and --no-install was given" % (package, self.folder) if self.folder
+                raise NotThere("%s is not in %s, and --no-install was given" % (package, os.path.basename(self.folder)) if self.folder
                                else "%s is not installed for %s" % (package, self.python))
             note("installing %s %s" % (package, self.pins[package.lower()]))
             try:
