@@ -682,7 +682,9 @@ rs_status rs_fail(rs_status status, const char *format, ...) {
 
 rs_status rs_guarded_call(rs_status (*call)(void *), void *what) {
   char before[sizeof last_error];
-  memcpy(before, last_error, sizeof before);
+  const size_t length =
+      strlen(last_error) + 1;  // short as a rule, where calls may be, too: rs_tokenize takes less than a microsecond
+  memcpy(before, last_error, length);
   rs_status status;
   try {
     status = call(what);
@@ -691,7 +693,7 @@ rs_status rs_guarded_call(rs_status (*call)(void *), void *what) {
   } catch (const std::exception &e) {
     return rs_fail(RS_ERR_MEMORY, "internal: %s", e.what());
   }
-  if (status == RS_OK) memcpy(last_error, before, sizeof before);
+  if (status == RS_OK) memcpy(last_error, before, length);
   return status;
 }
 

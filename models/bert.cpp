@@ -113,11 +113,11 @@ rs_status convert_layer(rs_importer &in, const bert_settings &s, const layer_nam
 rs_status convert_head(rs_importer &in, const bert_settings &s, const std::string &root) {
   const char *architecture;
   RS_TRY(in.config_str("architectures.0", &architecture, ""));
-  // RoBERTa's classifier has its pooler inside; DistilBERT's is one of the classifier, by another function.
-  const bool inside = in.has("classifier.out_proj.weight"), before = in.has("pre_classifier.weight");
-  const std::string pooler = inside   ? "classifier.dense."
-                             : before ? "pre_classifier."
-                                      : root + "pooler.dense.",
+  // RoBERTa's classifier has its pooler inside; DistilBERT's belongs to the classifier, too, and is by another function.
+  const bool inside = in.has("classifier.out_proj.weight"), distilbert = !s.types;
+  const std::string pooler = inside       ? "classifier.dense."
+                             : distilbert ? "pre_classifier."
+                                          : root + "pooler.dense.",
                     last = inside ? "classifier.out_proj." : "classifier.";
   const bool spans = in.has("qa_outputs.weight"), classifier = in.has(last + "weight"), pooled = in.has(pooler + "weight");
   const auto is = [&](const std::string &task) {
@@ -134,7 +134,7 @@ rs_status convert_head(rs_importer &in, const bert_settings &s, const std::strin
     RS_TRY(classifier && !tokens ? in.head("pooler.weight", pooler + "weight", s.hidden, s.hidden)
                                  : in.linear("pooler.weight", {pooler + "weight"}, s.hidden, s.hidden));
     RS_TRY(in.vector("pooler.bias", {pooler + "bias"}, s.hidden));
-    if (before) RS_TRY(rs_writer_set_str(in.writer(), "bert.pooler_act", "relu"));
+    if (distilbert) RS_TRY(rs_writer_set_str(in.writer(), "bert.pooler_act", "relu"));
   }
   if (!spans && !classifier) return RS_OK;
   rs_writer *w = in.writer();

@@ -416,6 +416,8 @@ TEST(texts, settings_that_make_no_sense_are_errors_that_name_them) {
       {"distilbert", [](json &c) { c["activation"] = "mish"; }, "'mish' is not supported"},
       {"distilbert-classifier", [](json &c) { c["architectures"] = {"DistilBertForMultipleChoice"}; },
        "architecture 'DistilBertForMultipleChoice' is not supported"},
+      {"distilbert-tokens", [](json &c) { c["architectures"] = {"DistilBertForSequenceClassification"}; },
+       "tensor 'pre_classifier.weight' is missing"},
       {"roberta", [](json &c) { c["pad_token_id"] = INT64_MAX; }, "'pad_token_id' is 9223372036854775807"},
       {"roberta", [](json &c) { c["max_position_embeddings"] = 8; }, "is 8, of which the first 8 are of no token"},
       {"roberta", [](json &c) { c["position_embedding_type"] = "relative_key"; }, "'position_embedding_type' is 'relative_key'"},

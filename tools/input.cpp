@@ -157,8 +157,10 @@ class line_handler : public nlohmann::json_sax<json> {
       if (key_ == wanted::id) item_->id.clear();
       if (name == keys_.refused) return stop("\"" + name + "\", but --" + name + " is given, which is for lines without one");
       const bool no_pair = key_ == wanted::nothing && takes_texts() && (name == "pair" || name == "text_pair");
-      if (no_pair || (key_ == wanted::image && !takes_images())) return stop("\"" + name + "\" is not taken here");
-      if (key_ == wanted::text && !takes_texts()) foreign_seen_ = true, key_ = wanted::nothing;  // a caption is no error
+      if (no_pair) return stop("\"" + name + "\" is not taken here");
+      // Captions beside images, or the other way round, are no error.
+      const bool foreign = key_ == wanted::text ? !takes_texts() : key_ == wanted::image && !takes_images();
+      if (foreign) foreign_seen_ = true, key_ = wanted::nothing;
     } else if (key_ == wanted::id) {
       separate();
       item_->id += nlohmann::ordered_json(name).dump() + ":";
@@ -178,7 +180,7 @@ class line_handler : public nlohmann::json_sax<json> {
       stop(std::string("no \"image\"") + (foreign_seen_ ? ", but a text, which is not taken here" : ""));
     else if (item_->has_image) return;
     else if (takes_images() && !text_seen_) stop("neither \"" + keys_.text[0] + "\" nor \"image\"");
-    else if (!text_seen_) stop("no \"" + keys_.text[0] + "\"");
+    else if (!text_seen_) stop("no \"" + keys_.text[0] + "\"" + (foreign_seen_ ? ", but an image, which is not taken here" : ""));
     else if (keys_.needs_pair && !item_->has_pair) stop("no \"" + keys_.pair[0] + "\"");
     else if (keys_.needs_list && !list_seen_) stop("no \"" + keys_.list[0] + "\"");
   }
@@ -270,7 +272,7 @@ class line_handler : public nlohmann::json_sax<json> {
   bool fresh_ = true;  // no comma is due
   bool text_seen_ = false, list_seen_ = false;
   std::string text_name_, list_name_;  // that they came by
-  bool foreign_seen_ = false;          // a text that the model does not take
+  bool foreign_seen_ = false;          // what the model does not take
 };
 
 }  // namespace

@@ -13,8 +13,7 @@ struct line_keys {
   void take_pairs();              // by their usual names
   std::vector<std::string> list;  // a list of texts; empty: not looked for
   bool needs_pair = false, needs_list = false;
-  // A text beside an image is passed over where the model takes none, an image where it takes none is an error.  Lines that are not
-  // JSON are paths where it takes images.
+  // Of "text" and "image", what the model does not take is passed over.  Lines that are not JSON are paths where it takes images.
   inputs takes = inputs::texts;
   std::string refused;  // a member that an option stands for already
 };
