@@ -401,6 +401,21 @@ TEST(token_assign, finds_the_most_similar) {
       }
 }
 
+TEST(token_assign, of_equal_ones_takes_the_first) {
+  for (const std::string &isa : isas())
+    for (const ints &lengths : length_lists) {
+      drop_harness h(lengths, 24);
+      for (size_t i = 24; i < h.values.size(); i++) h.values[i] = h.values[i % 24];
+      rs_tensor *alike = h.input("alike", RS_F32, {T, 24}, h.values);
+      const rs_drop_rule rule = ratio_rule(0.3);
+      rs_tensor *kept = rs_token_drop(h.g, h.score, h.starts, nullptr, &rule);
+      const vec bits = h.all(isa, rs_token_assign(h.g, alike, h.starts, kept), h.tokens(), 1, 3);
+      ints got(bits.size()), starts;
+      if (!bits.empty()) memcpy(got.data(), bits.data(), bits.size() * 4);
+      EXPECT_EQ(got, assignment(h, h.kept_of(rule), &starts)) << isa << " first length " << lengths[0];
+    }
+}
+
 TEST(token_merge, means_by_count_and_sizes) {
   for (const ints &lengths : length_lists)
     for (bool sized : {false, true}) {
