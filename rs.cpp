@@ -1669,6 +1669,19 @@ struct linear_result {
 
 constexpr int linear_group = 3;  // panels of an integer product: their weights and their sums stay in L1
 
+// Parts of a thread's scratch, one behind the other; with `memory` nullptr, only how many bytes they take.
+struct scratch_parts {
+  char *memory;
+  size_t bytes = 0;
+  explicit scratch_parts(char *memory) : memory(memory) {}
+  template <class T = float>
+  T *take(size_t n) {
+    T *at = reinterpret_cast<T *>(memory + bytes);
+    bytes += round_up(n * sizeof(T), align_data);
+    return at;
+  }
+};
+
 // Attention of one head of some queries of a sequence, for q, k and v that are quantized layers' results, where the ISA has
 // something faster than f32 for what is noisy anyway.
 constexpr int attn_keys = 128, attn_rows = 64, attn_most_d = 128;
@@ -1680,7 +1693,7 @@ struct attn_input {  // rows of d
 struct attn_problem {
   attn_input q, k, v;            // from the first query on, and from the first key of the sequence
   int64_t first_query, queries;  // first_query: its place in the sequence, a multiple of 16
-  int64_t first_key, keys;       // places of the first key that any of them sees, rounded down to attn_keys, and behind the last
+  int64_t first_key, keys;       // whole blocks of attn_keys that any of them sees: places of the first key and behind the last
   int64_t behind, ahead;         // how far from a query the keys are that it sees
   size_t d;                      // at most attn_most_d
   float scale;
@@ -1691,6 +1704,7 @@ struct attn_problem {
   char *scratch;  // scratch_bytes(d, queries), 64-byte aligned
 };
 struct attn_kernels {
+  rs_type type;  // of its products
   size_t (*scratch_bytes)(size_t d, size_t queries);
   void (*attend)(const attn_problem &p);
   // x [rows][ldx] as bf16 to y [rows][ldy], n columns of them: what `attend` would round by itself.
@@ -1755,8 +1769,15 @@ void w4_in_steps(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const 
   for (int p = 0; p < panels; p++) finish(acc + static_cast<size_t>(p) * acc_panel(rows), rows, to.from(0, p));
 }
 
-void f32_panels_scalar(const float *a, size_t lda, int rows, const float *b, size_t stride, int panels, size_t k, float *c,
-                       size_t ldc, bool add) {
+// A function that is compiled once, and not anew for those of its callers whose arguments are constants.
+#if defined(__clang__)
+#define RS_ONCE __attribute__((noinline))
+#else
+#define RS_ONCE __attribute__((noinline, noclone))
+#endif
+
+RS_ONCE void f32_panels_scalar(const float *a, size_t lda, int rows, const float *b, size_t stride, int panels, size_t k, float *c,
+                               size_t ldc, bool add) {
   for (int p = 0; p < panels; p++, b += stride, c += panel_n)
     for (int r = 0; r < rows; r++) {
       float acc[panel_n] = {};
@@ -2285,42 +2306,27 @@ RS_INLINE vi group_add(vi acc, vi sum, vi m) { return _mm512_add_epi32(acc, _mm5
 #include "rs.cpp"  // NOLINT(bugprone-suspicious-include)
 #undef RS_INTEGER_PART
 
-constexpr kernel_row row = {"avx512vnni", available,  f32_panels, f16_panels, w8_panels, w4_panels, quantize,
-                            finish_f32,   layer_norm, shift,      softmax,    rope,      nullptr,   peak};
-
-#undef RS_TARGET
-#undef RS_INLINE
-#undef RS_NOISY_GELU
-
-}  // namespace avx512vnni
-
-// ---- AVX-512 + VNNI + BF16: attention in bf16, a head of a sequence at a time
+// ---- attention by bytes, for q, k and v of quantized layers: a head of a sequence at a time
 //
-// q, k, p and v are rounded to 8 bits: their errors, of up to 2^-9, are less than those of the 8-bit layers that q, k and v come
-// from.  docs/design.md has the measured effect.
+// Scores are products of q, of which each row is scaled by its largest value, and k, of which 16 rows are, without the mean of the
+// sequence's first keys: that would change all scores of a query by the same (SageAttention, arXiv 2410.02367).  They are made
+// transposed, 16 keys by 16 queries a tile, so that a register holds a key's scores for 16 queries: largest and sum of a query are
+// then sums of registers.
 //
-// Scores are made transposed, 16 keys by 16 queries a tile, so that a register holds a key's scores for 16 queries: largest and sum
-// of a query are then sums of registers, and two keys' weights, rounded side by side, are a row of the tile that values are
-// multiplied by.  exp is 2^x by a polynomial of degree 3 (2^-13), since p is rounded anyway.  What a query's largest score was so
-// far is only replaced where it grew by more than 2^most_growth, so that sums are seldom rescaled (FlashAttention-4 does the same).
-// All but the products themselves is AMX's too.
+// Weights are bytes of which 254.5 is a block's largest, and what is lost where one is cut to a byte is added to the next but three,
+// as error diffusion does with the brightness of pixels (Floyd and Steinberg 1976): many small weights, each below half a step, then
+// still count as what they are together.  docs/kernels.md has what that is worth.
 
-namespace avx512bf16 {
-
-bool available() { return avx512vnni::available() && cpu().avx512bf16; }
-
-#define RS_TARGET __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")))
-
-constexpr size_t tile_values = 512;  // bf16 of a tile
-constexpr int attn_group = 32;       // queries whose scores are made together: two tiles
-constexpr float most_growth = 6;     // in powers of two
+constexpr size_t tile_bytes = 1024;     // 16 rows of 64
+constexpr int attn_group = 32;          // queries whose scores are made together
+constexpr float most_growth = 6;        // of a query's largest score, in powers of two, before its sums are scaled anew
 constexpr float log2_e = 1.44269504f;
-size_t attn_steps(size_t d) { return static_cast<size_t>(ceil_div(static_cast<int64_t>(d), 32)); }
-size_t attn_value_tiles(size_t d) { return round_up(d, panel_n) / panel_n; }
+constexpr float score_zero = 12582912;  // 1.5 * 2^23: a whole number of up to 2^22 added to its bits is added to its value
+size_t attn_columns(size_t d) { return round_up(d, panel_n) / panel_n; }
 
-// 16 rows of 16 pairs become columns.
-__attribute__((always_inline)) RS_TARGET inline void transpose_pairs(const __m512i *rows, uint16_t *to) {
-  __m512i t[16], u[16];
+// 16 rows of 16 times 32 bits become columns.
+RS_INLINE void transpose_16(const vi *rows, void *to) {
+  vi t[16], u[16];
   for (int i = 0; i < 16; i += 2) {
     t[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
     t[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
@@ -2331,165 +2337,21 @@ __attribute__((always_inline)) RS_TARGET inline void transpose_pairs(const __m51
       u[i + 2 * j + 1] = _mm512_unpackhi_epi64(t[i + j], t[i + j + 2]);
     }
   // u[4 a + c]: in its 128-bit part b, column 4 b + c of rows 4 a … 4 a + 3
+  char *at = static_cast<char *>(to);
   for (int c = 0; c < 4; c++) {
-    const __m512i a01 = _mm512_shuffle_i32x4(u[c], u[4 + c], 0x88), a23 = _mm512_shuffle_i32x4(u[8 + c], u[12 + c], 0x88);
-    const __m512i b01 = _mm512_shuffle_i32x4(u[c], u[4 + c], 0xdd), b23 = _mm512_shuffle_i32x4(u[8 + c], u[12 + c], 0xdd);
-    _mm512_storeu_si512(to + 32 * c, _mm512_shuffle_i32x4(a01, a23, 0x88));
-    _mm512_storeu_si512(to + 32 * (4 + c), _mm512_shuffle_i32x4(b01, b23, 0x88));
-    _mm512_storeu_si512(to + 32 * (8 + c), _mm512_shuffle_i32x4(a01, a23, 0xdd));
-    _mm512_storeu_si512(to + 32 * (12 + c), _mm512_shuffle_i32x4(b01, b23, 0xdd));
+    const vi a01 = _mm512_shuffle_i32x4(u[c], u[4 + c], 0x88), a23 = _mm512_shuffle_i32x4(u[8 + c], u[12 + c], 0x88);
+    const vi b01 = _mm512_shuffle_i32x4(u[c], u[4 + c], 0xdd), b23 = _mm512_shuffle_i32x4(u[8 + c], u[12 + c], 0xdd);
+    store_int(at + 64 * c, _mm512_shuffle_i32x4(a01, a23, 0x88));
+    store_int(at + 64 * (4 + c), _mm512_shuffle_i32x4(b01, b23, 0x88));
+    store_int(at + 64 * (8 + c), _mm512_shuffle_i32x4(a01, a23, 0xdd));
+    store_int(at + 64 * (12 + c), _mm512_shuffle_i32x4(b01, b23, 0xdd));
   }
 }
-
-// What a unit works on, in its scratch.
-struct attn_memory {
-  uint16_t *keys;        // tiles of 16 keys by 32 of d, for attn_keys keys
-  uint16_t *values;      // tiles of 16 of d by 32 keys
-  uint16_t *queries;     // a group: tiles of 16 pairs of d by 16 queries, for each of its two tiles of queries
-  float *out;            // [D / 16][16][16] of 16 queries, transposed
-  float *most, *total;   // [16] each, of 16 queries; most in powers of two
-  float *scores[2];      // [2][attn_keys][16] of a group; two groups take turns, or all are in the first
-  uint16_t *weights[2];  // [2][attn_keys / 2][16][2], likewise; where there are no turns, where the scores were
-  size_t out_stride;     // floats of 16 queries
-  size_t query_stride;   // of 16 queries, in values
-  size_t bytes = 0;
-
-  attn_memory(char *memory, size_t d, size_t n_queries, size_t turns) {
-    const auto take = [&](size_t size) {
-      char *at = memory + bytes;
-      bytes += round_up(size, align_data);
-      return at;
-    };
-    const size_t steps = attn_steps(d), columns = attn_value_tiles(d), groups = round_up(n_queries, attn_group) / panel_n;
-    query_stride = steps * tile_values;
-    out_stride = columns * panel_n * panel_n;
-    keys = reinterpret_cast<uint16_t *>(take(steps * (attn_keys / 16) * tile_values * 2));
-    values = reinterpret_cast<uint16_t *>(take(columns * (attn_keys / 32) * tile_values * 2));
-    queries = reinterpret_cast<uint16_t *>(take(groups * query_stride * 2));
-    out = reinterpret_cast<float *>(take(groups * out_stride * 4));
-    most = reinterpret_cast<float *>(take(groups * panel_n * 4));
-    total = reinterpret_cast<float *>(take(groups * panel_n * 4));
-    for (float *&x : scores)
-      x = &x == scores || turns > 1 ? reinterpret_cast<float *>(take(2 * attn_keys * panel_n * 4)) : scores[0];
-    for (uint16_t *&x : weights)
-      x = reinterpret_cast<uint16_t *>(turns > 1 ? take(2 * attn_keys * panel_n * 2) : reinterpret_cast<char *>(scores[0]));
-  }
-};
 
 // Which of the 16 columns from 16 c on there are.
 inline __mmask16 columns_of(size_t d, size_t c) {
   const size_t left = d - c * panel_n;
   return static_cast<__mmask16>(left >= 16 ? 0xffff : (1u << left) - 1);
-}
-
-// Which of the 32 columns from 32 step on there are.
-struct step_columns {
-  __mmask16 low, high;
-  step_columns(size_t d, size_t step) : low(columns_of(d, 2 * step)), high(d > 32 * step + 16 ? columns_of(d, 2 * step + 1) : 0) {}
-  __mmask32 all() const { return static_cast<__mmask32>(high) << 16 | low; }
-};
-
-// 32 values from x as bf16; those that are not there are zero.
-__attribute__((always_inline)) RS_TARGET inline __m512i load_32(const float *x, step_columns valid) {
-  const __m512 a = _mm512_maskz_loadu_ps(valid.low, x), b = _mm512_maskz_loadu_ps(valid.high, x + 16);
-  return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(b, a));
-}
-__attribute__((always_inline)) RS_TARGET inline __m512i load_32(const uint16_t *x, step_columns valid) {
-  return _mm512_maskz_loadu_epi16(valid.all(), x);
-}
-
-// Of 16 columns, the values of the first half of x and of the second side by side.
-__attribute__((always_inline)) RS_TARGET inline __m512i pair_halves(__m512i x) {
-  const __m512i pairs = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4,
-                                         19, 3, 18, 2, 17, 1, 16, 0);
-  return _mm512_permutexvar_epi16(pairs, x);
-}
-__attribute__((always_inline)) RS_TARGET inline __m512i round_pairs(__m512 a, __m512 b) {
-  return pair_halves(reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(b, a)));
-}
-// Of two rows, 16 columns.
-__attribute__((always_inline)) RS_TARGET inline __m512i load_pairs(const float *a, __mmask16 valid_a, const float *b,
-                                                                   __mmask16 valid_b) {
-  return round_pairs(_mm512_maskz_loadu_ps(valid_a, a), _mm512_maskz_loadu_ps(valid_b, b));
-}
-__attribute__((always_inline)) RS_TARGET inline __m512i load_pairs(const uint16_t *a, __mmask16 valid_a, const uint16_t *b,
-                                                                   __mmask16 valid_b) {
-  return pair_halves(
-      _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_maskz_loadu_epi16(valid_a, a)), _mm256_maskz_loadu_epi16(valid_b, b), 1));
-}
-
-template <class T>
-RS_TARGET void attn_pack_queries(const attn_problem &p, const attn_memory &m) {
-  for (size_t step = 0; step < attn_steps(p.d); step++) {
-    const step_columns valid(p.d, step);
-    const T *q = static_cast<const T *>(p.q.data) + 32 * step;
-    for (int64_t i = 0; i < p.queries; i += 16) {
-      __m512i rows[16];
-#pragma GCC unroll 16
-      for (int64_t j = 0; j < 16; j++)  // where there are no queries, the last one again: nobody reads what becomes of them
-        rows[j] = load_32(q + std::min(i + j, p.queries - 1) * p.q.stride, valid);
-      transpose_pairs(rows, m.queries + static_cast<size_t>(i) / 16 * m.query_stride + step * tile_values);
-    }
-  }
-  // The second half of the last group, where there are no queries.
-  if (ceil_div(p.queries, 16) % 2)
-    memset(m.queries + static_cast<size_t>(ceil_div(p.queries, 16)) * m.query_stride, 0, m.query_stride * 2);
-}
-
-// Keys, or values, of a block of n; those up to the next multiple of 32 are zero.
-template <class T>
-RS_TARGET void attn_pack_keys(const attn_problem &p, const attn_memory &m, int64_t first, int n) {
-  const size_t steps = attn_steps(p.d);
-  const int padded = static_cast<int>(round_up(static_cast<size_t>(n), 32));
-  for (size_t step = 0; step < steps; step++) {
-    const step_columns valid(p.d, step);
-    const T *k = static_cast<const T *>(p.k.data) + first * p.k.stride + static_cast<int64_t>(32 * step);
-    for (int key = 0; key < padded; key++, k += p.k.stride) {
-      uint16_t *to = m.keys + (static_cast<size_t>(key / 16) * steps + step) * tile_values + key % 16 * 32;
-      _mm512_storeu_si512(to, key < n ? load_32(k, valid) : _mm512_setzero_si512());
-    }
-  }
-}
-template <class T>
-RS_TARGET void attn_pack_values(const attn_problem &p, const attn_memory &m, int64_t first, int n) {
-  const int padded = static_cast<int>(round_up(static_cast<size_t>(n), 32));
-  uint16_t *tile = m.values;
-  for (size_t c = 0; c < attn_value_tiles(p.d); c++) {
-    const __mmask16 valid = columns_of(p.d, c);
-    for (int key = 0; key < attn_keys; key += 32, tile += tile_values) {
-      if (key >= padded) continue;
-      __m512i rows[16];
-#pragma GCC unroll 16
-      for (int j = 0; j < 16; j++) {
-        const int at = key + 2 * j;
-        const T *v = static_cast<const T *>(p.v.data) + (first + at) * p.v.stride + static_cast<int64_t>(c * panel_n);
-        rows[j] = load_pairs(v, at < n ? valid : 0, v + p.v.stride, at + 1 < n ? valid : 0);
-      }
-      transpose_pairs(rows, tile);
-    }
-  }
-}
-
-// 2^x for x <= most_growth; 2^-125 where it is below that.  Cody and Waite: x = r + f, r whole, |f| <= 1/2; degree 3, of which the
-// relative error is at most 7.5e-5 (minimax).
-__attribute__((always_inline)) RS_TARGET inline __m512 power_of_two(__m512 x) {
-  const __m512 shift = _mm512_set1_ps(12582912.0f);               // 1.5 * 2^23: what is added to it is rounded to a whole number
-  const __m512 clamped = _mm512_max_ps(_mm512_set1_ps(-125), x);  // NaN stays
-  const __m512 t = _mm512_add_ps(clamped, shift), f = _mm512_sub_ps(clamped, _mm512_sub_ps(t, shift));
-  __m512 y = _mm512_fmadd_ps(_mm512_set1_ps(0.0551716685f), f, _mm512_set1_ps(0.242611125f));
-  y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(0.693260968f));
-  y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(0.999928057f));
-  return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(y), _mm512_slli_epi32(_mm512_castps_si512(t), 23)));
-}
-
-// 2^x where vscalefps is fast and no products of tiles are made beside: x = r + f, r whole, 0 <= f < 1; degree 3, error as above.
-// What is too small becomes 0; NaN stays.
-__attribute__((always_inline)) RS_TARGET inline __m512 scaled_power_of_two(__m512 x) {
-  const __m512 f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
-  __m512 y = _mm512_fmadd_ps(_mm512_set1_ps(0.0780245215f), f, _mm512_set1_ps(0.226067156f));
-  y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(0.695833564f));
-  y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(0.999925196f));
-  return _mm512_scalef_ps(y, x);
 }
 
 // What a group of queries sees of a block of keys: those of [begin, end), of which begin is a multiple of 32.  What it leaves out
@@ -2511,224 +2373,393 @@ inline bool attn_sees_all(const attn_problem &p, int64_t query, int64_t key, int
 }
 // Which of them see a key.
 RS_TARGET inline __mmask16 attn_visible(const attn_problem &p, int64_t query, int64_t key) {
-  const __m512i places = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-  const __m512i distance =
-      _mm512_sub_epi32(_mm512_set1_epi32(static_cast<int>(key - query + p.behind)), places);  // 0: the farthest
+  const vi places = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  const vi distance = _mm512_sub_epi32(_mm512_set1_epi32(static_cast<int>(key - query + p.behind)), places);  // 0: the farthest
   return _mm512_cmple_epu32_mask(distance, _mm512_set1_epi32(static_cast<int>(p.behind + p.ahead)));
 }
 
-// The largest scores of 16 queries among keys [begin, end) of a block, and what these do to the sums so far.  query, key: places of
-// the first query, and of the block, in the sequence; logs: of sizes, in powers of two, or nullptr.
-template <bool Masked>
-RS_TARGET void attn_largest(const attn_problem &p, const attn_memory &m, float factor, size_t tile, int64_t query, int64_t key,
-                            attn_part part, const float *logs) {
-  float *scores = m.scores[tile / 2 % 2] + tile % 2 * attn_keys * panel_n;
-  const __m512 a = _mm512_set1_ps(factor), none = _mm512_set1_ps(-1e30f);
-  __m512 largest = none;
-  if (Masked || logs) {
-    for (int i = part.begin; i < part.end; i++) {
-      __m512 s = _mm512_load_ps(scores + i * panel_n);
-      if (Masked) s = _mm512_mask_mov_ps(none, attn_visible(p, query, key + i), s);
-      s = _mm512_mul_ps(s, a);
-      largest = _mm512_max_ps(largest, logs ? _mm512_add_ps(s, _mm512_set1_ps(logs[i])) : s);
-    }
-  } else {
-    __m512 chain[4] = {none, none, none, none};
-    int i = part.begin;
-    for (; i + 4 <= part.end; i += 4)
-      for (int j = 0; j < 4; j++) chain[j] = _mm512_max_ps(chain[j], _mm512_load_ps(scores + (i + j) * panel_n));
-    for (; i < part.end; i++) chain[0] = _mm512_max_ps(chain[0], _mm512_load_ps(scores + i * panel_n));
-    largest = _mm512_mul_ps(_mm512_max_ps(_mm512_max_ps(chain[0], chain[1]), _mm512_max_ps(chain[2], chain[3])), a);
-  }
-  float *most = m.most + tile * panel_n, *total = m.total + tile * panel_n;
-  if (part.first) {
-    _mm512_store_ps(most, largest);
-    _mm512_store_ps(total, _mm512_setzero_ps());
-    return;
-  }
-  const __m512 before = _mm512_load_ps(most);
-  if (!_mm512_cmp_ps_mask(largest, _mm512_add_ps(before, _mm512_set1_ps(most_growth)), _CMP_GT_OQ)) return;
-  // 1 exactly where nothing grew.
-  const __m512 now = _mm512_max_ps(before, largest);
-  const __m512 by =
-      _mm512_mask_mov_ps(power_of_two(_mm512_sub_ps(before, now)), _mm512_cmp_ps_mask(now, before, _CMP_EQ_OQ), _mm512_set1_ps(1));
-  float *out = m.out + tile * m.out_stride;
-  for (size_t i = 0; i < m.out_stride; i += panel_n) _mm512_store_ps(out + i, _mm512_mul_ps(_mm512_load_ps(out + i), by));
-  _mm512_store_ps(total, _mm512_mul_ps(_mm512_load_ps(total), by));
-  _mm512_store_ps(most, now);
-}
-
-// Weights of 16 queries for keys [begin, end) of the block, begin a multiple of 32; zero up to the next one.  Sizes of 1 give the
-// same bits as none.
-template <bool Scaled, bool Sized, bool Masked>
-RS_TARGET inline void attn_weights(const attn_problem &p, const attn_memory &m, float factor, size_t tile, int begin, int end,
-                                   const float *logs, int64_t query, int64_t key) {
-  const float *scores = m.scores[tile / 2 % 2] + tile % 2 * attn_keys * panel_n;
-  uint16_t *weights = m.weights[tile / 2 % 2] + tile % 2 * attn_keys * panel_n;
-  const __m512 a = _mm512_set1_ps(factor), most = _mm512_sub_ps(_mm512_setzero_ps(), _mm512_load_ps(m.most + tile * panel_n));
-  const auto weight = [&](int i) __attribute__((always_inline)) RS_TARGET {
-    const __m512 b = Sized ? _mm512_add_ps(most, _mm512_set1_ps(logs[i])) : most;
-    const __m512 x = _mm512_fmadd_ps(_mm512_load_ps(scores + i * panel_n), a, b);
-    const __m512 e = Scaled ? scaled_power_of_two(x) : power_of_two(x);
-    return Masked ? _mm512_maskz_mov_ps(attn_visible(p, query, key + i), e) : e;
-  };
-  __m512 even = _mm512_load_ps(m.total + tile * panel_n), odd = _mm512_setzero_ps();
-  for (int i = begin; i < begin + 32; i += 2) {
-    __m512 left = _mm512_setzero_ps(), right = _mm512_setzero_ps();
-    if (i < end) left = weight(i);
-    if (i + 1 < end) right = weight(i + 1);
-    even = _mm512_add_ps(even, left);
-    odd = _mm512_add_ps(odd, right);
-    _mm512_store_si512(weights + i * panel_n, round_pairs(left, right));
-  }
-  _mm512_store_ps(m.total + tile * panel_n, _mm512_add_ps(even, odd));
-}
-
-// The kernels above for a tile of queries.  Not inline: four kernels would be, wherever one is called.
-__attribute__((noinline)) RS_TARGET void find_largest(const attn_problem &p, const attn_memory &m, size_t tile, int64_t key,
-                                                      attn_part part, const float *logs) {
-  const int64_t query = p.first_query + static_cast<int64_t>(16 * tile);
-  const auto find = attn_sees_all(p, query, key + part.begin, key + part.end) ? attn_largest<false> : attn_largest<true>;
-  find(p, m, p.scale * log2_e, tile, query, key, part, logs);
-}
-template <bool Scaled>
-__attribute__((noinline)) RS_TARGET void find_weights(const attn_problem &p, const attn_memory &m, size_t tile, int64_t key,
-                                                      int begin, int end, const float *logs) {
-  const int64_t query = p.first_query + static_cast<int64_t>(16 * tile);
-  const auto weigh = attn_sees_all(p, query, key + begin, key + std::min(begin + 32, end))
-                         ? logs ? attn_weights<Scaled, true, false> : attn_weights<Scaled, false, false>
-                     : logs ? attn_weights<Scaled, true, true>
-                            : attn_weights<Scaled, false, true>;
-  weigh(p, m, p.scale * log2_e, tile, begin, end, logs, query, key);
-}
-
-RS_TARGET void attn_write(const attn_problem &p, const attn_memory &m) {
+// out: [D / 16][16][16] of 16 queries, transposed, `stride` values before the next 16; total: of a query, what it is divided by.
+RS_TARGET void attn_write(const attn_problem &p, const float *out, size_t stride, const float *total) {
   alignas(64) float rows[panel_n][panel_n];
-  for (int64_t i = 0; i < p.queries; i += 16) {
-    const auto tile = static_cast<size_t>(i / 16);
-    const __m512 inverse = _mm512_div_ps(_mm512_set1_ps(1), _mm512_load_ps(m.total + tile * panel_n));
-    for (size_t c = 0; c < attn_value_tiles(p.d); c++) {
-      const float *from = m.out + tile * m.out_stride + c * panel_n * panel_n;
-      __m512i columns[16];
+  for (int64_t i = 0; i < p.queries; i += 16, out += stride, total += panel_n) {
+    const vf inverse = div(set1(1), load(total));
+    for (size_t c = 0; c < attn_columns(p.d); c++) {
+      vi columns[16];
 #pragma GCC unroll 16
-      for (int j = 0; j < 16; j++) columns[j] = _mm512_castps_si512(_mm512_mul_ps(_mm512_load_ps(from + j * panel_n), inverse));
-      transpose_pairs(columns, reinterpret_cast<uint16_t *>(rows));
-      const __mmask16 valid = columns_of(p.d, c);
+      for (size_t j = 0; j < 16; j++) columns[j] = _mm512_castps_si512(mul(load(out + (c * panel_n + j) * panel_n), inverse));
+      transpose_16(columns, rows);
       for (int64_t j = 0; j < std::min<int64_t>(16, p.queries - i); j++)
-        _mm512_mask_storeu_ps(p.out + (i + j) * p.ldo + static_cast<int64_t>(c * panel_n), valid, _mm512_load_ps(rows[j]));
+        _mm512_mask_storeu_ps(p.out + (i + j) * p.ldo + static_cast<int64_t>(c * panel_n), columns_of(p.d, c), load(rows[j]));
     }
   }
+}
+
+// The nearest bf16, in the upper half of 32 bits; NaN stays.
+RS_INLINE vi to_bf16(vf x) {
+  const vi bits = _mm512_castps_si512(x), odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const vi rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  const vi safe = _mm512_mask_mov_epi32(rounded, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), bits);
+  return _mm512_and_si512(safe, _mm512_set1_epi32(static_cast<int>(0xffff0000)));
+}
+RS_TARGET void round_rows(const float *x, size_t ldx, int rows, size_t n, uint16_t *y, int64_t ldy) {
+  for (int i = 0; i < rows; i++, x += ldx, y += ldy)
+    for (size_t c = 0; c < n; c += panel_n) {
+      const __mmask16 there = columns_of(n, c / panel_n);
+      const __m256i half = _mm512_cvtepi32_epi16(_mm512_srli_epi32(to_bf16(_mm512_maskz_loadu_ps(there, x + c)), 16));
+      _mm256_mask_storeu_epi16(y + c, there, half);
+    }
+}
+// 16 columns of a row of x, as if they were stored as bf16 whether or not they are; those that are not there are zero.
+RS_INLINE vf attn_load(const attn_input &x, int64_t row, size_t c, __mmask16 there) {
+  const int64_t at = row * x.stride + static_cast<int64_t>(c * panel_n);
+  if (!x.bf16) return _mm512_castsi512_ps(to_bf16(_mm512_maskz_loadu_ps(there, static_cast<const float *>(x.data) + at)));
+  const __m256i half = _mm256_maskz_loadu_epi16(there, static_cast<const uint16_t *>(x.data) + at);
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+}
+
+// What a unit works on, in its scratch.
+struct attn_bytes : scratch_parts {
+  size_t columns, steps;  // of d, 16 and 64 at a time
+  size_t query_stride, out_stride;
+  uint8_t *keys;     // tiles of 16 keys by 64 of d, plus 128, of a block of attn_keys
+  int8_t *values;    // tiles of 16 of d by 64 keys
+  int8_t *queries;   // of 16 queries: [64 steps / 4][16][4]
+  float *scores;     // [2][attn_keys][16] of a group: score_zero and the sum of products
+  uint8_t *weights;  // [attn_keys / 4][16][4] where the scores of 16 queries were
+  float *rows;       // [attn_keys][16 columns]: a block of keys or values, or 16 queries
+  float *means;      // [16 columns] of the first keys
+  float *largest;    // [16 columns] of rows, absolute
+  float *factors;    // [16] of 16 queries: their scores' scale, in powers of two, and
+  int32_t *starts;   // [16]: what their sums begin with: score_zero's bits less what 128 too much in the keys come to
+  float *tops;       // [16]: the largest score of the block
+  float *shares;     // [16]: two to the power of that, relative to `most`
+  float *most, *total, *out;
+  float *key_scales;  // [attn_keys / 16] of 16 keys, and
+  float all_scales = 0;  // their sum: not finite where a key is not
+
+  attn_bytes(char *memory, size_t d, size_t n_queries)
+      : scratch_parts(memory), columns(attn_columns(d)), steps(round_up(d, 64) / 64), query_stride(steps * tile_bytes),
+        out_stride(columns * panel_n * panel_n) {
+    const size_t groups = round_up(n_queries, attn_group), tiles = groups / panel_n;
+    keys = take<uint8_t>(attn_keys / 16 * steps * tile_bytes);
+    values = take<int8_t>(attn_keys / 64 * columns * tile_bytes);
+    queries = take<int8_t>(tiles * query_stride);
+    scores = take(2 * attn_keys * panel_n);
+    weights = reinterpret_cast<uint8_t *>(scores);
+    rows = take(attn_keys * columns * panel_n);
+    means = take(columns * panel_n);
+    largest = take(columns * panel_n);
+    key_scales = take(attn_keys / 16);
+    starts = take<int32_t>(groups);
+    for (float **x : {&factors, &tops, &shares, &most, &total}) *x = take(groups);
+    out = take(tiles * out_stride);
+  }
+};
+
+// Rows of x from `first` on, less `less` or nullptr, to m.rows, zeros up to the next multiple of 16, and the largest of each column to
+// m.largest, of which NaN stays.
+__attribute__((noinline)) RS_TARGET void attn_take(const attn_input &x, int64_t first, int n, size_t d, const float *less,
+                                                   const attn_bytes &m) {
+  for (size_t c = 0; c < m.columns; c++) {
+    const __mmask16 there = columns_of(d, c);
+    const vf subtract = less ? load(less + c * panel_n) : set1(0);
+    vi largest = zero_int();
+    float *to = m.rows + c * panel_n;
+    for (int i = 0; i < n; i++, to += m.columns * panel_n) {
+      const vf v = sub(attn_load(x, first + i, c, there), subtract);
+      store(to, v);
+      largest = _mm512_max_epu32(largest, _mm512_castps_si512(_mm512_abs_ps(v)));
+    }
+    for (int i = n; i % 16; i++, to += m.columns * panel_n) store(to, set1(0));
+    store_int(m.largest + c * panel_n, largest);
+  }
+}
+// By what numbers of up to x are multiplied, so that 127 is the largest.
+RS_INLINE vf byte_scale(vf x) { return _mm512_maskz_div_ps(_mm512_cmp_ps_mask(x, set1(0), _CMP_NEQ_UQ), set1(127), x); }
+// 64 values of a row times `by`, as bytes; `columns`: how many sixteens of them there are.
+RS_INLINE vi row_bytes(const float *x, size_t columns, vf by) {
+  vi v[4];
+#pragma GCC unroll 4
+  for (size_t j = 0; j < 4; j++) v[j] = j < columns ? _mm512_cvtps_epi32(mul(load(x + j * panel_n), by)) : zero_int();
+  const vi bytes = _mm512_packs_epi16(_mm512_packs_epi32(v[0], v[1]), _mm512_packs_epi32(v[2], v[3]));
+  const vi order = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
+  return _mm512_permutexvar_epi32(order, bytes);
+}
+
+// The largest of n values, a multiple of 16, absolute.
+RS_INLINE float largest_size(const float *x, size_t n) {
+  vi largest = zero_int();
+  for (size_t i = 0; i < n; i += panel_n) largest = _mm512_max_epu32(largest, _mm512_castps_si512(_mm512_abs_ps(load(x + i))));
+  const auto bits = static_cast<int32_t>(_mm512_reduce_max_epu32(largest));
+  float value;
+  memcpy(&value, &bits, 4);
+  return value;
+}
+
+__attribute__((noinline)) RS_TARGET void attn_take_queries(const attn_problem &p, const attn_bytes &m) {
+  const size_t row = m.columns * panel_n;
+  alignas(64) float by[panel_n];
+  for (int64_t i = 0; i < p.queries; i += 16) {
+    attn_take(p.q, i, static_cast<int>(std::min<int64_t>(16, p.queries - i)), p.d, nullptr, m);
+#pragma GCC unroll 1
+    for (size_t j = 0; j < 16; j++) by[j] = largest_size(m.rows + j * row, row);
+    store(m.factors + i, mul(load(by), set1(p.scale * log2_e / 127)));
+    store(by, byte_scale(load(by)));
+    int8_t *to = m.queries + static_cast<size_t>(i / 16) * m.query_stride;
+    vi sum = zero_int();
+    for (size_t step = 0; step < m.steps; step++, to += tile_bytes) {
+      vi rows[16];
+#pragma GCC unroll 1
+      for (size_t j = 0; j < 16; j++) rows[j] = row_bytes(m.rows + j * row + step * 64, m.columns - 4 * step, set1(by[j]));
+      transpose_16(rows, to);
+      for (size_t j = 0; j < 16; j++) sum = dot(sum, _mm512_set1_epi8(1), load_int(to + 64 * j));
+    }
+    store_int(m.starts + i, _mm512_sub_epi32(_mm512_castps_si512(set1(score_zero)), _mm512_slli_epi32(sum, 7)));
+  }
+}
+
+__attribute__((noinline)) RS_TARGET void attn_find_means(const attn_problem &p, const attn_bytes &m) {
+  const int64_t n = std::min<int64_t>(attn_keys, p.keys);
+  for (size_t c = 0; c < m.columns; c++) {
+    vf sum = set1(0);
+    for (int64_t i = 0; i < n; i++) sum = add(sum, attn_load(p.k, i, c, columns_of(p.d, c)));
+    store(m.means + c * panel_n, mul(sum, set1(1 / static_cast<float>(n))));
+  }
+}
+
+__attribute__((noinline)) RS_TARGET void attn_take_keys(const attn_problem &p, attn_bytes &m, int64_t first, int n) {
+  attn_take(p.k, first, n, p.d, m.means, m);
+  const size_t row = m.columns * panel_n;
+  m.all_scales = 0;
+  for (size_t tile = 0; 16 * static_cast<int>(tile) < n; tile++) {
+    const float *x = m.rows + 16 * tile * row, largest = largest_size(x, 16 * row);
+    m.all_scales += m.key_scales[tile] = largest / 127;
+    const vf by = byte_scale(set1(largest));
+    for (size_t step = 0; step < m.steps; step++)
+      for (size_t i = 0; i < 16; i++)
+        store_int(m.keys + (tile * m.steps + step) * tile_bytes + i * 64,
+                  _mm512_xor_si512(row_bytes(x + i * row + step * 64, m.columns - 4 * step, by), _mm512_set1_epi8(-128)));
+  }
+}
+
+// Of four vectors, the byte `from` of each 32 bits, side by side.
+template <int From>
+RS_INLINE vi interleave_bytes(const vi *x) {
+  const vi all = _mm512_set1_epi32(From * 0x01010101), base = _mm512_set4_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0);
+  const vi from = _mm512_add_epi8(all, base);
+  vi y = _mm512_shuffle_epi8(x[0], from);
+  y = _mm512_mask_shuffle_epi8(y, 0x2222222222222222, x[1], from);
+  y = _mm512_mask_shuffle_epi8(y, 0x4444444444444444, x[2], from);
+  return _mm512_mask_shuffle_epi8(y, 0x8888888888888888, x[3], from);
+}
+
+__attribute__((noinline)) RS_TARGET void attn_take_values(const attn_problem &p, const attn_bytes &m, int64_t first, int n) {
+  attn_take(p.v, first, n, p.d, nullptr, m);
+  for (size_t c = 0; c < m.columns; c++) {
+    const vf by = byte_scale(load(m.largest + c * panel_n));
+    store(m.largest + c * panel_n, mul(load(m.largest + c * panel_n), set1(1.0f / 127)));
+    for (int key = 0; key < n; key += 64) {
+      vi rows[16];
+      for (int j = 0; j < 16; j++) {
+        const float *x = m.rows + (static_cast<size_t>(key + 4 * j) * m.columns + c) * panel_n;
+        vi four[4];
+#pragma GCC unroll 4
+        for (size_t i = 0; i < 4; i++) four[i] = _mm512_cvtps_epi32(mul(load(x + i * m.columns * panel_n), by));
+        rows[j] = interleave_bytes<0>(four);
+      }
+      transpose_16(rows, m.values + (c * (attn_keys / 64) + static_cast<size_t>(key / 64)) * tile_bytes);
+    }
+  }
+}
+
+// For 8 rows of tiles of bytes and Q times 16 queries, b_next behind each other: start + a b, over fours [begin, end) of b
+// [fours][16][4], each sum to to(row, which of Q, sum).
+template <size_t Q, class A, class B, class F>
+RS_INLINE void byte_products(const A *a, const B *b, size_t b_next, size_t begin, size_t end, const vi *start, const F &to) {
+  vi acc[8][Q];  // 16 sums, two of b, one of a: of 32 registers
+#pragma GCC unroll 8
+  for (size_t r = 0; r < 8; r++)
+    for (size_t i = 0; i < Q; i++) acc[r][i] = start[i];
+  for (size_t k = begin; k < end; k++) {
+    const A *x = a + k / 16 * tile_bytes + k % 16 * 4;
+    vi y[Q];
+    for (size_t i = 0; i < Q; i++) y[i] = load_int(b + i * b_next + k * 64);
+#pragma GCC unroll 8
+    for (size_t r = 0; r < 8; r++) {
+      const vi four = broadcast4(reinterpret_cast<const uint8_t *>(x) + r * 64);
+      for (size_t i = 0; i < Q; i++) acc[r][i] = std::is_signed_v<A> ? dot(acc[r][i], y[i], four) : dot(acc[r][i], four, y[i]);
+    }
+  }
+#pragma GCC unroll 8
+  for (size_t r = 0; r < 8; r++)
+    for (size_t i = 0; i < Q; i++) to(r, i, acc[r][i]);
+}
+
+template <size_t Q>
+RS_TARGET void attn_scores(const attn_problem &p, const attn_bytes &m, size_t tile, attn_part part) {
+  vi start[Q];
+  for (size_t i = 0; i < Q; i++) start[i] = load_int(m.starts + (tile + i) * panel_n);
+  for (int key = part.begin; key < part.end; key += 8) {
+    float *to = m.scores + key * panel_n;
+    byte_products<Q>(m.keys + static_cast<size_t>(key / 16) * m.steps * tile_bytes + key % 16 * 64, m.queries + tile * m.query_stride,
+                     m.query_stride, 0, (p.d + 3) / 4, start, [&](size_t r, size_t i, vi sum) __attribute__((always_inline)) RS_TARGET {
+                       store_int(to + i * attn_keys * panel_n + r * panel_n, sum);
+                     });
+  }
+}
+
+template <size_t Q>
+RS_TARGET void attn_mix(const attn_bytes &m, size_t tile, attn_part part) {
+  const size_t begin = static_cast<size_t>(part.begin) / 4, end = (static_cast<size_t>(part.end) + 3) / 4;
+  vi start[Q];
+  vf share[Q];
+  for (size_t i = 0; i < Q; i++) start[i] = zero_int(), share[i] = load(m.shares + (tile + i) * panel_n);
+  for (size_t row = 0; row < m.columns * panel_n; row += 8) {
+    float *to = m.out + tile * m.out_stride + row * panel_n;
+    byte_products<Q>(m.values + row / 16 * (attn_keys / 64) * tile_bytes + row % 16 * 64, m.weights, attn_keys * panel_n * 4, begin, end,
+                     start, [&](size_t r, size_t i, vi sum) __attribute__((always_inline)) RS_TARGET {
+                       float *at = to + i * m.out_stride + r * panel_n;
+                       store(at, fma(mul(_mm512_cvtepi32_ps(sum), set1(m.largest[row + r])), share[i], load(at)));
+                     });
+  }
+}
+
+// 2^x by a polynomial of degree 3, to 7.5e-5 of it (minimax): x = r + f, r whole, 0 <= f < 1.  What is too small becomes 0; NaN stays.
+RS_INLINE vf power_of_two(vf x) {
+  const vf f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+  const vf y = fma(fma(fma(set1(0.0780245215f), f, set1(0.226067156f)), f, set1(0.695833564f)), f, set1(0.999925196f));
+  return _mm512_scalef_ps(y, x);
+}
+
+// The largest scores of 16 queries among the keys of a block that they see, and what these do to the sums so far.  query, key: places
+// of the first query, and of the block, in the sequence; logs: of sizes, in powers of two, read unless all is Plain: all keys are seen
+// and count the same.
+template <bool Plain>
+RS_TARGET void attn_largest(const attn_problem &p, const attn_bytes &m, size_t tile, int64_t query, int64_t key, attn_part part,
+                            const float *logs) {
+  const float *scores = m.scores + tile % 2 * attn_keys * panel_n;
+  const vf factor = load(m.factors + tile * panel_n), zero = set1(score_zero), none = set1(-1e30f);
+  vf top = none;
+  for (int begin = part.begin; begin < part.end; begin += 16) {
+    const int end = std::min(begin + 16, part.end);
+    const vf a = mul(factor, set1(m.key_scales[begin / 16]));
+    if (Plain) {
+      vf chain[4] = {set1(0), set1(0), set1(0), set1(0)};  // scores are floats of 2^23 and more
+      int i = begin;
+      for (; i + 4 <= end; i += 4)
+        for (int j = 0; j < 4; j++) chain[j] = max(chain[j], load(scores + (i + j) * panel_n));
+      for (; i < end; i++) chain[0] = max(chain[0], load(scores + i * panel_n));
+      top = max(top, mul(sub(max(max(chain[0], chain[1]), max(chain[2], chain[3])), zero), a));
+    } else {
+      for (int i = begin; i < end; i++) {
+        const vf s = add(mul(sub(load(scores + i * panel_n), zero), a), set1(logs[i]));
+        top = max(top, _mm512_mask_mov_ps(none, attn_visible(p, query, key + i), s));
+      }
+    }
+  }
+  // More than what rounding can make of it below, so that no weight is more than a byte; NaN where a key is.
+  top = fma(factor, set1(2 * m.all_scales), top);
+  float *most = m.most + tile * panel_n, *total = m.total + tile * panel_n, *out = m.out + tile * m.out_stride;
+  store(m.tops + tile * panel_n, top);
+  vf now = part.first ? top : load(most);
+  if (part.first) {
+    store(most, top);
+    store(total, set1(0));
+    memset(out, 0, m.out_stride * 4);
+  } else if (_mm512_cmp_ps_mask(top, add(now, set1(most_growth)), _CMP_GT_OQ)) {
+    const vf before = now;
+    now = max(before, top);
+    // 1 exactly where nothing grew.
+    const vf by = _mm512_mask_mov_ps(power_of_two(sub(before, now)), _mm512_cmp_ps_mask(now, before, _CMP_EQ_OQ), set1(1));
+#pragma GCC unroll 4
+    for (size_t i = 0; i < m.out_stride; i += panel_n) store(out + i, mul(load(out + i), by));
+    store(total, mul(load(total), by));
+    store(most, now);
+  }
+  store(m.shares + tile * panel_n, power_of_two(sub(top, now)));
+}
+
+// Weights of 16 queries for the keys of a block that they see.  Sizes of 1 give the same bits as none.
+template <bool Plain>
+RS_TARGET void attn_weights(const attn_problem &p, const attn_bytes &m, size_t tile, int64_t query, int64_t key, attn_part part,
+                            const float *logs) {
+  const float *scores = m.scores + tile % 2 * attn_keys * panel_n;
+  uint8_t *weights = m.weights + tile % 2 * attn_keys * panel_n * 4;
+  const vf factor = load(m.factors + tile * panel_n), top = load(m.tops + tile * panel_n);
+  // What is left of four keys' weights, below the byte: floats of 2^15 and more have a step of 2^-8, so that bits 8 to 15 are the
+  // whole part of what is added to 2^15.
+  const vi keep = _mm512_set1_epi32(static_cast<int>(0xffff00ff));
+  vi left[4], sums[4], total = zero_int();
+  for (vi &x : left) x = _mm512_castps_si512(set1(0x1p15f + 0.5f));
+  for (int begin = part.begin; begin < part.end; begin += 16) {
+    const vf a = mul(factor, set1(m.key_scales[begin / 16])), least = fnma(set1(score_zero), a, sub(set1(0), top));
+    for (int i = begin; i < std::min(begin + 16, part.end); i += 4) {
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; j++) {
+        sums[j] = left[j];
+        if (i + j < part.end) {
+          const vf x = fma(load(scores + (i + j) * panel_n), a, Plain ? least : add(least, set1(logs[i + j])));
+          // 254.5 2^x, as power_of_two but of degree 2, to 1.8e-3.
+          const vf f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+          const vf y = fma(fma(set1(254.5f * 0.337189436f), f, set1(254.5f * 0.657636285f)), f, set1(254.5f * 1.00172472f));
+          vf weight = _mm512_scalef_ps(y, x);
+          if (!Plain) weight = _mm512_maskz_mov_ps(attn_visible(p, query, key + i + j), weight);
+          sums[j] = _mm512_castps_si512(add(_mm512_castsi512_ps(left[j]), weight));
+        }
+        left[j] = _mm512_and_si512(sums[j], keep);
+      }
+      const vi bytes = interleave_bytes<1>(sums);
+      store_int(weights + i * panel_n, bytes);
+      total = dot(total, bytes, _mm512_set1_epi8(1));
+    }
+  }
+  float *to = m.total + tile * panel_n;
+  store(to, fma(_mm512_cvtepi32_ps(total), load(m.shares + tile * panel_n), load(to)));
+}
+
+template <size_t Q>
+RS_TARGET void attn_tiles(const attn_problem &p, const attn_bytes &m, size_t tile, int64_t key, attn_part part, const float *logs) {
+  attn_scores<Q>(p, m, tile, part);
+  for (size_t i = tile; i < tile + Q; i++) {
+    const int64_t query = p.first_query + static_cast<int64_t>(16 * i);
+    const bool plain = !p.sizes && attn_sees_all(p, query, key + part.begin, key + part.end);
+    (plain ? attn_largest<true> : attn_largest<false>)(p, m, i, query, key, part, logs);
+    (plain ? attn_weights<true> : attn_weights<false>)(p, m, i, query, key, part, logs);
+  }
+  attn_mix<Q>(m, tile, part);
 }
 
 // All keys, a block after the other, each for all queries that see some of it.
-using block_kernel = void(const attn_problem &p, const attn_memory &m, int64_t key, int n, const float *logs);
-RS_TARGET void attend(const attn_problem &p, const attn_memory &m, block_kernel *block) {
-  alignas(64) float logs[attn_keys];
-  (p.q.bf16 ? attn_pack_queries<uint16_t> : attn_pack_queries<float>)(p, m);
+RS_TARGET void attend(const attn_problem &p) {
+  float logs[attn_keys] = {};  // of sizes of 1
+  attn_bytes m(p.scratch, p.d, static_cast<size_t>(p.queries));
+  const size_t tiles = round_up(static_cast<size_t>(p.queries), panel_n) / panel_n;
+  attn_take_queries(p, m);
+  attn_find_means(p, m);
   for (int64_t key = p.first_key; key < p.keys; key += attn_keys) {
     const int n = static_cast<int>(std::min<int64_t>(attn_keys, p.keys - key));
-    (p.k.bf16 ? attn_pack_keys<uint16_t> : attn_pack_keys<float>)(p, m, key, n);
-    (p.v.bf16 ? attn_pack_values<uint16_t> : attn_pack_values<float>)(p, m, key, n);
+    attn_take_keys(p, m, key, n);
+    attn_take_values(p, m, key, n);
     for (int i = 0; p.sizes && i < n; i++) logs[i] = std::log2(p.sizes[(key + i) * p.ld_sizes]);
-    block(p, m, key, n, p.sizes ? logs : nullptr);
-  }
-  attn_write(p, m);
-}
-
-// For 16 queries, and 16 others whose values lie b_next behind: c [16][16] (+)= a tile of a, and those behind it, times b
-// [pairs][16][2].
-template <size_t Q>
-RS_TARGET void pair_products(const uint16_t *a, const uint16_t *b, size_t b_next, size_t pairs, float *c, size_t c_next, bool add) {
-  constexpr int rows = 8;  // 16 sums, two of b, one of a: of 32 registers
-  for (int half = 0; half < 16; half += rows, a += rows * 32, c += rows * panel_n) {
-    __m512 acc[rows][Q];
-    for (int r = 0; r < rows; r++)
-      for (size_t i = 0; i < Q; i++) acc[r][i] = add ? _mm512_load_ps(c + i * c_next + r * panel_n) : _mm512_setzero_ps();
-    for (size_t k = 0; k < pairs; k++) {
-      const uint16_t *x = a + k / 16 * tile_values + k % 16 * 2;
-      __m512i y[Q];
-      for (size_t i = 0; i < Q; i++) y[i] = _mm512_load_si512(b + i * b_next + k * 32);
-#pragma GCC unroll 8
-      for (int r = 0; r < rows; r++) {
-        int32_t pair;
-        memcpy(&pair, x + r * 32, 4);
-        const auto two = reinterpret_cast<__m512bh>(_mm512_set1_epi32(pair));
-        for (size_t i = 0; i < Q; i++) acc[r][i] = _mm512_dpbf16_ps(acc[r][i], two, reinterpret_cast<__m512bh>(y[i]));
-      }
+    for (size_t tile = 0; tile < tiles; tile += 2) {
+      const attn_part part = attn_seen(p, tile / 2, key, n);
+      if (part.begin < part.end) (tile + 1 < tiles ? attn_tiles<2> : attn_tiles<1>)(p, m, tile, key, part, logs);
     }
-    for (int r = 0; r < rows; r++)
-      for (size_t i = 0; i < Q; i++) _mm512_store_ps(c + i * c_next + r * panel_n, acc[r][i]);
   }
+  attn_write(p, m.out, m.out_stride, m.total);
 }
 
-RS_TARGET void attn_block(const attn_problem &p, const attn_memory &m, int64_t key, int n, const float *logs) {
-  const size_t steps = attn_steps(p.d), tiles = round_up(static_cast<size_t>(p.queries), panel_n) / panel_n;
-  for (size_t first = 0; first < tiles; first += 2) {
-    const attn_part part = attn_seen(p, first / 2, key, n);
-    if (part.begin >= part.end) continue;
-    const size_t end = std::min(first + 2, tiles);
-    const auto multiply = end - first > 1 ? pair_products<2> : pair_products<1>;
-    for (int i = part.begin; i < part.end; i += 16)
-      multiply(m.keys + static_cast<size_t>(i / 16) * steps * tile_values, m.queries + first * m.query_stride, m.query_stride,
-               (p.d + 1) / 2, m.scores[0] + i * panel_n, attn_keys * panel_n, false);
-    for (size_t tile = first; tile < end; tile++) {
-      find_largest(p, m, tile, key, part, logs);
-      for (int i = part.begin; i < part.end; i += 32) find_weights<true>(p, m, tile, key, i, part.end, logs);
-    }
-    const auto begin = static_cast<size_t>(part.begin), pairs = (static_cast<size_t>(part.end) - begin + 1) / 2;
-    for (size_t c = 0; c < attn_value_tiles(p.d); c++)
-      multiply(m.values + (c * attn_keys + begin) / 32 * tile_values, m.weights[0] + begin * panel_n, attn_keys * panel_n, pairs,
-               m.out + first * m.out_stride + c * panel_n * panel_n, m.out_stride, !part.first);
-  }
-}
+size_t attn_scratch_bytes(size_t d, size_t queries) { return attn_bytes(nullptr, d, queries).bytes; }
+constexpr attn_kernels attention = {RS_W8, attn_scratch_bytes, attend, round_rows};
 
-RS_TARGET void round_rows(const float *x, size_t ldx, int rows, size_t n, uint16_t *y, int64_t ldy) {
-  for (int i = 0; i < rows; i++, x += ldx, y += ldy)
-    for (size_t c = 0; c < n; c += 32) {
-      const step_columns valid(n, c / 32);
-      _mm512_mask_storeu_epi16(y + c, valid.all(), load_32(x + c, valid));
-    }
-}
-
-size_t scratch_bytes(size_t d, size_t queries) { return attn_memory(nullptr, d, queries, 1).bytes; }
-void attend(const attn_problem &p) { attend(p, {p.scratch, p.d, static_cast<size_t>(p.queries), 1}, attn_block); }
-constexpr attn_kernels attention = {scratch_bytes, attend, round_rows};
-
-RS_TARGET double bf16_peak(size_t steps) {
-  constexpr int chains = 24;
-  __m512 acc[chains];
-  __m512i x = _mm512_set1_epi16(0x3f00), b = x;  // 0.5
-  avx512vnni::hide(b);
-#pragma GCC unroll 24
-  for (__m512 &sum : acc) avx512vnni::hide(sum = _mm512_setzero_ps());
-  for (size_t i = 0; i < steps; i++) {
-#pragma GCC unroll 24
-    for (__m512 &sum : acc) sum = _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(x), reinterpret_cast<__m512bh>(b));
-  }
-#pragma GCC unroll 24
-  for (__m512 &sum : acc) avx512vnni::hide(sum);
-  return static_cast<double>(steps) * chains * 32;
-}
-double peak(rs_type type, size_t steps) { return type == RS_BF16 ? bf16_peak(steps) : avx512vnni::peak(type, steps); }
-
-constexpr kernel_row row = {"avx512bf16",
-                            available,
-                            avx512vnni::f32_panels,
-                            avx512vnni::f16_panels,
-                            avx512vnni::w8_panels,
-                            avx512vnni::w4_panels,
-                            avx512vnni::quantize,
-                            avx512vnni::finish_f32,
-                            avx512vnni::layer_norm,
-                            avx512vnni::shift,
-                            avx512vnni::softmax,
-                            avx512vnni::rope,
-                            &attention,
-                            peak};
+constexpr kernel_row row = {"avx512vnni", available,  f32_panels, f16_panels, w8_panels, w4_panels,  quantize,
+                            finish_f32,   layer_norm, shift,      softmax,    rope,      &attention, peak};
 
 #undef RS_TARGET
+#undef RS_INLINE
+#undef RS_NOISY_GELU
 
-}  // namespace avx512bf16
+}  // namespace avx512vnni
 
 // ---- AMX: the floats of AVX-512, and int8 products of whole tiles, 16 rows by 64 inputs by 16 channels an instruction
 //
@@ -2742,7 +2773,7 @@ constexpr int tile_rows = 16;
 // Linux gives the 8 KiB of tile registers to a process that asks.
 bool available() {
   static const bool permitted =
-      avx512bf16::available() && cpu().amx && syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tile data */) == 0;
+      avx512vnni::available() && cpu().avx512bf16 && cpu().amx && syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tile data */) == 0;
   return permitted;
 }
 
@@ -2915,10 +2946,226 @@ RS_TARGET double tile_peak(rs_type type, size_t steps) {
 
 double peak(rs_type type, size_t steps) { return type == RS_F32 ? avx512vnni::f32_peak(steps) : tile_peak(type, steps); }
 
-// ---- attention by tiles
+// ---- attention by tiles, in bf16
+//
+// Rounded to 8 bits, q, k, p and v have errors of up to 2^-9, less than those of the 8-bit layers that q, k and v come from.  Scores lie
+// as in attention by bytes.  Two keys' weights, rounded side by side, are a row of the tile that values are multiplied by.  exp is
+// 2^x by a polynomial of degree 3 (2^-13), since p is rounded anyway.  What a query's largest score was so far is only replaced where
+// it grew by more than 2^most_growth, so that sums are seldom rescaled (FlashAttention-4 does the same).
 
-using avx512bf16::attn_group, avx512bf16::attn_memory, avx512bf16::attn_part, avx512bf16::attn_seen, avx512bf16::attn_steps,
-    avx512bf16::attn_value_tiles, avx512bf16::find_largest, avx512bf16::find_weights, avx512bf16::tile_values;
+using avx512vnni::attn_columns, avx512vnni::attn_group, avx512vnni::attn_part, avx512vnni::attn_seen, avx512vnni::attn_sees_all,
+    avx512vnni::attn_visible, avx512vnni::columns_of, avx512vnni::log2_e, avx512vnni::most_growth, avx512vnni::transpose_16;
+constexpr size_t tile_values = 512;  // bf16 of a tile
+size_t attn_steps(size_t d) { return round_up(d, 32) / 32; }
+
+// What a unit works on, in its scratch.
+struct attn_memory : scratch_parts {
+  size_t query_stride, out_stride;  // values of 16 queries
+  uint16_t *keys;        // tiles of 16 keys by 32 of d, for attn_keys keys
+  uint16_t *values;      // tiles of 16 of d by 32 keys
+  uint16_t *queries;     // a group: tiles of 16 pairs of d by 16 queries, for each of its two tiles of queries
+  float *out;            // [D / 16][16][16] of 16 queries, transposed
+  float *most, *total;   // [16] each, of 16 queries; most in powers of two
+  float *scores[2];      // [2][attn_keys][16] of a group; two groups take turns
+  uint16_t *weights[2];  // [2][attn_keys / 2][16][2], likewise
+
+  attn_memory(char *memory, size_t d, size_t n_queries)
+      : scratch_parts(memory), query_stride(attn_steps(d) * tile_values), out_stride(attn_columns(d) * panel_n * panel_n) {
+    const size_t tiles = round_up(n_queries, attn_group) / panel_n;
+    keys = take<uint16_t>(attn_keys / 16 * query_stride);
+    values = take<uint16_t>(attn_columns(d) * (attn_keys / 32) * tile_values);
+    queries = take<uint16_t>(tiles * query_stride);
+    out = take(tiles * out_stride);
+    most = take(tiles * panel_n);
+    total = take(tiles * panel_n);
+    for (float *&x : scores) x = take(2 * attn_keys * panel_n);
+    for (uint16_t *&x : weights) x = take<uint16_t>(2 * attn_keys * panel_n);
+  }
+};
+
+// Which of the 32 columns from 32 step on there are.
+struct step_columns {
+  __mmask16 low, high;
+  step_columns(size_t d, size_t step) : low(columns_of(d, 2 * step)), high(d > 32 * step + 16 ? columns_of(d, 2 * step + 1) : 0) {}
+  __mmask32 all() const { return static_cast<__mmask32>(high) << 16 | low; }
+};
+
+// 32 values from x as bf16; those that are not there are zero.
+__attribute__((always_inline)) RS_TARGET inline __m512i load_32(const float *x, step_columns valid) {
+  const __m512 a = _mm512_maskz_loadu_ps(valid.low, x), b = _mm512_maskz_loadu_ps(valid.high, x + 16);
+  return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(b, a));
+}
+__attribute__((always_inline)) RS_TARGET inline __m512i load_32(const uint16_t *x, step_columns valid) {
+  return _mm512_maskz_loadu_epi16(valid.all(), x);
+}
+
+// Of 16 columns, the values of the first half of x and of the second side by side.
+__attribute__((always_inline)) RS_TARGET inline __m512i pair_halves(__m512i x) {
+  const __m512i pairs = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4,
+                                         19, 3, 18, 2, 17, 1, 16, 0);
+  return _mm512_permutexvar_epi16(pairs, x);
+}
+__attribute__((always_inline)) RS_TARGET inline __m512i round_pairs(__m512 a, __m512 b) {
+  return pair_halves(reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(b, a)));
+}
+// Of two rows, 16 columns.
+__attribute__((always_inline)) RS_TARGET inline __m512i load_pairs(const float *a, __mmask16 valid_a, const float *b,
+                                                                   __mmask16 valid_b) {
+  return round_pairs(_mm512_maskz_loadu_ps(valid_a, a), _mm512_maskz_loadu_ps(valid_b, b));
+}
+__attribute__((always_inline)) RS_TARGET inline __m512i load_pairs(const uint16_t *a, __mmask16 valid_a, const uint16_t *b,
+                                                                   __mmask16 valid_b) {
+  return pair_halves(
+      _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_maskz_loadu_epi16(valid_a, a)), _mm256_maskz_loadu_epi16(valid_b, b), 1));
+}
+
+template <class T>
+RS_TARGET void attn_pack_queries(const attn_problem &p, const attn_memory &m) {
+  for (size_t step = 0; step < attn_steps(p.d); step++) {
+    const step_columns valid(p.d, step);
+    const T *q = static_cast<const T *>(p.q.data) + 32 * step;
+    for (int64_t i = 0; i < p.queries; i += 16) {
+      __m512i rows[16];
+#pragma GCC unroll 16
+      for (int64_t j = 0; j < 16; j++)  // where there are no queries, the last one again: nobody reads what becomes of them
+        rows[j] = load_32(q + std::min(i + j, p.queries - 1) * p.q.stride, valid);
+      transpose_16(rows, m.queries + static_cast<size_t>(i) / 16 * m.query_stride + step * tile_values);
+    }
+  }
+  // The second half of the last group, where there are no queries.
+  if (ceil_div(p.queries, 16) % 2)
+    memset(m.queries + static_cast<size_t>(ceil_div(p.queries, 16)) * m.query_stride, 0, m.query_stride * 2);
+}
+
+// Keys, or values, of a block of n; those up to the next multiple of 32 are zero.
+template <class T>
+RS_TARGET void attn_pack_keys(const attn_problem &p, const attn_memory &m, int64_t first, int n) {
+  const size_t steps = attn_steps(p.d);
+  const int padded = static_cast<int>(round_up(static_cast<size_t>(n), 32));
+  for (size_t step = 0; step < steps; step++) {
+    const step_columns valid(p.d, step);
+    const T *k = static_cast<const T *>(p.k.data) + first * p.k.stride + static_cast<int64_t>(32 * step);
+    for (int key = 0; key < padded; key++, k += p.k.stride) {
+      uint16_t *to = m.keys + (static_cast<size_t>(key / 16) * steps + step) * tile_values + key % 16 * 32;
+      _mm512_storeu_si512(to, key < n ? load_32(k, valid) : _mm512_setzero_si512());
+    }
+  }
+}
+template <class T>
+RS_TARGET void attn_pack_values(const attn_problem &p, const attn_memory &m, int64_t first, int n) {
+  const int padded = static_cast<int>(round_up(static_cast<size_t>(n), 32));
+  uint16_t *tile = m.values;
+  for (size_t c = 0; c < attn_columns(p.d); c++) {
+    const __mmask16 valid = columns_of(p.d, c);
+    for (int key = 0; key < attn_keys; key += 32, tile += tile_values) {
+      if (key >= padded) continue;
+      __m512i rows[16];
+#pragma GCC unroll 16
+      for (int j = 0; j < 16; j++) {
+        const int at = key + 2 * j;
+        const T *v = static_cast<const T *>(p.v.data) + (first + at) * p.v.stride + static_cast<int64_t>(c * panel_n);
+        rows[j] = load_pairs(v, at < n ? valid : 0, v + p.v.stride, at + 1 < n ? valid : 0);
+      }
+      transpose_16(rows, tile);
+    }
+  }
+}
+
+// 2^x for x <= most_growth; 2^-125 where it is below that.  Cody and Waite: x = r + f, r whole, |f| <= 1/2; degree 3, of which the
+// relative error is at most 7.5e-5 (minimax).
+__attribute__((always_inline)) RS_TARGET inline __m512 power_of_two(__m512 x) {
+  const __m512 shift = _mm512_set1_ps(12582912.0f);               // 1.5 * 2^23: what is added to it is rounded to a whole number
+  const __m512 clamped = _mm512_max_ps(_mm512_set1_ps(-125), x);  // NaN stays
+  const __m512 t = _mm512_add_ps(clamped, shift), f = _mm512_sub_ps(clamped, _mm512_sub_ps(t, shift));
+  __m512 y = _mm512_fmadd_ps(_mm512_set1_ps(0.0551716685f), f, _mm512_set1_ps(0.242611125f));
+  y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(0.693260968f));
+  y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(0.999928057f));
+  return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(y), _mm512_slli_epi32(_mm512_castps_si512(t), 23)));
+}
+
+// The largest scores of 16 queries among keys [begin, end) of a block, and what these do to the sums so far.  query, key: places of
+// the first query, and of the block, in the sequence; logs: of sizes, in powers of two, or nullptr.
+template <bool Masked>
+RS_TARGET void attn_largest(const attn_problem &p, const attn_memory &m, float factor, size_t tile, int64_t query, int64_t key,
+                            attn_part part, const float *logs) {
+  float *scores = m.scores[tile / 2 % 2] + tile % 2 * attn_keys * panel_n;
+  const __m512 a = _mm512_set1_ps(factor), none = _mm512_set1_ps(-1e30f);
+  __m512 largest = none;
+  if (Masked || logs) {
+    for (int i = part.begin; i < part.end; i++) {
+      __m512 s = _mm512_load_ps(scores + i * panel_n);
+      if (Masked) s = _mm512_mask_mov_ps(none, attn_visible(p, query, key + i), s);
+      s = _mm512_mul_ps(s, a);
+      largest = _mm512_max_ps(largest, logs ? _mm512_add_ps(s, _mm512_set1_ps(logs[i])) : s);
+    }
+  } else {
+    __m512 chain[4] = {none, none, none, none};
+    int i = part.begin;
+    for (; i + 4 <= part.end; i += 4)
+      for (int j = 0; j < 4; j++) chain[j] = _mm512_max_ps(chain[j], _mm512_load_ps(scores + (i + j) * panel_n));
+    for (; i < part.end; i++) chain[0] = _mm512_max_ps(chain[0], _mm512_load_ps(scores + i * panel_n));
+    largest = _mm512_mul_ps(_mm512_max_ps(_mm512_max_ps(chain[0], chain[1]), _mm512_max_ps(chain[2], chain[3])), a);
+  }
+  float *most = m.most + tile * panel_n, *total = m.total + tile * panel_n;
+  if (part.first) {
+    _mm512_store_ps(most, largest);
+    _mm512_store_ps(total, _mm512_setzero_ps());
+    return;
+  }
+  const __m512 before = _mm512_load_ps(most);
+  if (!_mm512_cmp_ps_mask(largest, _mm512_add_ps(before, _mm512_set1_ps(most_growth)), _CMP_GT_OQ)) return;
+  // 1 exactly where nothing grew.
+  const __m512 now = _mm512_max_ps(before, largest);
+  const __m512 by =
+      _mm512_mask_mov_ps(power_of_two(_mm512_sub_ps(before, now)), _mm512_cmp_ps_mask(now, before, _CMP_EQ_OQ), _mm512_set1_ps(1));
+  float *out = m.out + tile * m.out_stride;
+  for (size_t i = 0; i < m.out_stride; i += panel_n) _mm512_store_ps(out + i, _mm512_mul_ps(_mm512_load_ps(out + i), by));
+  _mm512_store_ps(total, _mm512_mul_ps(_mm512_load_ps(total), by));
+  _mm512_store_ps(most, now);
+}
+
+// Weights of 16 queries for keys [begin, end) of the block, begin a multiple of 32; zero up to the next one.  Sizes of 1 give the
+// same bits as none.
+template <bool Sized, bool Masked>
+RS_TARGET inline void attn_weights(const attn_problem &p, const attn_memory &m, float factor, size_t tile, int begin, int end,
+                                   const float *logs, int64_t query, int64_t key) {
+  const float *scores = m.scores[tile / 2 % 2] + tile % 2 * attn_keys * panel_n;
+  uint16_t *weights = m.weights[tile / 2 % 2] + tile % 2 * attn_keys * panel_n;
+  const __m512 a = _mm512_set1_ps(factor), most = _mm512_sub_ps(_mm512_setzero_ps(), _mm512_load_ps(m.most + tile * panel_n));
+  const auto weight = [&](int i) __attribute__((always_inline)) RS_TARGET {
+    const __m512 b = Sized ? _mm512_add_ps(most, _mm512_set1_ps(logs[i])) : most;
+    const __m512 x = _mm512_fmadd_ps(_mm512_load_ps(scores + i * panel_n), a, b);
+    const __m512 e = power_of_two(x);
+    return Masked ? _mm512_maskz_mov_ps(attn_visible(p, query, key + i), e) : e;
+  };
+  __m512 even = _mm512_load_ps(m.total + tile * panel_n), odd = _mm512_setzero_ps();
+  for (int i = begin; i < begin + 32; i += 2) {
+    __m512 left = _mm512_setzero_ps(), right = _mm512_setzero_ps();
+    if (i < end) left = weight(i);
+    if (i + 1 < end) right = weight(i + 1);
+    even = _mm512_add_ps(even, left);
+    odd = _mm512_add_ps(odd, right);
+    _mm512_store_si512(weights + i * panel_n, round_pairs(left, right));
+  }
+  _mm512_store_ps(m.total + tile * panel_n, _mm512_add_ps(even, odd));
+}
+
+// The kernels above for a tile of queries.  Not inline: four kernels would be, wherever one is called.
+__attribute__((noinline)) RS_TARGET void find_largest(const attn_problem &p, const attn_memory &m, size_t tile, int64_t key,
+                                                      attn_part part, const float *logs) {
+  const int64_t query = p.first_query + static_cast<int64_t>(16 * tile);
+  const auto find = attn_sees_all(p, query, key + part.begin, key + part.end) ? attn_largest<false> : attn_largest<true>;
+  find(p, m, p.scale * log2_e, tile, query, key, part, logs);
+}
+__attribute__((noinline)) RS_TARGET void find_weights(const attn_problem &p, const attn_memory &m, size_t tile, int64_t key,
+                                                      int begin, int end, const float *logs) {
+  const int64_t query = p.first_query + static_cast<int64_t>(16 * tile);
+  const auto weigh = attn_sees_all(p, query, key + begin, key + std::min(begin + 32, end))
+                         ? logs ? attn_weights<true, false> : attn_weights<false, false>
+                     : logs ? attn_weights<true, true>
+                            : attn_weights<false, true>;
+  weigh(p, m, p.scale * log2_e, tile, begin, end, logs, query, key);
+}
 
 // Scores of 32 keys from `key` on, of the block, for 32 queries.
 RS_TARGET inline void attn_scores(const attn_memory &m, size_t d, size_t group, int key) {
@@ -2950,7 +3197,7 @@ RS_TARGET inline void attn_scores(const attn_memory &m, size_t d, size_t group, 
 RS_TARGET inline void attn_mix(const attn_memory &m, size_t d, size_t group, size_t c, attn_part part) {
   const size_t next = attn_keys / 32 * tile_values;
   float *out0 = m.out + 2 * group * m.out_stride + c * panel_n * panel_n, *out1 = out0 + m.out_stride;
-  const bool two = attn_value_tiles(d) - c > 1;
+  const bool two = attn_columns(d) - c > 1;
   const uint16_t *v = m.values + c * next + static_cast<size_t>(part.begin) / 32 * tile_values;
   if (!part.first) {
     _tile_loadd(0, out0, 64);
@@ -2985,7 +3232,7 @@ RS_TARGET inline void attn_mix(const attn_memory &m, size_t d, size_t group, siz
 // tiles have the scores of the next one and the values of the one before: what they wait for is then never far away.
 RS_TARGET void attn_block(const attn_problem &p, const attn_memory &m, int64_t key, int n, const float *logs) {
   const auto groups = static_cast<size_t>(ceil_div(p.queries, attn_group));
-  const size_t columns = attn_value_tiles(p.d);
+  const size_t columns = attn_columns(p.d);
   size_t group = 0;
   attn_part before = {}, now = attn_seen(p, group, key, n);
   while (now.begin >= now.end && ++group < groups) now = attn_seen(p, group, key, n);
@@ -2998,9 +3245,9 @@ RS_TARGET void attn_block(const attn_problem &p, const attn_memory &m, int64_t k
     for (size_t tile = 2 * group; now.begin < now.end && tile < 2 * group + 2; tile++) find_largest(p, m, tile, key, now, logs);
     for (int i = now.begin; i < now.end; i += 32) {
       if (ahead < next.end) attn_scores(m, p.d, group + 1, ahead), ahead += 32;
-      find_weights<false>(p, m, 2 * group, key, i, now.end, logs);
+      find_weights(p, m, 2 * group, key, i, now.end, logs);
       if (c < columns) attn_mix(m, p.d, group - 1, c, before), c += 2;
-      find_weights<false>(p, m, 2 * group + 1, key, i, now.end, logs);
+      find_weights(p, m, 2 * group + 1, key, i, now.end, logs);
     }
     for (; ahead < next.end; ahead += 32) attn_scores(m, p.d, group + 1, ahead);
     for (; c < columns; c += 2) attn_mix(m, p.d, group - 1, c, before);
@@ -3009,14 +3256,25 @@ RS_TARGET void attn_block(const attn_problem &p, const attn_memory &m, int64_t k
   }
 }
 
-size_t attn_scratch_bytes(size_t d, size_t queries) { return attn_memory(nullptr, d, queries, 2).bytes; }
+// All keys, a block after the other, each for all queries that see some of it.
 RS_TARGET void attend(const attn_problem &p) {
+  alignas(64) float logs[attn_keys];
+  const attn_memory m(p.scratch, p.d, static_cast<size_t>(p.queries));
   configure(64);
-  avx512bf16::attend(p, {p.scratch, p.d, static_cast<size_t>(p.queries), 2}, attn_block);
+  (p.q.bf16 ? attn_pack_queries<uint16_t> : attn_pack_queries<float>)(p, m);
+  for (int64_t key = p.first_key; key < p.keys; key += attn_keys) {
+    const int n = static_cast<int>(std::min<int64_t>(attn_keys, p.keys - key));
+    (p.k.bf16 ? attn_pack_keys<uint16_t> : attn_pack_keys<float>)(p, m, key, n);
+    (p.v.bf16 ? attn_pack_values<uint16_t> : attn_pack_values<float>)(p, m, key, n);
+    for (int i = 0; p.sizes && i < n; i++) logs[i] = std::log2(p.sizes[(key + i) * p.ld_sizes]);
+    attn_block(p, m, key, n, p.sizes ? logs : nullptr);
+  }
   _tile_release();
+  avx512vnni::attn_write(p, m.out, m.out_stride, m.total);
 }
 
-constexpr attn_kernels attention = {attn_scratch_bytes, attend, avx512bf16::round_rows};
+size_t attn_scratch_bytes(size_t d, size_t queries) { return attn_memory(nullptr, d, queries).bytes; }
+constexpr attn_kernels attention = {RS_BF16, attn_scratch_bytes, attend, avx512vnni::round_rows};
 
 constexpr kernel_row row = {"amx",
                             available,
@@ -3254,7 +3512,7 @@ namespace {
 // Best first.
 const kernel_row *const kernel_rows[] = {
 #ifdef RS_X86
-    &amx::row,   &avx512bf16::row, &avx512vnni::row, &avxvnni::row, &avx2::row,
+    &amx::row,   &avx512vnni::row, &avxvnni::row, &avx2::row,
 #endif
 #ifdef RS_NEON
     &neon::row,
@@ -3727,18 +3985,6 @@ struct run_error {
   }
 };
 
-// Parts of a thread's scratch, one behind the other; with `memory` nullptr, only how many bytes they take.
-struct scratch_parts {
-  char *memory;
-  size_t bytes = 0;
-  explicit scratch_parts(char *memory) : memory(memory) {}
-  float *take(size_t floats) {
-    float *at = reinterpret_cast<float *>(memory + bytes);
-    bytes += round_up(floats * 4, align_data);
-    return at;
-  }
-};
-
 // ---- embed: ids [T] i32, table [V, C] -> [T, C]
 
 rs_status embed_infer(rs_tensor &out) {
@@ -4068,7 +4314,7 @@ struct attn_scratch : scratch_parts {
 work_bytes flash_attn_work(const op_run &r) { return {0, attn_scratch(nullptr, r).bytes}; }
 op_macs flash_attn_macs(const op_run &r) {
   const double pairs = seen_pairs(r.t->params, r.i32(3), r.in[3].cols - 1);
-  return {2 * pairs * static_cast<double>(r.out.cols), coarse_kernels(r) ? RS_BF16 : RS_F32};
+  return {2 * pairs * static_cast<double>(r.out.cols), coarse_kernels(r) ? coarse_kernels(r)->type : RS_F32};
 }
 
 // n keys [n][d] to panels [np / 16][d][16], the keys that fill up the last panel zero.
@@ -4149,7 +4395,9 @@ void attn_coarse_unit(const op_run &r, const attn_kernels &coarse, char *scratch
   p.queries = query_end - query_begin;
   const attn_reach reach = reach_of(r.t->params);
   const attn_range keys = seen_keys(p.first_query, query_end - seq_begin, seq_end - seq_begin, reach, attn_keys);
-  p.first_key = keys.begin, p.keys = keys.end;
+  // Whole blocks: what is common to a block's keys must not depend on how queries are shared out.
+  p.first_key = keys.begin;
+  p.keys = std::min(seq_end - seq_begin, static_cast<int64_t>(round_up(static_cast<size_t>(keys.end), attn_keys)));
   p.behind = reach.behind, p.ahead = reach.ahead;
   p.d = static_cast<size_t>(d);
   p.scale = r.t->params.scale;

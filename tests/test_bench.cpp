@@ -304,8 +304,8 @@ TEST_F(bench, profile_rows_know_the_type_of_their_arithmetic) {
     rs_profile_row row;
     ASSERT_EQ(rs_session_profile_at(session, i, &row), RS_OK);
     const bool is_linear = std::string(row.op) == "linear";
-    // Attention of quantized layers may be in bf16.
-    const bool coarse = std::string(row.op) == "flash_attn" && row.type == RS_BF16;
+    // Attention of quantized layers may be in bf16 or bytes.
+    const bool coarse = std::string(row.op) == "flash_attn" && (row.type == RS_BF16 || row.type == RS_W8);
     EXPECT_TRUE(coarse || row.type == (is_linear ? RS_W4 : RS_F32)) << row.name;
     linear += is_linear;
   }
