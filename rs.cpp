@@ -277,28 +277,26 @@ void layer_norm(const float *x, const float *residual, const float *gamma, const
 
 // from may be nullptr: zeros.
 RS_TARGET float shift(const float *to, const float *from, size_t n, rs_distance distance) {
+  const auto at = [&](const float *x, size_t i) __attribute__((always_inline)) RS_TARGET {
+    if (n - i >= lanes) return load(x + i);
+    float rest[lanes] = {};
+    memcpy(rest, x + i, (n - i) * sizeof *x);
+    return load(rest);
+  };
   vf sums = set1(0), left = set1(0), right = set1(0);
-  float sum_tail = 0, left_tail = 0, right_tail = 0;
-  size_t i = 0;
   if (distance == RS_DISTANCE_COS) {
-    for (; i + lanes <= n; i += lanes) {
-      const vf a = load(to + i), b = load(from + i);
+    for (size_t i = 0; i < n; i += lanes) {
+      const vf a = at(to, i), b = at(from, i);
       sums = fma(a, b, sums), left = fma(a, a, left), right = fma(b, b, right);
     }
-    for (; i < n; i++) sum_tail += to[i] * from[i], left_tail += to[i] * to[i], right_tail += from[i] * from[i];
-    return one_minus_cosine(sum(sums) + sum_tail, sum(left) + left_tail, sum(right) + right_tail);
+    return one_minus_cosine(sum(sums), sum(left), sum(right));
   }
   const bool l1 = distance == RS_DISTANCE_L1;
-  for (; i + lanes <= n; i += lanes) {
-    const vf d = from ? sub(load(to + i), load(from + i)) : load(to + i);
+  for (size_t i = 0; i < n; i += lanes) {
+    const vf d = from ? sub(at(to, i), at(from, i)) : at(to, i);
     sums = l1 ? add(sums, max(d, sub(set1(0), d))) : fma(d, d, sums);
   }
-  for (; i < n; i++) {
-    const float d = from ? to[i] - from[i] : to[i];
-    sum_tail += l1 ? std::fabs(d) : d * d;
-  }
-  const float total = sum(sums) + sum_tail;
-  return l1 ? total : std::sqrt(total);
+  return l1 ? sum(sums) : std::sqrt(sum(sums));
 }
 
 // Lanes at and behind n - i become `other`.
@@ -2313,19 +2311,20 @@ RS_INLINE vi group_add(vi acc, vi sum, vi m) { return _mm512_add_epi32(acc, _mm5
 // transposed, 16 keys by 16 queries a tile, so that a register holds a key's scores for 16 queries: largest and sum of a query are
 // then sums of registers.
 //
-// Weights are bytes of which 254.5 is a block's largest, and what is lost where one is cut to a byte is added to the next but three,
-// as error diffusion does with the brightness of pixels (Floyd and Steinberg 1976): many small weights, each below half a step, then
-// still count as what they are together.  docs/kernels.md has what that is worth.
+// Weights are bytes of which 254.5 is a block's largest, and what is lost where one is cut to a byte is added to the next but
+// three, as error diffusion does with the brightness of pixels (Floyd and Steinberg 1976): many small weights, each below half a
+// step, then still count as what they are together.  docs/kernels.md has what that is worth.
 
-constexpr size_t tile_bytes = 1024;     // 16 rows of 64
-constexpr int attn_group = 32;          // queries whose scores are made together
-constexpr float most_growth = 6;        // of a query's largest score, in powers of two, before its sums are scaled anew
+constexpr size_t tile_bytes = 1024;  // 16 rows of 64
+constexpr int attn_group = 32;       // queries whose scores are made together
+constexpr float most_growth = 6;     // of a query's largest score, in powers of two, before its sums are scaled anew
 constexpr float log2_e = 1.44269504f;
 constexpr float score_zero = 12582912;  // 1.5 * 2^23: a whole number of up to 2^22 added to its bits is added to its value
 size_t attn_columns(size_t d) { return round_up(d, panel_n) / panel_n; }
 
-// 16 rows of 16 times 32 bits become columns.
-RS_INLINE void transpose_16(const vi *rows, void *to) {
+// 16 rows of 16 times 32 bits: each column to to(column, values).
+template <class F>
+RS_INLINE void transpose_16(const vi *rows, const F &to) {
   vi t[16], u[16];
   for (int i = 0; i < 16; i += 2) {
     t[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
@@ -2336,16 +2335,32 @@ RS_INLINE void transpose_16(const vi *rows, void *to) {
       u[i + 2 * j] = _mm512_unpacklo_epi64(t[i + j], t[i + j + 2]);
       u[i + 2 * j + 1] = _mm512_unpackhi_epi64(t[i + j], t[i + j + 2]);
     }
-  // u[4 a + c]: in its 128-bit part b, column 4 b + c of rows 4 a … 4 a + 3
-  char *at = static_cast<char *>(to);
+    // u[4 a + c]: in its 128-bit part b, column 4 b + c of rows 4 a … 4 a + 3
+#pragma GCC unroll 4
   for (int c = 0; c < 4; c++) {
     const vi a01 = _mm512_shuffle_i32x4(u[c], u[4 + c], 0x88), a23 = _mm512_shuffle_i32x4(u[8 + c], u[12 + c], 0x88);
     const vi b01 = _mm512_shuffle_i32x4(u[c], u[4 + c], 0xdd), b23 = _mm512_shuffle_i32x4(u[8 + c], u[12 + c], 0xdd);
-    store_int(at + 64 * c, _mm512_shuffle_i32x4(a01, a23, 0x88));
-    store_int(at + 64 * (4 + c), _mm512_shuffle_i32x4(b01, b23, 0x88));
-    store_int(at + 64 * (8 + c), _mm512_shuffle_i32x4(a01, a23, 0xdd));
-    store_int(at + 64 * (12 + c), _mm512_shuffle_i32x4(b01, b23, 0xdd));
+    to(c, _mm512_shuffle_i32x4(a01, a23, 0x88));
+    to(4 + c, _mm512_shuffle_i32x4(b01, b23, 0x88));
+    to(8 + c, _mm512_shuffle_i32x4(a01, a23, 0xdd));
+    to(12 + c, _mm512_shuffle_i32x4(b01, b23, 0xdd));
   }
+}
+RS_INLINE void store_transposed(const vi *rows, void *to) {
+  transpose_16(
+      rows, [&](int column, vi x) __attribute__((always_inline))
+            RS_TARGET { store_int(static_cast<char *>(to) + 64 * column, x); });
+}
+// The largest of each of 16 registers, without signs.
+RS_INLINE vi largest_of_each(const vi *x) {
+  vi t[8], u[4], v[2];
+  for (int i = 0; i < 8; i++)
+    t[i] = _mm512_max_epu32(_mm512_unpacklo_epi32(x[2 * i], x[2 * i + 1]), _mm512_unpackhi_epi32(x[2 * i], x[2 * i + 1]));
+  for (int i = 0; i < 4; i++)
+    u[i] = _mm512_max_epu32(_mm512_unpacklo_epi64(t[2 * i], t[2 * i + 1]), _mm512_unpackhi_epi64(t[2 * i], t[2 * i + 1]));
+  for (int i = 0; i < 2; i++)
+    v[i] = _mm512_max_epu32(_mm512_shuffle_i32x4(u[2 * i], u[2 * i + 1], 0x88), _mm512_shuffle_i32x4(u[2 * i], u[2 * i + 1], 0xdd));
+  return _mm512_max_epu32(_mm512_shuffle_i32x4(v[0], v[1], 0x88), _mm512_shuffle_i32x4(v[0], v[1], 0xdd));
 }
 
 // Which of the 16 columns from 16 c on there are.
@@ -2380,16 +2395,18 @@ RS_TARGET inline __mmask16 attn_visible(const attn_problem &p, int64_t query, in
 
 // out: [D / 16][16][16] of 16 queries, transposed, `stride` values before the next 16; total: of a query, what it is divided by.
 RS_TARGET void attn_write(const attn_problem &p, const float *out, size_t stride, const float *total) {
-  alignas(64) float rows[panel_n][panel_n];
   for (int64_t i = 0; i < p.queries; i += 16, out += stride, total += panel_n) {
     const vf inverse = div(set1(1), load(total));
     for (size_t c = 0; c < attn_columns(p.d); c++) {
+      const __mmask16 there = columns_of(p.d, c);
       vi columns[16];
 #pragma GCC unroll 16
       for (size_t j = 0; j < 16; j++) columns[j] = _mm512_castps_si512(mul(load(out + (c * panel_n + j) * panel_n), inverse));
-      transpose_16(columns, rows);
-      for (int64_t j = 0; j < std::min<int64_t>(16, p.queries - i); j++)
-        _mm512_mask_storeu_ps(p.out + (i + j) * p.ldo + static_cast<int64_t>(c * panel_n), columns_of(p.d, c), load(rows[j]));
+      float *to = p.out + i * p.ldo + static_cast<int64_t>(c * panel_n);
+      transpose_16(
+          columns, [&](int row, vi x) __attribute__((always_inline)) RS_TARGET {
+            if (i + row < p.queries) _mm512_mask_storeu_epi32(to + row * p.ldo, there, x);
+          });
     }
   }
 }
@@ -2409,46 +2426,58 @@ RS_TARGET void round_rows(const float *x, size_t ldx, int rows, size_t n, uint16
       _mm256_mask_storeu_epi16(y + c, there, half);
     }
 }
-// 16 columns of a row of x, as if they were stored as bf16 whether or not they are; those that are not there are zero.
-RS_INLINE vf attn_load(const attn_input &x, int64_t row, size_t c, __mmask16 there) {
-  const int64_t at = row * x.stride + static_cast<int64_t>(c * panel_n);
-  if (!x.bf16) return _mm512_castsi512_ps(to_bf16(_mm512_maskz_loadu_ps(there, static_cast<const float *>(x.data) + at)));
-  const __m256i half = _mm256_maskz_loadu_epi16(there, static_cast<const uint16_t *>(x.data) + at);
+// 16 columns of a row, as floats; those that are not there are zero.
+RS_INLINE vf attn_load(const uint16_t *x, size_t c, __mmask16 there) {
+  const __m256i half = _mm256_maskz_loadu_epi16(there, x + c * panel_n);
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+}
+
+// 32 bf16 without their signs: in the order of their bits, NaN last.
+RS_INLINE vi half_sizes(const uint16_t *x, __mmask32 there) {
+  return _mm512_and_si512(_mm512_maskz_loadu_epi16(there, x), _mm512_set1_epi16(0x7fff));
 }
 
 // What a unit works on, in its scratch.
 struct attn_bytes : scratch_parts {
-  size_t columns, steps;  // of d, 16 and 64 at a time
+  size_t columns, steps;                   // of d, 16 and 64 at a time
+  __mmask16 there[attn_most_d / 16] = {};  // which columns there are, 16 at a time
+  __mmask32 wide[attn_most_d / 32] = {};   // 32 at a time
   size_t query_stride, out_stride;
-  uint8_t *keys;     // tiles of 16 keys by 64 of d, plus 128, of a block of attn_keys
-  int8_t *values;    // tiles of 16 of d by 64 keys
-  int8_t *queries;   // of 16 queries: [64 steps / 4][16][4]
-  float *scores;     // [2][attn_keys][16] of a group: score_zero and the sum of products
-  uint8_t *weights;  // [attn_keys / 4][16][4] where the scores of 16 queries were
-  float *rows;       // [attn_keys][16 columns]: a block of keys or values, or 16 queries
-  float *means;      // [16 columns] of the first keys
-  float *largest;    // [16 columns] of rows, absolute
-  float *factors;    // [16] of 16 queries: their scores' scale, in powers of two, and
-  int32_t *starts;   // [16]: what their sums begin with: score_zero's bits less what 128 too much in the keys come to
-  float *tops;       // [16]: the largest score of the block
-  float *shares;     // [16]: two to the power of that, relative to `most`
+  uint8_t *keys;        // tiles of 16 keys by 64 of d, plus 128, of a block of attn_keys
+  int8_t *values;       // tiles of 16 of d by 64 keys
+  int8_t *queries;      // of 16 queries: [64 steps / 4][16][4]
+  float *scores;        // [2][attn_keys][16] of a group: score_zero and the sum of products
+  uint8_t *weights;     // [attn_keys / 4][16][4] where the scores of 16 queries were
+  uint16_t *rows;       // [attn_keys][16 columns]: what is not bf16 becomes it here
+  float *means;         // [16 columns] of the first keys
+  float *value_scales;  // [16 columns] of the block
+  float *factors;       // [16] of 16 queries: their scores' scale, in powers of two, and
+  int32_t *starts;      // [16]: what their sums begin with: score_zero's bits less what 128 too much in the keys come to
+  float *tops;          // [16]: the largest score of the block
+  float *shares;        // [16]: two to the power of that, relative to `most`
   float *most, *total, *out;
-  float *key_scales;  // [attn_keys / 16] of 16 keys, and
+  float *key_scales;     // [attn_keys / 16] of 16 keys, and
   float all_scales = 0;  // their sum: not finite where a key is not
 
   attn_bytes(char *memory, size_t d, size_t n_queries)
-      : scratch_parts(memory), columns(attn_columns(d)), steps(round_up(d, 64) / 64), query_stride(steps * tile_bytes),
+      : scratch_parts(memory),
+        columns(attn_columns(d)),
+        steps(round_up(d, 64) / 64),
+        query_stride(steps * tile_bytes),
         out_stride(columns * panel_n * panel_n) {
+    for (size_t c = 0; c < columns; c++) {
+      there[c] = columns_of(d, c);
+      wide[c / 2] |= static_cast<__mmask32>(there[c]) << 16 * (c % 2);
+    }
     const size_t groups = round_up(n_queries, attn_group), tiles = groups / panel_n;
     keys = take<uint8_t>(attn_keys / 16 * steps * tile_bytes);
     values = take<int8_t>(attn_keys / 64 * columns * tile_bytes);
     queries = take<int8_t>(tiles * query_stride);
     scores = take(2 * attn_keys * panel_n);
     weights = reinterpret_cast<uint8_t *>(scores);
-    rows = take(attn_keys * columns * panel_n);
+    rows = take<uint16_t>(attn_keys * columns * panel_n);
     means = take(columns * panel_n);
-    largest = take(columns * panel_n);
+    value_scales = take(round_up(columns, 2) * panel_n);
     key_scales = take(attn_keys / 16);
     starts = take<int32_t>(groups);
     for (float **x : {&factors, &tops, &shares, &most, &total}) *x = take(groups);
@@ -2456,89 +2485,100 @@ struct attn_bytes : scratch_parts {
   }
 };
 
-// Rows of x from `first` on, less `less` or nullptr, to m.rows, zeros up to the next multiple of 16, and the largest of each column to
-// m.largest, of which NaN stays.
-__attribute__((noinline)) RS_TARGET void attn_take(const attn_input &x, int64_t first, int n, size_t d, const float *less,
-                                                   const attn_bytes &m) {
-  for (size_t c = 0; c < m.columns; c++) {
-    const __mmask16 there = columns_of(d, c);
-    const vf subtract = less ? load(less + c * panel_n) : set1(0);
-    vi largest = zero_int();
-    float *to = m.rows + c * panel_n;
-    for (int i = 0; i < n; i++, to += m.columns * panel_n) {
-      const vf v = sub(attn_load(x, first + i, c, there), subtract);
-      store(to, v);
-      largest = _mm512_max_epu32(largest, _mm512_castps_si512(_mm512_abs_ps(v)));
-    }
-    for (int i = n; i % 16; i++, to += m.columns * panel_n) store(to, set1(0));
-    store_int(m.largest + c * panel_n, largest);
-  }
+// n rows of x from `first` on, as bf16: where they are, or m.rows.
+struct attn_rows {
+  const uint16_t *data;
+  int64_t stride;
+  const uint16_t *row(int64_t i) const { return data + i * stride; }
+};
+__attribute__((noinline)) RS_TARGET attn_rows attn_take(const attn_input &x, int64_t first, int64_t n, size_t d,
+                                                        const attn_bytes &m) {
+  if (x.bf16) return {static_cast<const uint16_t *>(x.data) + first * x.stride, x.stride};
+  const auto stride = static_cast<int64_t>(m.columns * panel_n);
+  round_rows(static_cast<const float *>(x.data) + first * x.stride, static_cast<size_t>(x.stride), static_cast<int>(n), d, m.rows,
+             stride);
+  return {m.rows, stride};
 }
 // By what numbers of up to x are multiplied, so that 127 is the largest.
 RS_INLINE vf byte_scale(vf x) { return _mm512_maskz_div_ps(_mm512_cmp_ps_mask(x, set1(0), _CMP_NEQ_UQ), set1(127), x); }
-// 64 values of a row times `by`, as bytes; `columns`: how many sixteens of them there are.
-RS_INLINE vi row_bytes(const float *x, size_t columns, vf by) {
+// 64 values of a row times `by`, plus `add` (16 each), as bytes; `columns`: how many sixteens of them there are, and which of each.
+RS_INLINE vi row_bytes(const uint16_t *x, size_t columns, const __mmask16 *there, vf by, const vf *add) {
   vi v[4];
 #pragma GCC unroll 4
-  for (size_t j = 0; j < 4; j++) v[j] = j < columns ? _mm512_cvtps_epi32(mul(load(x + j * panel_n), by)) : zero_int();
+  for (size_t j = 0; j < 4; j++) v[j] = j < columns ? _mm512_cvtps_epi32(fma(attn_load(x, j, there[j]), by, add[j])) : zero_int();
   const vi bytes = _mm512_packs_epi16(_mm512_packs_epi32(v[0], v[1]), _mm512_packs_epi32(v[2], v[3]));
   const vi order = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
   return _mm512_permutexvar_epi32(order, bytes);
 }
 
-// The largest of n values, a multiple of 16, absolute.
-RS_INLINE float largest_size(const float *x, size_t n) {
-  vi largest = zero_int();
-  for (size_t i = 0; i < n; i += panel_n) largest = _mm512_max_epu32(largest, _mm512_castps_si512(_mm512_abs_ps(load(x + i))));
-  const auto bits = static_cast<int32_t>(_mm512_reduce_max_epu32(largest));
-  float value;
-  memcpy(&value, &bits, 4);
-  return value;
-}
-
 __attribute__((noinline)) RS_TARGET void attn_take_queries(const attn_problem &p, const attn_bytes &m) {
-  const size_t row = m.columns * panel_n;
-  alignas(64) float by[panel_n];
+  const vf none[4] = {set1(0), set1(0), set1(0), set1(0)};
   for (int64_t i = 0; i < p.queries; i += 16) {
-    attn_take(p.q, i, static_cast<int>(std::min<int64_t>(16, p.queries - i)), p.d, nullptr, m);
-#pragma GCC unroll 1
-    for (size_t j = 0; j < 16; j++) by[j] = largest_size(m.rows + j * row, row);
-    store(m.factors + i, mul(load(by), set1(p.scale * log2_e / 127)));
-    store(by, byte_scale(load(by)));
+    const int64_t n = std::min<int64_t>(16, p.queries - i);
+    const attn_rows from = attn_take(p.q, i, n, p.d, m);
+    // Where there are no queries, the last one again: nobody reads what becomes of them.
+    const auto row = [&](int64_t j) { return from.row(std::min(j, n - 1)); };
+    vi rows[16];
+    for (int64_t j = 0; j < 16; j++) {
+      vi largest = zero_int();
+      for (size_t step = 0; 32 * step < p.d; step++)
+        largest = _mm512_max_epu16(largest, half_sizes(row(j) + 32 * step, m.wide[step]));
+      rows[j] = _mm512_max_epu16(largest, _mm512_slli_epi32(largest, 16));
+    }
+    const vf largest = _mm512_castsi512_ps(_mm512_and_si512(largest_of_each(rows), _mm512_set1_epi32(0x7fff0000)));
+    alignas(64) float by[panel_n];
+    store(m.factors + i, mul(largest, set1(p.scale * log2_e / 127)));
+    store(by, byte_scale(largest));
     int8_t *to = m.queries + static_cast<size_t>(i / 16) * m.query_stride;
     vi sum = zero_int();
     for (size_t step = 0; step < m.steps; step++, to += tile_bytes) {
-      vi rows[16];
-#pragma GCC unroll 1
-      for (size_t j = 0; j < 16; j++) rows[j] = row_bytes(m.rows + j * row + step * 64, m.columns - 4 * step, set1(by[j]));
-      transpose_16(rows, to);
-      for (size_t j = 0; j < 16; j++) sum = dot(sum, _mm512_set1_epi8(1), load_int(to + 64 * j));
+      for (int64_t j = 0; j < 16; j++)
+        rows[j] = row_bytes(row(j) + 64 * step, m.columns - 4 * step, m.there + 4 * step, set1(by[j]), none);
+      transpose_16(
+          rows, [&](int four, vi x) __attribute__((always_inline)) RS_TARGET {
+            store_int(to + 64 * four, x);
+            sum = dot(sum, _mm512_set1_epi8(1), x);
+          });
     }
     store_int(m.starts + i, _mm512_sub_epi32(_mm512_castps_si512(set1(score_zero)), _mm512_slli_epi32(sum, 7)));
   }
 }
 
 __attribute__((noinline)) RS_TARGET void attn_find_means(const attn_problem &p, const attn_bytes &m) {
-  const int64_t n = std::min<int64_t>(attn_keys, p.keys);
+  const int64_t n = std::min<int64_t>(attn_group, p.keys);
+  const attn_rows from = attn_take(p.k, 0, n, p.d, m);
   for (size_t c = 0; c < m.columns; c++) {
     vf sum = set1(0);
-    for (int64_t i = 0; i < n; i++) sum = add(sum, attn_load(p.k, i, c, columns_of(p.d, c)));
+    for (int64_t i = 0; i < n; i++) sum = add(sum, attn_load(from.row(i), c, m.there[c]));
     store(m.means + c * panel_n, mul(sum, set1(1 / static_cast<float>(n))));
   }
 }
 
 __attribute__((noinline)) RS_TARGET void attn_take_keys(const attn_problem &p, attn_bytes &m, int64_t first, int n) {
-  attn_take(p.k, first, n, p.d, m.means, m);
-  const size_t row = m.columns * panel_n;
+  const attn_rows from = attn_take(p.k, first, n, p.d, m);
   m.all_scales = 0;
-  for (size_t tile = 0; 16 * static_cast<int>(tile) < n; tile++) {
-    const float *x = m.rows + 16 * tile * row, largest = largest_size(x, 16 * row);
-    m.all_scales += m.key_scales[tile] = largest / 127;
+  for (int64_t i = 0; i < n; i += 16) {
+    const auto row = [&](int64_t j) { return from.row(std::min<int64_t>(i + j, n - 1)); };
+    vi most = zero_int();
+    for (size_t c = 0; c < m.columns; c++) {
+      const vf mean = load(m.means + c * panel_n);
+      for (int64_t j = 0; j < 16; j++)
+        most = _mm512_max_epu32(most, _mm512_castps_si512(_mm512_abs_ps(sub(attn_load(row(j), c, m.there[c]), mean))));
+    }
+    const auto bits = static_cast<int32_t>(_mm512_reduce_max_epu32(most));
+    float largest;
+    memcpy(&largest, &bits, 4);
+    m.all_scales += m.key_scales[i / 16] = largest / 127;
     const vf by = byte_scale(set1(largest));
-    for (size_t step = 0; step < m.steps; step++)
-      for (size_t i = 0; i < 16; i++)
-        store_int(m.keys + (tile * m.steps + step) * tile_bytes + i * 64,
-                  _mm512_xor_si512(row_bytes(x + i * row + step * 64, m.columns - 4 * step, by), _mm512_set1_epi8(-128)));
+    for (size_t step = 0; step < m.steps; step++) {
+      uint8_t *to = m.keys + (static_cast<size_t>(i / 16) * m.steps + step) * tile_bytes;
+      vf less[4];
+      for (size_t j = 0; j < 4; j++)
+        less[j] = 4 * step + j < m.columns ? fnma(load(m.means + (4 * step + j) * panel_n), by, set1(0)) : set1(0);
+      for (int64_t j = 0; j < 16; j++)
+        store_int(to + 64 * j, _mm512_xor_si512(row_bytes(row(j) + 64 * step, m.columns - 4 * step, m.there + 4 * step, by, less),
+                                                _mm512_set1_epi8(-128)));
+    }
   }
 }
 
@@ -2554,20 +2594,28 @@ RS_INLINE vi interleave_bytes(const vi *x) {
 }
 
 __attribute__((noinline)) RS_TARGET void attn_take_values(const attn_problem &p, const attn_bytes &m, int64_t first, int n) {
-  attn_take(p.v, first, n, p.d, nullptr, m);
+  const attn_rows from = attn_take(p.v, first, n, p.d, m);
+  for (size_t step = 0; 32 * step < p.d; step++) {
+    vi largest = zero_int();
+    for (int64_t i = 0; i < n; i++) largest = _mm512_max_epu16(largest, half_sizes(from.row(i) + 32 * step, m.wide[step]));
+    store(m.value_scales + 32 * step,
+          _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(largest)), 16)));
+    store(m.value_scales + 32 * step + 16,
+          _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(largest, 1)), 16)));
+  }
   for (size_t c = 0; c < m.columns; c++) {
-    const vf by = byte_scale(load(m.largest + c * panel_n));
-    store(m.largest + c * panel_n, mul(load(m.largest + c * panel_n), set1(1.0f / 127)));
+    const vf largest = load(m.value_scales + c * panel_n), by = byte_scale(largest);
+    store(m.value_scales + c * panel_n, mul(largest, set1(1.0f / 127)));
     for (int key = 0; key < n; key += 64) {
       vi rows[16];
       for (int j = 0; j < 16; j++) {
-        const float *x = m.rows + (static_cast<size_t>(key + 4 * j) * m.columns + c) * panel_n;
         vi four[4];
 #pragma GCC unroll 4
-        for (size_t i = 0; i < 4; i++) four[i] = _mm512_cvtps_epi32(mul(load(x + i * m.columns * panel_n), by));
+        for (int i = 0; i < 4; i++)
+          four[i] = _mm512_cvtps_epi32(mul(attn_load(from.row(std::min(key + 4 * j + i, n - 1)), c, m.there[c]), by));
         rows[j] = interleave_bytes<0>(four);
       }
-      transpose_16(rows, m.values + (c * (attn_keys / 64) + static_cast<size_t>(key / 64)) * tile_bytes);
+      store_transposed(rows, m.values + (c * (attn_keys / 64) + static_cast<size_t>(key / 64)) * tile_bytes);
     }
   }
 }
@@ -2601,10 +2649,11 @@ RS_TARGET void attn_scores(const attn_problem &p, const attn_bytes &m, size_t ti
   for (size_t i = 0; i < Q; i++) start[i] = load_int(m.starts + (tile + i) * panel_n);
   for (int key = part.begin; key < part.end; key += 8) {
     float *to = m.scores + key * panel_n;
-    byte_products<Q>(m.keys + static_cast<size_t>(key / 16) * m.steps * tile_bytes + key % 16 * 64, m.queries + tile * m.query_stride,
-                     m.query_stride, 0, (p.d + 3) / 4, start, [&](size_t r, size_t i, vi sum) __attribute__((always_inline)) RS_TARGET {
-                       store_int(to + i * attn_keys * panel_n + r * panel_n, sum);
-                     });
+    byte_products<Q>(
+        m.keys + static_cast<size_t>(key / 16) * m.steps * tile_bytes + key % 16 * 64, m.queries + tile * m.query_stride,
+        m.query_stride, 0, (p.d + 3) / 4, start, [&](size_t r, size_t i, vi sum) __attribute__((always_inline)) RS_TARGET {
+          store_int(to + i * attn_keys * panel_n + r * panel_n, sum);
+        });
   }
 }
 
@@ -2616,24 +2665,26 @@ RS_TARGET void attn_mix(const attn_bytes &m, size_t tile, attn_part part) {
   for (size_t i = 0; i < Q; i++) start[i] = zero_int(), share[i] = load(m.shares + (tile + i) * panel_n);
   for (size_t row = 0; row < m.columns * panel_n; row += 8) {
     float *to = m.out + tile * m.out_stride + row * panel_n;
-    byte_products<Q>(m.values + row / 16 * (attn_keys / 64) * tile_bytes + row % 16 * 64, m.weights, attn_keys * panel_n * 4, begin, end,
-                     start, [&](size_t r, size_t i, vi sum) __attribute__((always_inline)) RS_TARGET {
-                       float *at = to + i * m.out_stride + r * panel_n;
-                       store(at, fma(mul(_mm512_cvtepi32_ps(sum), set1(m.largest[row + r])), share[i], load(at)));
-                     });
+    byte_products<Q>(
+        m.values + row / 16 * (attn_keys / 64) * tile_bytes + row % 16 * 64, m.weights, attn_keys * panel_n * 4, begin, end,
+        start, [&](size_t r, size_t i, vi sum) __attribute__((always_inline)) RS_TARGET {
+          float *at = to + i * m.out_stride + r * panel_n;
+          store(at, fma(mul(_mm512_cvtepi32_ps(sum), set1(m.value_scales[row + r])), share[i], load(at)));
+        });
   }
 }
 
-// 2^x by a polynomial of degree 3, to 7.5e-5 of it (minimax): x = r + f, r whole, 0 <= f < 1.  What is too small becomes 0; NaN stays.
+// 2^x by a polynomial of degree 3, to 7.5e-5 of it (minimax): x = r + f, r whole, 0 <= f < 1.  What is too small becomes 0; NaN
+// stays.
 RS_INLINE vf power_of_two(vf x) {
   const vf f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
   const vf y = fma(fma(fma(set1(0.0780245215f), f, set1(0.226067156f)), f, set1(0.695833564f)), f, set1(0.999925196f));
   return _mm512_scalef_ps(y, x);
 }
 
-// The largest scores of 16 queries among the keys of a block that they see, and what these do to the sums so far.  query, key: places
-// of the first query, and of the block, in the sequence; logs: of sizes, in powers of two, read unless all is Plain: all keys are seen
-// and count the same.
+// The largest scores of 16 queries among the keys of a block that they see, and what these do to the sums so far.  query, key:
+// places of the first query, and of the block, in the sequence; logs: of sizes, in powers of two, read unless all is Plain: all
+// keys are seen and count the same.
 template <bool Plain>
 RS_TARGET void attn_largest(const attn_problem &p, const attn_bytes &m, size_t tile, int64_t query, int64_t key, attn_part part,
                             const float *logs) {
@@ -2772,8 +2823,8 @@ constexpr int tile_rows = 16;
 
 // Linux gives the 8 KiB of tile registers to a process that asks.
 bool available() {
-  static const bool permitted =
-      avx512vnni::available() && cpu().avx512bf16 && cpu().amx && syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tile data */) == 0;
+  static const bool permitted = avx512vnni::available() && cpu().avx512bf16 && cpu().amx &&
+                                syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tile data */) == 0;
   return permitted;
 }
 
@@ -2948,26 +2999,26 @@ double peak(rs_type type, size_t steps) { return type == RS_F32 ? avx512vnni::f3
 
 // ---- attention by tiles, in bf16
 //
-// Rounded to 8 bits, q, k, p and v have errors of up to 2^-9, less than those of the 8-bit layers that q, k and v come from.  Scores lie
-// as in attention by bytes.  Two keys' weights, rounded side by side, are a row of the tile that values are multiplied by.  exp is
-// 2^x by a polynomial of degree 3 (2^-13), since p is rounded anyway.  What a query's largest score was so far is only replaced where
-// it grew by more than 2^most_growth, so that sums are seldom rescaled (FlashAttention-4 does the same).
+// Rounded to 8 bits, q, k, p and v have errors of up to 2^-9, less than those of the 8-bit layers that q, k and v come from. Scores
+// lie as in attention by bytes.  Two keys' weights, rounded side by side, are a row of the tile that values are multiplied by.  exp
+// is 2^x by a polynomial of degree 3 (2^-13), since p is rounded anyway.  What a query's largest score was so far is only replaced
+// where it grew by more than 2^most_growth, so that sums are seldom rescaled (FlashAttention-4 does the same).
 
 using avx512vnni::attn_columns, avx512vnni::attn_group, avx512vnni::attn_part, avx512vnni::attn_seen, avx512vnni::attn_sees_all,
-    avx512vnni::attn_visible, avx512vnni::columns_of, avx512vnni::log2_e, avx512vnni::most_growth, avx512vnni::transpose_16;
+    avx512vnni::attn_visible, avx512vnni::columns_of, avx512vnni::log2_e, avx512vnni::most_growth, avx512vnni::store_transposed;
 constexpr size_t tile_values = 512;  // bf16 of a tile
 size_t attn_steps(size_t d) { return round_up(d, 32) / 32; }
 
 // What a unit works on, in its scratch.
 struct attn_memory : scratch_parts {
   size_t query_stride, out_stride;  // values of 16 queries
-  uint16_t *keys;        // tiles of 16 keys by 32 of d, for attn_keys keys
-  uint16_t *values;      // tiles of 16 of d by 32 keys
-  uint16_t *queries;     // a group: tiles of 16 pairs of d by 16 queries, for each of its two tiles of queries
-  float *out;            // [D / 16][16][16] of 16 queries, transposed
-  float *most, *total;   // [16] each, of 16 queries; most in powers of two
-  float *scores[2];      // [2][attn_keys][16] of a group; two groups take turns
-  uint16_t *weights[2];  // [2][attn_keys / 2][16][2], likewise
+  uint16_t *keys;                   // tiles of 16 keys by 32 of d, for attn_keys keys
+  uint16_t *values;                 // tiles of 16 of d by 32 keys
+  uint16_t *queries;                // a group: tiles of 16 pairs of d by 16 queries, for each of its two tiles of queries
+  float *out;                       // [D / 16][16][16] of 16 queries, transposed
+  float *most, *total;              // [16] each, of 16 queries; most in powers of two
+  float *scores[2];                 // [2][attn_keys][16] of a group; two groups take turns
+  uint16_t *weights[2];             // [2][attn_keys / 2][16][2], likewise
 
   attn_memory(char *memory, size_t d, size_t n_queries)
       : scratch_parts(memory), query_stride(attn_steps(d) * tile_values), out_stride(attn_columns(d) * panel_n * panel_n) {
@@ -3029,7 +3080,7 @@ RS_TARGET void attn_pack_queries(const attn_problem &p, const attn_memory &m) {
 #pragma GCC unroll 16
       for (int64_t j = 0; j < 16; j++)  // where there are no queries, the last one again: nobody reads what becomes of them
         rows[j] = load_32(q + std::min(i + j, p.queries - 1) * p.q.stride, valid);
-      transpose_16(rows, m.queries + static_cast<size_t>(i) / 16 * m.query_stride + step * tile_values);
+      store_transposed(rows, m.queries + static_cast<size_t>(i) / 16 * m.query_stride + step * tile_values);
     }
   }
   // The second half of the last group, where there are no queries.
@@ -3066,7 +3117,7 @@ RS_TARGET void attn_pack_values(const attn_problem &p, const attn_memory &m, int
         const T *v = static_cast<const T *>(p.v.data) + (first + at) * p.v.stride + static_cast<int64_t>(c * panel_n);
         rows[j] = load_pairs(v, at < n ? valid : 0, v + p.v.stride, at + 1 < n ? valid : 0);
       }
-      transpose_16(rows, tile);
+      store_transposed(rows, tile);
     }
   }
 }

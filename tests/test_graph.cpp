@@ -767,8 +767,8 @@ double rms(const vec &a, const vec &b) {
 
 // Attention of quantized layers may be coarser than f32, but by less than their own noise.  bf16 rounds q, k, p and v by 0.1 %
 // (RMS), the layers' own rounding of inputs and weights changes q, k and v by four times that: what it adds is held to a third of
-// what the layers add, which makes their noise 5 % larger (they are independent: sqrt(1 + 1 / 9)).  Bytes round q, k and v by steps of 1/127
-// of the largest among their neighbours, of normal values by 0.5 to 0.8 %: what they add is held to what the layers add.
+// what the layers add, which makes their noise 5 % larger (they are independent: sqrt(1 + 1 / 9)).  Bytes round q, k and v by steps
+// of 1/127 of the largest among their neighbours, of normal values by 0.5 to 0.8 %: what they add is held to what the layers add.
 TEST(flash_attn, of_quantized_layers_adds_little_to_their_noise) {
   std::map<std::string, double> coarse;  // rows whose attention is not that of floats, and how much they may add
   for (const std::string &isa : isas()) {
@@ -797,7 +797,7 @@ TEST(flash_attn, of_quantized_layers_adds_little_to_their_noise) {
           for (const auto &[isa, most] : coarse) {
             const double added = rms(run(isa.c_str(), RS_W8), wanted);
             EXPECT_TRUE(added <= noise * most) << isa << " heads " << size.second << " c " << c << " t " << t << " sigma " << sigma
-                                            << show(r) << ": " << added << ", the layers " << noise;
+                                               << show(r) << ": " << added << ", the layers " << noise;
           }
         }
 }
