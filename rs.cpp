@@ -2480,7 +2480,11 @@ struct attn_bytes : scratch_parts {
     value_scales = take(round_up(columns, 2) * panel_n);
     key_scales = take(attn_keys / 16);
     starts = take<int32_t>(groups);
-    for (float **x : {&factors, &tops, &shares, &most, &total}) *x = take(groups);
+    factors = take(groups);
+    tops = take(groups);
+    shares = take(groups);
+    most = take(groups);
+    total = take(groups);
     out = take(tiles * out_stride);
   }
 };
