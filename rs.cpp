@@ -2613,6 +2613,10 @@ __attribute__((noinline)) RS_TARGET void attn_take_values(const attn_problem &p,
     for (int key = 0; key < n; key += 64) {
       vi rows[16];
       for (int j = 0; j < 16; j++) {
+        if (key + 4 * j >= n) {
+          rows[j] = zero_int();
+          continue;
+        }
         vi four[4];
 #pragma GCC unroll 4
         for (int i = 0; i < 4; i++)
