@@ -2456,8 +2456,8 @@ struct attn_bytes : scratch_parts {
   float *tops;          // [16]: the largest score of the block
   float *shares;        // [16]: two to the power of that, relative to `most`
   float *most, *total, *out;
-  float *key_scales;     // [attn_keys / 16] of 16 keys, and
-  float all_scales = 0;  // their sum: not finite where a key is not
+  float *key_scales;        // [attn_keys / 16] of 16 keys, and
+  float largest_scale = 0;  // not finite where a key is not
 
   attn_bytes(char *memory, size_t d, size_t n_queries)
       : scratch_parts(memory),
@@ -2560,7 +2560,7 @@ __attribute__((noinline)) RS_TARGET void attn_find_means(const attn_problem &p, 
 
 __attribute__((noinline)) RS_TARGET void attn_take_keys(const attn_problem &p, attn_bytes &m, int64_t first, int n) {
   const attn_rows from = attn_take(p.k, first, n, p.d, m);
-  m.all_scales = 0;
+  int32_t largest_bits = 0;
   for (int64_t i = 0; i < n; i += 16) {
     const auto row = [&](int64_t j) { return from.row(std::min<int64_t>(i + j, n - 1)); };
     vi most = zero_int();
@@ -2572,7 +2572,8 @@ __attribute__((noinline)) RS_TARGET void attn_take_keys(const attn_problem &p, a
     const auto bits = static_cast<int32_t>(_mm512_reduce_max_epu32(most));
     float largest;
     memcpy(&largest, &bits, 4);
-    m.all_scales += m.key_scales[i / 16] = largest / 127;
+    largest_bits = std::max(largest_bits, bits);
+    m.key_scales[i / 16] = largest / 127;
     const vf by = byte_scale(set1(largest));
     for (size_t step = 0; step < m.steps; step++) {
       uint8_t *to = m.keys + (static_cast<size_t>(i / 16) * m.steps + step) * tile_bytes;
@@ -2584,6 +2585,8 @@ __attribute__((noinline)) RS_TARGET void attn_take_keys(const attn_problem &p, a
                                                 _mm512_set1_epi8(-128)));
     }
   }
+  memcpy(&m.largest_scale, &largest_bits, 4);
+  m.largest_scale /= 127;
 }
 
 // Of four vectors, the byte `from` of each 32 bits, side by side.
@@ -2716,8 +2719,9 @@ RS_TARGET void attn_largest(const attn_problem &p, const attn_bytes &m, size_t t
       }
     }
   }
-  // More than what rounding can make of it below, so that no weight is more than a byte; NaN where a key is.
-  top = fma(factor, set1(2 * m.all_scales), top);
+  // The products of score_zero and a are off by 3/4 of a at most, of the largest a: no weight is more than a byte.  NaN where a key
+  // is.
+  top = fma(factor, set1(m.largest_scale), top);
   float *most = m.most + tile * panel_n, *total = m.total + tile * panel_n, *out = m.out + tile * m.out_stride;
   store(m.tops + tile * panel_n, top);
   vf now = part.first ? top : load(most);

@@ -867,6 +867,64 @@ TEST(flash_attn, of_quantized_layers_depends_on_nothing_else) {
     }
 }
 
+// q, k and v as they are given, [t][c] each, out of a quantized layer that hands its inputs on: their bits are 8 a row, and then
+// what `bias` adds to k.
+vec attend_given(const std::string &isa, const vec &q, const vec &k, const vec &v, int64_t c, float scale, float bias = 0) {
+  const auto t = static_cast<int64_t>(q.size()) / c;
+  vec rows, identity(static_cast<size_t>(9 * c * c)), biases(static_cast<size_t>(3 * c));
+  for (int64_t i = 0; i < t; i++)
+    for (const vec *x : {&q, &k, &v}) rows.insert(rows.end(), x->begin() + i * c, x->begin() + (i + 1) * c);
+  for (int64_t i = 0; i < 3 * c; i++) identity[static_cast<size_t>(i * 3 * c + i)] = 1;
+  std::fill(biases.begin() + c, biases.begin() + 2 * c, bias);
+  session s(isa);
+  harness h;
+  rs_tensor *in = h.input("x", RS_F32, {RS_DIM_TOKENS, 3 * c}, rows);
+  rs_tensor *starts = h.input("cu", RS_I32, {RS_DIM_CU_SEQLENS}, std::vector<int32_t>{0, static_cast<int32_t>(t)});
+  rs_tensor *qkv = rs_linear(h.g, in, h.weight("w", RS_W8, RS_PANELS, {3 * c, 3 * c}, identity),
+                             h.weight("b", RS_F32, RS_ROWS, {3 * c}, biases), RS_ACT_NONE);
+  rs_tensor *y = rs_flash_attn(h.g, rs_columns(h.g, qkv, 0, c), rs_columns(h.g, qkv, c, c), rs_columns(h.g, qkv, 2 * c, c), starts,
+                               nullptr, 1, scale);
+  return h.run(s.s, y, t, 1, static_cast<size_t>(t * c));
+}
+
+// One key has a thousand times the weight of each other: rounded by itself to a byte, each other would be nothing.
+TEST(flash_attn, of_quantized_layers_adds_up_small_weights) {
+  const int64_t c = 32, n = 128;
+  vec q(n * c, 1), k(n * c, 0), v(n * c, -1);
+  std::fill(k.begin(), k.begin() + c, 1.0f), std::fill(v.begin(), v.begin() + c, 1.0f);
+  const double others = (n - 1) / 1000.0, wanted = (1 - others) / (1 + others);
+  for (const std::string &isa : isas()) {
+    const vec y = attend_given(isa, q, k, v, c, std::log(1000.0f) / c);
+    // 127 * 0.2545 steps of a byte, of which the last of four may be left over; a hundredth in the power for 8 bits of q and k.
+    for (const float got : y) ASSERT_NEAR(got, wanted, 0.02) << isa;
+  }
+}
+
+// What all keys have in common changes no weight, and takes no bits from what they differ by.
+TEST(flash_attn, of_quantized_layers_does_not_see_what_keys_have_in_common) {
+  const int64_t c = 32, n = 300;
+  const vec q = normal(n * c, 1), k = normal(n * c, 2, 0.3f), v = normal(n * c, 3);
+  for (const std::string &isa : isas()) {
+    const vec plain = attend_given(isa, q, k, v, c, 1);
+    // Keys near 3 are bf16 in steps of 1/64, and the rest of them, of up to 1.3, bytes in steps of 1/98: 0.0062 of results of 0.19.
+    // Bytes of all of it, in steps of 1/29, would make that 0.0108.
+    EXPECT_LE(rms(attend_given(isa, q, k, v, c, 1, 3), plain), 0.0085) << isa;
+  }
+}
+
+// Scores of up to 10^5: the weights are 1 and 0.
+TEST(flash_attn, of_quantized_layers_takes_large_scores) {
+  const int64_t c = 32, n = 300;
+  vec q(n * c, 100), k(n * c), v = normal(n * c, 3);
+  for (int64_t i = 0; i < n; i++) std::fill(k.begin() + i * c, k.begin() + (i + 1) * c, static_cast<float>(i % 97) - 60);
+  const vec exact = attend_given("scalar", q, k, v, c, 1);
+  for (const std::string &isa : isas()) {
+    const vec y = attend_given(isa, q, k, v, c, 1);
+    // Of values a step is 1/127 of the largest of a column, of up to 4.
+    EXPECT_LE(largest_error(y, exact), 0.03) << isa;
+  }
+}
+
 // A token that is not a number, or infinite, makes no number of what sees it, and leaves other sequences alone.
 TEST(flash_attn, of_quantized_layers_keeps_nan) {
   const int64_t c = 64, t = 330, at = 150;
