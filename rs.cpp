@@ -1767,7 +1767,8 @@ void w4_in_steps(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const 
   for (int p = 0; p < panels; p++) finish(acc + static_cast<size_t>(p) * acc_panel(rows), rows, to.from(0, p));
 }
 
-// A function that is compiled once, and not anew for those of its callers whose arguments are constants.
+// A function that is compiled once, and not anew for those of its callers whose arguments are constants: smaller, and what
+// rs_measure_peak times is what runs.
 #if defined(__clang__)
 #define RS_ONCE __attribute__((noinline))
 #else
@@ -1797,7 +1798,7 @@ void f16_panels_scalar(const float *a, size_t lda, int rows, const uint16_t *b, 
     }
 }
 
-void w8_panels_scalar(const uint8_t *a, size_t kp, int rows, const int8_t *w, int panels, int32_t *acc) {
+RS_ONCE void w8_panels_scalar(const uint8_t *a, size_t kp, int rows, const int8_t *w, int panels, int32_t *acc) {
   for (int p = 0; p < panels; p++, w += kp * panel_n, acc += acc_panel(rows))
     for (int r = 0; r < rows; r++) {
       uint32_t sum[panel_n] = {};  // unsigned: weights of a hostile file may wrap, which must not be undefined
@@ -1808,7 +1809,8 @@ void w8_panels_scalar(const uint8_t *a, size_t kp, int rows, const int8_t *w, in
     }
 }
 
-void w4_panels_scalar(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const uint8_t *mult, int panels, int32_t *acc) {
+RS_ONCE void w4_panels_scalar(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const uint8_t *mult, int panels,
+                              int32_t *acc) {
   for (int p = 0; p < panels; p++, w += kp * panel_n / 2, mult += kp / group_k * panel_n, acc += acc_panel(rows))
     for (int r = 0; r < rows; r++) {
       uint32_t sum[panel_n] = {};
