@@ -14,7 +14,7 @@
 #define RS_OPS(X) \
   X(EMBED, embed, 2, true, true) \
   X(ADD, add, 2, true, true) \
-  X(LINEAR, linear, 3, true, true) \
+  X(LINEAR, linear, 4, true, true) \
   X(LAYER_NORM, layer_norm, 4, true, true) \
   X(FLASH_ATTN, flash_attn, 5, false, true) \
   X(ATTN_POOL, attn_pool, 5, false, true) \
@@ -166,7 +166,7 @@ struct backend {
   void (*close_session)(backend_session *session);
 };
 
-constexpr uint32_t backend_version = 3;
+constexpr uint32_t backend_version = 4;
 
 // The only symbol of a backend's library.
 extern "C" const backend *rs_backend_get(void);

@@ -86,20 +86,27 @@ void f16_panels(const float *a, size_t lda, int rows, const uint16_t *b, size_t 
   float_panels<float_tile_panels>(a, lda, rows, load_f16{b}, stride, panels, k, c, ldc, false);
 }
 
+// Inputs of a linear layer, times `scale` where there is one.
+RS_INLINE vf scaled(const float *x, const float *scale, size_t i) {
+  return scale ? mul(load(x + i), load(scale + i)) : load(x + i);
+}
 // How a row is quantized, by its smallest and its largest value.
-RS_TARGET row_quant row_range(const float *x, size_t k) {
+RS_TARGET row_quant row_range(const float *x, const float *scale, size_t k) {
   vf low[2] = {set1(-0.0f), set1(-0.0f)}, high[2] = {set1(0), set1(0)};
   size_t i = 0;
   for (; i + 2 * lanes <= k; i += 2 * lanes)
-    for (int j = 0; j < 2; j++) widen(low[j], high[j], load(x + i + j * lanes));
+    for (int j = 0; j < 2; j++) widen(low[j], high[j], scaled(x, scale, i + j * lanes));
   widen(low[0], high[0], low[1]);
   widen(low[0], high[0], high[1]);
   bool nan = any_nan(low[0]) || any_nan(high[0]);
   float lo = -largest(sub(set1(0), low[0])), hi = largest(high[0]);
-  for (; i < k; i++) lo = std::min(lo, x[i]), hi = std::max(hi, x[i]), nan |= std::isnan(x[i]);
+  for (; i < k; i++) {
+    const float v = scaled_one(x, scale, i);
+    lo = std::min(lo, v), hi = std::max(hi, v), nan |= std::isnan(v);
+  }
   return nan ? row_quant{NAN, 0} : quant_range(lo, hi);
 }
-RS_TARGET void quantize_row(const float *x, size_t k, size_t kp, row_quant rq, uint8_t *q) {
+RS_TARGET void quantize_row(const float *x, const float *scale, size_t k, size_t kp, row_quant rq, uint8_t *q) {
   if (std::isnan(rq.scale)) {
     memset(q, 0, kp);
     return;
@@ -108,18 +115,19 @@ RS_TARGET void quantize_row(const float *x, size_t k, size_t kp, row_quant rq, u
   size_t i = 0;
   for (; i + 4 * lanes <= k; i += 4 * lanes) {
     vf v[4];
-    for (int j = 0; j < 4; j++) v[j] = mul(load(x + i + j * lanes), set1(inverse));
+    for (int j = 0; j < 4; j++) v[j] = mul(scaled(x, scale, i + j * lanes), set1(inverse));
     store_u8(q + i, v, rq.zero);
   }
-  for (; i < k; i++) q[i] = quantize_one(x[i], inverse, rq.zero);
+  for (; i < k; i++) q[i] = quantize_one(scaled_one(x, scale, i), inverse, rq.zero);
   if (kp > k) memset(q + k, rq.zero, kp - k);
 }
 // Some rows at a time, so that nothing waits for what follows from one's range.
-RS_TARGET void quantize(const float *x, size_t ldx, int64_t rows, size_t k, size_t kp, row_quant *rq, uint8_t *q) {
+RS_TARGET void quantize(const float *x, size_t ldx, const float *scale, int64_t rows, size_t k, size_t kp, row_quant *rq,
+                        uint8_t *q) {
   for (int64_t n; rows > 0; rows -= n, x += n * ldx, rq += n, q += n * kp) {
     n = std::min<int64_t>(rows, 4);
-    for (int64_t r = 0; r < n; r++) rq[r] = row_range(x + r * ldx, k);
-    for (int64_t r = 0; r < n; r++) quantize_row(x + r * ldx, k, kp, rq[r], q + r * kp);
+    for (int64_t r = 0; r < n; r++) rq[r] = row_range(x + r * ldx, scale, k);
+    for (int64_t r = 0; r < n; r++) quantize_row(x + r * ldx, scale, k, kp, rq[r], q + r * kp);
   }
 }
 
@@ -1728,7 +1736,8 @@ struct kernel_row {
                     const linear_result &to);
 
   // x [rows][k] to q [rows][kp], the padding filled with the zero point (any value would do: the weights there are zero).
-  void (*quantize)(const float *x, size_t ldx, int64_t rows, size_t k, size_t kp, row_quant *rq, uint8_t *q);
+  // Rows of x, times `scale` [k] where that is not NULL.
+  void (*quantize)(const float *x, size_t ldx, const float *scale, int64_t rows, size_t k, size_t kp, row_quant *rq, uint8_t *q);
   // y [rows][ldy] = act(y + bias), 16 channels, in place: what follows a product of floats.  bias may be nullptr.
   void (*finish_f32)(const float *bias, int rows, rs_activation act, float *y, size_t ldy);
 
@@ -1837,22 +1846,27 @@ uint8_t quantize_one(float x, float inverse, int32_t zero) {
   return static_cast<uint8_t>(std::min(std::max(static_cast<int32_t>(v) + zero, 0), 255));
 }
 
-row_quant quantize_row_scalar(const float *x, size_t k, size_t kp, uint8_t *q) {
+float scaled_one(const float *x, const float *scale, size_t i) { return scale ? x[i] * scale[i] : x[i]; }
+
+row_quant quantize_row_scalar(const float *x, const float *scale, size_t k, size_t kp, uint8_t *q) {
   float low = 0, high = 0;
   bool nan = false;
-  for (size_t i = 0; i < k; i++) low = std::min(low, x[i]), high = std::max(high, x[i]), nan |= std::isnan(x[i]);
+  for (size_t i = 0; i < k; i++) {
+    const float v = scaled_one(x, scale, i);
+    low = std::min(low, v), high = std::max(high, v), nan |= std::isnan(v);
+  }
   const row_quant rq = nan ? row_quant{NAN, 0} : quant_range(low, high);
   if (std::isnan(rq.scale)) {
     memset(q, 0, kp);
     return rq;
   }
   const float inverse = 1 / rq.scale;
-  for (size_t i = 0; i < k; i++) q[i] = quantize_one(x[i], inverse, rq.zero);
+  for (size_t i = 0; i < k; i++) q[i] = quantize_one(scaled_one(x, scale, i), inverse, rq.zero);
   memset(q + k, rq.zero, kp - k);
   return rq;
 }
-void quantize_scalar(const float *x, size_t ldx, int64_t rows, size_t k, size_t kp, row_quant *rq, uint8_t *q) {
-  for (; rows > 0; rows--, x += ldx, q += kp) *rq++ = quantize_row_scalar(x, k, kp, q);
+void quantize_scalar(const float *x, size_t ldx, const float *scale, int64_t rows, size_t k, size_t kp, row_quant *rq, uint8_t *q) {
+  for (; rows > 0; rows--, x += ldx, q += kp) *rq++ = quantize_row_scalar(x, scale, k, kp, q);
 }
 
 float activate_one(rs_activation act, float x) {
@@ -4106,6 +4120,9 @@ void add_cpu(const op_run &r, const worker &me) {
 
 // ---- linear: act(x w^T + bias)
 //
+// With a scale of inputs s (quantized weights only): act((x s) w^T + bias).  What x has in channels that vary most would leave few
+// of its 255 steps to the others; the file has w / s, and rounds that (SmoothQuant, arXiv 2211.10438).
+//
 // Work is cut into units of a block of rows by a run of panels.  A block of rows stays in L2 while the panels go by; a panel stays
 // in L1 while the tiles of the block go by.  Quantized weights: every row of x is quantized once, then all threads meet.
 
@@ -4124,6 +4141,10 @@ rs_status linear_infer(rs_tensor &out) {
     return rs_fail(RS_ERR_ARGUMENT, "linear: '%s' %s times '%s' %s: the inner dimensions differ", x.name.c_str(),
                    shape_text(x.rank, x.shape).c_str(), w.name.c_str(), shape_text(w.rank, w.shape).c_str());
   if (out.src[2]) RS_TRY(expect_f32_vector(out, *out.src[2], "bias", w.shape[0]));
+  if (out.src[3] && !is_quantized(w.type))
+    return rs_fail(RS_ERR_FORMAT, "linear: '%s' is %s, but has a scale of inputs, which only w8 and w4 have", w.name.c_str(),
+                   rs_type_name(w.type));
+  if (out.src[3]) RS_TRY(expect_f32_vector(out, *out.src[3], "scale of inputs", w.shape[1]));
   const int64_t shape[] = {x.shape[0], w.shape[0]};
   return set_shape(&out, 2, shape);
 }
@@ -4193,8 +4214,8 @@ void linear_cpu(const op_run &r, const worker &me) {
   const bool quantized = is_quantized(r.t->src[1]->type);
   if (quantized) {
     const auto [begin, end] = me.share(r.out.rows);
-    r.kernels->quantize(r.f32(0) + begin * r.in[0].stride, static_cast<size_t>(r.in[0].stride), end - begin, m.k, m.kp(),
-                        x.rq + begin, x.q + static_cast<size_t>(begin) * m.kp());
+    r.kernels->quantize(r.f32(0) + begin * r.in[0].stride, static_cast<size_t>(r.in[0].stride), r.t->src[3] ? r.f32(3) : nullptr,
+                        end - begin, m.k, m.kp(), x.rq + begin, x.q + static_cast<size_t>(begin) * m.kp());
     me.barrier();
   }
   const float *bias = r.t->src[2] ? r.f32(2) : nullptr;
@@ -5403,10 +5424,18 @@ const char *rs_op_name(size_t i) { return i < op_count ? op_rows[i].name : nullp
 
 rs_tensor *rs_embed(rs_graph *g, rs_tensor *ids, rs_tensor *table) { return add_op(g, OP_EMBED, {}, {ids, table}); }
 rs_tensor *rs_add(rs_graph *g, rs_tensor *a, rs_tensor *b) { return add_op(g, OP_ADD, {}, {a, b}); }
+namespace {
+const rs_tensor_info *find_input_scale(const rs_model *m, const void *weight);  // section 13
+}
 rs_tensor *rs_linear(rs_graph *g, rs_tensor *x, rs_tensor *w, rs_tensor *bias, rs_activation act) {
-  op_params p = {};
-  p.act = act;
-  return add_op(g, OP_LINEAR, p, {x, w, bias}, 1u << 2);
+  return built(g, [&]() -> rs_tensor * {
+    op_params p = {};
+    p.act = act;
+    const rs_tensor_info *of_file = w && w->kind == tensor_weight ? find_input_scale(g->model, w->data) : nullptr;
+    rs_tensor *scale = of_file ? rs_weight(g, of_file->name, 1, &w->shape[1]) : nullptr;
+    if (of_file && !scale) return nullptr;
+    return add_op(g, OP_LINEAR, p, {x, w, bias, scale}, 1u << 2 | 1u << 3);
+  });
 }
 rs_tensor *rs_layer_norm(rs_graph *g, rs_tensor *x, rs_tensor *residual, rs_tensor *gamma, rs_tensor *beta, float eps) {
   op_params p = {};
@@ -6548,12 +6577,13 @@ namespace {
 
 constexpr char file_magic[8] = {'R', 'S', 'W', '\r', '\n', 0x1a, '\n', 0};  // shows what a text-mode transfer breaks
 constexpr uint32_t file_version = 1;
+constexpr uint32_t feature_input_scale = 1;  // some matrices want their layer's inputs scaled: find_input_scale
 constexpr size_t crc_block = 65536;
 
 struct file_header {
   char magic[8];
   uint32_t version;
-  uint32_t required;  // feature bits that a reader must know: none so far
+  uint32_t required;  // feature bits that a reader must know: feature_input_scale
   uint64_t file_size;
   uint64_t data_offset, data_size;
   uint64_t meta_offset, meta_size;
@@ -6631,6 +6661,24 @@ bool in_file(const rs_model *m, const void *data) {
   return m && static_cast<const char *>(data) >= m->map && static_cast<const char *>(data) < m->map + m->map_bytes;
 }
 
+// What stands beside a matrix in the file for what goes into its layer: "<name>.input_scale", or nullptr.  By where the matrix
+// lies, since a graph may call it otherwise.
+constexpr char input_scale_suffix[] = ".input_scale";
+bool is_input_scale(const char *name) {
+  const size_t n = strlen(name), suffix = strlen(input_scale_suffix);
+  return n >= suffix && !strcmp(name + n - suffix, input_scale_suffix);
+}
+const rs_tensor_info *find_input_scale(const rs_model *m, const void *weight) {
+  if (!in_file(m, weight)) return nullptr;
+  for (const rs_tensor_info &w : m->tensors) {
+    if (w.data != weight) continue;
+    const std::string name = std::string(w.name) + input_scale_suffix;
+    for (const rs_tensor_info &t : m->tensors)
+      if (name == t.name) return &t;
+  }
+  return nullptr;
+}
+
 rs_status bad_file(const rs_model &m, const char *format, ...) __attribute__((format(printf, 2, 3)));
 rs_status bad_file(const rs_model &m, const char *format, ...) {
   char text[512];
@@ -6684,8 +6732,8 @@ rs_status read_header(rs_model *m) {
     return rs_fail(RS_ERR_UNSUPPORTED, "%s: format version %u, this library reads %u", m->path.c_str(), h.version, file_version);
   if (const uint32_t crc = crc32c(0, &h, offsetof(file_header, header_crc)); crc != h.header_crc)
     return bad_file(*m, "the header is damaged: checksum %08x, expected %08x", crc, h.header_crc);
-  if (h.required)
-    return rs_fail(RS_ERR_UNSUPPORTED, "%s: needs features 0x%x that this library does not have", m->path.c_str(), h.required);
+  if (const uint32_t unknown = h.required & ~feature_input_scale)
+    return rs_fail(RS_ERR_UNSUPPORTED, "%s: needs features 0x%x that this library does not have", m->path.c_str(), unknown);
   if (h.file_size != m->map_bytes)
     return bad_file(*m, "has %zu bytes, the header says %llu: %s", m->map_bytes, static_cast<unsigned long long>(h.file_size),
                     m->map_bytes < h.file_size ? "truncated" : "something was appended");
@@ -7214,6 +7262,8 @@ rs_status rs_writer_finish(rs_writer *w) {
     file_header h = {};
     memcpy(h.magic, file_magic, sizeof h.magic);
     h.version = file_version;
+    for (const file_tensor &t : w->tensors)
+      if (is_input_scale(t.name)) h.required |= feature_input_scale;
     h.data_offset = sizeof h;
     h.data_size = w->at - sizeof h;
     if (h.data_size % crc_block) w->crcs.push_back(w->crc);
@@ -8964,17 +9014,38 @@ const char *rs_token(const rs_model *model, int32_t id) {
 // ================================================================================ 17  calibration: what the quantizers should know
 // of the inputs
 
-// Second moments of the inputs of linear layers, by the name of the weight.
+// The inputs of linear layers, by the name of the weight.
 struct rs_calibration {
   struct layer {
     std::string weight;
-    size_t k, stride;      // stride: k rounded up to a panel
-    std::vector<float> h;  // [stride, stride] sum of x x^T
+    size_t k, stride;            // stride: k rounded up to a panel
+    std::vector<float> h;        // [stride, stride] sum of x x^T
+    std::vector<float> largest;  // [k] of |x|
+    std::vector<float> sample;   // [n, k] every `every`-th row
+    size_t seen = 0, every = 1;
   };
   std::vector<layer> layers;
 };
 
 namespace {
+
+// At most `sample_rows` of all rows, evenly: where there is no room, every other one goes.
+constexpr size_t sample_rows = 256;
+void add_to_sample(const value &x, rs_calibration::layer *to) {
+  const size_t k = to->k;
+  for (int64_t i = 0; i < x.rows; i++) {
+    const float *row = reinterpret_cast<const float *>(x.at(i, 0));
+    for (size_t j = 0; j < k; j++) to->largest[j] = std::max(to->largest[j], std::fabs(row[j]));
+    if (to->seen++ % to->every) continue;
+    if (to->sample.size() == sample_rows * k) {
+      for (size_t n = 1; n < sample_rows / 2; n++) std::copy_n(to->sample.data() + 2 * n * k, k, to->sample.data() + n * k);
+      to->sample.resize(sample_rows / 2 * k);
+      to->every *= 2;
+      if ((to->seen - 1) % to->every) continue;
+    }
+    to->sample.insert(to->sample.end(), row, row + k);
+  }
+}
 
 // h += x^T x, as products of the tile kernel: x transposed times panels of 16 columns of x.
 void add_second_moment(const kernel_row &k, const value &x, int threads, rs_calibration::layer *to) {
@@ -9018,7 +9089,7 @@ struct calibration_graph {
     first = c->layers.size();
     for (const rs_tensor *t : linears) {
       const auto k = static_cast<size_t>(t->src[0]->shape[1]), stride = round_up(k, panel_n);
-      c->layers.push_back({t->src[1]->name, k, stride, std::vector<float>(stride * stride)});
+      c->layers.push_back({t->src[1]->name, k, stride, std::vector<float>(stride * stride), std::vector<float>(k), {}});
     }
     return RS_OK;
   }
@@ -9059,7 +9130,9 @@ struct calibration_graph {
       const rs_tensor &x = *linears[i]->src[0];
       const int64_t rows = x.shape[0] == RS_DIM_SEQUENCES ? static_cast<int64_t>(sequences) : static_cast<int64_t>(tokens);
       char *data = const_cast<char *>(reinterpret_cast<const char *>(from[i]));  // read only
-      add_second_moment(*s->kernels, {data, rows, x.shape[1], x.shape[1], 4}, s->threads, &c->layers[first + i]);
+      const value inputs_of = {data, rows, x.shape[1], x.shape[1], 4};
+      add_second_moment(*s->kernels, inputs_of, s->threads, &c->layers[first + i]);
+      add_to_sample(inputs_of, &c->layers[first + i]);
     }
     packed.clear();
     pixels.clear();
@@ -9113,6 +9186,97 @@ rs_status calibrate_images(rs_session *s, const rs_image *images, size_t n, rs_c
   return g.run(s, c);
 }
 
+// ---- a scale of inputs: x's channel j times f[j], w's by 1 / f[j] (SmoothQuant: Xiao et al., arXiv 2211.10438)
+//
+// A row of x has 255 steps, which the few channels that are large in every row of a transformer leave to the others as few as 10
+// of; a row of w has about as many.  f[j] = w_j^(1-a) / x_j^a, with w_j and x_j the largest of their channel, parts what makes the
+// range between the two.  Which a is best, and whether any is, the layer's own error tells: of some of its channels, on some of its
+// inputs, both rounded as they will be.
+
+struct scale_search {
+  const rs_calibration::layer &l;
+  const rs_type type;
+  const kernel_row *const kernels = choose_kernels();
+  const size_t k = l.k, rows = l.sample.size() / k;
+  size_t n = 0;                // channels that are looked at
+  std::vector<float> w;        // [n, k] of theirs
+  std::vector<float> exact;    // [rows, n]
+  std::vector<float> largest;  // [k] of |w|, of all channels
+
+  scale_search(const rs_calibration::layer &layer, rs_type to, size_t channels, const float *weights)
+      : l(layer), type(to), largest(layer.k) {
+    constexpr size_t most = 128;
+    for (size_t i = 0; i < channels; i++) {
+      const float *row = weights + i * k;
+      for (size_t j = 0; j < k; j++) largest[j] = std::max(largest[j], std::fabs(row[j]));
+      if (i % ceil_div(channels, most) == 0) w.insert(w.end(), row, row + k), n++;
+    }
+  }
+
+  // y [rows, n] = x w^T
+  rs_status product(const float *x, const float *weights, std::vector<float> *y) const {
+    const int64_t shape[] = {static_cast<int64_t>(n), static_cast<int64_t>(k)};
+    const matrix m = {n, k};
+    std::vector<float> panels(m.np() * m.kp());
+    RS_TRY(encode(RS_F32, RS_PANELS, 2, shape, weights, nullptr, panels.data(), panels.size() * sizeof(float)));
+    y->assign(rows * m.np(), 0);
+    for (size_t i = 0; i < rows; i += product_rows)
+      kernels->f32_panels(x + i * k, k, static_cast<int>(std::min<size_t>(product_rows, rows - i)), panels.data(), panel_n * m.kp(),
+                          static_cast<int>(m.np() / panel_n), k, y->data() + i * m.np(), m.np(), false);
+    return RS_OK;
+  }
+
+  rs_status error_of(const std::vector<float> &f, double *out) const {
+    const int64_t shape[] = {static_cast<int64_t>(n), static_cast<int64_t>(k)};
+    std::vector<float> weights(n * k), x(rows * k), y;
+    for (size_t i = 0; i < n * k; i++) weights[i] = w[i] / f[i % k];
+    size_t bytes;
+    RS_TRY(rs_tensor_bytes(type, RS_PANELS, 2, shape, &bytes));
+    std::vector<char> encoded(bytes);
+    RS_TRY(encode(type, RS_PANELS, 2, shape, weights.data(), nullptr, encoded.data(), bytes));
+    RS_TRY(rs_tensor_decode(type, RS_PANELS, 2, shape, encoded.data(), weights.data(), weights.size()));
+    std::vector<uint8_t> q(k);
+    for (size_t i = 0; i < rows; i++) {
+      const row_quant rq = quantize_row_scalar(l.sample.data() + i * k, f.data(), k, k, q.data());
+      for (size_t j = 0; j < k; j++) x[i * k + j] = static_cast<float>(q[j] - rq.zero) * rq.scale;
+    }
+    RS_TRY(product(x.data(), weights.data(), &y));
+    *out = 0;
+    for (size_t i = 0; i < y.size(); i++) *out += (double(y[i]) - exact[i]) * (double(y[i]) - exact[i]);
+    return RS_OK;
+  }
+
+  std::vector<float> factors(double a) const {
+    std::vector<float> f(k, 1);
+    double mean = 0;  // of logarithms
+    for (size_t j = 0; j < k; j++)
+      if (l.largest[j] > 0 && largest[j] > 0) {
+        const double log = (1 - a) * std::log(double(largest[j])) - a * std::log(double(l.largest[j]));
+        mean += log / static_cast<double>(k);
+        f[j] = static_cast<float>(log);
+      }
+    for (size_t j = 0; j < k; j++) f[j] = l.largest[j] > 0 && largest[j] > 0 ? static_cast<float>(std::exp(f[j] - mean)) : 1;
+    return f;
+  }
+
+  // All 1 where it would not make the error a good deal smaller.
+  rs_status best(std::vector<float> *out) {
+    constexpr double worth = 0.8;
+    out->assign(k, 1);
+    if (!kernels) return RS_ERR_UNSUPPORTED;
+    RS_TRY(product(l.sample.data(), w.data(), &exact));
+    double least, error;
+    RS_TRY(error_of(*out, &least));
+    least *= worth;
+    for (int eighths = 2; eighths <= 7; eighths++) {
+      std::vector<float> f = factors(eighths / 8.0);
+      RS_TRY(error_of(f, &error));
+      if (error < least) least = error, *out = std::move(f);
+    }
+    return RS_OK;
+  }
+};
+
 }  // namespace
 
 rs_status rs_calibrate(rs_session *s, const rs_text *texts, size_t n_texts, const rs_image *images, size_t n_images,
@@ -9131,18 +9295,31 @@ rs_status rs_calibrate(rs_session *s, const rs_text *texts, size_t n_texts, cons
 void rs_calibration_free(rs_calibration *c) { delete c; }
 
 rs_status rs_tensor_encode_calibrated(const rs_calibration *c, const char *name, rs_type type, rs_layout layout, int rank,
-                                      const int64_t *shape, const float *src, void *dst, size_t capacity) {
+                                      const int64_t *shape, const float *src, void *dst, size_t capacity, float *input_scale) {
   return rs_guarded([&] {
     const rs_calibration::layer *layer = nullptr;
     for (const rs_calibration::layer &l : c->layers)
       if (l.weight == name) layer = &l;
+    if (input_scale && rank == 2) std::fill_n(input_scale, shape[1], 1.0f);
     if (!layer || !is_quantized(type)) return encode(type, layout, rank, shape, src, nullptr, dst, capacity);
     if (rank != 2 || shape[1] != static_cast<int64_t>(layer->k))
       return rs_fail(RS_ERR_ARGUMENT, "'%s': shape %s, calibrated with %zu inputs", name, shape_text(rank, shape).c_str(),
                      layer->k);
+    const size_t k = layer->k, n = static_cast<size_t>(shape[0]);
     rounding r;
-    RS_TRY(make_rounding(layer->h.data(), layer->k, layer->stride, &r));
-    return encode(type, layout, rank, shape, src, &r, dst, capacity);
+    if (!input_scale) {
+      RS_TRY(make_rounding(layer->h.data(), k, layer->stride, &r));
+      return encode(type, layout, rank, shape, src, &r, dst, capacity);
+    }
+    std::vector<float> f, h = layer->h, w(src, src + n * k);
+    RS_TRY(scale_search(*layer, type, n, src).best(&f));
+    for (size_t i = 0; i < k; i++)
+      for (size_t j = 0; j < k; j++) h[i * layer->stride + j] *= f[i] * f[j];
+    for (size_t i = 0; i < n * k; i++) w[i] /= f[i % k];
+    RS_TRY(make_rounding(h.data(), k, layer->stride, &r));
+    RS_TRY(encode(type, layout, rank, shape, w.data(), &r, dst, capacity));
+    std::copy(f.begin(), f.end(), input_scale);
+    return RS_OK;
   });
 }
 

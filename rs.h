@@ -596,8 +596,8 @@ typedef enum rs_activation {
 RS_API rs_tensor *rs_embed(rs_graph *g, rs_tensor *ids, rs_tensor *table);
 /* a + b, both [T, C]. */
 RS_API rs_tensor *rs_add(rs_graph *g, rs_tensor *a, rs_tensor *b);
-/* act(x w^T + bias).  x: [.., K]; w: [N, K] in panels; bias: [N] or NULL -> [.., N].  W8 and W4 quantize x to 8 bits a row; what
- * they come to before the activation is bit-identical on every ISA. */
+/* act(x w^T + bias).  x: [.., K]; w: [N, K] in panels; bias: [N] or NULL -> [.., N].  W8 and W4 quantize x to 8 bits a row, times
+ * "<w>.input_scale" [K] where the file has that beside w; what they come to before the activation is bit-identical on every ISA. */
 RS_API rs_tensor *rs_linear(rs_graph *g, rs_tensor *x, rs_tensor *w, rs_tensor *bias, rs_activation act);
 /* gamma (v - mean(v)) / sqrt(var(v) + eps) + beta over C, with v = x + residual (residual may be NULL).  x: [T, C]. */
 RS_API rs_tensor *rs_layer_norm(rs_graph *g, rs_tensor *x, rs_tensor *residual, rs_tensor *gamma, rs_tensor *beta, float eps);
@@ -761,10 +761,13 @@ typedef struct rs_calibration rs_calibration;
 RS_API rs_status rs_calibrate(rs_session *session, const rs_text *texts, size_t n_texts, const rs_image *images, size_t n_images,
                               rs_calibration **out);
 RS_API void rs_calibration_free(rs_calibration *calibration);
-/* rs_tensor_encode for the weight of that name; the same as without calibration where it was not among the linear layers that ran.
- */
+/* rs_tensor_encode for the weight [N, K] of that name; the same as without calibration where it was not among the linear layers
+ * that ran.  input_scale: NULL, or [K], which becomes what the layer's inputs are to be multiplied by, channel by channel, before
+ * they are quantized; `dst` then has the weight divided by it, and the two belong into one file, the scale as "<name>.input_scale",
+ * f32 [K] (SmoothQuant: Xiao et al., arXiv 2211.10438).  All 1 where that would be of little use. */
 RS_API rs_status rs_tensor_encode_calibrated(const rs_calibration *calibration, const char *name, rs_type type, rs_layout layout,
-                                             int rank, const int64_t *shape, const float *src, void *dst, size_t capacity);
+                                             int rank, const int64_t *shape, const float *src, void *dst, size_t capacity,
+                                             float *input_scale);
 
 typedef struct rs_convert_params {
   uint32_t size;

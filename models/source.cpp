@@ -183,11 +183,15 @@ rs_status rs_importer::add(const std::string &name, rs_type type, rs_layout layo
   size_t bytes;
   RS_TRY(rs_tensor_bytes(type, layout, rank, shape, &bytes));
   encoded.resize(bytes);
-  const rs_status status = params.calibration ? rs_tensor_encode_calibrated(params.calibration, name.c_str(), type, layout, rank,
-                                                                            shape, values_.data(), encoded.data(), bytes)
-                                              : rs_tensor_encode(type, layout, rank, shape, values_.data(), encoded.data(), bytes);
+  std::vector<float> scale(static_cast<size_t>(shape[rank - 1]), 1);  // of inputs
+  const rs_status status = params.calibration
+                               ? rs_tensor_encode_calibrated(params.calibration, name.c_str(), type, layout, rank, shape,
+                                                             values_.data(), encoded.data(), bytes, scale.data())
+                               : rs_tensor_encode(type, layout, rank, shape, values_.data(), encoded.data(), bytes);
   if (status != RS_OK) return rs_fail(status, "'%s': %s", name.c_str(), std::string(rs_last_error()).c_str());
   RS_TRY(rs_writer_add(w, name.c_str(), type, layout, rank, shape, encoded.data(), bytes));
+  if (std::any_of(scale.begin(), scale.end(), [](float f) { return f != 1; }))
+    RS_TRY(rs_writer_add(w, (name + ".input_scale").c_str(), RS_F32, RS_ROWS, 1, &shape[rank - 1], scale.data(), scale.size() * 4));
   parameters += static_cast<int64_t>(values_.size());
   added++;
   if (!params.on_tensor) return RS_OK;
@@ -198,7 +202,7 @@ rs_status rs_importer::add(const std::string &name, rs_type type, rs_layout layo
   decoded.resize(values_.size());
   RS_TRY(rs_tensor_decode(type, layout, rank, shape, encoded.data(), decoded.data(), decoded.size()));
   for (size_t i = 0; i < values_.size(); i++) {
-    const double error = std::fabs(double(values_[i]) - decoded[i]);
+    const double error = std::fabs(double(values_[i]) - double(decoded[i]) * scale[i % scale.size()]);
     row.max_error = std::max(row.max_error, error);
     row.sum_sq_error += error * error;
     row.sum_sq += double(values_[i]) * values_[i];
