@@ -96,14 +96,12 @@ RS_TARGET row_quant row_range(const float *x, const float *scale, size_t k) {
   size_t i = 0;
   for (; i + 2 * lanes <= k; i += 2 * lanes)
     for (int j = 0; j < 2; j++) widen(low[j], high[j], scaled(x, scale, i + j * lanes));
+  for (; i + lanes <= k; i += lanes) widen(low[0], high[0], scaled(x, scale, i));
   widen(low[0], high[0], low[1]);
   widen(low[0], high[0], high[1]);
   bool nan = any_nan(low[0]) || any_nan(high[0]);
   float lo = -largest(sub(set1(0), low[0])), hi = largest(high[0]);
-  for (; i < k; i++) {
-    const float v = scaled_one(x, scale, i);
-    lo = std::min(lo, v), hi = std::max(hi, v), nan |= std::isnan(v);
-  }
+  nan |= range_rest(x, scale, i, k, &lo, &hi);
   return nan ? row_quant{NAN, 0} : quant_range(lo, hi);
 }
 RS_TARGET void quantize_row(const float *x, const float *scale, size_t k, size_t kp, row_quant rq, uint8_t *q) {
@@ -112,13 +110,22 @@ RS_TARGET void quantize_row(const float *x, const float *scale, size_t k, size_t
     return;
   }
   const float inverse = 1 / rq.scale;  // so that no product is beyond 255
-  size_t i = 0;
-  for (; i + 4 * lanes <= k; i += 4 * lanes) {
+  constexpr size_t step = 4 * lanes;
+  const auto quantize_step = [&](const float *x, const float *scale, uint8_t *q) __attribute__((always_inline)) RS_TARGET {
     vf v[4];
-    for (int j = 0; j < 4; j++) v[j] = mul(scaled(x, scale, i + j * lanes), set1(inverse));
-    store_u8(q + i, v, rq.zero);
+    for (int j = 0; j < 4; j++) v[j] = mul(scaled(x, scale, j * lanes), set1(inverse));
+    store_u8(q, v, rq.zero);
+  };
+  size_t i = 0;
+  for (; i + step <= k; i += step) quantize_step(x + i, scale ? scale + i : nullptr, q + i);
+  if (i < k) {
+    float rest[step] = {}, factors[step] = {};
+    uint8_t bytes[step];
+    memcpy(rest, x + i, (k - i) * sizeof *x);
+    if (scale) memcpy(factors, scale + i, (k - i) * sizeof *x);
+    quantize_step(rest, scale ? factors : nullptr, bytes);
+    memcpy(q + i, bytes, k - i);
   }
-  for (; i < k; i++) q[i] = quantize_one(scaled_one(x, scale, i), inverse, rq.zero);
   if (kp > k) memset(q + k, rq.zero, kp - k);
 }
 // Some rows at a time, so that nothing waits for what follows from one's range.
@@ -260,27 +267,23 @@ RS_INLINE float sum_chains(const vf *x) { return sum(add(add(x[0], x[1]), add(x[
 RS_TARGET
 void layer_norm(const float *x, const float *residual, const float *gamma, const float *beta, float eps, size_t n, float *y) {
   vf total[4] = {set1(0), set1(0), set1(0), set1(0)}, squares[4] = {set1(0), set1(0), set1(0), set1(0)};
-  float tail = 0;
   size_t i = in_chains(
       n, [&](size_t at, size_t chain) __attribute__((always_inline)) RS_TARGET {
         const vf v = residual ? add(load(x + at), load(residual + at)) : load(x + at);
         store(y + at, v);
         total[chain] = add(total[chain], v);
       });
-  for (; i < n; i++) tail += y[i] = residual ? x[i] + residual[i] : x[i];
-  const float mean = (sum_chains(total) + tail) / static_cast<float>(n);
+  const float mean = (sum_chains(total) + norm_rest_sum(x, residual, i, n, y)) / static_cast<float>(n);
   const vf m = set1(mean);
-  tail = 0;
   i = in_chains(
       n, [&](size_t at, size_t chain) __attribute__((always_inline)) RS_TARGET {
         const vf v = sub(load(y + at), m);
         squares[chain] = fma(v, v, squares[chain]);
       });
-  for (; i < n; i++) tail += (y[i] - mean) * (y[i] - mean);
-  const float factor = 1 / std::sqrt((sum_chains(squares) + tail) / static_cast<float>(n) + eps);
+  const float factor = 1 / std::sqrt((sum_chains(squares) + norm_rest_squares(y, mean, i, n)) / static_cast<float>(n) + eps);
   for (i = 0; i + lanes <= n; i += lanes)
     store(y + i, fma(mul(sub(load(y + i), m), set1(factor)), load(gamma + i), load(beta + i)));
-  for (; i < n; i++) y[i] = (y[i] - mean) * factor * gamma[i] + beta[i];
+  if (i < n) norm_rest(mean, factor, gamma, beta, i, n, y);
 }
 
 // from may be nullptr: zeros.
@@ -607,6 +610,14 @@ double peak(rs_type type, size_t steps) {
 #define RS_NEON 1
 #endif
 
+// A function that is compiled once, and not anew for those of its callers whose arguments are constants: smaller, and what
+// rs_measure_peak times is what runs.
+#if defined(__clang__)
+#define RS_ONCE __attribute__((noinline))
+#else
+#define RS_ONCE __attribute__((noinline, noclone))
+#endif
+
 #if !defined(__BYTE_ORDER__) || __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "the weight file is little-endian and used in place; this machine is not"
 #endif
@@ -745,7 +756,7 @@ struct name_list {
   const char *text() const { return all.empty() ? "none" : all.c_str(); }
 };
 
-std::string shape_text(int rank, const int64_t *shape) {
+RS_ONCE std::string shape_text(int rank, const int64_t *shape) {
   std::string s = "[";
   for (int i = 0; i < rank; i++) {
     if (i) s += ',';
@@ -1776,14 +1787,6 @@ void w4_in_steps(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const 
   for (int p = 0; p < panels; p++) finish(acc + static_cast<size_t>(p) * acc_panel(rows), rows, to.from(0, p));
 }
 
-// A function that is compiled once, and not anew for those of its callers whose arguments are constants: smaller, and what
-// rs_measure_peak times is what runs.
-#if defined(__clang__)
-#define RS_ONCE __attribute__((noinline))
-#else
-#define RS_ONCE __attribute__((noinline, noclone))
-#endif
-
 RS_ONCE void f32_panels_scalar(const float *a, size_t lda, int rows, const float *b, size_t stride, int panels, size_t k, float *c,
                                size_t ldc, bool add) {
   for (int p = 0; p < panels; p++, b += stride, c += panel_n)
@@ -1848,13 +1851,19 @@ uint8_t quantize_one(float x, float inverse, int32_t zero) {
 
 float scaled_one(const float *x, const float *scale, size_t i) { return scale ? x[i] * scale[i] : x[i]; }
 
+// Of columns from i on, behind the last whole register: whether one is NaN.
+RS_ONCE bool range_rest(const float *x, const float *scale, size_t i, size_t k, float *low, float *high) {
+  bool nan = false;
+  for (; i < k; i++) {
+    const float v = scaled_one(x, scale, i);
+    *low = std::min(*low, v), *high = std::max(*high, v), nan |= std::isnan(v);
+  }
+  return nan;
+}
+
 row_quant quantize_row_scalar(const float *x, const float *scale, size_t k, size_t kp, uint8_t *q) {
   float low = 0, high = 0;
-  bool nan = false;
-  for (size_t i = 0; i < k; i++) {
-    const float v = scaled_one(x, scale, i);
-    low = std::min(low, v), high = std::max(high, v), nan |= std::isnan(v);
-  }
+  const bool nan = range_rest(x, scale, 0, k, &low, &high);
   const row_quant rq = nan ? row_quant{NAN, 0} : quant_range(low, high);
   if (std::isnan(rq.scale)) {
     memset(q, 0, kp);
@@ -1902,6 +1911,21 @@ void finish_scalar(const int32_t *acc, int rows, const linear_result &to) {
 void finish_f32_scalar(const float *bias, int rows, rs_activation act, float *y, size_t ldy) {
   for (int r = 0; r < rows; r++)
     for (int j = 0; j < panel_n; j++) y[r * ldy + j] = activate_one(act, y[r * ldy + j] + (bias ? bias[j] : 0));
+}
+
+// layer_norm's rests: x and residual to y, and their sum; squares of what is left less the mean; the result.
+RS_ONCE float norm_rest_sum(const float *x, const float *residual, size_t i, size_t n, float *y) {
+  float sum = 0;
+  for (; i < n; i++) sum += y[i] = residual ? x[i] + residual[i] : x[i];
+  return sum;
+}
+RS_ONCE float norm_rest_squares(const float *y, float mean, size_t i, size_t n) {
+  float sum = 0;
+  for (; i < n; i++) sum += (y[i] - mean) * (y[i] - mean);
+  return sum;
+}
+RS_ONCE void norm_rest(float mean, float factor, const float *gamma, const float *beta, size_t i, size_t n, float *y) {
+  for (; i < n; i++) y[i] = (y[i] - mean) * factor * gamma[i] + beta[i];
 }
 
 void layer_norm_scalar(const float *x, const float *residual, const float *gamma, const float *beta, float eps, size_t n,
@@ -9043,7 +9067,8 @@ void add_to_sample(const value &x, rs_calibration::layer *to) {
       to->every *= 2;
       if ((to->seen - 1) % to->every) continue;
     }
-    to->sample.insert(to->sample.end(), row, row + k);
+    to->sample.resize(to->sample.size() + k);
+    std::copy_n(row, k, to->sample.end() - static_cast<std::ptrdiff_t>(k));
   }
 }
 
@@ -9142,22 +9167,37 @@ struct calibration_graph {
   }
 };
 
-rs_status calibrate_texts(rs_session *s, const rs_text *texts, size_t n, rs_calibration *c) {
+// The texts, then `random` sequences of 8, 16 … 512 tokens of the vocabulary, as long as the model takes them.
+rs_status calibrate_texts(rs_session *s, const rs_text *texts, size_t n, size_t random, rs_calibration *c) {
   encode_settings set = {};
   RS_TRY(resolve(*s, nullptr, rs_tower::text, &set));
   calibration_graph g;
   RS_TRY(g.build(s->model, set, c));
   const forget_at_end forget(s, g.e.graph);
-  const size_t content = static_cast<size_t>(set.max_tokens) - rs_tokenizer_special(s->model->tokenizer, false);
+  const size_t special = rs_tokenizer_special(s->model->tokenizer, false), content = static_cast<size_t>(set.max_tokens) - special,
+               longest = static_cast<size_t>(s->model->info.position_limit) - special;
   encoder &e = *s->encoder;
+  const auto add = [&](size_t tokens) {
+    rs_tokenizer_template(s->model->tokenizer, e.tokens, 0, tokens, nullptr, &g.packed);
+    g.end_sequence(g.packed.ids.size() - g.positions.size());
+    return static_cast<int64_t>(g.positions.size()) >= s->max_batch_tokens ? g.run(s, c) : RS_OK;
+  };
   for (size_t i = 0; i < n; i++) {
     if (const rs_status status = tokenize_text(s, set, texts[i])) {
       e.failed = i;
       return status;
     }
-    rs_tokenizer_template(s->model->tokenizer, e.tokens, 0, std::min(e.tokens.ids.size(), content), nullptr, &g.packed);
-    g.end_sequence(g.packed.ids.size() - g.positions.size());
-    if (static_cast<int64_t>(g.positions.size()) >= s->max_batch_tokens) RS_TRY(g.run(s, c));
+    RS_TRY(add(std::min(e.tokens.ids.size(), content)));
+  }
+  const auto vocab = static_cast<uint64_t>(rs_tokenizer_vocab(s->model->tokenizer));
+  uint64_t drawn = 0;
+  for (size_t i = 0; i < random; i++) {
+    const size_t tokens = std::min<size_t>(8u << i % 7, longest);
+    e.tokens.clear();
+    e.tokens.ids.resize(tokens);
+    e.tokens.spans.resize(tokens);
+    for (int32_t &id : e.tokens.ids) id = static_cast<int32_t>(mix_bits(drawn++) % vocab);
+    RS_TRY(add(tokens));
   }
   return g.run(s, c);
 }
@@ -9209,7 +9249,9 @@ struct scale_search {
     for (size_t i = 0; i < channels; i++) {
       const float *row = weights + i * k;
       for (size_t j = 0; j < k; j++) largest[j] = std::max(largest[j], std::fabs(row[j]));
-      if (i % ceil_div(channels, most) == 0) w.insert(w.end(), row, row + k), n++;
+      if (i % ceil_div(channels, most)) continue;
+      w.resize(++n * k);
+      std::copy_n(row, k, w.end() - static_cast<std::ptrdiff_t>(k));
     }
   }
 
@@ -9247,7 +9289,7 @@ struct scale_search {
   }
 
   std::vector<float> factors(double a) const {
-    std::vector<float> f(k, 1);
+    std::vector<float> f(k);
     double mean = 0;  // of logarithms
     for (size_t j = 0; j < k; j++)
       if (l.largest[j] > 0 && largest[j] > 0) {
@@ -9279,13 +9321,13 @@ struct scale_search {
 
 }  // namespace
 
-rs_status rs_calibrate(rs_session *s, const rs_text *texts, size_t n_texts, const rs_image *images, size_t n_images,
-                       rs_calibration **out) {
+rs_status rs_calibrate(rs_session *s, const rs_text *texts, size_t n_texts, size_t n_random, const rs_image *images,
+                       size_t n_images, rs_calibration **out) {
   return rs_guarded([&] {
     *out = nullptr;
     forget_failure(*s);
     auto c = std::make_unique<rs_calibration>();
-    if (n_texts) RS_TRY(calibrate_texts(s, texts, n_texts, c.get()));
+    if (n_texts || n_random) RS_TRY(calibrate_texts(s, texts, n_texts, n_random, c.get()));
     if (n_images) RS_TRY(calibrate_images(s, images, n_images, c.get()));
     *out = c.release();
     return RS_OK;

@@ -754,12 +754,14 @@ typedef struct rs_convert_tensor { /* one row of the report */
   size_t index, total;                /* progress: tensor index of total */
 } rs_convert_tensor;
 
-/* What goes into every linear layer of a model on given texts and images (second moments).  With it, the rounding error of each
- * quantized weight is made good by the weights behind it (GPTQ: Frantar et al., arXiv 2210.17323).  The session should be of an f32
- * file. */
+/* What goes into every linear layer of a model on given texts and images (second moments, ranges, a sample).  With it, the rounding
+ * error of each quantized weight is made good by the weights behind it (GPTQ: Frantar et al., arXiv 2210.17323).  n_random: how
+ * many sequences of tokens drawn from the vocabulary come besides, of 8, 16 … 512 tokens in turn where the model takes as many; a
+ * few dozen keep what is rounded from being right for words and lengths of those texts only.  The session should be of an f32 file.
+ */
 typedef struct rs_calibration rs_calibration;
-RS_API rs_status rs_calibrate(rs_session *session, const rs_text *texts, size_t n_texts, const rs_image *images, size_t n_images,
-                              rs_calibration **out);
+RS_API rs_status rs_calibrate(rs_session *session, const rs_text *texts, size_t n_texts, size_t n_random, const rs_image *images,
+                              size_t n_images, rs_calibration **out);
 RS_API void rs_calibration_free(rs_calibration *calibration);
 /* rs_tensor_encode for the weight [N, K] of that name; the same as without calibration where it was not among the linear layers
  * that ran.  input_scale: NULL, or [K], which becomes what the layer's inputs are to be multiplied by, channel by channel, before

@@ -382,7 +382,7 @@ TEST(calibration, makes_the_error_of_a_layer_smaller) {
   const std::vector<std::string> calibration_texts = texts(200), test_texts = texts(100);
   const std::vector<rs_text> views = views_of(calibration_texts);
   rs_calibration *c = nullptr;
-  ASSERT_EQ(rs_calibrate(exact.session, views.data(), views.size(), nullptr, 0, &c), RS_OK) << rs_last_error();
+  ASSERT_EQ(rs_calibrate(exact.session, views.data(), views.size(), 0, nullptr, 0, &c), RS_OK) << rs_last_error();
   const std::vector<float> wanted = encode(exact.session, test_texts, sized<rs_encode_params>(), 64);
   double error[2];
   for (bool calibrated : {false, true}) {
@@ -415,7 +415,7 @@ TEST(calibration, makes_the_error_of_layers_of_images_smaller) {
   };
   const loaded exact(dir / "f32.rsw");
   rs_calibration *c = nullptr;
-  ASSERT_EQ(rs_calibrate(exact.session, nullptr, 0, images.data(), calibrating, &c), RS_OK) << rs_last_error();
+  ASSERT_EQ(rs_calibrate(exact.session, nullptr, 0, 0, images.data(), calibrating, &c), RS_OK) << rs_last_error();
   const std::vector<float> wanted = encode(exact.session);
   double error[2];
   for (bool calibrated : {false, true}) {
@@ -587,8 +587,8 @@ TEST_F(encode_tiny, nothing_is_made_where_a_call_fails) {
   is_null(
       static_cast<rs_trace *>(nullptr), [&](rs_trace **x) { return rs_trace_image(m->session, &none, nullptr, x); }, rs_trace_free);
   is_null(
-      static_cast<rs_calibration *>(nullptr), [&](rs_calibration **x) { return rs_calibrate(m->session, &bad, 1, nullptr, 0, x); },
-      rs_calibration_free);
+      static_cast<rs_calibration *>(nullptr),
+      [&](rs_calibration **x) { return rs_calibrate(m->session, &bad, 1, 0, nullptr, 0, x); }, rs_calibration_free);
 }
 
 TEST_F(encode_tiny, chunks_across_batches_are_joined) {

@@ -42,7 +42,7 @@ struct type_promise {
   const char *type;
   double cosine;
 };
-constexpr size_t calibration_pictures = 48;
+constexpr size_t calibration_pictures = 48, calibration_random = 14;  // the latter: sequences of tokens
 constexpr type_promise promises[] = {{"f32", 0.99999}, {"f16", 0.9999}, {"q8", 0.997}, {"q4", 0.97}};
 
 double promise_of(const std::string &type) {
@@ -243,7 +243,8 @@ class converter {
     model_ptr model = load_here(f32);
     session_ptr session = create_session(model.get(), 0, false);
     rs_calibration *result = nullptr;
-    check(rs_calibrate(session.get(), views.data(), views.size(), images.data(), images.size(), &result));
+    const size_t random = folder_.texts ? calibration_random : 0;
+    check(rs_calibrate(session.get(), views.data(), views.size(), random, images.data(), images.size(), &result));
     calibration_.reset(result);
   }
 
