@@ -389,9 +389,10 @@ struct op_call {
   int multiprocessors;
 
   // layer_norm and linear: what a quantized linear layer behind it needs of the result, or nullptr.
-  uint8_t *q;     // tiles of rows
-  row_quant *rq;  // [rows]
-  int64_t kp;     // columns, rounded up to q_columns
+  uint8_t *q;          // tiles of rows
+  row_quant *rq;       // [rows]
+  int64_t kp;          // columns, rounded up to q_columns
+  const float *scale;  // [columns] what they are multiplied by before, or nullptr
   // layer_norm: rs_shift of its first input, which is then not computed by itself, or nullptr.
   float *shift;
   int64_t shift_stride;
@@ -1950,11 +1951,19 @@ RS_DEVICE row_quant quant_range(float low, float high) {  // NaN, where the row 
   return {scale, static_cast<int32_t>(rintf(-low / scale))};
 }
 
-// Row r, which a warp holds.  Columns behind the row's are the zero point.
+// Row r, which a warp holds, times `scale` where there is one.  Columns behind the row's are the zero point.
 template <class R>
-RS_DEVICE void quantize_held(const R &row, int64_t r, int n, uint8_t *q, int kp, row_quant *rq) {
+RS_DEVICE void quantize_held(const R &row, int64_t r, int n, const float *scale, uint8_t *q, int kp, row_quant *rq) {
+  const auto scaled = [&](int j, piece<float, R::width> v) {
+    if (scale) {
+      const piece<float, R::width> s = load<R::width>(scale + j);
+      for (int i = 0; i < R::width; i++) v.v[i] *= s.v[i];
+    }
+    return v;
+  };
   float low = 0, high = 0;
-  row.look(n, [&](int, const piece<float, R::width> &v) {
+  row.look(n, [&](int j, const piece<float, R::width> &held) {
+    const piece<float, R::width> v = scaled(j, held);
     for (int i = 0; i < R::width; i++) low = min_or_nan(low, v.v[i]), high = max_or_nan(high, v.v[i]);
   });
   for (int mask = 16; mask > 0; mask /= 2)
@@ -1967,7 +1976,8 @@ RS_DEVICE void quantize_held(const R &row, int64_t r, int n, uint8_t *q, int kp,
   const int in_tile = static_cast<int>(r % q_rows);
   q += r / q_rows * (kp / q_columns) * q_tile;
   const auto place = [&](int j) { return j / q_columns * q_tile + q_chunk(in_tile, j / 16 % 4) + j % 16; };
-  row.look(n, [&](int j, const piece<float, R::width> &v) {
+  row.look(n, [&](int j, const piece<float, R::width> &held) {
+    const piece<float, R::width> v = scaled(j, held);
     piece<uint8_t, R::width> u;
     for (int i = 0; i < R::width; i++) {
       const float step = fminf(fmaxf(v.v[i] * inverse, least), most);  // NaN: the least, 0
@@ -1989,7 +1999,8 @@ struct norm_args {
   uint8_t *q;  // or nullptr
   row_quant *rq;
   int kp;
-  float *shift;  // or nullptr
+  const float *scale;  // of q, or nullptr
+  float *shift;        // or nullptr
   int64_t shift_stride;
 };
 
@@ -2029,7 +2040,7 @@ RS_DEVICE void layer_norm_row(const norm_args &a, int64_t r, R &row) {
   });
   // Not before all of gamma and beta are on their way: to the compiler, a write may change them.
   if (a.y) row.look(a.n, [&](int j, const piece<float, N> &v) { store(a.y + r * a.ldy + j, v); });
-  if (a.q) quantize_held(row, r, a.n, a.q, a.kp, a.rq);
+  if (a.q) quantize_held(row, r, a.n, a.scale, a.q, a.kp, a.rq);
 }
 
 // budget: registers 128, shared 0, spills 0
@@ -2095,12 +2106,12 @@ size_t layer_norm_work(const backend_op &) { return 0; }
 cudaError_t layer_norm_cuda(const op_call &c) {
   const int64_t n = c.out.cols, rows = c.out.capacity;
   const bool fours = by_fours(n, {&c.out, &c.in[0], &c.in[1]}) && reinterpret_cast<uintptr_t>(c.in[2].data) % 16 == 0 &&
-                     reinterpret_cast<uintptr_t>(c.in[3].data) % 16 == 0;
+                     reinterpret_cast<uintptr_t>(c.in[3].data) % 16 == 0 && reinterpret_cast<uintptr_t>(c.scale) % 16 == 0;
   const row_plan plan = plan_row(n, fours);
   const norm_args a = {c.in[0].f32(),  c.in[1].f32(),    c.in[2].f32(), c.in[3].f32(), c.out.f32(),
                        c.in[0].stride, c.in[1].stride,   c.out.stride,  c.out.rows,    static_cast<int>(n),
                        plan.held,      c.op->params.eps, c.q,           c.rq,          static_cast<int>(c.kp),
-                       c.shift,        c.shift_stride};
+                       c.scale,        c.shift,          c.shift_stride};
   if (rows <= 0) return cudaSuccess;
   switch (plan.pieces) { RS_HELD_IN_REGISTERS(layer_norm_registers, rows) }
   if (plan.held)
@@ -2121,6 +2132,7 @@ struct quantize_args {
   uint8_t *q;
   row_quant *rq;
   int kp;
+  const float *scale;  // or nullptr
 };
 
 // budget: registers 80, shared 0, spills 0
@@ -2132,7 +2144,7 @@ quantize_registers(quantize_args<float> a) {
   if (r >= *a.rows) return;
   row_in_registers<count, full> row;
   row.make(a.n, [&](int j) { return load<4>(a.x + r * a.ldx + j); });
-  quantize_held(row, r, a.n, a.q, a.kp, a.rq);
+  quantize_held(row, r, a.n, a.scale, a.q, a.kp, a.rq);
 }
 // budget: registers 64, shared 98304, spills 0
 template <int N>
@@ -2144,7 +2156,7 @@ quantize_shared(quantize_args<float> a) {
   const int bytes = (a.n * 4 + 15) / 16 * 16;
   row_in_memory<shared<piece<float, N>>, N> row = {block_memory<piece<float, N>>(warp_of() * bytes)};
   row.make(a.n, [&](int j) { return load<N>(a.x + r * a.ldx + j); });
-  quantize_held(row, r, a.n, a.q, a.kp, a.rq);
+  quantize_held(row, r, a.n, a.scale, a.q, a.kp, a.rq);
 }
 template <int N>
 RS_KERNEL(row_threads, 4)
@@ -2153,7 +2165,7 @@ quantize_global(quantize_args<float> a) {
   const int64_t r = row_of();
   if (r >= *a.rows) return;
   const row_in_memory<const piece<float, N> *, N> row = {reinterpret_cast<const piece<float, N> *>(a.x + r * a.ldx)};
-  quantize_held(row, r, a.n, a.q, a.kp, a.rq);
+  quantize_held(row, r, a.n, a.scale, a.q, a.kp, a.rq);
 }
 
 // budget: registers 128, shared 0, spills 0
@@ -2166,13 +2178,13 @@ quantize_halves(quantize_args<uint16_t> a) {
   const int64_t r = row_of();
   if (r >= *a.rows) return;
   const halves_in_registers<count, full> row(a.n, a.x + r * a.ldx);
-  quantize_held(row, r, a.n, a.q, a.kp, a.rq);
+  quantize_held(row, r, a.n, a.scale, a.q, a.kp, a.rq);
 }
 RS_KERNEL(row_threads, 4) quantize_many_halves(quantize_args<uint16_t> a) {
   wait_for_previous();
   const int64_t r = row_of();
   if (r >= *a.rows) return;
-  quantize_held(halves_in_memory{a.x + r * a.ldx}, r, a.n, a.q, a.kp, a.rq);
+  quantize_held(halves_in_memory{a.x + r * a.ldx}, r, a.n, a.scale, a.q, a.kp, a.rq);
 }
 
 // What quantize_rows can read as f16.
@@ -2184,8 +2196,10 @@ bool quantizes_halves(int64_t cols, int64_t stride, int64_t first) { return cols
     return launch_rows(c, x.capacity, a.n == count * 4 * warp_size ? quantize_halves<count, true> : quantize_halves<count, false>, \
                        a);
 cudaError_t quantize_half_rows(const op_call &c, const device_value &x, uint8_t *q, row_quant *rq, int64_t kp) {
-  if (!quantizes_halves(x.cols, x.stride, 0) || reinterpret_cast<uintptr_t>(x.data) % 8) return cudaErrorInvalidValue;
-  const quantize_args<uint16_t> a = {x.f16(), x.stride, x.rows, static_cast<int>(x.cols), 0, q, rq, static_cast<int>(kp)};
+  if (!quantizes_halves(x.cols, x.stride, 0) || reinterpret_cast<uintptr_t>(x.data) % 8 ||
+      reinterpret_cast<uintptr_t>(c.scale) % 16)
+    return cudaErrorInvalidValue;
+  const quantize_args<uint16_t> a = {x.f16(), x.stride, x.rows, static_cast<int>(x.cols), 0, q, rq, static_cast<int>(kp), c.scale};
   int64_t counts = ceil_div(x.cols, 4 * warp_size);
   counts = round_up(counts, counts <= 4 ? 1 : counts <= 8 ? 2 : counts <= 16 ? 4 : 8);
   switch (counts) {
@@ -2205,9 +2219,10 @@ cudaError_t quantize_half_rows(const op_call &c, const device_value &x, uint8_t 
 
 cudaError_t quantize_rows(const op_call &c, const device_value &x, uint8_t *q, row_quant *rq, int64_t kp) {
   if (x.half) return quantize_half_rows(c, x, q, rq, kp);
-  const bool fours = by_fours(x.cols, {&x});
+  const bool fours = by_fours(x.cols, {&x}) && reinterpret_cast<uintptr_t>(c.scale) % 16 == 0;
   const row_plan plan = plan_row(x.cols, fours);
-  const quantize_args<float> a = {x.f32(), x.stride, x.rows, static_cast<int>(x.cols), plan.held, q, rq, static_cast<int>(kp)};
+  const quantize_args<float> a = {x.f32(), x.stride, x.rows, static_cast<int>(x.cols), plan.held, q, rq, static_cast<int>(kp),
+                                  c.scale};
   if (x.capacity <= 0) return cudaSuccess;
   switch (plan.pieces) { RS_HELD_IN_REGISTERS(quantize_registers, x.capacity) }
   if (plan.held)
@@ -3582,10 +3597,11 @@ struct call_maker {
   const backend_run &r;
   const run_layout &l;
   backend_error *error;
-  std::map<int32_t, int> readers;  // of a tensor's elements, by its id
-  std::map<int32_t, bool> halves;  // what is stored as f16
-  std::vector<char> done;          // operators that another one does
-  int32_t quantized = -1;          // whose rows s.q holds
+  std::map<int32_t, int> readers;          // of a tensor's elements, by its id
+  std::map<int32_t, bool> halves;          // what is stored as f16
+  std::vector<char> done;                  // operators that another one does
+  int32_t quantized = -1;                  // whose rows s.q holds,
+  const float *quantized_scale = nullptr;  // and times what
   std::vector<std::pair<int, op_call>> calls;
 
   call_maker(card_session &s, const backend_run &r, const run_layout &l, backend_error *error)
@@ -3695,8 +3711,8 @@ struct call_maker {
       const backend_op &next = r.ops[j];
       if (next.op != OP_LINEAR || !is_quantized(next.in[1].type)) continue;
       if (next.in[0].id != op.out.id || !whole(next.in[0]) || next.in[0].cols != op.out.cols) break;
-      give_quantized(c, next.in[0]);
-      quantized = op.out.id;
+      RS_TRY(give_quantized(c, next));
+      quantized = op.out.id, quantized_scale = c->scale;
       if (readers[op.out.id] == 1 && !op.out.output && norm_keeps_rows(op.out.cols))
         c->out.data = nullptr;  // the floats are of no use
       break;
@@ -3723,10 +3739,15 @@ struct call_maker {
     return RS_OK;
   }
 
-  void give_quantized(op_call *c, const backend_tensor &x) const {
+  // As the linear layer `op` wants its inputs.
+  rs_status give_quantized(op_call *c, const backend_op &op) {
+    device_value scale;
+    RS_TRY(value(op.in[3], &scale));
     c->q = reinterpret_cast<uint8_t *>(s.q.data);
     c->rq = reinterpret_cast<row_quant *>(s.quants.data);
-    c->kp = quantized_kp(x.cols);
+    c->kp = quantized_kp(op.in[0].cols);
+    c->scale = scale.f32();
+    return RS_OK;
   }
 
   rs_status make_linear(size_t i, op_call *c) {
@@ -3734,10 +3755,11 @@ struct call_maker {
     const backend_tensor &x = op.in[0];
     const bool quantize = is_quantized(op.in[1].type);
     if (quantize) {
-      give_quantized(c, x);
-      const bool there = x.place == backend_place::result && x.id == quantized && whole(x);
+      RS_TRY(give_quantized(c, op));
+      const bool there = x.place == backend_place::result && x.id == quantized && whole(x) && c->scale == quantized_scale;
       if (!there) calls.emplace_back(-1, *c);
       quantized = x.place == backend_place::result && whole(x) ? x.id : -1;
+      quantized_scale = c->scale;
     }
     // The sum that follows at once is the product's last step.
     if (i + 1 == r.n_ops || c->out.half || op.out.output || readers[op.out.id] != 1) return RS_OK;

@@ -6942,7 +6942,14 @@ rs_status read_directory(rs_model *m) {
     return bad_file(*m, "the data end at %llu, the last tensor at %llu",
                     static_cast<unsigned long long>(m->header.data_offset + m->header.data_size),
                     static_cast<unsigned long long>(end));
-  for (const rs_tensor_info &t : m->tensors) RS_TRY(check_tensor(*m, t, false));
+  bool scales = false;
+  for (const rs_tensor_info &t : m->tensors) {
+    RS_TRY(check_tensor(*m, t, false));
+    scales |= is_input_scale(t.name);
+  }
+  if (scales != (m->header.required == feature_input_scale))
+    return bad_file(*m, "scales of inputs: %s by the header, %s by the tensors", scales ? "none" : "some",
+                    scales ? "some" : "none");
   return RS_OK;
 }
 

@@ -52,7 +52,7 @@ struct harness {
   std::vector<rs_binding> bindings;
   std::vector<std::unique_ptr<std::vector<char>>> memory;
 
-  harness() { EXPECT_EQ(rs_graph_create(nullptr, &g), RS_OK); }
+  explicit harness(const rs_model *model = nullptr) { EXPECT_EQ(rs_graph_create(model, &g), RS_OK); }
   ~harness() { rs_graph_free(g); }
 
   rs_tensor *weight(const char *name, rs_type type, rs_layout layout, std::vector<int64_t> shape, const vec &values) {

@@ -3,6 +3,7 @@
 #include "cli_util.h"
 #include "cuda_device.h"
 #include "graph_harness.h"
+#include "tiny_bert.h"
 #include "tiny_dinov2.h"
 
 #include <set>
@@ -340,6 +341,41 @@ TEST(graph_on_a_card, agrees_with_the_cpu) {
     ran.insert(row.op);
   }
   for (size_t i = 0; rs_op_name(i); i++) EXPECT_EQ(ran.count(rs_op_name(i)), 1u) << rs_op_name(i) << " is in no graph of this test";
+}
+
+// Layers that read the same rows, of a norm or not, with scales of inputs of their own and without: rows are quantized for each.
+TEST(graph_on_a_card, scales_of_inputs) {
+  const device_session card("cuda"), cpu("cpu");
+  temp_dir dir;
+  tiny_bert tiny;
+  tiny.hidden = width;
+  for (const char *type : {"q8", "q4"}) {
+    ASSERT_EQ(tiny.convert(dir / "plain.rsw", type), RS_OK) << rs_last_error();
+    std::map<std::string, vec> scales;
+    for (const char *layer : {"blk.0.attn.qkv.weight", "blk.1.attn.qkv.weight"}) {
+      vec &scale = scales[layer];
+      for (int64_t j = 0; j < width; j++)
+        scale.push_back(layer[4] == '0' ? 0.1f * static_cast<float>(1 + j) : 3 / static_cast<float>(1 + j));
+    }
+    ASSERT_EQ(add_input_scales(dir / "plain.rsw", dir / "scaled.rsw", scales), RS_OK) << rs_last_error();
+    const loaded m(dir / "scaled.rsw");
+    for (const bool of_norm : {false, true})
+      for (const std::vector<std::string> &layers : std::vector<std::vector<std::string>>{
+               {"blk.0.attn.qkv", "blk.1.attn.qkv", "blk.0.mlp.up", "blk.0.attn.qkv"}, {"blk.0.mlp.up", "blk.1.attn.qkv"}}) {
+        SCOPED_TRACE(type);
+        harness h(m.model);
+        rs_tensor *x = h.input("x", RS_F32, {RS_DIM_TOKENS, width}, normal(37 * width, 7)), *y = nullptr;
+        if (of_norm) x = norm(h, x, nullptr, "n");
+        for (const std::string &layer : layers) {
+          const int64_t n = layer == "blk.0.mlp.up" ? tiny.intermediate : 3 * width, shape[] = {n, width};
+          rs_tensor *one = rs_linear(h.g, x, rs_weight(h.g, (layer + ".weight").c_str(), 2, shape), nullptr, RS_ACT_NONE);
+          one = rs_columns(h.g, one, 0, width);
+          y = y ? rs_add(h.g, y, one) : one;
+        }
+        const vec wanted = h.run(cpu.s, y, 37, 1, 37 * width), got = h.again(card.s, y, 37, 1, 37 * width);
+        EXPECT_GE(lowest_cosine(got, wanted, width), 0.9999) << layers.size() << " " << of_norm;
+      }
+  }
 }
 
 // The second run of a capacity is recorded, the third is the record: other lengths within it, other values.

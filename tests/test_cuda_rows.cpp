@@ -10,7 +10,9 @@ namespace {
 // ---- references
 
 // As quantize_scalar of rs.cpp.
-row_quant quantize_reference(const float *x, size_t k, size_t kp, uint8_t *q) {
+row_quant quantize_reference(const float *inputs, const float *factors, size_t k, size_t kp, uint8_t *q) {
+  std::vector<float> x(inputs, inputs + k);
+  for (size_t i = 0; factors && i < k; i++) x[i] *= factors[i];
   float low = 0, high = 0;
   bool nan = false;
   for (size_t i = 0; i < k; i++) low = std::min(low, x[i]), high = std::max(high, x[i]), nan |= std::isnan(x[i]);
@@ -49,17 +51,25 @@ struct quantized {
     }
     return v;
   }
-  void expect_of(const floats &x) const {
+  void expect_of(const floats &x, const float *scale = nullptr) const {
     std::vector<uint8_t> expected(static_cast<size_t>(kp));
     for (int64_t i = 0; i < capacity; i++) {
       row_quant r = {-3, -77};
       std::fill(expected.begin(), expected.end(), uint8_t{0xcd});
-      if (i < *x.rows) r = quantize_reference(x.row(i), static_cast<size_t>(x.at.cols), static_cast<size_t>(kp), expected.data());
+      if (i < *x.rows)
+        r = quantize_reference(x.row(i), scale, static_cast<size_t>(x.at.cols), static_cast<size_t>(kp), expected.data());
       const row_quant got = rq[static_cast<size_t>(i)];
       ASSERT_TRUE(std::isnan(r.scale) ? std::isnan(got.scale) : same_bits(got.scale, r.scale)) << "row " << i;
       ASSERT_EQ(got.zero, r.zero) << "row " << i;
       ASSERT_EQ(row(i), expected) << "row " << i;
     }
+  }
+};
+
+// What inputs of a quantized layer may be multiplied by: another factor each.
+struct factors_of : on_device<float> {
+  explicit factors_of(int64_t cols) : on_device<float>(static_cast<size_t>(cols)) {
+    for (size_t j = 0; j < static_cast<size_t>(cols); j++) (*this)[j] = static_cast<float>(j % 29 + 1) * (j % 3 ? 0.125f : 1.75f);
   }
 };
 
@@ -343,12 +353,14 @@ TEST_P(Rows, LayerNorm) {
       for (int64_t j = 0; j < at.cols; j++)
         gamma[static_cast<size_t>(j)] = weights(0, j), beta[static_cast<size_t>(j)] = weights(1, j);
       c.in(2, {gamma.data(), nullptr, at.cols, 1, 1, false}).in(3, {beta.data(), nullptr, at.cols, 1, 1, false});
-      if (with_q) c.call.q = q.q.data(), c.call.rq = q.rq.data(), c.call.kp = q.kp;
+      const factors_of factors(at.cols);
+      const float *scale = with_q && !with_shift ? factors.data() : nullptr;
+      if (with_q) c.call.q = q.q.data(), c.call.rq = q.rq.data(), c.call.kp = q.kp, c.call.scale = scale;
       if (with_shift) c.call.shift = shift.row(0), c.call.shift_stride = shift.at.stride;
       RUN(c, layer_norm);
       y.expect_untouched(), shift.expect_untouched();
       expect_norm(y, x, with_residual ? &residual : nullptr, gamma.data(), beta.data(), 1e-5f);
-      if (with_q) q.expect_of(y);
+      if (with_q) q.expect_of(y, scale);
       for (int64_t i = 0; with_shift && i < rows[0]; i++) {
         const double expected = distance_reference(x.row(i), nullptr, at.cols, RS_DISTANCE_L2);
         if (std::isnan(expected)) ASSERT_TRUE(std::isnan(shift(i)));
@@ -385,8 +397,12 @@ TEST_P(Rows, RowsThatNoMemoryHolds) {
     y.expect_untouched();
     expect_norm(y, x, nullptr, gamma.data(), beta.data(), 1e-5f);
     q.expect_of(y);
-    expect_no_fault(quantize_rows(c.call, x.value(), of_x.q.data(), of_x.rq.data(), of_x.kp));
-    of_x.expect_of(x);
+    const factors_of factors(cols);
+    for (const float *scale : {static_cast<const float *>(nullptr), static_cast<const float *>(factors.data())}) {
+      c.call.scale = scale;
+      expect_no_fault(quantize_rows(c.call, x.value(), of_x.q.data(), of_x.rq.data(), of_x.kp));
+      of_x.expect_of(x, scale);
+    }
   }
 }
 
@@ -436,11 +452,15 @@ TEST_P(Rows, QuantizeHasTheBitsOfTheReference) {
     }
     x(9, last) = NAN, x(10, 0) = INFINITY, x(11, last) = -INFINITY;
     x(12, 0) = FLT_MAX, x(12, last) = at.cols > 1 ? -FLT_MAX : FLT_MAX;
-    const quantized q(capacity, at.cols);
-    test_call c;
-    expect_no_fault(quantize_rows(c.call, x.value(), q.q.data(), q.rq.data(), q.kp));
-    q.expect_of(x);
-    if (HasFatalFailure()) return;
+    const factors_of factors(at.cols);
+    for (const float *scale : {static_cast<const float *>(nullptr), static_cast<const float *>(factors.data())}) {
+      const quantized q(capacity, at.cols);
+      test_call c;
+      c.call.scale = scale;
+      expect_no_fault(quantize_rows(c.call, x.value(), q.q.data(), q.rq.data(), q.kp));
+      q.expect_of(x, scale);
+      if (HasFatalFailure()) return;
+    }
   }
 }
 
@@ -462,11 +482,15 @@ TEST_P(Rows, QuantizeOfHalves) {
         }
       device_value v = halves.value();
       v.half = true, v.cols = cols, v.stride = cols + more;
-      const quantized q(capacity, cols);
-      test_call c;
-      expect_no_fault(quantize_rows(c.call, v, q.q.data(), q.rq.data(), q.kp));
-      q.expect_of(x);
-      if (HasFatalFailure()) return;
+      const factors_of factors(cols);
+      for (const float *scale : {static_cast<const float *>(nullptr), static_cast<const float *>(factors.data())}) {
+        const quantized q(capacity, cols);
+        test_call c;
+        c.call.scale = scale;
+        expect_no_fault(quantize_rows(c.call, v, q.q.data(), q.rq.data(), q.kp));
+        q.expect_of(x, scale);
+        if (HasFatalFailure()) return;
+      }
     }
 }
 

@@ -196,6 +196,33 @@ TEST_F(hostile_file, header_fields_are_checked) {
   expect_refused(bad, "features 0x4");
 }
 
+TEST_F(hostile_file, scales_of_inputs_are_checked) {
+  const std::string name = "blk.1.mlp.up.weight";
+  const auto scaled = [&](const char *type, size_t n, float value) {
+    tiny_bert tiny;
+    EXPECT_EQ(tiny.convert(path, type), RS_OK) << rs_last_error();
+    const rs_status status = add_input_scales(path, dir / "scaled.rsw", {{name, std::vector<float>(n, value)}});
+    return status == RS_OK ? read_file(dir / "scaled.rsw") : rs_last_error();
+  };
+  const std::string good = scaled("q8", 32, 0.5f);
+  EXPECT_EQ(load(good, true), RS_OK) << error;
+  EXPECT_EQ(get<uint32_t>(good, 12), 1u);
+  std::string bad = good;
+  put<uint32_t>(&bad, 12, 0);
+  expect_refused(bad, "scales of inputs: none by the header, some by the tensors");
+  bad = bytes, put<uint32_t>(&bad, 12, 1);
+  expect_refused(bad, "scales of inputs: some by the header, none by the tensors");
+  bad = good, put<uint32_t>(&bad, 12, 3);
+  expect_refused(bad, "features 0x2");
+  expect_refused(scaled("q8", 31, 0.5f), "'" + name + ".input_scale': shape [31], expected [32]");
+  expect_refused(scaled("f32", 32, 0.5f), "'" + name + "' is f32, but has a scale of inputs");
+  EXPECT_NE(scaled("q8", 32, NAN).find("is NaN or infinite"), std::string::npos);
+  // A copy is the same file.
+  ASSERT_EQ(scaled("q8", 32, 0.5f), good);
+  ASSERT_EQ(add_input_scales(dir / "scaled.rsw", dir / "copy.rsw", {}), RS_OK) << rs_last_error();
+  EXPECT_EQ(read_file(dir / "copy.rsw"), good);
+}
+
 TEST_F(hostile_file, directory_entries_are_checked) {
   const size_t at = entry("blk.0.attn.qkv.weight");
   ASSERT_NE(at, std::string::npos);

@@ -1,6 +1,7 @@
 // Operators and graphs: every operator on every row of kernels that this CPU has, against a plain f64 version.
 // Tolerances: results in f32 may differ from f64 by a few roundings; each test says how many.
 #include "graph_harness.h"
+#include "tiny_bert.h"
 
 #include <functional>
 #include <map>
@@ -60,6 +61,48 @@ TEST(linear, quantized_is_the_same_on_every_isa_bit_for_bit) {
 }
 
 // The largest sums there can be: all activations at the end of their range, all weights at the limit of theirs.
+// A scale of inputs in the file is the same, to the bit, as inputs that were multiplied before: also where registers end, and where
+// values are NaN, infinite or all zero.
+TEST(linear, inputs_are_scaled_as_the_file_says) {
+  const std::string name = "blk.0.attn.qkv.weight";
+  temp_dir dir;
+  for (const int64_t k : {4, 28, 36, 64, 100, 132, 384})
+    for (const char *type : {"q8", "q4"}) {
+      SCOPED_TRACE(std::string(type) + " " + std::to_string(k));
+      tiny_bert tiny;
+      tiny.hidden = k;
+      ASSERT_EQ(tiny.convert(dir / "plain.rsw", type), RS_OK) << rs_last_error();
+      vec scale(static_cast<size_t>(k));
+      for (size_t j = 0; j < scale.size(); j++) scale[j] = 0.03f * static_cast<float>(1 + j % 41);
+      ASSERT_EQ(add_input_scales(dir / "plain.rsw", dir / "scaled.rsw", {{name, scale}}), RS_OK) << rs_last_error();
+      const loaded plain(dir / "plain.rsw"), scaled(dir / "scaled.rsw");
+      const int64_t t = 7, n = 3 * k;
+      vec x = normal(static_cast<size_t>(t * k), 8), multiplied = x;
+      x[0] = NAN, x[static_cast<size_t>(2 * k - 1)] = INFINITY;
+      std::fill_n(x.begin() + 2 * k, k, 0.0f);
+      for (size_t i = 0; i < x.size(); i++) multiplied[i] = x[i] * scale[i % scale.size()];
+      const auto result = [&](const rs_model *model, const std::string &isa, const vec &inputs) {
+        const session s(isa);
+        harness h(model);
+        const int64_t shape[] = {n, k};
+        rs_tensor *w = rs_name(h.g, rs_weight(h.g, name.c_str(), 2, shape), "another name");
+        return h.run(s.s, rs_linear(h.g, h.input("x", RS_F32, {RS_DIM_TOKENS, k}, inputs), w, nullptr, RS_ACT_NONE), t, 1,
+                     static_cast<size_t>(t * n));
+      };
+      const vec wanted = result(plain.model, "scalar", multiplied), without = result(plain.model, "scalar", x);
+      const size_t finite = static_cast<size_t>(2 * n);  // rows from here on are
+      EXPECT_TRUE(
+          std::all_of(wanted.begin(), wanted.begin() + static_cast<std::ptrdiff_t>(finite), [](float v) { return std::isnan(v); }));
+      EXPECT_NE(memcmp(&without[finite], &wanted[finite], (wanted.size() - finite) * 4), 0);
+      for (const std::string &isa : isas()) {
+        const vec got = result(scaled.model, isa, x);
+        EXPECT_TRUE(
+            std::all_of(got.begin(), got.begin() + static_cast<std::ptrdiff_t>(finite), [](float v) { return std::isnan(v); }));
+        EXPECT_EQ(memcmp(&got[finite], &wanted[finite], (wanted.size() - finite) * 4), 0) << isa;
+      }
+    }
+}
+
 TEST(linear, quantized_sums_do_not_overflow) {
   const int64_t k = 4096, n = 16;
   vec x(k, 1.0f), w(static_cast<size_t>(n * k), 1.0f);

@@ -2,6 +2,7 @@
 // plain f64 BERT, and what must hold for every model: a text's vector does not depend on what else is in the batch.
 #include "bert_f64.h"
 #include "encoding.h"
+#include "graph_harness.h"
 #include "tiny_vit.h"
 
 #include <nlohmann/json.hpp>
@@ -395,6 +396,96 @@ TEST(calibration, makes_the_error_of_a_layer_smaller) {
   }
   rs_calibration_free(c);
   EXPECT_TRUE(error[1] < 0.8 * error[0]) << error[1] << " " << error[0];
+}
+
+// Two channels are large in every row, as they are in published models: without a scale of inputs the others get few steps.
+TEST(calibration, scales_inputs_where_a_few_channels_are_large) {
+  temp_dir dir;
+  tiny_bert tiny(5);
+  tiny.hidden = 64, tiny.intermediate = 256;
+  tiny.fill();
+  for (const size_t channel : {7, 41}) tiny.weights["encoder.layer.0.output.LayerNorm.weight"][channel] = 25;
+  ASSERT_EQ(tiny.convert(dir / "f32.rsw", "f32"), RS_OK) << rs_last_error();
+  const loaded exact(dir / "f32.rsw");
+  rs_calibration *c = nullptr;
+  ASSERT_EQ(rs_calibrate(exact.session, nullptr, 0, 42, nullptr, 0, &c), RS_OK) << rs_last_error();
+
+  // What goes into that layer, on other tokens, and what comes out, quantized without and with it.
+  const std::string name = "blk.1.attn.qkv.weight";
+  const size_t k = 64, n = 3 * k, tokens = 40;
+  std::vector<int32_t> ids(tokens);
+  for (size_t i = 0; i < tokens; i++) ids[i] = static_cast<int32_t>(5 + i * 7 % 13);
+  const size_t starts[] = {0, tokens};
+  auto params = sized<rs_encode_params>();
+  params.pooling = RS_POOL_NONE, params.normalize = RS_OFF, params.layer_plus_one = 2;
+  std::vector<float> x(tokens * k), w(n * k);
+  ASSERT_EQ(rs_encode_ids(exact.session, ids.data(), nullptr, starts, 1, &params, x.data(), x.size()), RS_OK) << rs_last_error();
+  rs_tensor_info t;
+  ASSERT_EQ(rs_model_tensor(exact.model, name.c_str(), &t), RS_OK);
+  ASSERT_EQ(rs_tensor_decode(t.type, t.layout, t.rank, t.shape, t.data, w.data(), w.size()), RS_OK);
+  for (const rs_type type : {RS_W8, RS_W4}) {
+    double error[2];
+    std::vector<float> scale(k);
+    for (const bool scales : {false, true}) {
+      harness h;
+      size_t bytes;
+      ASSERT_EQ(rs_tensor_bytes(type, RS_PANELS, 2, t.shape, &bytes), RS_OK);
+      const aligned encoded(bytes);
+      ASSERT_EQ(rs_tensor_encode_calibrated(c, name.c_str(), type, RS_PANELS, 2, t.shape, w.data(), encoded.p, bytes,
+                                            scales ? scale.data() : nullptr),
+                RS_OK)
+          << rs_last_error();
+      std::vector<float> scaled = x;
+      for (size_t i = 0; scales && i < scaled.size(); i++) scaled[i] *= scale[i % k];
+      rs_tensor *in = h.input("x", RS_F32, {RS_DIM_TOKENS, 64}, scaled);
+      rs_tensor *y = rs_linear(h.g, in, rs_constant(h.g, "w", type, RS_PANELS, 2, t.shape, encoded.p), nullptr, RS_ACT_NONE);
+      const std::vector<float> got = h.run(exact.session, y, tokens, 1, tokens * n);
+      error[scales] = 0;
+      for (size_t i = 0; i < tokens; i++)
+        for (size_t j = 0; j < n; j++) {
+          double wanted = 0;
+          for (size_t l = 0; l < k; l++) wanted += double(x[i * k + l]) * w[j * k + l];
+          error[scales] += (got[i * n + j] - wanted) * (got[i * n + j] - wanted);
+        }
+    }
+    EXPECT_TRUE(error[1] < (type == RS_W8 ? 0.3 : 0.8) * error[0]) << rs_type_name(type) << " " << error[1] << " " << error[0];
+    std::vector<float> sorted = scale;
+    std::sort(sorted.begin(), sorted.end());
+    EXPECT_LT(std::max(scale[7], scale[41]), 0.5f * sorted[2]) << rs_type_name(type);
+  }
+
+  // A converted file has it, and says of its weights how far they are from the published ones.
+  ASSERT_EQ(tiny.convert(dir / "q8.rsw", "q8", c), RS_OK) << rs_last_error();
+  EXPECT_GT(tiny.reported.at(name).sum_sq, 0);
+  EXPECT_LT(tiny.reported.at(name).sum_sq_error, 1e-3 * tiny.reported.at(name).sum_sq);
+  const loaded m(dir / "q8.rsw");
+  EXPECT_EQ(rs_model_verify(m.model), RS_OK) << rs_last_error();
+  ASSERT_EQ(rs_model_tensor(m.model, (name + ".input_scale").c_str(), &t), RS_OK);
+  EXPECT_EQ(t.shape[0], 64);
+  // What it is of no use to has none: the inputs of attention's last layer are alike.
+  EXPECT_EQ(rs_model_tensor(m.model, "blk.0.attn.out.weight.input_scale", &t), RS_ERR_NOT_FOUND);
+  rs_calibration_free(c);
+}
+
+TEST(calibration, draws_the_same_tokens_each_time_and_as_many_as_asked_for) {
+  temp_dir dir;
+  tiny_bert tiny(5);
+  ASSERT_EQ(tiny.convert(dir / "f32.rsw", "f32"), RS_OK) << rs_last_error();
+  const loaded exact(dir / "f32.rsw");
+  const rs_text text = {"the cat sat on the mat", RS_NUL_TERMINATED};
+  std::string files[4];
+  const std::pair<size_t, size_t> sequences[] = {{1, 9}, {1, 9}, {1, 8}, {1, 0}};
+  for (size_t i = 0; i < 4; i++) {
+    rs_calibration *c = nullptr;
+    ASSERT_EQ(rs_calibrate(exact.session, &text, sequences[i].first, sequences[i].second, nullptr, 0, &c), RS_OK)
+        << rs_last_error();
+    ASSERT_EQ(tiny.convert(dir / "q4.rsw", "q4", c), RS_OK) << rs_last_error();
+    files[i] = read_file(dir / "q4.rsw");
+    rs_calibration_free(c);
+  }
+  EXPECT_EQ(files[0], files[1]);
+  EXPECT_NE(files[0], files[2]);
+  EXPECT_NE(files[2], files[3]);
 }
 
 TEST(calibration, makes_the_error_of_layers_of_images_smaller) {

@@ -14,6 +14,7 @@
 struct tiny_source {
   std::map<std::string, std::vector<float>> weights;
   std::map<std::string, std::vector<int64_t>> shapes;
+  std::map<std::string, rs_convert_tensor> reported;  // by the last conversion
 
   virtual ~tiny_source() = default;
 
@@ -58,6 +59,10 @@ struct tiny_source {
     p.size = sizeof p;
     p.type = type;
     p.calibration = calibration;
+    p.ctx = &reported;
+    p.on_tensor = [](void *to, const rs_convert_tensor *row) {
+      (*static_cast<std::map<std::string, rs_convert_tensor> *>(to))[row->name] = *row;
+    };
     const rs_source s = source();
     status = rs_convert(&s, &p, w);
     if (status == RS_OK) status = rs_writer_finish(w);
@@ -101,6 +106,25 @@ struct tiny_source {
   std::vector<rs_source_tensor> tensors;
   std::deque<std::string> kept;  // what config points to
 };
+
+// The weight file `from` with scales of inputs, by the name of their weight, as `to`.
+inline rs_status add_input_scales(const std::string &from, const std::string &to,
+                                  const std::map<std::string, std::vector<float>> &scales) {
+  rs_model *model = nullptr;
+  rs_writer *w = nullptr;
+  rs_status status = rs_model_load(from.c_str(), nullptr, &model);
+  if (status == RS_OK) status = rs_writer_open(to.c_str(), &w);
+  if (status == RS_OK) status = rs_writer_copy(w, model);
+  for (const auto &[name, values] : scales) {
+    const auto n = static_cast<int64_t>(values.size());
+    if (status == RS_OK)
+      status = rs_writer_add(w, (name + ".input_scale").c_str(), RS_F32, RS_ROWS, 1, &n, values.data(), values.size() * 4);
+  }
+  if (status == RS_OK) status = rs_writer_finish(w);
+  rs_writer_free(w);
+  rs_model_free(model);
+  return status;
+}
 
 // ------------------------------------------------------------------------------------------------ images
 
