@@ -1746,8 +1746,8 @@ struct kernel_row {
   void (*w4_panels)(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const uint8_t *mult, int panels,
                     const linear_result &to);
 
-  // x [rows][k] to q [rows][kp], the padding filled with the zero point (any value would do: the weights there are zero).
-  // Rows of x, times `scale` [k] where that is not NULL.
+  // x [rows][k], times `scale` [k] where that is not nullptr, to q [rows][kp], the padding filled with the zero point (any value
+  // would do: the weights there are zero).
   void (*quantize)(const float *x, size_t ldx, const float *scale, int64_t rows, size_t k, size_t kp, row_quant *rq, uint8_t *q);
   // y [rows][ldy] = act(y + bias), 16 channels, in place: what follows a product of floats.  bias may be nullptr.
   void (*finish_f32)(const float *bias, int rows, rs_activation act, float *y, size_t ldy);
@@ -9235,10 +9235,10 @@ rs_status calibrate_images(rs_session *s, const rs_image *images, size_t n, rs_c
 
 // ---- a scale of inputs: x's channel j times f[j], w's by 1 / f[j] (SmoothQuant: Xiao et al., arXiv 2211.10438)
 //
-// A row of x has 255 steps, which the few channels that are large in every row of a transformer leave to the others as few as 10
-// of; a row of w has about as many.  f[j] = w_j^(1-a) / x_j^a, with w_j and x_j the largest of their channel, parts what makes the
-// range between the two.  Which a is best, and whether any is, the layer's own error tells: of some of its channels, on some of its
-// inputs, both rounded as they will be.
+// A row of x has 255 steps.  The few channels that are large in every row of a transformer leave as few as ten of them to the
+// others; a row of w, which has about as many, has no such channels.  f[j] = w_j^(1-a) / x_j^a, with w_j and x_j the largest of
+// their channel, shares out what is uneven between the two.  Which a is best, and whether any is, the layer's own error tells: of
+// some of its outputs, on some of its inputs, both rounded as they will be.
 
 struct scale_search {
   const rs_calibration::layer &l;
@@ -9349,6 +9349,8 @@ rs_status rs_tensor_encode_calibrated(const rs_calibration *c, const char *name,
     const rs_calibration::layer *layer = nullptr;
     for (const rs_calibration::layer &l : c->layers)
       if (l.weight == name) layer = &l;
+    size_t bytes;
+    RS_TRY(rs_tensor_bytes(type, layout, rank, shape, &bytes));
     if (input_scale && rank == 2) std::fill_n(input_scale, shape[1], 1.0f);
     if (!layer || !is_quantized(type)) return encode(type, layout, rank, shape, src, nullptr, dst, capacity);
     if (rank != 2 || shape[1] != static_cast<int64_t>(layer->k))

@@ -376,8 +376,9 @@ void add_convert(CLI::App *app, command_line *line) {
   sub->add_option("--source", options->source, "where it came from (default: what config.json says)")->type_name("ID");
   sub->add_option("--calibrate", options->calibrate,
                   "texts like those the model will see, a line each, to round the weights of\n"
-                  "q8 and q4 by (default: built-in ones).  Images are always the built-in pictures.\n"
-                  "\"none\" rounds each weight for itself, of either")
+                  "q8 and q4 by (default: built-in ones), besides sequences of random tokens.\n"
+                  "Images are always the built-in pictures.  \"none\" rounds each weight for itself,\n"
+                  "of either")
       ->type_name("FILE");
   sub->add_option("--max-tokens", options->max_tokens, "default limit of a text (default: what the folder says)")
       ->type_name("N")
