@@ -360,14 +360,15 @@ TEST(graph_on_a_card, scales_of_inputs) {
     ASSERT_EQ(add_input_scales(dir / "plain.rsw", dir / "scaled.rsw", scales), RS_OK) << rs_last_error();
     const loaded m(dir / "scaled.rsw");
     for (const bool of_norm : {false, true})
-      for (const std::vector<std::string> &layers : std::vector<std::vector<std::string>>{
-               {"blk.0.attn.qkv", "blk.1.attn.qkv", "blk.0.mlp.up", "blk.0.attn.qkv"}, {"blk.0.mlp.up", "blk.1.attn.qkv"}}) {
+      for (const std::vector<std::string> &layers :
+           std::vector<std::vector<std::string>>{{"blk.0.attn.qkv", "blk.1.attn.qkv", "blk.0.mlp.up", "blk.0.attn.qkv"},
+                                                 {"blk.0.mlp.up", "blk.1.attn.qkv", "blk.1.mlp.up"}}) {
         SCOPED_TRACE(type);
         harness h(m.model);
         rs_tensor *x = h.input("x", RS_F32, {RS_DIM_TOKENS, width}, normal(37 * width, 7)), *y = nullptr;
         if (of_norm) x = norm(h, x, nullptr, "n");
         for (const std::string &layer : layers) {
-          const int64_t n = layer == "blk.0.mlp.up" ? tiny.intermediate : 3 * width, shape[] = {n, width};
+          const int64_t n = layer.substr(6) == "mlp.up" ? tiny.intermediate : 3 * width, shape[] = {n, width};
           rs_tensor *one = rs_linear(h.g, x, rs_weight(h.g, (layer + ".weight").c_str(), 2, shape), nullptr, RS_ACT_NONE);
           one = rs_columns(h.g, one, 0, width);
           y = y ? rs_add(h.g, y, one) : one;
