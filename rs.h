@@ -749,7 +749,7 @@ typedef struct rs_convert_tensor { /* one row of the report */
   int rank;
   int64_t shape[RS_MAX_RANK];
   size_t bytes;                       /* in the new file */
-  double max_error;                   /* largest |w - decoded w| */
+  double max_error;                   /* largest |w - decoded w|, a scale of inputs (rs_tensor_encode_calibrated) taken back */
   double sum_sq_error, sum_sq, count; /* RMS error = sqrt(sum_sq_error / count) */
   size_t index, total;                /* progress: tensor index of total */
 } rs_convert_tensor;
