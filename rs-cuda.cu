@@ -2135,9 +2135,9 @@ struct quantize_args {
   const float *scale;  // or nullptr
 };
 
-// budget: registers 80, shared 0, spills 0
+// budget: registers 96, shared 0, spills 0
 template <int count, bool full>
-RS_KERNEL(row_threads, 3)
+RS_KERNEL(row_threads, count > 6 ? 2 : 3)
 quantize_registers(quantize_args<float> a) {
   wait_for_previous();
   const int64_t r = row_of();

@@ -7392,6 +7392,7 @@ rs_status read_info(rs_model *m) {
   m->info.weight_type = optional_str(*m, "general.weight_type", "");
   m->info.file_bytes = m->map_bytes;
   for (const rs_tensor_info &t : m->tensors) {
+    if (is_input_scale(t.name)) continue;  // no parameter: part of how its weight is stored
     int64_t n = 1;
     for (int i = 0; i < t.rank; i++)
       if (__builtin_mul_overflow(n, t.shape[i], &n)) return bad_file(*m, "tensor '%s' is too large", t.name);
@@ -8471,7 +8472,7 @@ rs_status run_texts(rs_session *s, const encode_settings &set, const rs_text *te
 rs_status rs_image_prepare(const rs_model *m, const rs_image *image, int32_t width, int32_t height, float *pixels, size_t capacity,
                            int32_t source_size[2]) {
   return rs_guarded([&] {
-    rs_image_shape shape;
+    rs_image_shape shape = {};
     RS_TRY(rs_image_get_shape(m, width, height, &shape));
     const size_t floats = 3 * static_cast<size_t>(shape.width) * static_cast<size_t>(shape.height);
     if (capacity < floats) return rs_fail(RS_ERR_LIMIT, "the pixels are %zu floats, the output holds %zu", floats, capacity);
