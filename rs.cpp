@@ -101,7 +101,7 @@ RS_TARGET row_quant row_range(const float *x, const float *scale, size_t k) {
   widen(low[0], high[0], high[1]);
   bool nan = any_nan(low[0]) || any_nan(high[0]);
   float lo = -largest(sub(set1(0), low[0])), hi = largest(high[0]);
-  nan |= range_rest(x, scale, i, k, &lo, &hi);
+  if (i < k) nan |= range_rest(x, scale, i, k, &lo, &hi);
   return nan ? row_quant{NAN, 0} : quant_range(lo, hi);
 }
 RS_TARGET void quantize_row(const float *x, const float *scale, size_t k, size_t kp, row_quant rq, uint8_t *q) {
@@ -273,14 +273,15 @@ void layer_norm(const float *x, const float *residual, const float *gamma, const
         store(y + at, v);
         total[chain] = add(total[chain], v);
       });
-  const float mean = (sum_chains(total) + norm_rest_sum(x, residual, i, n, y)) / static_cast<float>(n);
+  const float mean = (sum_chains(total) + (i < n ? norm_rest_sum(x, residual, i, n, y) : 0)) / static_cast<float>(n);
   const vf m = set1(mean);
   i = in_chains(
       n, [&](size_t at, size_t chain) __attribute__((always_inline)) RS_TARGET {
         const vf v = sub(load(y + at), m);
         squares[chain] = fma(v, v, squares[chain]);
       });
-  const float factor = 1 / std::sqrt((sum_chains(squares) + norm_rest_squares(y, mean, i, n)) / static_cast<float>(n) + eps);
+  const float factor =
+      1 / std::sqrt((sum_chains(squares) + (i < n ? norm_rest_squares(y, mean, i, n) : 0)) / static_cast<float>(n) + eps);
   for (i = 0; i + lanes <= n; i += lanes)
     store(y + i, fma(mul(sub(load(y + i), m), set1(factor)), load(gamma + i), load(beta + i)));
   if (i < n) norm_rest(mean, factor, gamma, beta, i, n, y);
@@ -9359,18 +9360,15 @@ rs_status rs_tensor_encode_calibrated(const rs_calibration *c, const char *name,
                      layer->k);
     const size_t k = layer->k, n = static_cast<size_t>(shape[0]);
     rounding r;
-    if (!input_scale) {
-      RS_TRY(make_rounding(layer->h.data(), k, layer->stride, &r));
-      return encode(type, layout, rank, shape, src, &r, dst, capacity);
-    }
     std::vector<float> f, h = layer->h, w(src, src + n * k);
-    RS_TRY(scale_search(*layer, type, n, src).best(&f));
+    f.assign(k, 1);
+    if (input_scale) RS_TRY(scale_search(*layer, type, n, src).best(&f));
     for (size_t i = 0; i < k; i++)
       for (size_t j = 0; j < k; j++) h[i * layer->stride + j] *= f[i] * f[j];
     for (size_t i = 0; i < n * k; i++) w[i] /= f[i % k];
     RS_TRY(make_rounding(h.data(), k, layer->stride, &r));
     RS_TRY(encode(type, layout, rank, shape, w.data(), &r, dst, capacity));
-    std::copy(f.begin(), f.end(), input_scale);
+    if (input_scale) std::copy(f.begin(), f.end(), input_scale);
     return RS_OK;
   });
 }
