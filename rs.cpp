@@ -373,31 +373,44 @@ RS_TARGET double f32_peak(size_t steps) {
 //
 // Compiled like the part above, against `vi`, an integer register, of which a panel's step takes panel_width.
 
+// P panels of bytes: those of w8, or w4 unpacked.
+struct byte_panels {
+  const int8_t *w;
+  size_t n, stride;  // inputs; bytes from one panel to the next
+  bool first, last;  // inputs of K: before them there are sums in memory, or behind them is nothing to come
+  // What is read next and waits in L2 or L3: of the first panel, and bytes from one panel to the next.
+  const void *next;
+  size_t next_stride;
+};
+
 // Tiles of R rows by P panels: sums to acc [P][acc_stride], or, of a whole tile without an activation, what becomes of them to y.
 // That takes few operations where the sums are in registers; an activation is faster over all rows at once.
 template <int R, int P>
-RS_TARGET void w8_rows(const uint8_t *a, size_t kp, int rows, const int8_t *w, int32_t *acc_out, size_t acc_stride,
-                       linear_result to) {
+RS_TARGET void byte_rows(const uint8_t *a, size_t kp, int rows, const byte_panels &panels, int32_t *acc_out, size_t acc_stride,
+                         linear_result to) {
   constexpr int width = P * panel_width, lanes = panel_n / panel_width;
-  for (int ahead = P; rows >= R; rows -= R, a += R * kp, acc_out += R * panel_n, to = to.from(R, 0)) {
+  // Where register h is, of what has `stride` of something a panel and `part` of it a register.
+  const auto at = [](int h, size_t stride, size_t part) {
+    return static_cast<size_t>(h / panel_width) * stride + static_cast<size_t>(h % panel_width) * part;
+  };
+  const char *next = static_cast<const char *>(panels.next);
+  for (int left = P; rows >= R; rows -= R, a += R * kp, acc_out += R * panel_n, to = to.from(R, 0)) {
     vi acc[R][width];
     for (int r = 0; r < R; r++)
-      for (int h = 0; h < width; h++) acc[r][h] = zero_int();
-    // The first tiles fetch a panel each of those that come next, which wait in L2 or L3.  Behind the last that does no harm.
-    const int8_t *next = w + static_cast<size_t>(ahead) * kp * panel_n;
-    if (ahead < 2 * P - 1) ahead++;
-    for (size_t k = 0; k < kp; k += panel_k) {
+      for (int h = 0; h < width; h++)
+        acc[r][h] = panels.first ? zero_int() : load_int(acc_out + r * panel_n + at(h, acc_stride, lanes));
+    for (size_t k = 0; k < panels.n; k += panel_k) {
       __builtin_prefetch(next + k * panel_n);
       vi b[width];
-      for (int h = 0; h < width; h++)
-        b[h] = load_int(w + static_cast<size_t>(h / panel_width) * kp * panel_n + k * panel_n + h % panel_width * sizeof(vi));
+      for (int h = 0; h < width; h++) b[h] = load_int(panels.w + k * panel_n + at(h, panels.stride, sizeof(vi)));
 #pragma GCC unroll 8
       for (int r = 0; r < R; r++) {
         const vi x = broadcast4(a + r * kp + k);
         for (int h = 0; h < width; h++) acc[r][h] = dot(acc[r][h], x, b[h]);
       }
     }
-    if (R == w8_tile_rows && P == w8_tile_panels && to.act == RS_ACT_NONE) {  // as finish does it
+    if (--left > 0) next += panels.next_stride;  // the first tiles fetch a panel each; behind the last that does no harm
+    if (R == w8_tile_rows && P == w8_tile_panels && panels.last && to.act == RS_ACT_NONE) {  // as finish does it
 #pragma GCC unroll 8
       for (int h = 0; h < width; h++) {
         const vf scale = load(to.scale + h * lanes), bias = to.bias ? load(to.bias + h * lanes) : set1(0);
@@ -411,19 +424,26 @@ RS_TARGET void w8_rows(const uint8_t *a, size_t kp, int rows, const int8_t *w, i
       continue;
     }
     for (int r = 0; r < R; r++)
-      for (int h = 0; h < width; h++)
-        store_int(acc_out + static_cast<size_t>(h / panel_width) * acc_stride + r * panel_n + h % panel_width * lanes, acc[r][h]);
+      for (int h = 0; h < width; h++) store_int(acc_out + r * panel_n + at(h, acc_stride, lanes), acc[r][h]);
   }
   if constexpr (R > 1)
-    if (rows) w8_rows<R - 1, P>(a, kp, rows, w, acc_out, acc_stride, to);
+    if (rows) byte_rows<R - 1, P>(a, kp, rows, panels, acc_out, acc_stride, to);
 }
+// What byte_rows left of sums over all of K.
+template <int P>
+RS_TARGET void finish_rest(const int32_t *acc, int rows, const linear_result &to) {
+  const int done = P == w8_tile_panels && to.act == RS_ACT_NONE ? rows / w8_tile_rows * w8_tile_rows : 0;
+  finish_panels<P>(acc + done * panel_n, acc_panel(rows), rows - done, to.from(done, 0));
+}
+
 template <int P>
 RS_TARGET void w8_tiles(const uint8_t *a, size_t kp, int rows, const int8_t *w, int panels, linear_result to) {
   alignas(align_data) int32_t acc[P * acc_panel(product_rows)];
-  const int done = P == w8_tile_panels && to.act == RS_ACT_NONE ? rows / w8_tile_rows * w8_tile_rows : 0;
-  for (; panels >= P; panels -= P, w += P * kp * panel_n, to = to.from(0, P)) {
-    w8_rows<w8_tile_rows, P>(a, kp, rows, w, acc, acc_panel(rows), to);
-    finish_panels<P>(acc + done * panel_n, acc_panel(rows), rows - done, to.from(done, 0));
+  const size_t stride = kp * panel_n;
+  for (; panels >= P; panels -= P, w += P * stride, to = to.from(0, P)) {
+    const byte_panels bytes = {w, kp, stride, true, true, w + P * stride, stride};
+    byte_rows<w8_tile_rows, P>(a, kp, rows, bytes, acc, acc_panel(rows), to);
+    finish_rest<P>(acc, rows, to);
   }
   if constexpr (P > 1)
     if (panels) w8_tiles<P - 1>(a, kp, rows, w, panels, to);
@@ -432,68 +452,32 @@ void w8_panels(const uint8_t *a, size_t kp, int rows, const int8_t *w, int panel
   w8_tiles<w8_tile_panels>(a, kp, rows, w, panels, to);
 }
 
-// A part of one panel's steps, nibbles to bytes.
-RS_TARGET void w4_bytes(const uint8_t *w, size_t n, int8_t *to) {
-  for (size_t k = 0; k < n; k += panel_k) unpack_step(w + k * 8, to + k * panel_n);
-}
-
-// Sums over a group of 32, then multiplied by the group's scale: += over `n` inputs of P panels in bytes.
-template <int R, int P>
-RS_TARGET void w4_rows(const uint8_t *a, size_t kp, size_t n, int rows, const int8_t *w, const uint8_t *mult, bool first,
-                       int32_t *acc_out, size_t acc_stride) {
-  constexpr int lanes = panel_n / panel_width, width = P * panel_width;
-  // Where register h is, of what has `stride` of something a panel and `part` of it a register.
-  const auto at = [](int h, size_t stride, size_t part) {
-    return static_cast<size_t>(h / panel_width) * stride + static_cast<size_t>(h % panel_width) * part;
-  };
-  for (; rows >= R; rows -= R, a += R * kp, acc_out += R * panel_n) {
-    vi acc[R][width];
-    for (int r = 0; r < R; r++)
-      for (int h = 0; h < width; h++) acc[r][h] = first ? zero_int() : load_int(acc_out + r * panel_n + at(h, acc_stride, lanes));
-    for (size_t group = 0; group < n; group += group_k) {
-      vi sum[R][width];
-      for (int r = 0; r < R; r++)
-        for (int h = 0; h < width; h++) sum[r][h] = zero_int();
-#pragma GCC unroll w4_unroll
-      for (size_t k = group; k < group + group_k; k += panel_k) {
-        vi b[width];
-        for (int h = 0; h < width; h++) b[h] = load_int(w + k * panel_n + at(h, w4_part * panel_n, sizeof(vi)));
-#pragma GCC unroll 12
-        for (int r = 0; r < R; r++) {
-          const vi x = broadcast4(a + r * kp + k);
-          for (int h = 0; h < width; h++) sum[r][h] = group_dot(sum[r][h], x, b[h]);
-        }
-      }
-      for (int h = 0; h < width; h++) {
-        const vi m = group_scale(mult + group / group_k * panel_n + at(h, kp / group_k * panel_n, lanes));
-        for (int r = 0; r < R; r++) acc[r][h] = group_add(acc[r][h], sum[r][h], m);
-      }
-    }
-    for (int r = 0; r < R; r++)
-      for (int h = 0; h < width; h++) store_int(acc_out + r * panel_n + at(h, acc_stride, lanes), acc[r][h]);
-  }
-  if constexpr (R > 1)
-    if (rows) w4_rows<R - 1, P>(a, kp, n, rows, w, mult, first, acc_out, acc_stride);
-}
+#ifndef RS_W4_GROUPS
+// A part of K at a time is unpacked, once for all rows, and stays in L1.
 template <int P>
 RS_TARGET void w4_tiles(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const uint8_t *mult, int panels,
                         linear_result to) {
   alignas(align_data) int8_t bytes[P * w4_part * panel_n];
   alignas(align_data) int32_t acc[P * acc_panel(product_rows)];
-  for (; panels >= P; panels -= P, w += P * kp * panel_n / 2, mult += P * kp / group_k * panel_n, to = to.from(0, P)) {
-    for (size_t k = 0; k < kp; k += w4_part) {
-      const size_t n = std::min(w4_part, kp - k);
-      for (size_t p = 0; p < P; p++) w4_bytes(w + p * kp * panel_n / 2 + k * 8, n, bytes + p * w4_part * panel_n);
-      w4_rows<w4_tile_rows, P>(a + k, kp, n, rows, bytes, mult + k / group_k * panel_n, k == 0, acc, acc_panel(rows));
+  const size_t stride = kp * panel_n / 2;
+  for (; panels >= P; panels -= P, w += P * stride, mult += P * kp / group_k * panel_n, to = to.from(0, P)) {
+    for (size_t k = 0, n; k < kp; k += n) {
+      n = std::min(w4_part, kp - k);
+      for (size_t p = 0; p < P; p++)
+        w4_unpack(w + p * stride + k * 8, mult + (p * kp + k) / group_k * panel_n, n, bytes + p * w4_part * panel_n);
+      const bool last = k + n == kp;
+      const byte_panels part = {bytes, n, w4_part * panel_n, k == 0, last, last ? w + P * stride : w + (k + n) * 8, stride};
+      byte_rows<w8_tile_rows, P>(a + k, kp, rows, part, acc, acc_panel(rows), to);
     }
-    finish_panels<P>(acc, acc_panel(rows), rows, to);
+    finish_rest<P>(acc, rows, to);
   }
   if constexpr (P > 1)
     if (panels) w4_tiles<P - 1>(a, kp, rows, w, mult, panels, to);
 }
 void w4_panels(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const uint8_t *mult, int panels, const linear_result &to) {
-  w4_tiles<w4_tile_panels>(a, kp, rows, w, mult, panels, to);
+  w4_tiles<w8_tile_panels>(a, kp, rows, w, mult, panels, to);
 }
+#endif
 
 // For rs_measure_peak: what a tile needs in any case, on registers.
 RS_TARGET double w8_peak(size_t steps) {
@@ -514,36 +498,9 @@ RS_TARGET double w8_peak(size_t steps) {
   return static_cast<double>(steps) * peak_chains * sizeof(vi);
 }
 
-RS_TARGET double w4_peak(size_t steps) {  // a step: a group
-  constexpr int chains = peak_chains / 2;
-  const uint8_t inputs[4] = {5, 5, 5, 5}, weights[4] = {3, 3, 3, 3}, scales[panel_n] = {7, 7, 7, 7, 7, 7, 7, 7};
-  vi acc[chains], sum[chains], x = broadcast4(inputs);
-  const vi b = broadcast4(weights), m = group_scale(scales);
-#pragma GCC unroll 12
-  for (vi &total : acc) hide(total = zero_int());
-  for (size_t i = 0; i < steps; i++) {
-#pragma GCC unroll 12
-    for (vi &part : sum) part = zero_int();
-#pragma GCC unroll 8
-    for (int k = 0; k < group_k; k += panel_k) {
-#pragma GCC unroll 12
-      for (vi &part : sum) {
-        hide(x);
-        part = group_dot(part, x, b);
-        hide(part);  // or the compiler makes a tree of the chain, and runs out of registers
-      }
-    }
-#pragma GCC unroll 12
-    for (int c = 0; c < chains; c++) acc[c] = group_add(acc[c], sum[c], m);
-  }
-#pragma GCC unroll 12
-  for (vi &total : acc) hide(total);
-  return static_cast<double>(steps) * chains * (sizeof(vi) / panel_k) * group_k;
-}
-
-double peak(rs_type type, size_t steps) {
-  return type == RS_W8 ? w8_peak(steps) : type == RS_W4 ? w4_peak(steps) : f32_peak(steps);
-}
+#ifndef RS_W4_GROUPS
+double peak(rs_type type, size_t steps) { return type == RS_F32 ? f32_peak(steps) : w8_peak(steps); }
+#endif
 
 #else  // the file as a whole
 #include "rs-backend.h"
@@ -634,9 +591,10 @@ constexpr size_t max_key = 255;                // bytes
 constexpr int max_threads = 1024;
 constexpr size_t align_data = 64;  // a cache line, and the widest vector
 
-constexpr int panel_n = 16;  // output channels of a panel
-constexpr int panel_k = 4;   // input features that lie together: one 32-bit lane of a dot product
-constexpr int group_k = 32;  // input features that share a W4 scale, and what K is padded to
+constexpr int panel_n = 16;      // output channels of a panel
+constexpr int panel_k = 4;       // input features that lie together: one 32-bit lane of a dot product
+constexpr int group_k = 32;      // input features that share a W4 scale, and what K is padded to
+constexpr int w4_mult_max = 16;  // of panels
 
 }  // namespace
 
@@ -1029,9 +987,10 @@ double now_seconds() {
 // w8: value = scale[n] w.  The AVX2 product vpmaddubsw adds two neighbouring u8 x s8 products in 16 bits.  It stays exact where two
 //     neighbours (k = 2i, 2i + 1) of the same sign have |w| + |w'| <= 128, since 255 * 128 < 2^15.  So weights use all of
 //     [-127, 127], and the encoder picks scales that make the few pairs over the limit cost least.
-// w4: value = scale[n] m[g,n] w with w in [-8, 7] and m in [1, 255]: the scale of a group is an integer multiple of the row's, so
-//     that a whole dot product is one exact integer, the same on every ISA.  On AVX2 the multiplication is free: vpmaddwd, which
-//     widens a group's 16-bit sums anyway, multiplies by m instead of by one.  2 * 255 * 8 * 8 steps = 32,640 < 2^15.
+// w4: value = scale[n] m[g,n] w with w in [-8, 7] and m in [1, 16]: the scale of a group is an integer multiple of the row's, so
+//     that a whole dot product is one exact integer, the same on every ISA.  m w is a byte: unpacked, w4 is w8.  But pairs may be
+//     over the limit, so on AVX2 a group sums up u8 x w in 16 bits (2 * 255 * 8 * 8 steps = 32,640 < 2^15), and vpmaddwd, which
+//     widens that in any case, multiplies by m instead of by one.
 // The column sum is sum over k of m w: it takes the zero point of the activations out of the product.
 
 namespace {
@@ -1224,16 +1183,13 @@ float best_scale_w4(const float *x, size_t k, const float *importance) {
   return best_scale;
 }
 
-// int4 with a multiplier each group of 32: m_g scale ~ the group's own best scale.  m is limited so that no sum over K of
-// u8 x w x m leaves int32.
-float quantize_row_w4(const float *x, size_t k, const rounding *r, std::vector<float> *work, int8_t *q, uint8_t *mult) {
-  const size_t groups = (k + group_k - 1) / group_k;
-  const int m_max = static_cast<int>(std::min<int64_t>(255, INT32_MAX / (255 * 8 * static_cast<int64_t>(groups) * group_k)));
+// int4 with a multiplier, 1 … m_max, each group of 32: m_g scale ~ the group's own best scale.
+float quantize_row_w4(const float *x, size_t k, const rounding *r, int m_max, std::vector<float> *work, int8_t *q, uint8_t *mult) {
   const auto group_scale = [&](const float *w, size_t begin) {
     return best_scale_w4(w + begin, std::min<size_t>(group_k, k - begin), r ? r->importance.data() + begin : nullptr);
   };
   float top = 0;
-  for (size_t g = 0; g < groups; g++) top = std::max(top, group_scale(x, g * group_k));
+  for (size_t begin = 0; begin < k; begin += group_k) top = std::max(top, group_scale(x, begin));
   if (top < least_top) top = 1;
   const float scale = top / static_cast<float>(m_max);
   float step = 0;
@@ -1383,7 +1339,7 @@ void w4_rows_encode(const float *src, matrix m, void *dst, const rounding *) {
   std::vector<float> work;
   for (size_t i = 0; i < m.n; i++) {
     auto *row = static_cast<uint8_t *>(dst) + i * w4_rows_stride(m), *nibbles = row + 4 + m.kp() / group_k;
-    const float scale = quantize_row_w4(src + i * m.k, m.k, nullptr, &work, q.data(), row + 4);
+    const float scale = quantize_row_w4(src + i * m.k, m.k, nullptr, 255, &work, q.data(), row + 4);
     memcpy(row, &scale, 4);
     for (size_t j = 0; j < m.kp(); j += 2) nibbles[j / 2] = static_cast<uint8_t>((q[j] + 8) | (q[j + 1] + 8) << 4);
   }
@@ -1501,10 +1457,12 @@ void w4_panels_encode(const float *src, matrix m, void *dst, const rounding *r) 
   auto *colsum = reinterpret_cast<int32_t *>(scale + m.np());
   memset(w, 0x88, m.np() * m.kp() / 2);  // nibble 8 stands for weight 0
   memset(mult, 1, m.np() * groups);
+  // So that no sum over K of u8 x w x m leaves int32.
+  const int m_max = static_cast<int>(std::min<size_t>(w4_mult_max, INT32_MAX / (255 * 8 * m.kp())));
   std::fill(scale, scale + m.np(), 1.0f);
   std::fill(colsum, colsum + m.np(), 0);
   for_rows(m, [&](size_t i, row_scratch *s) {
-    scale[i] = quantize_row_w4(src + i * m.k, m.k, r, &s->work, s->q.data(), s->mult.data());
+    scale[i] = quantize_row_w4(src + i * m.k, m.k, r, m_max, &s->work, s->q.data(), s->mult.data());
     for (size_t g = 0; g < groups; g++) mult[w4_mult_at(m, i, g)] = s->mult[g];
     for (size_t j = 0; j < m.k; j++) {
       uint8_t &byte = w[w4_byte(m, i, j)];
@@ -1524,6 +1482,8 @@ void w4_panels_decode(const void *src, matrix m, float *dst) {
 const char *w4_panels_check(const void *data, matrix m, bool deep) {
   const w4_panels p(data, m);
   if (const char *wrong = check_scales(p.scale, m.np())) return wrong;
+  if (*std::max_element(p.mult, p.mult + m.np() * m.kp() / group_k) > w4_mult_max)
+    return "a multiplier of a group is above 16, as older versions of rs wrote them; convert the model again";
   if (!deep) return nullptr;
   for (size_t i = 0; i < m.np(); i++) {
     int64_t sum = 0, most = 0;
@@ -2171,7 +2131,6 @@ using vi = __m256i;
 constexpr int panel_width = 2;
 constexpr int w8_tile_rows = 4, w8_tile_panels = 1;  // 8 sums
 constexpr int peak_chains = 10;
-constexpr int w4_tile_rows = 4, w4_tile_panels = 1, w4_unroll = 2;  // 8 sums of 16 bits; those of 32 bits go through the cache
 
 RS_INLINE vi zero_int() { return _mm256_setzero_si256(); }
 RS_INLINE vi load_int(const void *p) { return _mm256_loadu_si256(static_cast<const vi *>(p)); }
@@ -2181,25 +2140,107 @@ RS_INLINE vi broadcast4(const uint8_t *a) {
   memcpy(&four, a, 4);
   return _mm256_set1_epi32(four);
 }
+RS_INLINE vi dot(vi acc, vi x, vi b) {
+  return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(x, b), _mm256_set1_epi16(1)));
+}
+#define RS_W4_GROUPS
+#define RS_INTEGER_PART
+#include "rs.cpp"  // NOLINT(bugprone-suspicious-include)
+#undef RS_INTEGER_PART
+#undef RS_W4_GROUPS
+
+// ---- w4 in groups: 32 inputs sum up in 16 bits, then vpmaddwd, which widens, multiplies by the group's scale
+
+// A step's nibbles to bytes: -8 … 7.
 RS_INLINE void unpack_step(const uint8_t *w, int8_t *to) {
   const vi low = _mm256_set1_epi8(15), eight = _mm256_set1_epi8(8), nibbles = load_int(w);
   store_int(to, _mm256_sub_epi8(_mm256_and_si256(nibbles, low), eight));
   store_int(to + 32, _mm256_sub_epi8(_mm256_and_si256(_mm256_srli_epi16(nibbles, 4), low), eight));
 }
-RS_INLINE vi dot(vi acc, vi x, vi b) {
-  return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(x, b), _mm256_set1_epi16(1)));
-}
-// A group of 32 sums up in 16 bits; vpmaddwd, which widens them, multiplies by the group's scale.
 RS_INLINE vi group_dot(vi sum, vi x, vi b) { return _mm256_add_epi16(sum, _mm256_maddubs_epi16(x, b)); }
-RS_INLINE vi group_scale(const uint8_t *mult) {  // twice in a lane, once for either 16-bit sum of the channel
+RS_INLINE vi group_scale(const uint8_t *mult) {  // of 8 channels, twice in a lane, once for either 16-bit sum of the channel
   const vi m = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(mult)));
   return _mm256_or_si256(m, _mm256_slli_epi32(m, 16));
 }
 RS_INLINE vi group_add(vi acc, vi sum, vi m) { return _mm256_add_epi32(acc, _mm256_madd_epi16(sum, m)); }
 
-#define RS_INTEGER_PART
-#include "rs.cpp"  // NOLINT(bugprone-suspicious-include)
-#undef RS_INTEGER_PART
+// += over n inputs of a panel in bytes, a group at a time.  The sums of 32 bits stay in memory: beside those of 16 there are no
+// registers for them.  `next` [n / 2 * 16]: nibbles to be fetched.
+template <int R>
+RS_TARGET void group_rows(const uint8_t *a, size_t kp, size_t n, int rows, const int8_t *w, const uint8_t *mult,
+                          const uint8_t *next, int32_t *acc) {
+  for (; rows >= R; rows -= R, a += R * kp, acc += R * panel_n)
+    for (size_t group = 0; group < n; group += group_k) {
+      vi sum[2 * R];
+#pragma GCC unroll 8
+      for (vi &s : sum) s = zero_int();
+#pragma GCC unroll 8
+      for (size_t step = 0; step < group_k / panel_k; step++) {
+        const size_t k = group + step * panel_k;
+        if (step % 2 == 0) __builtin_prefetch(next + k * 8);
+        vi b[2] = {load_int(w + k * panel_n), load_int(w + k * panel_n + 32)};
+#pragma GCC unroll 4
+        for (int r = 0; r < R; r++) {
+          const vi x = broadcast4(a + r * kp + k);
+          sum[2 * r] = group_dot(sum[2 * r], x, b[0]);
+          sum[2 * r + 1] = group_dot(sum[2 * r + 1], x, b[1]);
+          hide(sum[2 * r]);  // or the compiler takes the steps in another order, and runs out of registers
+          hide(sum[2 * r + 1]);
+        }
+      }
+      const uint8_t *group_mult = mult + group / group_k * panel_n;
+      const vi m[2] = {group_scale(group_mult), group_scale(group_mult + 8)};
+#pragma GCC unroll 8
+      for (int i = 0; i < 2 * R; i++) store_int(acc + i * 8, group_add(load_int(acc + i * 8), sum[i], m[i % 2]));
+    }
+  if constexpr (R > 1)
+    if (rows) group_rows<R - 1>(a, kp, n, rows, w, mult, next, acc);
+}
+
+RS_TARGET void w4_panels(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const uint8_t *mult, int panels,
+                         const linear_result &to) {
+  alignas(align_data) int8_t bytes[w4_part * panel_n];
+  alignas(align_data) int32_t acc[acc_panel(product_rows)];
+  for (int p = 0; p < panels; p++) {
+    memset(acc, 0, static_cast<size_t>(rows) * panel_n * sizeof *acc);
+    for (size_t k = 0, n; k < kp; k += n, w += n * 8, mult += n / group_k * panel_n) {
+      n = std::min(w4_part, kp - k);
+      for (size_t i = 0; i < n; i += panel_k) unpack_step(w + i * 8, bytes + i * panel_n);
+      group_rows<4>(a + k, kp, n, rows, bytes, mult, w + n * 8, acc);
+    }
+    finish_panels<1>(acc, acc_panel(rows), rows, to.from(0, p));
+  }
+}
+
+RS_TARGET double w4_peak(size_t steps) {  // a step: a group
+  constexpr int chains = peak_chains / 2;
+  const uint8_t inputs[4] = {5, 5, 5, 5}, weights[4] = {3, 3, 3, 3}, scales[8] = {7, 7, 7, 7, 7, 7, 7, 7};
+  vi acc[chains], sum[chains], x = broadcast4(inputs);
+  const vi b = broadcast4(weights), m = group_scale(scales);
+#pragma GCC unroll 12
+  for (vi &total : acc) hide(total = zero_int());
+  for (size_t i = 0; i < steps; i++) {
+#pragma GCC unroll 12
+    for (vi &part : sum) part = zero_int();
+#pragma GCC unroll 8
+    for (int k = 0; k < group_k; k += panel_k) {
+#pragma GCC unroll 12
+      for (vi &part : sum) {
+        hide(x);
+        part = group_dot(part, x, b);
+        hide(part);  // or the compiler makes a tree of the chain, and runs out of registers
+      }
+    }
+#pragma GCC unroll 12
+    for (int c = 0; c < chains; c++) acc[c] = group_add(acc[c], sum[c], m);
+  }
+#pragma GCC unroll 12
+  for (vi &total : acc) hide(total);
+  return static_cast<double>(steps) * chains * (sizeof(vi) / panel_k) * group_k;
+}
+double peak(rs_type type, size_t steps) {
+  return type == RS_W8 ? w8_peak(steps) : type == RS_W4 ? w4_peak(steps) : f32_peak(steps);
+}
 
 constexpr kernel_row row = {"avx2",     available,  f32_panels, f16_panels, w8_panels, w4_panels, quantize,
                             finish_f32, layer_norm, shift,      softmax,    rope,      nullptr,   peak};
@@ -2219,16 +2260,26 @@ bool available() { return avx2::available() && cpu().avxvnni; }
 #define RS_TARGET __attribute__((target("avx2,fma,f16c,avxvnni")))
 #define RS_INLINE RS_TARGET inline __attribute__((always_inline))
 using avx2::broadcast4, avx2::f32_peak, avx2::finish_panels, avx2::vf, avx2::load, avx2::set1, avx2::mul, avx2::add, avx2::centred,
-    avx2::store, avx2::hide, avx2::load_int, avx2::panel_width, avx2::store_int, avx2::unpack_step, avx2::vi, avx2::zero_int;
+    avx2::store, avx2::hide, avx2::load_int, avx2::panel_width, avx2::store_int, avx2::vi, avx2::zero_int;
 constexpr int w8_tile_rows = 6, w8_tile_panels = 1;  // 12 sums
-constexpr int w4_tile_rows = 6, w4_tile_panels = 1, w4_unroll = 8, peak_chains = 12;
+constexpr int peak_chains = 12;
 
 RS_INLINE vi dot(vi acc, vi x, vi b) { return _mm256_dpbusd_avx_epi32(acc, x, b); }
-RS_INLINE vi group_dot(vi sum, vi x, vi b) { return _mm256_dpbusd_avx_epi32(sum, x, b); }
-RS_INLINE vi group_scale(const uint8_t *mult) {
-  return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(mult)));
+// n inputs of a panel of nibbles, times their multipliers, to bytes.  Two nibbles, 0 … 15, in 16 bits are multiplied at once:
+// neither product is over 240.  Then less 8 m.
+RS_TARGET void w4_unpack(const uint8_t *w, const uint8_t *mult, size_t n, int8_t *to) {
+  const vi low = _mm256_set1_epi8(15);
+  for (size_t k = 0; k < n; k += group_k, mult += panel_n) {
+    const vi m[2] = {avx2::group_scale(mult), avx2::group_scale(mult + 8)};
+    vi eight[2];
+    for (int h = 0; h < 2; h++) eight[h] = _mm256_slli_epi16(_mm256_or_si256(m[h], _mm256_slli_epi16(m[h], 8)), 3);
+    for (int i = 0; i < group_k; i += panel_k, w += 32, to += 64) {
+      const vi nibbles = load_int(w), high = _mm256_srli_epi16(nibbles, 4);
+      store_int(to, _mm256_sub_epi8(_mm256_mullo_epi16(_mm256_and_si256(nibbles, low), m[0]), eight[0]));
+      store_int(to + 32, _mm256_sub_epi8(_mm256_mullo_epi16(_mm256_and_si256(high, low), m[1]), eight[1]));
+    }
+  }
 }
-RS_INLINE vi group_add(vi acc, vi sum, vi m) { return _mm256_add_epi32(acc, _mm256_mullo_epi32(sum, m)); }
 
 #define RS_INTEGER_PART
 #include "rs.cpp"  // NOLINT(bugprone-suspicious-include)
@@ -2316,7 +2367,6 @@ using vi = __m512i;
 constexpr int panel_width = 1;
 constexpr int w8_tile_rows = 8, w8_tile_panels = 3;  // 24 sums, three of weights, one of inputs: of 32 registers
 constexpr int peak_chains = 24;
-constexpr int w4_tile_rows = 4, w4_tile_panels = 3, w4_unroll = 8;  // 12 sums, 12 of groups, three of weights, one of inputs
 
 RS_INLINE vi zero_int() { return _mm512_setzero_si512(); }
 RS_INLINE vi load_int(const void *p) { return _mm512_loadu_si512(p); }
@@ -2326,20 +2376,22 @@ RS_INLINE vi broadcast4(const uint8_t *a) {
   memcpy(&four, a, 4);
   return _mm512_set1_epi32(four);
 }
-// The 64 weights of a step, from nibbles: -8 … 7.
-RS_INLINE vi step_bytes(const uint8_t *w) {
-  const __m256i low = _mm256_set1_epi8(15), nibbles = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(w));
-  const vi both = _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_and_si256(nibbles, low)),
-                                     _mm256_and_si256(_mm256_srli_epi16(nibbles, 4), low), 1);
-  return _mm512_sub_epi8(both, _mm512_set1_epi8(8));
-}
-RS_INLINE void unpack_step(const uint8_t *w, int8_t *to) { store_int(to, step_bytes(w)); }
 RS_INLINE vi dot(vi acc, vi x, vi b) { return _mm512_dpbusd_epi32(acc, x, b); }
-RS_INLINE vi group_dot(vi sum, vi x, vi b) { return _mm512_dpbusd_epi32(sum, x, b); }
-RS_INLINE vi group_scale(const uint8_t *mult) {
-  return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(mult)));
+RS_TARGET void w4_unpack(const uint8_t *w, const uint8_t *mult, size_t n, int8_t *to) {  // see avxvnni
+  const __m256i low = _mm256_set1_epi8(15);
+  for (size_t k = 0; k < n; k += group_k, mult += panel_n) {
+    const vi wide = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(mult)));
+    const vi m = _mm512_or_si512(wide, _mm512_slli_epi32(wide, 16)),
+             eight = _mm512_slli_epi16(_mm512_or_si512(m, _mm512_slli_epi16(m, 8)), 3);
+#pragma GCC unroll 8
+    for (int i = 0; i < group_k; i += panel_k, w += 32, to += 64) {
+      const __m256i nibbles = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(w));
+      const vi both = _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_and_si256(nibbles, low)),
+                                         _mm256_and_si256(_mm256_srli_epi16(nibbles, 4), low), 1);
+      store_int(to, _mm512_sub_epi8(_mm512_mullo_epi16(both, m), eight));
+    }
+  }
 }
-RS_INLINE vi group_add(vi acc, vi sum, vi m) { return _mm512_add_epi32(acc, _mm512_mullo_epi32(sum, m)); }
 
 #define RS_INTEGER_PART
 #include "rs.cpp"  // NOLINT(bugprone-suspicious-include)
@@ -2901,15 +2953,24 @@ RS_TARGET void configure(size_t bytes) {
   _tile_loadconfig(&c);
 }
 
-// R rows of tiles by P panels.
+// R rows of tiles by P panels, whose bytes begin `stride` one after the other: += over n inputs of K, the first ones or not.
 template <int R, int P>
-RS_TARGET void w8_tiles(const uint8_t *a, size_t kp, size_t step, const int8_t *w, int32_t *acc, size_t acc_stride) {
-  const int8_t *w1 = w + kp * panel_n;
-  _tile_zero(0);
-  if (P > 1) _tile_zero(1);
-  if (R > 1) _tile_zero(2);
-  if (R > 1 && P > 1) _tile_zero(3);
-  for (size_t k = 0; k < kp; k += step) {
+RS_TARGET void byte_tiles(const uint8_t *a, size_t kp, size_t n, size_t step, const int8_t *w, size_t stride, bool first,
+                          int32_t *acc, size_t acc_stride) {
+  const int8_t *w1 = w + stride;
+  int32_t *acc1 = acc + acc_stride, *below = acc + tile_rows * panel_n, *below1 = acc1 + tile_rows * panel_n;
+  if (first) {
+    _tile_zero(0);
+    if (P > 1) _tile_zero(1);
+    if (R > 1) _tile_zero(2);
+    if (R > 1 && P > 1) _tile_zero(3);
+  } else {
+    _tile_loadd(0, acc, 64);
+    if (P > 1) _tile_loadd(1, acc1, 64);
+    if (R > 1) _tile_loadd(2, below, 64);
+    if (R > 1 && P > 1) _tile_loadd(3, below1, 64);
+  }
+  for (size_t k = 0; k < n; k += step) {
     _tile_loadd(6, w + k * panel_n, 64);
     _tile_loadd(4, a + k, kp);
     _tile_dpbusd(0, 4, 6);
@@ -2924,97 +2985,51 @@ RS_TARGET void w8_tiles(const uint8_t *a, size_t kp, size_t step, const int8_t *
     if (R > 1 && P > 1) _tile_dpbusd(3, 5, 7);
   }
   _tile_stored(0, acc, 64);
-  if (P > 1) _tile_stored(1, acc + acc_stride, 64);
-  if (R > 1) _tile_stored(2, acc + tile_rows * panel_n, 64);
-  if (R > 1 && P > 1) _tile_stored(3, acc + acc_stride + tile_rows * panel_n, 64);
+  if (P > 1) _tile_stored(1, acc1, 64);
+  if (R > 1) _tile_stored(2, below, 64);
+  if (R > 1 && P > 1) _tile_stored(3, below1, 64);
+}
+
+// All rows by one panel or two.
+RS_TARGET void byte_rows(const uint8_t *a, size_t kp, size_t n, size_t step, int rows, const int8_t *w, size_t stride, int panels,
+                         bool first, int32_t *acc) {
+  const auto acc_stride = acc_panel(rows);
+  for (int i = 0; i < rows; i += 2 * tile_rows, a += 2 * tile_rows * kp, acc += 2 * tile_rows * panel_n) {
+    const bool two_rows = rows - i > tile_rows, two_panels = panels > 1;
+    if (two_rows && two_panels) byte_tiles<2, 2>(a, kp, n, step, w, stride, first, acc, acc_stride);
+    else if (two_panels) byte_tiles<1, 2>(a, kp, n, step, w, stride, first, acc, acc_stride);
+    else if (two_rows) byte_tiles<2, 1>(a, kp, n, step, w, stride, first, acc, acc_stride);
+    else byte_tiles<1, 1>(a, kp, n, step, w, stride, first, acc, acc_stride);
+  }
 }
 
 RS_TARGET void w8_panels(const uint8_t *a, size_t kp, int rows, const int8_t *w, int panels, int32_t *acc) {
-  const size_t step = kp % 64 ? 32 : 64, stride = acc_panel(rows);
+  const size_t step = kp % 64 ? 32 : 64, stride = kp * panel_n;
   configure(step);
-  for (int p = 0; p < panels; p += 2, w += 2 * kp * panel_n, acc += 2 * stride)
-    for (int i = 0; i < rows; i += 2 * tile_rows) {
-      const uint8_t *x = a + static_cast<size_t>(i) * kp;
-      int32_t *to = acc + i * panel_n;
-      const bool two_rows = rows - i > tile_rows, two_panels = panels - p > 1;
-      if (two_rows && two_panels) w8_tiles<2, 2>(x, kp, step, w, to, stride);
-      else if (two_panels) w8_tiles<1, 2>(x, kp, step, w, to, stride);
-      else if (two_rows) w8_tiles<2, 1>(x, kp, step, w, to, stride);
-      else w8_tiles<1, 1>(x, kp, step, w, to, stride);
-    }
+  for (int p = 0; p < panels; p += 2, w += 2 * stride, acc += 2 * acc_panel(rows))
+    byte_rows(a, kp, kp, step, rows, w, stride, panels - p, true, acc);
   _tile_release();
-}
-
-// m w, 12 bits, is split into two panels of bytes, 256 high + low, low without a sign.  Both are multiplied, which is exact.
-RS_TARGET void w4_unpack(const uint8_t *w, const uint8_t *mult, size_t k_begin, size_t k_end, int8_t *high, int8_t *low) {
-  constexpr __mmask64 evens = 0x5555555555555555;
-  for (size_t group = k_begin; group < k_end; group += group_k) {
-    const __m512i m32 = avx512vnni::group_scale(mult + group / group_k * panel_n);
-    const __m512i m = _mm512_or_si512(m32, _mm512_slli_epi32(m32, 16));  // each channel's, twice, in 16 bits
-    for (size_t k = group; k < group + group_k; k += panel_k) {
-      const __m512i b = avx512vnni::step_bytes(w + k * 8);
-      // Even and odd bytes as 16-bit lanes, in place: no shuffling.
-      const __m512i odd = _mm512_mullo_epi16(_mm512_srai_epi16(b, 8), m);
-      const __m512i even = _mm512_mullo_epi16(_mm512_srai_epi16(_mm512_slli_epi16(b, 8), 8), m);
-      const size_t at = (k - k_begin) * panel_n;
-      _mm512_storeu_si512(high + at, _mm512_mask_mov_epi8(odd, evens, _mm512_srli_epi16(even, 8)));
-      _mm512_storeu_si512(low + at, _mm512_mask_mov_epi8(_mm512_slli_epi16(odd, 8), evens, even));
-    }
-  }
-}
-
-// One row of tiles, or two: += 256 (a high) + a low over a part of K.
-template <int R>
-RS_TARGET void w4_tiles(const uint8_t *a, size_t kp, size_t n, size_t step, const int8_t *high, const int8_t *low, bool first,
-                        int32_t *acc) {
-  _tile_zero(0);
-  _tile_zero(1);
-  if (R > 1) _tile_zero(2);
-  if (R > 1) _tile_zero(3);
-  for (size_t k = 0; k < n; k += step) {
-    _tile_loadd(6, high + k * panel_n, 64);
-    _tile_loadd(4, a + k, kp);
-    _tile_dpbusd(0, 4, 6);
-    _tile_loadd(7, low + k * panel_n, 64);
-    _tile_dpbuud(1, 4, 7);
-    if (R > 1) {
-      _tile_loadd(5, a + tile_rows * kp + k, kp);
-      _tile_dpbusd(2, 5, 6);
-      _tile_dpbuud(3, 5, 7);
-    }
-  }
-  alignas(64) int32_t sums[2 * R][tile_rows * panel_n];
-  _tile_stored(0, sums[0], 64);
-  _tile_stored(1, sums[1], 64);
-  if (R > 1) _tile_stored(2, sums[2 * R - 2], 64);
-  if (R > 1) _tile_stored(3, sums[2 * R - 1], 64);
-  for (int r = 0; r < R; r++)
-    for (int i = 0; i < tile_rows * panel_n; i += panel_n) {
-      const __m512i wide = _mm512_slli_epi32(_mm512_load_si512(sums[2 * r] + i), 8);
-      const __m512i sum = _mm512_add_epi32(wide, _mm512_load_si512(sums[2 * r + 1] + i));
-      int32_t *to = acc + r * tile_rows * panel_n + i;
-      _mm512_storeu_si512(to, first ? sum : _mm512_add_epi32(sum, _mm512_loadu_si512(to)));
-    }
 }
 
 RS_TARGET void w4_panels(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const uint8_t *mult, int panels, int32_t *acc) {
-  alignas(64) int8_t high[w4_part * panel_n], low[w4_part * panel_n];
+  alignas(64) int8_t bytes[2][w4_part * panel_n];
   const size_t step = kp % 64 ? 32 : 64;
   configure(step);
-  for (int p = 0; p < panels; p++, w += kp * panel_n / 2, mult += kp / group_k * panel_n, acc += acc_panel(rows))
-    for (size_t k = 0; k < kp; k += w4_part) {
-      const size_t end = std::min(kp, k + w4_part);
-      w4_unpack(w, mult, k, end, high, low);
-      for (int i = 0; i < rows; i += 2 * tile_rows) {
-        const uint8_t *x = a + static_cast<size_t>(i) * kp + k;
-        if (rows - i > tile_rows) w4_tiles<2>(x, kp, end - k, step, high, low, k == 0, acc + i * panel_n);
-        else w4_tiles<1>(x, kp, end - k, step, high, low, k == 0, acc + i * panel_n);
+  for (int p = 0; p < panels; p += 2, acc += 2 * acc_panel(rows)) {
+    const int now = std::min(panels - p, 2);
+    for (size_t k = 0, n; k < kp; k += n) {
+      n = std::min(w4_part, kp - k);
+      for (int i = 0; i < now; i++) {
+        const size_t at = static_cast<size_t>(p + i) * kp + k;
+        avx512vnni::w4_unpack(w + at * panel_n / 2, mult + at / group_k * panel_n, n, bytes[i]);
       }
+      byte_rows(a + k, kp, n, step, rows, bytes[0], sizeof bytes[0], now, k == 0, acc);
     }
+  }
   _tile_release();
 }
 
-// Six sums of tiles, which is what a configuration has.  w4: two products for one.
+// Six sums of tiles, which is what a configuration has.
 RS_TARGET double tile_peak(rs_type type, size_t steps) {
   configure(64);
   _tile_zero(0);
@@ -3043,8 +3058,7 @@ RS_TARGET double tile_peak(rs_type type, size_t steps) {
     _tile_dpbusd(5, 6, 7);
   }
   _tile_release();
-  // w4 takes two products; a product of bf16 is of half as many inputs.
-  const double products = type == RS_W8 ? 6 : 3;
+  const double products = type == RS_BF16 ? 3 : 6;  // one of bf16 is of half as many inputs
   return static_cast<double>(steps) * products * tile_rows * 64 * panel_n;
 }
 
