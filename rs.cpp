@@ -595,6 +595,7 @@ constexpr int panel_n = 16;      // output channels of a panel
 constexpr int panel_k = 4;       // input features that lie together: one 32-bit lane of a dot product
 constexpr int group_k = 32;      // input features that share a W4 scale, and what K is padded to
 constexpr int w4_mult_max = 16;  // of panels
+static_assert(int64_t{255} * 8 * w4_mult_max * max_features <= INT32_MAX, "no sum over K leaves int32");
 
 }  // namespace
 
@@ -1457,12 +1458,10 @@ void w4_panels_encode(const float *src, matrix m, void *dst, const rounding *r) 
   auto *colsum = reinterpret_cast<int32_t *>(scale + m.np());
   memset(w, 0x88, m.np() * m.kp() / 2);  // nibble 8 stands for weight 0
   memset(mult, 1, m.np() * groups);
-  // So that no sum over K of u8 x w x m leaves int32.
-  const int m_max = static_cast<int>(std::min<size_t>(w4_mult_max, INT32_MAX / (255 * 8 * m.kp())));
   std::fill(scale, scale + m.np(), 1.0f);
   std::fill(colsum, colsum + m.np(), 0);
   for_rows(m, [&](size_t i, row_scratch *s) {
-    scale[i] = quantize_row_w4(src + i * m.k, m.k, r, m_max, &s->work, s->q.data(), s->mult.data());
+    scale[i] = quantize_row_w4(src + i * m.k, m.k, r, w4_mult_max, &s->work, s->q.data(), s->mult.data());
     for (size_t g = 0; g < groups; g++) mult[w4_mult_at(m, i, g)] = s->mult[g];
     for (size_t j = 0; j < m.k; j++) {
       uint8_t &byte = w[w4_byte(m, i, j)];
@@ -3483,15 +3482,16 @@ RS_INLINE int8x16_t broadcast4(const uint8_t *a) {
   return vreinterpretq_s8_u32(vdupq_n_u32(four ^ 0x80808080u));
 }
 
+// Over n inputs of a panel of bytes, the first ones of K or not.
 template <int R>
-RS_TARGET void w8_rows(const uint8_t *a, size_t kp, int rows, const int8_t *w, int32_t *acc_out) {
+RS_TARGET void byte_rows(const uint8_t *a, size_t kp, size_t n, int rows, const int8_t *w, bool first, int32_t *acc_out) {
   for (; rows >= R; rows -= R, a += R * kp, acc_out += R * panel_n) {
     int32x4_t acc[R][4], sum[4];
     for (int h = 0; h < 4; h++) {
       sum[h] = vdupq_n_s32(0);
-      for (int r = 0; r < R; r++) acc[r][h] = vdupq_n_s32(0);
+      for (int r = 0; r < R; r++) acc[r][h] = first ? vdupq_n_s32(0) : vld1q_s32(acc_out + r * panel_n + 4 * h);
     }
-    for (size_t k = 0; k < kp; k += panel_k) {
+    for (size_t k = 0; k < n; k += panel_k) {
       int8x16_t b[4];
       for (int h = 0; h < 4; h++) {
         b[h] = vld1q_s8(w + k * panel_n + 16 * h);
@@ -3507,54 +3507,37 @@ RS_TARGET void w8_rows(const uint8_t *a, size_t kp, int rows, const int8_t *w, i
       for (int h = 0; h < 4; h++) vst1q_s32(acc_out + r * panel_n + 4 * h, vaddq_s32(acc[r][h], vshlq_n_s32(sum[h], 7)));
   }
   if constexpr (R > 1)
-    if (rows) w8_rows<R / 2>(a, kp, rows, w, acc_out);
+    if (rows) byte_rows<R / 2>(a, kp, n, rows, w, first, acc_out);
 }
 void w8_panels(const uint8_t *a, size_t kp, int rows, const int8_t *w, int panels, int32_t *acc) {
-  for (int p = 0; p < panels; p++, w += kp * panel_n, acc += acc_panel(rows)) w8_rows<4>(a, kp, rows, w, acc);
+  for (int p = 0; p < panels; p++, w += kp * panel_n, acc += acc_panel(rows)) byte_rows<4>(a, kp, kp, rows, w, true, acc);
 }
 
-template <int R>
-RS_TARGET void w4_rows(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const uint8_t *mult, int32_t *acc_out) {
-  for (; rows >= R; rows -= R, a += R * kp, acc_out += R * panel_n) {
-    memset(acc_out, 0, R * panel_n * sizeof *acc_out);
-    for (size_t group = 0; group < kp; group += group_k) {
-      int32x4_t acc[R][4], sum[4];
-      for (int h = 0; h < 4; h++) {
-        sum[h] = vdupq_n_s32(0);
-        for (int r = 0; r < R; r++) acc[r][h] = vdupq_n_s32(0);
-      }
-      for (size_t k = group; k < group + group_k; k += panel_k) {
-        int8x16_t b[4];
-        for (int h = 0; h < 2; h++) {
-          const uint8x16_t nibbles = vld1q_u8(w + k * 8 + 16 * h);
-          b[h] = vsubq_s8(vreinterpretq_s8_u8(vandq_u8(nibbles, vdupq_n_u8(15))), vdupq_n_s8(8));
-          b[h + 2] = vsubq_s8(vreinterpretq_s8_u8(vshrq_n_u8(nibbles, 4)), vdupq_n_s8(8));
-        }
-        for (int h = 0; h < 4; h++) sum[h] = vdotq_s32(sum[h], b[h], vdupq_n_s8(1));
-#pragma GCC unroll 8
-        for (int r = 0; r < R; r++) {
-          const int8x16_t x = broadcast4(a + r * kp + k);
-          for (int h = 0; h < 4; h++) acc[r][h] = vdotq_s32(acc[r][h], x, b[h]);
-        }
-      }
-      const uint8x16_t m8 = vld1q_u8(mult + group / group_k * panel_n);
-      const uint16x8_t m16[2] = {vmovl_u8(vget_low_u8(m8)), vmovl_u8(vget_high_u8(m8))};
-      for (int h = 0; h < 4; h++) {
-        const uint16x8_t half = m16[h / 2];
-        const int32x4_t m = vreinterpretq_s32_u32(vmovl_u16(h % 2 ? vget_high_u16(half) : vget_low_u16(half)));
-        for (int r = 0; r < R; r++) {
-          int32_t *out = acc_out + r * panel_n + 4 * h;
-          vst1q_s32(out, vmlaq_s32(vld1q_s32(out), vaddq_s32(acc[r][h], vshlq_n_s32(sum[h], 7)), m));
-        }
-      }
+// n inputs of a panel of nibbles, times their multipliers, to bytes.
+RS_TARGET void w4_unpack(const uint8_t *w, const uint8_t *mult, size_t n, int8_t *to) {
+  for (size_t k = 0; k < n; k += group_k, mult += panel_n) {
+    uint8x16_t m[4], eight[4];  // each channel's four times
+    for (int h = 0; h < 4; h++) {
+      const uint8x16_t four = vreinterpretq_u8_u32(uint32x4_t{0, 0x01010101, 0x02020202, 0x03030303});
+      m[h] = vqtbl1q_u8(vld1q_u8(mult), vaddq_u8(four, vdupq_n_u8(static_cast<uint8_t>(4 * h))));
+      eight[h] = vshlq_n_u8(m[h], 3);
     }
+    for (int i = 0; i < group_k; i += panel_k, w += 32, to += 64)
+      for (int h = 0; h < 4; h++) {
+        const uint8x16_t nibbles = vld1q_u8(w + h % 2 * 16),
+                         value = h < 2 ? vandq_u8(nibbles, vdupq_n_u8(15)) : vshrq_n_u8(nibbles, 4);
+        vst1q_s8(to + 16 * h, vreinterpretq_s8_u8(vsubq_u8(vmulq_u8(value, m[h]), eight[h])));
+      }
   }
-  if constexpr (R > 1)
-    if (rows) w4_rows<R - 1>(a, kp, rows, w, mult, acc_out);
 }
-void w4_panels(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const uint8_t *mult, int panels, int32_t *acc) {
-  for (int p = 0; p < panels; p++, w += kp * panel_n / 2, mult += kp / group_k * panel_n, acc += acc_panel(rows))
-    w4_rows<4>(a, kp, rows, w, mult, acc);
+RS_TARGET void w4_panels(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const uint8_t *mult, int panels, int32_t *acc) {
+  alignas(align_data) int8_t bytes[w4_part * panel_n];
+  for (int p = 0; p < panels; p++, acc += acc_panel(rows))
+    for (size_t k = 0, n; k < kp; k += n, w += n * 8, mult += n / group_k * panel_n) {
+      n = std::min(w4_part, kp - k);
+      w4_unpack(w, mult, n, bytes);
+      byte_rows<4>(a + k, kp, n, rows, bytes, k == 0, acc);
+    }
 }
 
 RS_TARGET double w8_peak(size_t steps) {
@@ -3572,32 +3555,7 @@ RS_TARGET double w8_peak(size_t steps) {
   return static_cast<double>(steps) * chains * 4 * panel_k;
 }
 
-RS_TARGET double w4_peak(size_t steps) {  // a step: a group
-  constexpr int chains = 12;
-  const int8x16_t x = vdupq_n_s8(5), b = vdupq_n_s8(3);
-  const int32x4_t m = vdupq_n_s32(7);
-  int32x4_t acc[chains], sum[chains];
-#pragma GCC unroll 12
-  for (int32x4_t &total : acc) hide(total = vdupq_n_s32(0));
-  for (size_t i = 0; i < steps; i++) {
-#pragma GCC unroll 12
-    for (int32x4_t &part : sum) hide(part = vdupq_n_s32(0));
-#pragma GCC unroll 8
-    for (int k = 0; k < group_k; k += panel_k) {
-#pragma GCC unroll 12
-      for (int32x4_t &part : sum) part = vdotq_s32(part, x, b);
-    }
-#pragma GCC unroll 12
-    for (int c = 0; c < chains; c++) acc[c] = vmlaq_s32(acc[c], sum[c], m);
-  }
-#pragma GCC unroll 12
-  for (int32x4_t &total : acc) hide(total);
-  return static_cast<double>(steps) * chains * 4 * group_k;
-}
-
-double peak(rs_type type, size_t steps) {
-  return type == RS_W8 ? w8_peak(steps) : type == RS_W4 ? w4_peak(steps) : f32_peak(steps);
-}
+double peak(rs_type type, size_t steps) { return type == RS_F32 ? f32_peak(steps) : w8_peak(steps); }
 
 constexpr kernel_row row = {"neon",
                             available,
@@ -5243,19 +5201,44 @@ rs_status token_assign_infer(rs_tensor &out) {
   return result_scores(out);
 }
 
-// A unit is a share of a sequence's rows.  Those that were dropped become panels by which the rows that stay are multiplied.
+// A unit is a share of a sequence's rows.  Those that were dropped become panels by which the rows that stay are multiplied: of
+// floats, or, where x comes out of quantized layers and has their noise anyway, of bytes.
 constexpr int64_t assign_rows = 128, assign_keys = product_rows;
 
+bool assigns_by_bytes(const rs_tensor &t) {
+  const rs_tensor *from = t.src[0];
+  while (from && from->kind == tensor_op && from->op != OP_LINEAR) from = from->src[0];
+  return from && from->kind == tensor_op && is_quantized(from->src[1]->type);
+}
+
 struct assign_scratch : scratch_parts {
+  float *likeness;  // [assign_keys][assign_rows]
   float *rows;      // [assign_keys][C], gathered
   float *panels;    // [assign_rows / 16][C][16]
-  float *likeness;  // [assign_keys][assign_rows]
+  // Or, by bytes:
+  size_t kp;
+  uint8_t *q;       // [assign_keys][Kp]
+  row_quant *rq;    // [assign_keys]
+  int8_t *weights;  // [assign_rows / 16][Kp / 4][16][4]
+  int8_t *row;      // [Kp]
+  float *scale;     // [assign_rows], like the next
+  int32_t *colsum;
 
   assign_scratch(char *memory, const op_run &r) : scratch_parts(memory) {
     const auto c = static_cast<size_t>(r.in[0].cols);
-    rows = take(assign_keys * c);
-    panels = take(assign_rows * c);
     likeness = take(assign_keys * assign_rows);
+    kp = round_up(c, group_k);
+    if (assigns_by_bytes(*r.t)) {
+      q = take<uint8_t>(assign_keys * kp);
+      rq = take<row_quant>(assign_keys);
+      weights = take<int8_t>(assign_rows * kp);
+      row = take<int8_t>(kp);
+      scale = take(assign_rows);
+      colsum = take<int32_t>(assign_rows);
+    } else {
+      rows = take(assign_keys * c);
+      panels = take(assign_rows * c);
+    }
   }
 };
 work_bytes token_assign_work(const op_run &r) { return {0, r.t->src[1]->params.rule.fold ? 0 : assign_scratch(nullptr, r).bytes}; }
@@ -5267,19 +5250,47 @@ op_macs token_assign_macs(const op_run &r) {
       const double all = from[b + 1] - from[b], kept = to[b + 1] - to[b];
       pairs += (all - kept) * kept;
     }
-  return {pairs * static_cast<double>(r.in[0].cols), RS_F32};
+  return {pairs * static_cast<double>(r.in[0].cols), assigns_by_bytes(*r.t) ? RS_W8 : RS_F32};
+}
+
+// A row as channel n of w8 panels, but for its scale, which ranks nothing.  63 steps: no pair is over its limit.
+void assign_encode(const assign_scratch &s, const float *x, size_t c, size_t n) {
+  int32_t top = 0;  // the largest |x|: floats without a sign are in the order of their bits
+  for (size_t i = 0; i < c; i++) {
+    int32_t bits;
+    memcpy(&bits, x + i, sizeof bits);
+    top = std::max(top, bits & INT32_MAX);
+  }
+  float largest;
+  memcpy(&largest, &top, sizeof top);
+  const float inverse = largest >= least_top && largest <= FLT_MAX ? 63 / largest : 0;  // 0: like nothing
+  int32_t sum = 0;
+  memset(s.row, 0, s.kp);
+  for (size_t i = 0; inverse > 0 && i < c; i++) {
+    const float v = x[i] * inverse + 12582912.0f;  // 1.5 * 2^23: the last bits are v rounded
+    int32_t bits;
+    memcpy(&bits, &v, sizeof bits);
+    s.row[i] = static_cast<int8_t>(bits);
+    sum += s.row[i];
+  }
+  s.scale[n] = 1;
+  s.colsum[n] = sum;
+  int8_t *to = s.weights + n / panel_n * s.kp * panel_n + n % panel_n * panel_k;
+  for (size_t i = 0; i < s.kp; i += panel_k) memcpy(to + i * panel_n, s.row + i, panel_k);
 }
 
 // rows: [n], rows of x that were dropped.  The cosine with a row that stays, but for the own norm, which ranks nothing.
 void assign_block(const op_run &r, const assign_scratch &s, const int64_t *rows, int n, int64_t begin, int64_t end) {
+  const kernel_row &k = *r.kernels;
   const kept_rows kept(r.in[1]);
   const auto c = static_cast<size_t>(r.in[0].cols);
-  const auto gather = [&](int count, auto row) {
-    for (int i = 0; i < count; i++) memcpy(s.rows + static_cast<size_t>(i) * c, r.f32(0) + row(i) * r.in[0].stride, c * 4);
-  };
-  for (int i = 0; i < n; i += assign_keys) {
+  const bool by_bytes = assigns_by_bytes(*r.t);
+  const int panels = static_cast<int>(ceil_div(n, panel_n));
+  const auto x = [&](int64_t row) { return r.f32(0) + row * r.in[0].stride; };
+  for (int i = 0; by_bytes && i < n; i++) assign_encode(s, x(rows[i]), c, static_cast<size_t>(i));
+  for (int i = 0; !by_bytes && i < n; i += assign_keys) {
     const int here = std::min<int>(n - i, assign_keys);
-    gather(here, [&](int j) { return rows[i + j]; });
+    for (int j = 0; j < here; j++) memcpy(s.rows + static_cast<size_t>(j) * c, x(rows[i + j]), c * sizeof(float));
     pack_keys(s.rows, static_cast<int64_t>(c), here, c, s.panels + static_cast<size_t>(i) * c);
   }
   float best[assign_rows];
@@ -5288,11 +5299,18 @@ void assign_block(const op_run &r, const assign_scratch &s, const int64_t *rows,
   std::fill(where, where + n, static_cast<int32_t>(begin));
   for (int64_t key = begin; key < end; key += assign_keys) {
     const int keys = static_cast<int>(std::min(assign_keys, end - key));
-    gather(keys, [&](int j) { return kept.before(key + j); });
-    r.kernels->f32_panels(s.rows, c, keys, s.panels, c * panel_n, static_cast<int>(ceil_div(n, panel_n)), c, s.likeness,
-                          assign_rows, false);
     for (int j = 0; j < keys; j++) {
-      const float norm = r.kernels->shift(s.rows + static_cast<size_t>(j) * c, nullptr, c, RS_DISTANCE_L2);
+      const auto at = static_cast<size_t>(j);
+      if (by_bytes) k.quantize(x(kept.before(key + j)), c, nullptr, 1, c, s.kp, s.rq + at, s.q + at * s.kp);
+      else memcpy(s.rows + at * c, x(kept.before(key + j)), c * sizeof(float));
+    }
+    const linear_result to = {s.rq, s.scale, s.colsum, nullptr, RS_ACT_NONE, s.likeness, assign_rows};
+    for (int p = 0; by_bytes && p < panels; p += linear_group)
+      k.w8_panels(s.q, s.kp, keys, s.weights + static_cast<size_t>(p) * s.kp * panel_n, std::min(linear_group, panels - p),
+                  to.from(0, p));
+    if (!by_bytes) k.f32_panels(s.rows, c, keys, s.panels, c * panel_n, panels, c, s.likeness, assign_rows, false);
+    for (int j = 0; j < keys; j++) {
+      const float norm = k.shift(x(kept.before(key + j)), nullptr, c, RS_DISTANCE_L2);
       const float factor = norm > 0 ? 1 / norm : 0, *likeness = s.likeness + j * assign_rows;
       for (int i = 0; i < n; i++) {
         const float like = likeness[i] * factor;

@@ -401,6 +401,50 @@ TEST(token_assign, finds_the_most_similar) {
       }
 }
 
+// Behind a quantized layer likeness is one of bytes: what is found may be a little less like than the best, and is the same on
+// every row of kernels, whoever the neighbours are.  Rows without a direction, of zeros, go to the first that stays; NaN is like
+// nothing.
+TEST(token_assign, by_bytes_finds_what_is_about_as_similar) {
+  for (const ints &lengths : length_lists) {
+    const int64_t c = 70;
+    const rs_drop_rule rule = ratio_rule(0.3);
+    std::vector<ints> all;
+    drop_harness same(lengths, c);  // for its values: those of the layer, whose weight is one
+    for (int64_t i = 0; i < same.tokens(); i++)
+      if (i % 9 == 4) std::fill_n(same.values.begin() + i * c, c, i % 2 ? 0.0f : NAN);
+    for (const std::string &isa : isas()) {
+      drop_harness h(lengths, c);
+      vec one(static_cast<size_t>(c * c));
+      for (int64_t i = 0; i < c; i++) one[static_cast<size_t>(i * (c + 1))] = 1;
+      rs_tensor *x = rs_linear(h.g, h.input("again", RS_F32, {T, c}, same.values), h.weight("one", RS_W8, RS_PANELS, {c, c}, one),
+                               nullptr, RS_ACT_NONE);
+      rs_tensor *kept = rs_token_drop(h.g, h.score, h.starts, nullptr, &rule);
+      const vec bits = h.all(isa, rs_token_assign(h.g, rs_add(h.g, x, x), h.starts, kept), h.tokens(), 1, 3);
+      all.emplace_back(bits.size());
+      if (!bits.empty()) memcpy(all.back().data(), bits.data(), bits.size() * 4);
+      EXPECT_EQ(all.back(), all.front()) << isa;
+    }
+    ints starts;
+    const ints kept = same.kept_of(rule), best = assignment(same, kept, &starts);
+    for (size_t b = 0; b + 1 < same.cu.size(); b++)
+      for (int32_t i = same.cu[b]; i < same.cu[b + 1]; i++) {
+        const int32_t got = all.front()[static_cast<size_t>(i)], wanted = best[static_cast<size_t>(i)];
+        ASSERT_TRUE(got >= starts[b] && got < starts[b + 1]) << i;
+        if (i % 9 == 4) {
+          if (std::find(kept.begin(), kept.end(), i) == kept.end()) EXPECT_EQ(got, starts[b]) << i;
+          continue;
+        }
+        const auto like = [&](int32_t j) {
+          return 1 - distance_f64(same.row(i), same.row(kept[static_cast<size_t>(j)]), c, RS_DISTANCE_COS);
+        };
+        EXPECT_FALSE(kept[static_cast<size_t>(got)] % 18 == 4 && wanted != got) << "NaN is like nothing";
+        if (wanted >= 0)
+          EXPECT_GE(like(got), like(wanted) - 0.02)
+              << i;  // errors of a byte and of 7 bits, each up to 0.02 of a row's largest, average out
+      }
+  }
+}
+
 TEST(token_assign, of_equal_ones_takes_the_first) {
   for (const std::string &isa : isas())
     for (const ints &lengths : length_lists) {

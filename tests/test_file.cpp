@@ -311,6 +311,21 @@ TEST_F(hostile_file, values_are_checked) {
     EXPECT_NE(std::string(rs_last_error()).find(part), std::string::npos) << rs_last_error();
     rs_model_free(m);
   };
+  // 4-bit weights: their nibbles, then the multipliers.
+  {
+    tiny_bert tiny;
+    ASSERT_EQ(tiny.convert(path, "q4"), RS_OK) << rs_last_error();
+    const std::string four = read_file(path);
+    const size_t mult =
+        get<uint64_t>(four, four.find(std::string("blk.0.attn.qkv.weight") + '\0', get<uint64_t>(four, 56)) + 112) + 96 * 32 / 2;
+    bad = four, bad[mult + 95] = 16;
+    forge(&bad);
+    EXPECT_EQ(load(bad), RS_OK) << error;
+    bad[mult + 95] = 17;
+    expect_refused(bad, "blk.0.attn.qkv.weight': a multiplier of a group is above 16");
+    bad[mult + 95] = '\xff';
+    expect_refused(bad, "above 16");
+  }
   bad = bytes, bad[offset] = 127, bad[offset + 1] = 127;
   verify(bad, "pair of weights is over the limit");
   bad = bytes, put<int32_t>(&bad, offset + 96 * 32 + 96 * 4, get<int32_t>(bytes, offset + 96 * 32 + 96 * 4) + 1);

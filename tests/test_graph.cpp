@@ -5,6 +5,7 @@
 
 #include <functional>
 #include <map>
+#include <random>
 
 namespace {
 
@@ -29,8 +30,8 @@ vec run_linear(const std::string &isa, rs_type type, const vec &x, const vec &w,
   return h.run(s.s, y, t, 1, static_cast<size_t>(t * n));
 }
 
-const int64_t linear_shapes[][3] = {{1, 1, 1},     {1, 16, 32},  {2, 17, 33},   {3, 5, 7},     {5, 48, 64},
-                                    {7, 100, 384}, {49, 33, 96}, {130, 64, 40}, {13, 40, 1536}};
+const int64_t linear_shapes[][3] = {{1, 1, 1},     {1, 16, 32},  {2, 17, 33},   {3, 5, 7},      {5, 48, 64},
+                                    {7, 100, 384}, {49, 33, 96}, {130, 64, 40}, {13, 40, 1536}, {35, 70, 1056}};
 
 TEST(linear, floats_match_f64) {
   for (const std::string &isa : isas())
@@ -61,6 +62,31 @@ TEST(linear, quantized_is_the_same_on_every_isa_bit_for_bit) {
 }
 
 // The largest sums there can be: all activations at the end of their range, all weights at the limit of theirs.
+// Whatever the bytes of 4-bit weights are, and at the ends of what they may be: products of a weight and its multiplier from -128
+// to 112, at inputs of 0 and 255.
+TEST(linear, any_four_bits_are_the_same_on_every_isa_bit_for_bit) {
+  const int64_t t = 37, n = 80, k = 544;
+  std::mt19937 random(3);
+  vec x = normal(t * k, 4);
+  for (float &v : x)
+    if (random() % 2) v = v < 0 ? -4.0f : 4.0f;
+  const auto run = [&](const std::string &isa, unsigned seed) {
+    session s(isa, 2);
+    harness h;
+    rs_tensor *in = h.input("x", RS_F32, {RS_DIM_TOKENS, k}, x);
+    rs_tensor *w = h.weight("w", RS_W4, RS_PANELS, {n, k}, normal(n * k, 5));
+    auto *nibbles = static_cast<uint8_t *>(h.weights.back()->p), *mult = nibbles + n * k / 2;
+    std::mt19937 r(seed);
+    for (int64_t i = 0; i < n * k / 2; i++) nibbles[i] = static_cast<uint8_t>(seed ? r() : 0);  // 0: -8
+    for (int64_t i = 0; i < n * k / 32; i++) mult[i] = static_cast<uint8_t>(seed ? 1 + r() % 16 : 16);
+    return h.run(s.s, rs_linear(h.g, in, w, nullptr, RS_ACT_NONE), t, 1, t * n);
+  };
+  for (const unsigned seed : {0u, 1u}) {
+    const vec oracle = run("scalar", seed);
+    for (const std::string &isa : isas()) EXPECT_EQ(run(isa, seed), oracle) << isa << " " << seed;
+  }
+}
+
 // A scale of inputs in the file is the same, to the bit, as inputs that were multiplied before: also where registers end, and where
 // values are NaN, infinite or all zero.
 TEST(linear, inputs_are_scaled_as_the_file_says) {
