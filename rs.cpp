@@ -143,18 +143,23 @@ RS_TARGET void quantize(const float *x, size_t ldx, const float *scale, int64_t 
 
 // e^x: x = n ln 2 + r, |r| <= ln 2 / 2, e^r by a minimax polynomial of degree 6 (relative error 3e-9).  1.3 ULP.  Below -87.33654
 // the result is 0 (no denormals), above 88.72284 infinite.
+RS_INLINE vf exp_rest(vf x, vf n) {       // e^r
+  vf r = fnma(n, set1(0.693359375f), x);  // ln 2 in two parts, the first exact in few bits
+  r = fnma(n, set1(-2.12194440e-4f), r);
+  const vf square = mul(r, r), low = fma(set1(0.166665206f), r, set1(0.499999934f));
+  const vf high = fma(set1(0.00138145985f), square, fma(set1(0.00836871696f), r, set1(0.0416683881f)));
+  return fma(square, fma(high, square, low), add(r, set1(1)));
+}
 RS_INLINE vf exp(vf x) {
   x = min(set1(89), x);  // infinity too; this order of operands lets NaN through
   const vf n = round(mul(x, set1(1.44269504f)));
-  vf r = fnma(n, set1(0.693359375f), x);  // ln 2 in two parts, the first exact in few bits
-  r = fnma(n, set1(-2.12194440e-4f), r);
-  vf p = set1(0.00138145985f);
-  p = fma(p, r, set1(0.00836871696f));
-  p = fma(p, r, set1(0.0416683881f));
-  p = fma(p, r, set1(0.166665206f));
-  p = fma(p, r, set1(0.499999934f));
-  p = fma(mul(r, r), p, add(r, set1(1)));
-  return if_less(x, set1(-87.33654f), set1(0), scale2(p, n));
+  return if_less(x, set1(-87.33654f), set1(0), scale2(exp_rest(x, n), n));
+}
+// The same for x <= 0, or above it by roundings, in fewer operations.
+RS_INLINE vf exp_negative(vf x) {
+  const vf rounding = set1(12582912.0f);  // 1.5 * 2^23: what is added to it is rounded to a whole number, its last bits
+  const vf t = fma(x, set1(1.44269504f), rounding), n = sub(t, rounding);
+  return if_less(x, set1(-87.33654f), set1(0), times_pow2(exp_rest(x, n), n, t));
 }
 
 // The normal distribution function less 1/2, half of erf(x / sqrt 2): x P(x^2) / Q(x^2), both of degree 5, minimax on [0, sqrt 32]
@@ -321,17 +326,20 @@ RS_TARGET void softmax(float *scores, size_t ld, int rows, size_t n, float scale
                        float *correction) {
   const vf a = set1(scale);
   for (int r = 0; r < rows; r++, scores += ld) {
-    vf m = set1(-INFINITY), all = set1(0);
-    for (size_t i = 0; i < n; i += lanes) m = max(m, first_lanes(load(scores + i), i, n, -INFINITY));
+    vf m = set1(-INFINITY), m1 = m, all = set1(0);
+    size_t j = 0;
+    for (; j + 2 * lanes <= n; j += 2 * lanes) m = max(m, load(scores + j)), m1 = max(m1, load(scores + j + lanes));
+    for (; j < n; j += lanes) m = max(m, first_lanes(load(scores + j), j, n, -INFINITY));
+    m = max(m, m1);
     const float here = scale * largest(m), before = first ? here : most[r], now = std::max(before, here);
     const vf b = set1(-now);
     for (size_t i = 0; i < n; i += lanes) {
-      const vf e = first_lanes(exp(fma(load(scores + i), a, b)), i, n, 0);
+      const vf e = first_lanes(exp_negative(fma(load(scores + i), a, b)), i, n, 0);
       store(scores + i, e);
       all = add(all, e);
     }
     alignas(align_data) float change[lanes];
-    store(change, exp(set1(before - now)));
+    store(change, exp_negative(set1(before - now)));
     correction[r] = change[0];
     total[r] = first ? sum(all) : total[r] * change[0] + sum(all);
     most[r] = now;
@@ -2081,6 +2089,10 @@ RS_INLINE vf scale2(vf p, vf n) {
   const vf cut = min(max(n, set1(-200)), set1(200)), half = round(mul(cut, set1(0.5f)));
   return mul(mul(p, pow2(half)), pow2(sub(cut, half)));
 }
+// p 2^n for n from -126 to 127; t = 1.5 * 2^23 + n, in whose last bits it is.
+RS_INLINE vf times_pow2(vf p, vf, vf t) {
+  return mul(p, _mm256_castsi256_ps(_mm256_add_epi32(_mm256_slli_epi32(_mm256_castps_si256(t), 23), _mm256_set1_epi32(127 << 23))));
+}
 RS_INLINE bool any_nan(vf x) { return _mm256_movemask_ps(_mm256_cmp_ps(x, x, _CMP_UNORD_Q)) != 0; }
 // low <= -0 and 0 <= high, the range of what was seen so far, to take in x, of which NaN stays.  As integers: floats of a sign are
 // in the order of their bits, NaN last.
@@ -2321,6 +2333,7 @@ RS_INLINE vf max(vf a, vf b) { return _mm512_max_ps(a, b); }
 RS_INLINE vf round(vf x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 RS_INLINE vf if_less(vf a, vf b, vf yes, vf no) { return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), no, yes); }
 RS_INLINE vf scale2(vf p, vf n) { return _mm512_scalef_ps(p, n); }
+RS_INLINE vf times_pow2(vf p, vf n, vf) { return _mm512_scalef_ps(p, n); }
 RS_INLINE bool any_nan(vf x) { return _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q) != 0; }
 RS_INLINE void widen(vf &low, vf &high, vf x) {
   low = _mm512_castsi512_ps(_mm512_max_epu32(_mm512_castps_si512(low), _mm512_castps_si512(x)));
@@ -3449,6 +3462,9 @@ RS_INLINE vf pow2(vf n) { return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcv
 RS_INLINE vf scale2(vf p, vf n) {
   const vf cut = min(max(n, set1(-200)), set1(200)), half = round(mul(cut, set1(0.5f)));
   return mul(mul(p, pow2(half)), pow2(sub(cut, half)));
+}
+RS_INLINE vf times_pow2(vf p, vf, vf t) {  // see avx2
+  return mul(p, vreinterpretq_f32_s32(vaddq_s32(vshlq_n_s32(vreinterpretq_s32_f32(t), 23), vdupq_n_s32(127 << 23))));
 }
 RS_INLINE bool any_nan(vf x) { return vminvq_u32(vceqq_f32(x, x)) == 0; }
 RS_INLINE void widen(vf &low, vf &high, vf x) {
