@@ -431,16 +431,16 @@ TEST(token_assign, by_bytes_finds_what_is_about_as_similar) {
         const int32_t got = all.front()[static_cast<size_t>(i)], wanted = best[static_cast<size_t>(i)];
         ASSERT_TRUE(got >= starts[b] && got < starts[b + 1]) << i;
         if (i % 9 == 4) {
-          if (std::find(kept.begin(), kept.end(), i) == kept.end()) EXPECT_EQ(got, starts[b]) << i;
+          const bool stays = std::find(kept.begin(), kept.end(), i) != kept.end();
+          EXPECT_EQ(got, stays ? wanted : starts[b]) << i;
           continue;
         }
         const auto like = [&](int32_t j) {
           return 1 - distance_f64(same.row(i), same.row(kept[static_cast<size_t>(j)]), c, RS_DISTANCE_COS);
         };
         EXPECT_FALSE(kept[static_cast<size_t>(got)] % 18 == 4 && wanted != got) << "NaN is like nothing";
-        if (wanted >= 0)
-          EXPECT_GE(like(got), like(wanted) - 0.02)
-              << i;  // errors of a byte and of 7 bits, each up to 0.02 of a row's largest, average out
+        // A byte's error, and that of 7 bits, are up to 0.4 and 0.8 % of a row's largest value, and average out.
+        EXPECT_TRUE(wanted < 0 || like(got) >= like(wanted) - 0.02) << i << ": " << like(got) << ", the best is " << like(wanted);
       }
   }
 }
