@@ -379,7 +379,8 @@ RS_TARGET double f32_peak(size_t steps) {
 // ================================================================================ the part of section 7 that the vector units of
 // x86 share: integer products
 //
-// Compiled like the part above, against `vi`, an integer register, of which a panel's step takes panel_width.
+// Compiled like the part above, against `vi`, an integer register, of which a panel's step takes panel_width.  With RS_W4_GROUPS w4
+// is left to the ISA.
 
 // P panels of bytes: those of w8, or w4 unpacked.
 struct byte_panels {
@@ -418,7 +419,7 @@ RS_TARGET void byte_rows(const uint8_t *a, size_t kp, int rows, const byte_panel
       }
     }
     if (--left > 0) next += panels.next_stride;  // the first tiles fetch a panel each; behind the last that does no harm
-    if (R == w8_tile_rows && P == w8_tile_panels && panels.last && to.act == RS_ACT_NONE) {  // as finish does it
+    if (R == byte_tile_rows && P == byte_tile_panels && panels.last && to.act == RS_ACT_NONE) {  // as finish does it
 #pragma GCC unroll 8
       for (int h = 0; h < width; h++) {
         const vf scale = load(to.scale + h * lanes), bias = to.bias ? load(to.bias + h * lanes) : set1(0);
@@ -440,7 +441,7 @@ RS_TARGET void byte_rows(const uint8_t *a, size_t kp, int rows, const byte_panel
 // What byte_rows left of sums over all of K.
 template <int P>
 RS_TARGET void finish_rest(const int32_t *acc, int rows, const linear_result &to) {
-  const int done = P == w8_tile_panels && to.act == RS_ACT_NONE ? rows / w8_tile_rows * w8_tile_rows : 0;
+  const int done = P == byte_tile_panels && to.act == RS_ACT_NONE ? rows / byte_tile_rows * byte_tile_rows : 0;
   finish_panels<P>(acc + done * panel_n, acc_panel(rows), rows - done, to.from(done, 0));
 }
 
@@ -450,14 +451,14 @@ RS_TARGET void w8_tiles(const uint8_t *a, size_t kp, int rows, const int8_t *w, 
   const size_t stride = kp * panel_n;
   for (; panels >= P; panels -= P, w += P * stride, to = to.from(0, P)) {
     const byte_panels bytes = {w, kp, stride, true, true, w + P * stride, stride};
-    byte_rows<w8_tile_rows, P>(a, kp, rows, bytes, acc, acc_panel(rows), to);
+    byte_rows<byte_tile_rows, P>(a, kp, rows, bytes, acc, acc_panel(rows), to);
     finish_rest<P>(acc, rows, to);
   }
   if constexpr (P > 1)
     if (panels) w8_tiles<P - 1>(a, kp, rows, w, panels, to);
 }
 void w8_panels(const uint8_t *a, size_t kp, int rows, const int8_t *w, int panels, const linear_result &to) {
-  w8_tiles<w8_tile_panels>(a, kp, rows, w, panels, to);
+  w8_tiles<byte_tile_panels>(a, kp, rows, w, panels, to);
 }
 
 #ifndef RS_W4_GROUPS
@@ -475,7 +476,7 @@ RS_TARGET void w4_tiles(const uint8_t *a, size_t kp, int rows, const uint8_t *w,
         w4_unpack(w + p * stride + k * 8, mult + (p * kp + k) / group_k * panel_n, n, bytes + p * w4_part * panel_n);
       const bool last = k + n == kp;
       const byte_panels part = {bytes, n, w4_part * panel_n, k == 0, last, last ? w + P * stride : w + (k + n) * 8, stride};
-      byte_rows<w8_tile_rows, P>(a + k, kp, rows, part, acc, acc_panel(rows), to);
+      byte_rows<byte_tile_rows, P>(a + k, kp, rows, part, acc, acc_panel(rows), to);
     }
     finish_rest<P>(acc, rows, to);
   }
@@ -483,7 +484,7 @@ RS_TARGET void w4_tiles(const uint8_t *a, size_t kp, int rows, const uint8_t *w,
     if (panels) w4_tiles<P - 1>(a, kp, rows, w, mult, panels, to);
 }
 void w4_panels(const uint8_t *a, size_t kp, int rows, const uint8_t *w, const uint8_t *mult, int panels, const linear_result &to) {
-  w4_tiles<w8_tile_panels>(a, kp, rows, w, mult, panels, to);
+  w4_tiles<byte_tile_panels>(a, kp, rows, w, mult, panels, to);
 }
 #endif
 
@@ -2140,7 +2141,7 @@ RS_INLINE void hide(V &x) {
 
 using vi = __m256i;
 constexpr int panel_width = 2;
-constexpr int w8_tile_rows = 4, w8_tile_panels = 1;  // 8 sums
+constexpr int byte_tile_rows = 4, byte_tile_panels = 1;  // 8 sums
 constexpr int peak_chains = 10;
 
 RS_INLINE vi zero_int() { return _mm256_setzero_si256(); }
@@ -2272,7 +2273,7 @@ bool available() { return avx2::available() && cpu().avxvnni; }
 #define RS_INLINE RS_TARGET inline __attribute__((always_inline))
 using avx2::broadcast4, avx2::f32_peak, avx2::finish_panels, avx2::vf, avx2::load, avx2::set1, avx2::mul, avx2::add, avx2::centred,
     avx2::store, avx2::hide, avx2::load_int, avx2::panel_width, avx2::store_int, avx2::vi, avx2::zero_int;
-constexpr int w8_tile_rows = 6, w8_tile_panels = 1;  // 12 sums
+constexpr int byte_tile_rows = 6, byte_tile_panels = 1;  // 12 sums
 constexpr int peak_chains = 12;
 
 RS_INLINE vi dot(vi acc, vi x, vi b) { return _mm256_dpbusd_avx_epi32(acc, x, b); }
@@ -2377,7 +2378,7 @@ RS_INLINE vf noisy_gelu(vf x) {
 
 using vi = __m512i;
 constexpr int panel_width = 1;
-constexpr int w8_tile_rows = 8, w8_tile_panels = 3;  // 24 sums, three of weights, one of inputs: of 32 registers
+constexpr int byte_tile_rows = 8, byte_tile_panels = 3;  // 24 sums, three of weights, one of inputs: of 32 registers
 constexpr int peak_chains = 24;
 
 RS_INLINE vi zero_int() { return _mm512_setzero_si512(); }

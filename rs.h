@@ -78,7 +78,7 @@ typedef enum rs_type {
   RS_BF16 = 2, /* of weights: read by the converter only */
   RS_I32 = 3,
   RS_W8 = 4, /* 8-bit weights, one f32 scale an output channel (a row) */
-  RS_W4 = 5  /* 4-bit weights, an 8-bit scale each 32 along K, one f32 scale an output channel (a row) */
+  RS_W4 = 5  /* 4-bit weights, an integer scale each 32 along K, one f32 scale an output channel (a row) */
 } rs_type;
 
 /* How the elements of a tensor lie in memory. */
@@ -672,7 +672,8 @@ RS_API rs_tensor *rs_token_gather(rs_graph *g, rs_tensor *x, rs_tensor *kept);
 /* The way back: rows of before [T, C], but for tokens that stayed, which have theirs of x [T', C] -> [T, C]. */
 RS_API rs_tensor *rs_token_restore(rs_graph *g, rs_tensor *x, rs_tensor *before, rs_tensor *kept);
 /* The row, of those that stay, that each token becomes part of: its own; for a dropped one the extra token's where the rule folds,
- * else that of the token most like it, by the cosine of rows of x [T, C] -> [T, 1] i32. */
+ * else that of the token most like it, by the cosine of rows of x [T, C] -> [T, 1] i32.  On a CPU, where x comes out of quantized
+ * layers, the cosines are of 8-bit rows. */
 RS_API rs_tensor *rs_token_assign(rs_graph *g, rs_tensor *x, rs_tensor *cu_seqlens, rs_tensor *kept);
 /* Means of the rows of x that become one, weighted by sizes [T, 1] (NULL: 1): x [T, C], assign -> [T', C].  score: the one that the
  * rule folds by: in the extra token, a token weighs besides exp of its standardized score; or NULL. */
