@@ -5280,7 +5280,7 @@ void assign_encode(const assign_scratch &s, const float *x, size_t c, size_t n) 
   }
   float largest;
   memcpy(&largest, &top, sizeof top);
-  const float inverse = largest >= least_top && largest <= FLT_MAX ? 63 / largest : 0;  // 0: like nothing
+  const float inverse = largest >= least_top ? 63 / largest : 0;  // 0, also of infinity and NaN: like nothing
   int32_t sum = 0;
   memset(s.row, 0, s.kp);
   for (size_t i = 0; inverse > 0 && i < c; i++) {

@@ -405,9 +405,10 @@ TEST(token_assign, finds_the_most_similar) {
 // every row of kernels, whoever the neighbours are.  Rows without a direction, of zeros, go to the first that stays; NaN is like
 // nothing.
 TEST(token_assign, by_bytes_finds_what_is_about_as_similar) {
-  for (const ints &lengths : length_lists) {
+  for (const auto &[lengths, ratio] :
+       std::vector<std::pair<ints, double>>{{{1}, 0.5}, {{0, 5, 0}, 0.3}, {{7, 130, 1, 64}, 0.3}, {{300, 33}, 0.9}}) {
     const int64_t c = 70;
-    const rs_drop_rule rule = ratio_rule(0.3);
+    const rs_drop_rule rule = ratio_rule(ratio);
     std::vector<ints> all;
     drop_harness same(lengths, c);  // for its values: those of the layer, whose weight is one
     for (int64_t i = 0; i < same.tokens(); i++)
