@@ -2248,7 +2248,7 @@ RS_TARGET double w4_peak(size_t steps) {  // a step: a group
   }
 #pragma GCC unroll 12
   for (vi &total : acc) hide(total);
-  return static_cast<double>(steps) * chains * (sizeof(vi) / panel_k) * group_k;
+  return static_cast<double>(steps * chains * (sizeof(vi) / panel_k) * group_k);
 }
 double peak(rs_type type, size_t steps) {
   return type == RS_W8 ? w8_peak(steps) : type == RS_W4 ? w4_peak(steps) : f32_peak(steps);
@@ -5229,17 +5229,17 @@ bool assigns_by_bytes(const rs_tensor &t) {
 }
 
 struct assign_scratch : scratch_parts {
-  float *likeness;  // [assign_keys][assign_rows]
-  float *rows;      // [assign_keys][C], gathered
-  float *panels;    // [assign_rows / 16][C][16]
+  float *likeness;          // [assign_keys][assign_rows]
+  float *rows = nullptr;    // [assign_keys][C], gathered
+  float *panels = nullptr;  // [assign_rows / 16][C][16]
   // Or, by bytes:
   size_t kp;
-  uint8_t *q;       // [assign_keys][Kp]
-  row_quant *rq;    // [assign_keys]
-  int8_t *weights;  // [assign_rows / 16][Kp / 4][16][4]
-  int8_t *row;      // [Kp]
-  float *scale;     // [assign_rows], like the next
-  int32_t *colsum;
+  uint8_t *q = nullptr;       // [assign_keys][Kp]
+  row_quant *rq = nullptr;    // [assign_keys]
+  int8_t *weights = nullptr;  // [assign_rows / 16][Kp / 4][16][4]
+  int8_t *row = nullptr;      // [Kp]
+  float *scale = nullptr;     // [assign_rows], like the next
+  int32_t *colsum = nullptr;
 
   assign_scratch(char *memory, const op_run &r) : scratch_parts(memory) {
     const auto c = static_cast<size_t>(r.in[0].cols);
