@@ -133,6 +133,14 @@ TEST_F(CliHeads, WrongUsage) {
   write_file(dir_ / "bad.txt", "a \xff");
   const run_result bad = on("squad", "answer", {"-q", "a", "--context-file", dir_ / "bad.txt"});
   EXPECT_EQ(bad.err.find("rs: " + (dir_ / "bad.txt") + ": "), 0u) << bad;
+  for (const auto &[text, what] : {std::pair(std::string("\xff\xfe"
+                                                         "a\0b\0",
+                                                         6),
+                                             ":1: looks like UTF-16"),
+                                   std::pair(std::string("a\nb\nc\0", 6), ":3: a NUL byte")}) {
+    write_file(dir_ / "bad.txt", text);
+    expect_failure(on("squad", "answer", {"-q", "a", "--context-file", dir_ / "bad.txt"}), 1, (dir_ / "bad.txt") + what);
+  }
   expect_failure(on("squad", "answer", {"-q", "a", "--top", "0", "b"}), 2, "--top: wants a whole number from 1, got '0'; see");
   expect_failure(on("squad", "answer", {"-q", "a", "--overlap", "-1", "b"}), 2, "--overlap: wants a whole number from 0, got '-1'");
   expect_failure(on("squad", "answer", {"-q", "a", "--context-file", dir_ / "none", "b"}), 2,

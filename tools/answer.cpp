@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <optional>
+#include <utility>
 
 namespace {
 
@@ -33,8 +34,10 @@ std::unique_ptr<text_source> open_source(const answer_options &options) {
   if (!options.context_file.empty()) {
     if (!one) fail_usage("--context-file needs --question");
     if (options.texts.from_arguments() || !options.texts.file.empty()) fail_usage("both --context-file and other texts are given");
-    return texts_of_arguments({read_file(options.context_file, max_line_bytes)},
-                              options.context_file == "-" ? "stdin" : options.context_file);
+    const std::string file = options.context_file == "-" ? "stdin" : options.context_file;
+    std::string context = read_file(options.context_file, max_line_bytes);
+    check_encoding(context, file, 1);
+    return texts_of_arguments({std::move(context)}, file);
   }
   if (!one && options.texts.from_arguments()) fail_usage("texts, which are contexts, need --question");
   line_keys keys;

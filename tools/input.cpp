@@ -61,17 +61,18 @@ line_reader::result line_reader::take(size_t length, size_t skip, std::string_vi
   *line = {buffer_.data() + begin_, length};
   begin_ += length + skip;
   scanned_ = 0;
-  check_line(*line);
+  check_encoding(*line, name_, ++line_);
   return result::line;
 }
 
 // A wrong encoding is no matter of single lines: what could be made of the others would be garbage.
-void line_reader::check_line(std::string_view line) {
-  const std::string_view mark = line.substr(0, 2);
-  const bool utf16 = ++line_ == 1 && (mark == "\xff\xfe" || mark == "\xfe\xff");
-  if (utf16) fail(name_, ":1: looks like UTF-16; rs reads UTF-8");
-  if (line.find('\0') != std::string_view::npos)
-    fail(name_, ":", line_, ": a NUL byte, so this is no text in UTF-8 (UTF-16, or a binary file?)");
+void check_encoding(std::string_view text, const std::string &file, size_t line) {
+  const std::string_view mark = text.substr(0, 2);
+  if (line == 1 && (mark == "\xff\xfe" || mark == "\xfe\xff")) fail(file, ":1: looks like UTF-16; rs reads UTF-8");
+  const size_t nul = text.find('\0');
+  if (nul == std::string_view::npos) return;
+  line += static_cast<size_t>(std::count(text.begin(), text.begin() + static_cast<std::ptrdiff_t>(nul), '\n'));
+  fail(file, ":", line, ": a NUL byte, so this is no text in UTF-8 (UTF-16, or a binary file?)");
 }
 
 line_reader::result line_reader::next(std::string_view *line) {

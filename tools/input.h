@@ -44,6 +44,9 @@ class file_descriptor {
   int fd_;
 };
 
+// Throws failure where this is plainly no text in UTF-8; `line`: of the file that text begins in, from 1.
+void check_encoding(std::string_view text, const std::string &file, size_t line);
+
 // Lines of a stream, in constant memory apart from the longest line.  Throws failure where it is plainly no text in UTF-8.
 class line_reader {
  public:
@@ -58,7 +61,6 @@ class line_reader {
   bool fill();  // false at the end
   bool find_newline();
   result take(size_t length, size_t skip, std::string_view *line);
-  void check_line(std::string_view line);
 
   int fd_;
   std::string name_;
