@@ -2248,7 +2248,8 @@ RS_TARGET double w4_peak(size_t steps) {  // a step: a group
   }
 #pragma GCC unroll 12
   for (vi &total : acc) hide(total);
-  return static_cast<double>(steps * chains * (sizeof(vi) / panel_k) * group_k);
+  const size_t lanes32 = sizeof(vi) / panel_k;
+  return static_cast<double>(steps * chains * lanes32 * group_k);
 }
 double peak(rs_type type, size_t steps) {
   return type == RS_W8 ? w8_peak(steps) : type == RS_W4 ? w4_peak(steps) : f32_peak(steps);
