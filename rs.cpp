@@ -157,7 +157,7 @@ RS_INLINE vf exp(vf x) {
 }
 // The same for x <= 0, or above it by roundings, in fewer operations.
 RS_INLINE vf exp_negative(vf x) {
-  const vf rounding = set1(12582912.0f);  // 1.5 * 2^23: what is added to it is rounded to a whole number, its last bits
+  const vf rounding = set1(whole_numbers);
   const vf t = fma(x, set1(1.44269504f), rounding), n = sub(t, rounding);
   return if_less(x, set1(-87.33654f), set1(0), times_pow2(exp_rest(x, n), n, t));
 }
@@ -1490,7 +1490,9 @@ void w4_panels_decode(const void *src, matrix m, float *dst) {
 const char *w4_panels_check(const void *data, matrix m, bool deep) {
   const w4_panels p(data, m);
   if (const char *wrong = check_scales(p.scale, m.np())) return wrong;
-  if (*std::max_element(p.mult, p.mult + m.np() * m.kp() / group_k) > w4_mult_max)
+  uint8_t most_mult = 0;  // not max_element, which takes five times as long: every load does this
+  for (size_t i = 0; i < m.np() * m.kp() / group_k; i++) most_mult = std::max(most_mult, p.mult[i]);
+  if (most_mult > w4_mult_max)
     return "a multiplier of a group is above 16, as older versions of rs wrote them; convert the model again";
   if (!deep) return nullptr;
   for (size_t i = 0; i < m.np(); i++) {
@@ -1634,6 +1636,9 @@ struct row_quant {  // an activation row as u8: x = scale (q - zero)
 };
 
 constexpr int product_rows = 64;
+
+// 1.5 * 2^23: what is added to it (up to 2^22) is rounded to a whole number, which is the sum's last bits.
+constexpr float whole_numbers = 12582912;
 constexpr size_t acc_panel(int rows) { return round_up(static_cast<size_t>(rows), 16) * panel_n; }
 constexpr size_t l1_steps = 384;  // steps of an f32 panel that take 24 KiB
 constexpr size_t w4_part = 512;   // inputs of a w4 panel that are unpacked at a time: 8 KiB as bytes
@@ -2364,7 +2369,7 @@ RS_INLINE void hide(V &x) {
 }
 // gelu to 8e-6 of x: of quantized layers, whose noise is more.  Three quarters of the time of the exact one.
 RS_INLINE vf noisy_gelu(vf x) {
-  const vf rounding = set1(12582912.0f);  // 1.5 * 2^23: what is added to it is rounded to a whole number, its last bits
+  const vf rounding = set1(whole_numbers);
   const vf size = _mm512_abs_ps(x), u = min(set1(31), mul(size, set1(normal_parts::scale)));  // NaN stays
   const vf t = add(u, rounding), f = sub(u, sub(t, rounding));
   const auto c = [&](int i) __attribute__((always_inline)) RS_TARGET {
@@ -2426,7 +2431,7 @@ constexpr size_t tile_bytes = 1024;  // 16 rows of 64
 constexpr int attn_group = 32;       // queries whose scores are made together
 constexpr float most_growth = 6;     // of a query's largest score, in powers of two, before its sums are scaled anew
 constexpr float log2_e = 1.44269504f;
-constexpr float score_zero = 12582912;  // 1.5 * 2^23: a whole number of up to 2^22 added to its bits is added to its value
+constexpr float score_zero = whole_numbers;  // a whole number of up to 2^22 added to its bits is added to its value
 size_t attn_columns(size_t d) { return round_up(d, panel_n) / panel_n; }
 
 // 16 rows of 16 times 32 bits: each column to to(column, values).
@@ -3206,7 +3211,7 @@ RS_TARGET void attn_pack_values(const attn_problem &p, const attn_memory &m, int
 // 2^x for x <= most_growth; 2^-125 where it is below that.  Cody and Waite: x = r + f, r whole, |f| <= 1/2; degree 3, of which the
 // relative error is at most 7.5e-5 (minimax).
 __attribute__((always_inline)) RS_TARGET inline __m512 power_of_two(__m512 x) {
-  const __m512 shift = _mm512_set1_ps(12582912.0f);               // 1.5 * 2^23: what is added to it is rounded to a whole number
+  const __m512 shift = _mm512_set1_ps(whole_numbers);
   const __m512 clamped = _mm512_max_ps(_mm512_set1_ps(-125), x);  // NaN stays
   const __m512 t = _mm512_add_ps(clamped, shift), f = _mm512_sub_ps(clamped, _mm512_sub_ps(t, shift));
   __m512 y = _mm512_fmadd_ps(_mm512_set1_ps(0.0551716685f), f, _mm512_set1_ps(0.242611125f));
@@ -5285,7 +5290,7 @@ void assign_encode(const assign_scratch &s, const float *x, size_t c, size_t n) 
   int32_t sum = 0;
   memset(s.row, 0, s.kp);
   for (size_t i = 0; inverse > 0 && i < c; i++) {
-    const float v = x[i] * inverse + 12582912.0f;  // 1.5 * 2^23: the last bits are v rounded
+    const float v = x[i] * inverse + whole_numbers;
     int32_t bits;
     memcpy(&bits, &v, sizeof bits);
     s.row[i] = static_cast<int8_t>(bits);

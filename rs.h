@@ -538,7 +538,8 @@ typedef struct rs_profile_row {
   uint64_t calls;
   double seconds;
   double macs;  /* multiply-accumulates */
-  rs_type type; /* whose arithmetic they are: of the weight of a linear layer; attention: RS_BF16 or RS_F32; RS_F32 of all else */
+  rs_type type; /* whose arithmetic they are: of the weight of a linear layer; attention and token_assign may have RS_BF16 or RS_W8;
+                   RS_F32 of all else */
 } rs_profile_row;
 RS_API size_t rs_session_profile_count(const rs_session *session);
 RS_API rs_status rs_session_profile_at(const rs_session *session, size_t i, rs_profile_row *out);

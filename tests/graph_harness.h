@@ -26,11 +26,12 @@ inline std::vector<std::string> isas() {
 // A session on a row of kernels of choice.
 struct session {
   rs_session *s = nullptr;
-  explicit session(const std::string &isa = "", int threads = 2) {
+  explicit session(const std::string &isa = "", int threads = 2, bool profile = false) {
     setenv("RS_ISA", isa.c_str(), 1);
     rs_session_params p = {};
     p.size = sizeof p;
     p.threads = threads;
+    p.profile = profile;
     EXPECT_EQ(rs_session_create(nullptr, &p, &s), RS_OK) << rs_last_error();
     unsetenv("RS_ISA");
   }

@@ -402,7 +402,7 @@ TEST(token_assign, finds_the_most_similar) {
 }
 
 // Behind a quantized layer likeness is one of bytes: what is found may be a little less like than the best, and is the same on
-// every row of kernels, whoever the neighbours are.  Rows without a direction, of zeros, go to the first that stays; NaN is like
+// every row of kernels, with any number of threads.  Rows without a direction, of zeros, go to the first that stays; NaN is like
 // nothing.
 TEST(token_assign, by_bytes_finds_what_is_about_as_similar) {
   for (const auto &[lengths, ratio] :
@@ -410,20 +410,29 @@ TEST(token_assign, by_bytes_finds_what_is_about_as_similar) {
     const int64_t c = 70;
     const rs_drop_rule rule = ratio_rule(ratio);
     std::vector<ints> all;
+    std::vector<std::pair<std::string, int>> by = {{"", 1}, {"", 5}};
+    for (const std::string &isa : isas()) by.emplace_back(isa, 2);
     drop_harness same(lengths, c);  // for its values: those of the layer, whose weight is one
     for (int64_t i = 0; i < same.tokens(); i++)
       if (i % 9 == 4) std::fill_n(same.values.begin() + i * c, c, i % 2 ? 0.0f : NAN);
-    for (const std::string &isa : isas()) {
+    for (const auto &[isa, threads] : by) {
       drop_harness h(lengths, c);
       vec one(static_cast<size_t>(c * c));
       for (int64_t i = 0; i < c; i++) one[static_cast<size_t>(i * (c + 1))] = 1;
       rs_tensor *x = rs_linear(h.g, h.input("again", RS_F32, {T, c}, same.values), h.weight("one", RS_W8, RS_PANELS, {c, c}, one),
                                nullptr, RS_ACT_NONE);
       rs_tensor *kept = rs_token_drop(h.g, h.score, h.starts, nullptr, &rule);
-      const vec bits = h.all(isa, rs_token_assign(h.g, rs_add(h.g, x, x), h.starts, kept), h.tokens(), 1, 3);
+      session s(isa, threads, true);
+      const vec bits = h.run(s.s, rs_token_assign(h.g, rs_add(h.g, x, x), h.starts, kept), h.tokens(), h.sequences(),
+                             static_cast<size_t>(h.tokens()));
+      rs_profile_row row = {};
+      for (size_t i = 0; i < rs_session_profile_count(s.s) && (!row.op || row.op != std::string("token_assign")); i++)
+        EXPECT_EQ(rs_session_profile_at(s.s, i, &row), RS_OK);
+      EXPECT_EQ(row.op, std::string("token_assign"));
+      EXPECT_EQ(row.type, RS_W8) << isa;
       all.emplace_back(bits.size());
       if (!bits.empty()) memcpy(all.back().data(), bits.data(), bits.size() * 4);
-      EXPECT_EQ(all.back(), all.front()) << isa;
+      EXPECT_EQ(all.back(), all.front()) << isa << " " << threads;
     }
     ints starts;
     const ints kept = same.kept_of(rule), best = assignment(same, kept, &starts);
